@@ -1,0 +1,36 @@
+# Each target makes .venv first if it is missing. Options: PYTHON=python3.12, PIP_ARGS="--index-url ...", JOBS=4.
+PYTHON ?= python3
+PIP_ARGS ?=
+JOBS ?= logical
+NOTEBOOK ?= notebooks/00_start_here.ipynb
+STAMP := .venv/.stamp
+BIN := .venv/bin
+# Threads that wait give their core away. With the default, spinning, one other busy process makes training ten times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: setup demo test lint lab
+.DEFAULT_GOAL := setup
+
+setup: $(STAMP)  ## make .venv and install everything at the tested versions
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there; name one: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, and $(PYTHON) is \
+	$$($(PYTHON) --version 2>&1); name one: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "$(PYTHON) cannot make virtual environments; \
+	on Debian and Ubuntu install the package python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[notebooks,evaluation,cluster,dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## the main job: train, sample and score at preset tiny
+	$(BIN)/python -m maetok_lab run $(NOTEBOOK)
+
+test: $(STAMP)  ## all tests but the slow ones; no network, no GPU
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+lint: $(STAMP)  ## style of the library, the tests and the notebooks
+	$(BIN)/python -m ruff check .
+
+lab: $(STAMP)  ## JupyterLab on this machine only, behind a token
+	$(BIN)/python -m jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. \
+	--LabApp.default_url=/lab/tree/$(NOTEBOOK) $(if $(filter 0,$(shell id -u)),--allow-root)

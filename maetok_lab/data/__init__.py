@@ -1,0 +1,1 @@
+"""What goes in: labelled images (`images`) and cached latents (`latents`)."""

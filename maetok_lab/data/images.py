@@ -1,0 +1,280 @@
+"""Labelled images as float (3, H, W) in [-1, 1], from the shipped emoji, folders, Parquet or tar shards."""
+
+import difflib
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import Dataset
+
+from maetok_lab.data.readers import CROPS, BrokenImageError, read_rgb, scale_crop
+from maetok_lab.data.sources import Listing, digest, list_source
+
+_IN_MEMORY = 1 << 30  # decoded bytes of a split that are kept in memory
+_NOT_LABELS = ("path", "split", "caption", "text")
+
+
+def open_images(
+    source: str | Path,
+    *,
+    split: str = "train",
+    image_size: int,
+    labels: str = "category",
+    crop: str = "center",
+    max_broken: int | None = None,
+) -> "ImageSource":
+    """Open one split of "emoji", of an image folder (ImageNet layout or flat), or of Parquet or tar shards.
+
+    labels is a column of the records (`category`; for emoji also `style`, `subcategory`, `name`) or `category-style`.
+    crop is "center" (ADM's) or "pad" (the whole picture on a white square). At most max_broken pictures
+    (10 or 1%, whichever is more) may be unreadable. A folder without split folders is split by file name.
+    """
+    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
+        raise ValueError(f"image_size must be a whole number of pixels >= 1, got {image_size!r}")
+    _check("split", split, ("train", "val", "test"))
+    _check("crop", crop, CROPS)
+    listing = list_source(source)
+    if listing.max_size and image_size > listing.max_size:
+        raise ValueError(f"{listing.name} has images of {listing.max_size} px, so image_size={image_size} is too large")
+    return ImageSource(listing, split=split, image_size=image_size, labels=labels, crop=crop, max_broken=max_broken)
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """What `ImageSource.read` gives: pixels (B, 3, H, W) uint8, the indices (B,) they are, what could not be read."""
+
+    pixels: torch.Tensor
+    indices: torch.Tensor
+    broken: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> torch.Tensor:
+        """Scale to float32 in [-1, 1]. -> (B, 3, H, W)"""
+        return self.pixels.float().div_(127.5).sub_(1)
+
+
+class ImageSource(Dataset):
+    """A map-style dataset: [i] -> (image float32 (3, H, W) in [-1, 1], label int); `batch` is the fast way.
+
+    A split under 1 GB decoded is kept in memory as uint8, and its unreadable pictures are left out when it is opened.
+    A larger one is decoded when asked; an unreadable picture's place is then taken by the next readable one.
+    """
+
+    def __init__(
+        self, listing: Listing, *, split: str, image_size: int, labels: str, crop: str, max_broken: int | None
+    ):
+        values, self.class_names = _label_values(listing, labels)
+        rows = np.flatnonzero(listing.records["split"] == split)
+        if not len(rows):
+            have = sorted(listing.records["split"].unique())
+            raise ValueError(f"{listing.name} has no images in split {split!r}; it has {', '.join(have)}")
+        if (values[rows] < 0).any():
+            raise ValueError(f"{listing.name}: {int((values[rows] < 0).sum())} rows of {split} have no {labels}")
+        self.split, self.image_size, self.crop = split, image_size, crop
+        self.max_broken = max(10, len(rows) // 100) if max_broken is None else max_broken
+        self.broken: list[str] = []
+        self._listing, self._rows, self._values = listing, rows, values
+        self._label_by, self._left_out = labels, ()
+        self._pixels = self._ready = None
+        if len(rows) * 3 * image_size**2 < _IN_MEMORY:
+            self._pixels = torch.empty((len(rows), 3, image_size, image_size), dtype=torch.uint8)
+            self._ready = torch.zeros(len(rows), dtype=torch.bool)
+            if listing.name != "emoji":  # the shipped set has no broken pictures: it is decoded when asked for
+                self._leave_out_broken()
+
+    def _leave_out_broken(self) -> None:
+        """Decode the whole split and drop the rows that cannot be read."""
+        self._fill(torch.arange(len(self)))
+        if not self._ready.any():
+            raise ValueError(f"{self._listing.name}: not one image of split {self.split!r} can be read")
+        self._left_out = tuple(self.broken)
+        self._rows = self._rows[self._ready.numpy()]
+        self._pixels, self._ready = self._pixels[self._ready], self._ready[self._ready]
+
+    def _fill(self, indices: torch.Tensor) -> None:
+        """Decode into memory those of the images that are not there yet; names the broken ones."""
+        missing = indices[~self._ready[indices]].unique().tolist()
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for i, pixels in zip(missing, pool.map(self._decode, self._rows[missing])):
+                if isinstance(pixels, BrokenImageError):
+                    self.count_broken([str(pixels)])
+                else:
+                    self._pixels[i], self._ready[i] = pixels, True
+
+    def _decode(self, row: int, crop: tuple[float, ...] | None = None) -> torch.Tensor | BrokenImageError:
+        """Read one row of the listing, cut by (scale, down, across) or as the source is -> uint8 (3, H, W), or why not."""
+        path = self._listing.records["path"].iloc[row]
+        try:
+            image = read_rgb(self._listing.files[row], name=path)
+        except BrokenImageError as error:
+            return error
+        if crop is None:
+            image = CROPS[self._crop_name](image, self.image_size)
+        else:
+            image = scale_crop(image, self.image_size, scale=crop[0], down=crop[1], across=crop[2])
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+    @property
+    def _crop_name(self) -> str:
+        # artwork has hard edges and is square already: Lanczos, as when the set was made
+        return "pad" if self._listing.max_size else self.crop
+
+    def count_broken(self, messages: Sequence[str]) -> None:
+        """Warn of each picture once; more than max_broken are an error. For what other processes could not `read`."""
+        for message in messages:
+            if message in self.broken:
+                continue
+            self.broken.append(message)
+            warnings.warn(f"skipped a broken image: {message}", stacklevel=2)
+            if len(self.broken) > self.max_broken:
+                name, limit = self._listing.name, self.max_broken
+                raise ValueError(f"{name}: more than max_broken={limit} broken images; the last one: {message}")
+
+    def _decode_next(self, index: int, crop: tuple[float, ...] | None) -> tuple[torch.Tensor, int, list[str]]:
+        """Decode image index, or the next one that can be read -> uint8 (3, H, W), its index, what was passed over."""
+        passed = []
+        for step in range(len(self)):
+            found = (index + step) % len(self)
+            pixels = self._decode(self._rows[found], crop)
+            if isinstance(pixels, torch.Tensor):
+                return pixels, found, passed
+            passed.append(str(pixels))
+            if len(passed) > self.max_broken:
+                self.count_broken(passed)
+        raise ValueError(f"{self._listing.name}: not one image of split {self.split!r} can be read")
+
+    def __len__(self) -> int:
+        """Count the images of this split."""
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """Give one image and its label."""
+        images, labels = self.batch([index])
+        return images[0], int(labels[0])
+
+    def batch(
+        self,
+        indices: Sequence[int] | torch.Tensor | slice,
+        *,
+        flip: torch.Tensor | None = None,
+        scale_crops: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give many images, as `read` does, ready for a model.
+
+        indices (B,) -> images (B, 3, H, W) float32 in [-1, 1], labels (B,)
+        """
+        pictures = self.read(indices, flip=flip, scale_crops=scale_crops)
+        self.count_broken(pictures.broken)
+        return pictures.images, self.labels[pictures.indices]
+
+    def read(
+        self,
+        indices: Sequence[int] | torch.Tensor | slice,
+        *,
+        flip: torch.Tensor | None = None,
+        scale_crops: torch.Tensor | None = None,
+    ) -> Pictures:
+        """Read many images; where flip (B,) bool is true and the image is flippable, mirrored left to right.
+
+        With scale_crops (B, 3), rows of (scale, down, across) for `readers.scale_crop`, each is cut anew from its file,
+        even if the source is in memory.
+        """
+        indices = self._check_indices(indices)
+        if flip is not None and (flip.dtype != torch.bool or flip.shape != indices.shape):
+            raise ValueError(f"flip must be bool ({len(indices)},), got {flip.dtype} {tuple(flip.shape)}")
+        if scale_crops is not None and scale_crops.shape != (len(indices), 3):
+            raise ValueError(f"scale_crops must be ({len(indices)}, 3), got {tuple(scale_crops.shape)}")
+        broken: list[str] = []
+        if self._pixels is not None and scale_crops is None:
+            if not self._ready[indices].all():
+                self._fill(indices)
+            pixels = self._pixels[indices]
+        else:
+            crops = [None] * len(indices) if scale_crops is None else scale_crops.tolist()
+            decoded = [self._decode_next(i, crop) for i, crop in zip(indices.tolist(), crops)]
+            pixels = torch.stack([pixels for pixels, _, _ in decoded])
+            indices = torch.tensor([found for _, found, _ in decoded])
+            broken = [message for _, _, passed in decoded for message in passed]
+        if flip is not None:
+            chosen = flip.cpu() & self.flippable[indices]
+            pixels[chosen] = pixels[chosen].flip(-1)
+        return Pictures(pixels, indices, tuple(broken))
+
+    def _check_indices(self, indices: Sequence[int] | torch.Tensor | slice) -> torch.Tensor:
+        """Turn any way of choosing rows into a LongTensor without negatives."""
+        if isinstance(indices, slice):
+            return torch.arange(len(self))[indices]
+        indices = torch.as_tensor(indices).cpu()
+        if indices.dtype == torch.bool:
+            raise TypeError("indices must be whole numbers, got a bool mask; use mask.nonzero()[:, 0]")
+        indices = indices.long().reshape(-1)
+        if len(indices) and not -len(self) <= int(indices.min()) <= int(indices.max()) < len(self):
+            raise IndexError(f"indices {int(indices.min())}..{int(indices.max())} are not inside 0..{len(self) - 1}")
+        return torch.where(indices < 0, indices + len(self), indices)
+
+    @property
+    def records(self) -> pd.DataFrame:
+        """What the source tells about each image of the split, in order."""
+        return self._listing.records.iloc[self._rows].reset_index(drop=True)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the split is small enough to be kept decoded."""
+        return self._pixels is not None
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """A short text for each image."""
+        return [str(caption) for caption in self._listing.records["caption"].iloc[self._rows]]
+
+    @cached_property
+    def labels(self) -> torch.Tensor:
+        """Class numbers (n,), into class_names."""
+        return torch.from_numpy(self._values[self._rows])
+
+    @property
+    def num_classes(self) -> int:
+        """Count the classes of the whole source, all splits together."""
+        return len(self.class_names)
+
+    @cached_property
+    def flippable(self) -> torch.Tensor:
+        """Which images (n,) may be mirrored: all but those whose meaning has a direction (emoji symbols and flags)."""
+        category = self._listing.records["category"].iloc[self._rows]
+        return torch.from_numpy(~category.isin(self._listing.keep_direction).to_numpy(dtype=bool))
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of the content, split, size, crop, labels and what was left out."""
+        parts = [self._listing.identity, self.split, self.image_size, self._crop_name, self._label_by]
+        return digest([*parts, *self.class_names, *self._left_out])[:16]
+
+
+def _label_values(listing: Listing, labels: str) -> tuple[np.ndarray, list[str]]:
+    """Number the label of every row of the listing -> int64 (rows,), class names."""
+    records = listing.records
+    choices = [name for name in records.columns if name not in _NOT_LABELS]
+    if {"category", "style"} <= set(choices):
+        choices.append("category-style")
+    _check(f"labels for {listing.name}", labels, choices)
+    column = records[labels] if labels in records else records["category"] + " / " + records["style"]
+    values, names = pd.factorize(column, sort=True)
+    if isinstance(column.dtype, pd.CategoricalDtype):  # the file's own numbering, classes without images included
+        values, names = column.cat.codes.to_numpy(), column.cat.categories
+    return values.astype(np.int64), [str(name) for name in names]
+
+
+def _check(what: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of the choices, with the nearest one."""
+    if value in choices:
+        return
+    near = difflib.get_close_matches(str(value), list(choices), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown {what}: {value!r}{hint} Choose one of {', '.join(choices)}")

@@ -1,0 +1,114 @@
+"""Tar shards as webdataset writes them: `key.jpg` beside `key.cls`, `key.json`, `key.txt`, read at random by offset.
+
+The headers are read once a process, with the standard library (about a minute for a million pictures); nothing is written
+beside the shards, which may be read-only.
+"""
+
+import functools
+import json
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from maetok_lab.data.readers import SUFFIXES
+
+COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_TEXTS = ("cls", "json", "txt")
+_LONGEST_TEXT = 1 << 20  # bytes; what describes one picture is far shorter
+_READERS = 8  # shards whose headers are read at the same time: it is waiting for the disk, not work
+
+
+class TarImages:
+    """The encoded pictures of tar shards: [i] -> bytes, by (shard, offset, size). Safe in threads, forks and pickles."""
+
+    def __init__(self, shards: list[Path], shard: np.ndarray, offset: np.ndarray, size: np.ndarray):
+        self.shards, self.shard, self.offset, self.size = shards, shard, offset, size
+
+    def __len__(self) -> int:
+        """Count the pictures of all shards."""
+        return len(self.shard)
+
+    def __getitem__(self, index: int) -> bytes:
+        """Read the encoded bytes of one picture."""
+        with open(self.shards[self.shard[index]], "rb", buffering=0) as file:
+            file.seek(int(self.offset[index]))
+            return file.read(int(self.size[index]))
+
+
+def index_shards(shards: list[Path]) -> list[pd.DataFrame]:
+    """Index every shard: one row a picture, columns `key, member, offset, size, category, caption` (None where not said).
+
+    Raises ValueError for a compressed, damaged or ambiguous shard, by its name.
+    """
+    stats = [shard.stat() for shard in shards]
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(_index_shard, shards, [s.st_size for s in stats], [s.st_mtime_ns for s in stats]))
+
+
+@functools.cache  # the three splits of a source share the index; a changed shard has another key
+def _index_shard(shard: Path, num_bytes: int, changed: int) -> pd.DataFrame:
+    """Index one shard by its headers; the small texts beside the pictures are read on the way."""
+    pictures: dict[str, tuple[str, int, int]] = {}
+    texts: dict[str, dict[str, str]] = {kind: {} for kind in _TEXTS}
+    for name, offset, size, text in _members(shard):
+        folder, _, base = name.rpartition("/")
+        stem, _, kind = base.partition(".")  # webdataset's key ends at the first dot
+        key, kind = f"{folder}/{stem}" if folder else stem, kind.lower()
+        wanted = pictures if f".{kind}" in SUFFIXES else texts.get(kind)
+        if wanted is None or not stem:
+            continue
+        if key in wanted:
+            raise ValueError(f"{shard} holds {key!r} twice ({name}); every key needs one picture and one text of a kind")
+        wanted[key] = (name, offset, size) if wanted is pictures else text
+    rows = [(key, *place, *_describe(key, texts, f"{shard}:{key}")) for key, place in pictures.items()]
+    return pd.DataFrame(rows, columns=["key", "member", "offset", "size", "category", "caption"])
+
+
+def _members(shard: Path) -> Iterator[tuple[str, int, int, str]]:
+    """Walk the plain files of a shard: name, offset of the data, size, and the content of small texts."""
+    with open(shard, "rb") as file:
+        start = file.read(8)
+        packed = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
+        if packed:
+            raise ValueError(f"{shard} is compressed ({packed}); pictures are read at random, so unpack it to a plain .tar")
+        file.seek(0)
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                while (member := tar.next()) is not None:
+                    tar.members = []  # else tarfile keeps an object for every file
+                    if not member.isreg():
+                        continue
+                    kind, text = member.name.rpartition(".")[2].lower(), ""
+                    if kind in _TEXTS and member.size <= _LONGEST_TEXT:
+                        file.seek(member.offset_data)  # tarfile seeks to the next header itself
+                        text = file.read(member.size).decode("utf-8", "replace").strip()
+                    yield member.name.removeprefix("./"), member.offset_data, member.size, text
+                # tarfile takes a damaged header for the end; the real end is a block of zeros, or the end of the file
+                file.seek(tar.offset)
+                if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                    raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
+        except tarfile.TarError as error:
+            raise ValueError(f"{shard} is no whole tar file: {error}") from error
+
+
+def _describe(key: str, texts: dict[str, dict[str, str]], where: str) -> tuple[str | None, str | None]:
+    """Find label and caption: .cls and .txt first, then the fields of .json."""
+    told = {}
+    if key in texts["json"]:
+        try:
+            told = json.loads(texts["json"][key])
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}.json is no JSON: {error}") from error
+    told = told if isinstance(told, dict) else {"label": told}
+    label = texts["cls"].get(key, _first(told, "label", "cls", "class", "category"))
+    return label, texts["txt"].get(key, _first(told, "caption", "text"))
+
+
+def _first(told: dict, *names: str) -> str | None:
+    """Give the first of the fields that is there, as text."""
+    return next((str(told[name]) for name in names if told.get(name) is not None), None)

@@ -1,0 +1,89 @@
+"""Pick device and precision, and say which."""
+
+import contextlib
+import ctypes
+import os
+import platform
+from typing import Literal
+
+import torch
+
+from maetok_lab.config import did_you_mean
+
+Precision = Literal["bf16", "fp16", "fp32"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`"auto"` takes the first GPU (CUDA, then Apple's MPS), else the CPU; any torch device string is taken as it is.
+
+    Raises ValueError for a name torch does not know and for a device that is not there. Choosing the CPU also makes the
+    process keep freed memory.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}{did_you_mean(name, ['auto', 'cpu', 'cuda', 'mps'])}") from None
+    if device.type == "cpu":
+        keep_freed_memory()
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(f"device {name!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device {name!r} was asked for, but torch sees none")
+    return device
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to reuse the memory of freed tensors instead of giving it back; whether it took it (other libcs do not).
+
+    By default each large tensor is a fresh mapping that the kernel must fill with zeros again, every step: keeping them
+    made training steps 1.5 times, EfficientNet features 3 times as fast on a virtual machine with two cores.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    mmap_max, trim_threshold = -4, -1  # malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 matrix products are faster than fp32 here: Ampere GPUs and later, CPUs with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
+def pick_precision(device: torch.device, name: str = "auto") -> Precision:
+    """`"auto"` is bf16 where it is fast, else fp32; a named precision is taken as it is."""
+    if name == "auto":
+        return "bf16" if has_fast_bf16(device) else "fp32"
+    if name not in DTYPES:
+        raise ValueError(f"unknown precision {name!r}{did_you_mean(name, [*DTYPES, 'auto'])}")
+    return name
+
+
+def autocast(device: torch.device | str, precision: Precision) -> contextlib.AbstractContextManager:
+    """Autocast to `precision` on `device`; with fp32 a context that does nothing."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=DTYPES[precision])
+
+
+def physical_cores() -> int:
+    """Cores this process may use: the number of threads that keeps torch from oversubscribing them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe(device: torch.device, precision: Precision) -> str:
+    """One line: the device's name, the precision, and why when it is not bf16."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+    slow = precision == "fp32" and not has_fast_bf16(device)
+    return f"{name}, {precision}" + (" (no fast bf16 here)" if slow else "")

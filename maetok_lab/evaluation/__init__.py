@@ -1,0 +1,1 @@
+"""Numbers from images and features, and the protocol each was made under."""

@@ -1,0 +1,1 @@
+"""Static figures: `plot_x(data, *, ax=None) -> Axes`, and image sheets."""

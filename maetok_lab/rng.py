@@ -1,0 +1,30 @@
+"""Make a generator from a seed and a named stream.
+
+Every draw in the project comes from `generator(seed, "what it is for", step)`, so nothing depends on how many draws were
+made before: a run that is stopped and continued draws what it would have drawn.
+"""
+
+import hashlib
+
+import torch
+
+
+def stream_seed(seed: int, *stream: str | int) -> int:
+    """A 63-bit seed that depends on `seed` and every part of the stream, alike in every process and on every platform."""
+    digest = hashlib.sha256(repr((int(seed), *stream)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(seed: int, *stream: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A fresh torch generator for one named stream: `generator(0, "mask", step)`."""
+    return torch.Generator(device=device).manual_seed(stream_seed(seed, *stream))
+
+
+def seeds_for(seed: int, count: int, *, start: int = 0, stream: str = "sample") -> list[int]:
+    """One seed for each of the images `start` .. `start + count - 1`; image k has the same one in every batch."""
+    return [stream_seed(seed, stream, index) for index in range(start, start + count)]
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Reseed torch's global generator at a training step, for the draws inside modules (dropout, drop path)."""
+    torch.manual_seed(stream_seed(seed, "modules", step))

@@ -1,0 +1,116 @@
+"""Tokenizers from where they are: our runs, local folders of weights, the hub; and into such folders."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from maetok_lab.config import from_json, to_json
+from maetok_lab.runs import Run, find_run, fingerprint_of
+from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig, AuxiliaryDecoder
+from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig, num_parameters
+from maetok_lab.tokenizer.released import from_released
+from maetok_lab.weights import load_strictly, push_folder, read_weights, tensors_fingerprint, write_weights
+
+
+def load_tokenizer(source: str | Path, *, root: str | Path | None = None) -> Tokenizer:
+    """A tokenizer in eval mode on the CPU: a run's name or folder (its EMA weights), a folder of weights (exported by us or
+    released by the authors), or a hub name such as "MAETok/maetok-b-128".
+
+    `tokenizer.fingerprint` names the weights: caches and diffusion runs are bound to it. Raises FileNotFoundError for what is
+    none of these, ValueError for a run of another kind, one without a checkpoint, and weights that do not fit.
+    """
+    run = find_run(source, root)
+    if run is not None:
+        return _from_run(run)
+    tensors, config = read_weights(source)
+    if config.get("class") == "TokenizerConfig":
+        tokenizer = Tokenizer(from_json(TokenizerConfig, config["config"]))
+        load_strictly(tokenizer, tensors, str(source))
+    else:
+        tokenizer = from_released(tensors, config)
+    tokenizer.fingerprint = tensors_fingerprint(tensors)
+    return tokenizer.eval()
+
+
+def _from_run(run: Run) -> Tokenizer:
+    model = from_json(TokenizerConfig, _tokenizer_config(run)["model"])
+    checkpoint = run.load_checkpoint(groups=["ema"])
+    if checkpoint is None:
+        raise ValueError(f"run {run.name} has no checkpoint yet")
+    tokenizer = Tokenizer(model)
+    load_strictly(tokenizer, checkpoint.tensors["ema"], f"run {run.name}")
+    tokenizer.fingerprint = fingerprint_of([run.fingerprint, checkpoint.step])
+    return tokenizer.eval()
+
+
+def load_auxiliary(source: str | Path, *, root: str | Path | None = None) -> dict[str, AuxiliaryDecoder]:
+    """The auxiliary decoders that shaped a tokenizer, by target, in eval mode on the CPU, to look at what they predict.
+
+    `source` is the run that trained them, or one tuned from it (its parents are looked up beside it). Their weights are those
+    of the last step: no average of them is kept. A target's network is loaded when `decoder.target` is first called.
+    """
+    run = find_run(source, root)
+    if run is None:
+        raise ValueError(f"{source} holds a tokenizer's weights only; its auxiliary decoders are in the run that trained it")
+    while run.config.get("trains") == "decoder":
+        run = _tuned_from(run)
+    targets = [from_json(AuxiliaryConfig, target) for target in _tokenizer_config(run)["targets"]]
+    checkpoint = run.load_checkpoint(groups=["auxiliary"])
+    if not targets or checkpoint is None:
+        raise ValueError(f"run {run.name} {'has no checkpoint yet' if targets else 'was trained without auxiliary targets'}")
+    model = from_json(TokenizerConfig, run.config["model"])
+    decoders = nn.ModuleDict({target.module_name: AuxiliaryDecoder(target, model) for target in targets})
+    load_strictly(decoders, checkpoint.tensors["auxiliary"], f"run {run.name}")
+    return {decoder.config.target: decoder.eval() for decoder in decoders.values()}
+
+
+def _tuned_from(run: Run) -> Run:
+    wanted = run.config["parent"]
+    names = [parent["run"] for parent in run.provenance["parents"] if parent["fingerprint"] == wanted]
+    if not names:
+        raise ValueError(f"run {run.name} does not record the run it was tuned from (fingerprint {wanted})")
+    found = Run(run.folder.parent / names[0])
+    if found.fingerprint != wanted:
+        raise ValueError(f"run {run.name} was tuned from another run than the {found.name} that is beside it now")
+    return found
+
+
+def _tokenizer_config(run: Run) -> dict[str, Any]:
+    if run.class_name != "TokenizerTraining":
+        raise ValueError(f"run {run.name} holds a {run.class_name}, not a tokenizer")
+    return run.config
+
+
+def export_tokenizer(tokenizer: Tokenizer, folder: str | Path, *, about: str = "") -> Path:
+    """A folder that `load_tokenizer` takes: model.safetensors, config.json and a model card that starts with `about`."""
+    config = {"class": "TokenizerConfig", "config": to_json(tokenizer.config)}
+    return write_weights(folder, tokenizer.state_dict(), config, _card(tokenizer, about))
+
+
+def push_tokenizer(tokenizer: Tokenizer, folder: str | Path, repository: str, *, about: str = "") -> str:
+    """Export to `folder` and upload it to the hub as OWNER/NAME (needs a login and a network). -> its address"""
+    return push_folder(export_tokenizer(tokenizer, folder, about=about), repository)
+
+
+def _card(tokenizer: Tokenizer, about: str) -> str:
+    config = tokenizer.config
+    return f"""---
+library_name: maetok-lab
+tags: [tokenizer, autoencoder, diffusion]
+---
+
+# A MAETok tokenizer
+
+{about or "Trained with maetok_lab."}
+
+Images of {config.image_size} px in [-1, 1] to {config.num_latent_tokens} tokens of {config.latent_dim} channels and back;
+{num_parameters(tokenizer):,} parameters. Method: Masked Autoencoders Are Effective Tokenizers for Diffusion Models (ICML 2025).
+
+```python
+from maetok_lab.tokenizer.loading import load_tokenizer
+
+tokenizer = load_tokenizer("this folder, or OWNER/NAME on the hub")
+latents = tokenizer.encode(images)
+```
+"""

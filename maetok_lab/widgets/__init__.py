@@ -1,0 +1,1 @@
+"""Views that follow what happens; each works without a live front end too."""

@@ -1,0 +1,133 @@
+"""Flattening, PCA and standardising in chunks against scikit-learn, and what is refused."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from maetok_lab.analysis.preprocess import (
+    check_latents,
+    common_dimensions,
+    data_hash,
+    fit_reducer,
+    needed_dimensions,
+    row_hashes,
+    spectrum_of,
+)
+from maetok_lab.rng import generator
+
+
+def latents(count=300, tokens=4, channels=6, name="latents"):
+    x = torch.randn(count, tokens * channels, generator=generator(0, name))
+    return (x * torch.linspace(2, 0.05, tokens * channels) + 3).view(count, tokens, channels)
+
+
+def test_scores_are_standardised_and_agree_with_scikit_learn():
+    decomposition = pytest.importorskip("sklearn.decomposition")
+    x = latents()
+    reducer = fit_reducer(x, dimensions=5)
+    scores = reducer.transform(x)
+    torch.testing.assert_close(scores.mean(0), torch.zeros(5).double(), atol=1e-10, rtol=0)
+    torch.testing.assert_close(scores.std(0, correction=0), torch.ones(5).double(), rtol=1e-9, atol=0)
+    pca = decomposition.PCA(5, svd_solver="full").fit(x.flatten(1).double().numpy())
+    theirs = pca.transform(x.flatten(1).double().numpy())
+    theirs /= theirs.std(0)
+    np.testing.assert_allclose(np.abs(scores.numpy()), np.abs(theirs), atol=1e-8)
+    assert reducer.explained == pytest.approx(pca.explained_variance_ratio_.sum())
+
+
+def test_variance_picks_the_fewest_dimensions_that_explain_it():
+    spectrum = torch.tensor([5.0, 3.0, 1.5, 0.5], dtype=torch.float64)
+    assert [needed_dimensions(spectrum, v) for v in (0.1, 0.5, 0.51, 0.8, 0.95, 1.0)] == [1, 1, 2, 2, 3, 4]
+    x = latents()
+    reducer = fit_reducer(x, variance=0.9)
+    assert reducer.explained >= 0.9
+    assert fit_reducer(x, dimensions=reducer.dimensions - 1).explained < 0.9
+    for variance in (0.0, -0.1, 1.1):
+        with pytest.raises(ValueError, match=r"variance must be in \(0, 1\]"):
+            fit_reducer(x, variance=variance)
+
+
+def test_rank_not_width_limits_the_dimensions():
+    x = torch.cat([latents(), latents()], dim=2)  # every number twice
+    assert fit_reducer(x, variance=1.0).dimensions == 24
+    with pytest.raises(ValueError, match="between 1 and 24"):
+        fit_reducer(x, dimensions=25)
+
+
+def test_fewer_rows_than_numbers_a_row_give_the_same_scores():
+    x = latents(20)
+    narrow = fit_reducer(x, dimensions=5)
+    mean = x.flatten(1).double().mean(0)
+    _, values, axes = torch.linalg.svd(x.flatten(1).double() - mean, full_matrices=False)
+    torch.testing.assert_close(narrow.spectrum, values[:19] ** 2 / 20)
+    torch.testing.assert_close(narrow.components.abs(), axes[:5].abs())
+    torch.testing.assert_close(narrow.transform(x).std(0, correction=0), torch.ones(5).double())
+
+
+def test_chunks_of_a_memory_map_give_what_memory_gives(tmp_path):
+    x = latents().half()
+    np.save(tmp_path / "latents.npy", x.numpy())
+    mapped = np.load(tmp_path / "latents.npy", mmap_mode="r")
+    whole, parts = fit_reducer(x, dimensions=6), fit_reducer(mapped, dimensions=6, chunk_rows=37)
+    torch.testing.assert_close(parts.transform(mapped, chunk_rows=11), whole.transform(x), rtol=1e-8, atol=1e-8)
+    assert data_hash(row_hashes(mapped, chunk_rows=7)) == data_hash(row_hashes(x))
+
+
+def test_a_latent_dataset_is_read_when_sliced():
+    class Cache:  # what the analysis uses of data.latents.LatentDataset
+        num_tokens, latent_dim, device = 4, 6, torch.device("cpu")
+
+        def __len__(self):
+            return 300
+
+        def latents(self, indices):
+            return latents()[indices]
+
+    want = fit_reducer(latents(), dimensions=3).transform(latents())
+    torch.testing.assert_close(fit_reducer(Cache(), dimensions=3).transform(Cache(), chunk_rows=70), want)
+    assert data_hash(check_latents(Cache())) == data_hash(check_latents(latents()))
+
+
+def test_only_training_rows_are_fitted():
+    x = latents()
+    train = torch.rand(len(x), generator=generator(0, "train")) < 0.5
+    fitted = fit_reducer(x, dimensions=4, train=train)
+    alone = fit_reducer(x[train], dimensions=4)
+    torch.testing.assert_close(fitted.components, alone.components)
+    torch.testing.assert_close(fitted.transform(x, rows=train), alone.transform(x[train]))
+
+
+def test_common_dimensions_satisfy_every_set_of_latents():
+    few, many = latents(), torch.randn(300, 30, generator=generator(0, "white"))
+    shared = common_dimensions([few, many], 0.8)
+    assert shared == max(needed_dimensions(spectrum_of(x), 0.8) for x in (few, many))
+    with pytest.raises(ValueError, match="ask for less variance"):
+        common_dimensions([latents(tokens=1, channels=2), many], 0.9)
+
+
+def test_hash_changes_with_values_and_order():
+    x = latents()
+    hashes = {data_hash(row_hashes(y)) for y in (x, x.flip(0), x + 1e-6 * (torch.arange(300) == 7)[:, None, None])}
+    assert len(hashes) == 3
+
+
+def test_bad_latents_are_refused_with_a_reason():
+    x = latents(100)
+    bad = x.clone()
+    bad[41, 2, 3] = math.nan
+    with pytest.raises(ValueError, match=r"NaN .* row 41"):
+        check_latents(bad)
+    with pytest.raises(ValueError, match="too few latents: 9"):
+        check_latents(x[:9])
+    with pytest.raises(ValueError, match="constant"):
+        check_latents(torch.ones(50, 4, 4))
+    with pytest.raises(ValueError, match="only 100 of 200 rows are distinct"):
+        check_latents(torch.cat([x, x]))
+    with pytest.raises(ValueError, match=r"latents must be \(n, ...\)"):
+        check_latents(torch.ones(50))
+    with pytest.raises(ValueError, match="constant"):
+        fit_reducer(torch.ones(50, 4, 4), dimensions=1)
+    with pytest.raises(ValueError, match="rows of 24 numbers, not 12"):
+        fit_reducer(x, dimensions=2).transform(x[:, :2])

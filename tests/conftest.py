@@ -1,0 +1,66 @@
+"""What all tests share: one thread a worker, and where the repository is."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported; kernels of notebooks inherit it
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole notebooks first: they take longest, and the other workers do the rest meanwhile."""
+    items.sort(key=lambda item: "test_notebooks.py" not in item.nodeid)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_a_worker() -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def make_pictures():
+    """`make_pictures(count, image_size)`: a stand-in for ImageSource, images and labels in memory; every fourth one
+    must not be mirrored. `images` (n, 3, H, W) can be changed."""
+    import torch
+
+    def make(count: int, image_size: int, *, seed: int = 0, num_classes: int = 3) -> SimpleNamespace:
+        images = torch.rand(count, 3, image_size, image_size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        labels, flippable = torch.arange(count) % num_classes, torch.arange(count) % 4 != 3
+
+        def batch(indices, *, flip=None):
+            indices = torch.as_tensor(indices)
+            chosen = source.images[indices].clone()
+            if flip is not None:
+                mirrored = flip & flippable[indices]
+                chosen[mirrored] = chosen[mirrored].flip(-1)
+            return chosen, labels[indices]
+
+        def read(indices, *, flip=None, scale_crops=None):
+            assert scale_crops is None
+            return SimpleNamespace(images=source.batch(indices, flip=flip)[0], indices=indices, broken=())
+
+        source = Pictures(
+            images=images, labels=labels, flippable=flippable, batch=batch, read=read, image_size=image_size,
+            num_classes=num_classes, fingerprint=f"pictures-{count}-{image_size}-{seed}", in_memory=True,
+            count_broken=lambda messages: None,
+        )  # fmt: skip
+        return source
+
+    return make
+
+
+class Pictures(SimpleNamespace):
+    def __len__(self) -> int:
+        return len(self.labels)

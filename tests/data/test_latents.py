@@ -1,0 +1,234 @@
+"""A latent cache is written once, resumed where it stopped, and bound to its tokenizer."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from maetok_lab.data.latents import LatentCaching, LatentDataset, LatentSpace, load_latent_space, write_latents
+from maetok_lab.runs import Run
+from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
+from maetok_lab.tokenizer.towers import TowerConfig
+
+CPU = torch.device("cpu")
+TOWER = TowerConfig(width=16, depth=1, num_heads=2)
+MODEL = TokenizerConfig(image_size=8, patch_size=4, num_latent_tokens=3, latent_dim=2, encoder=TOWER, decoder=TOWER)
+
+
+@pytest.fixture
+def pictures(make_pictures):
+    return make_pictures(22, 8)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(MODEL).eval()
+    for parameter in tokenizer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    tokenizer.fingerprint = "weights"
+    return tokenizer
+
+
+@pytest.fixture
+def cache(tmp_path, pictures, tokenizer):
+    """`cache(**fields)`: caches the pictures into a new run and opens it."""
+
+    def make(name: str = "cache", *, memory_limit: float = 8e9, **fields) -> LatentDataset:
+        config = caching(pictures, **fields)
+        run = Run.open(name, config, root=tmp_path)
+        list(write_latents(tokenizer, pictures, config, run, device=CPU))
+        return LatentDataset(Run(run.folder), memory_limit=memory_limit)
+
+    return make
+
+
+def caching(pictures, **fields) -> LatentCaching:
+    settings = {"tokenizer": "weights", "images": pictures.fingerprint, "shard_size": 8, "batch_size": 3}
+    return LatentCaching(**settings | fields)
+
+
+def test_a_cache_holds_what_the_tokenizer_gives_for_images_and_mirror_images(cache, pictures, tokenizer):
+    latents = cache(dtype="fp32")
+    everything = torch.arange(22)
+    with torch.inference_mode():
+        for view, flip in ((0, False), (1, True)):
+            images, labels = pictures.batch(everything, flip=torch.full((22,), flip))
+            assert torch.allclose(latents.latents(everything, view=view), tokenizer.encode(images), atol=1e-5)
+    assert torch.equal(latents.labels, labels)
+    assert (len(latents), latents.views, latents.num_tokens, latents.latent_dim) == (22, 2, 3, 2)
+    assert torch.equal(latents.all_latents(), latents.latents(everything))
+
+
+def test_pictures_that_must_not_be_mirrored_have_the_same_latents_in_both_views(cache, pictures):
+    latents = cache(dtype="fp32", batch_size=22)
+    same = (latents.latents(torch.arange(22)) == latents.latents(torch.arange(22), view=1)).flatten(1).all(1)
+    assert torch.equal(same, ~pictures.flippable)
+    assert cache("one", flips=False).views == 1
+
+
+def test_fp16_is_fp32_rounded_and_read_back_as_float32(cache):
+    exact, rounded = cache("a", dtype="fp32"), cache("b", dtype="fp16")
+    index = torch.arange(22)
+    assert rounded.latents(index).dtype == torch.float32
+    assert torch.equal(rounded.latents(index), exact.latents(index).half().float())
+    assert rounded._shards[0].dtype == np.float16
+
+
+def test_the_memory_mapped_path_is_the_in_memory_path(cache):
+    held, mapped = cache(), cache(memory_limit=0)
+    assert held._all is not None
+    assert mapped._all is None
+    index, view = torch.tensor([21, 0, 7, 8, 16, 8]), torch.tensor([0, 1, 1, 0, 1, 1])
+    for chosen in (0, 1, view):
+        for mine, theirs in zip(held.batch(index, view=chosen), mapped.batch(index, view=chosen)):
+            assert torch.equal(mine, theirs)
+    assert torch.equal(held.latents(index, view=view)[1], held.latents(torch.tensor([0]), view=1)[0])
+
+
+# Statistics -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "axes"), [("scalar", (0, 1, 2)), ("channel", (0, 1)), ("element", 0)])
+def test_statistics_are_numpys_over_the_unmirrored_images(cache, kind, axes):
+    latents = cache(statistics=kind)
+    values = latents.all_latents().double().numpy()
+    assert np.allclose(latents.space.mean, values.mean(axes), atol=1e-6)
+    assert np.allclose(latents.space.std, values.std(axes), rtol=1e-5)
+    assert latents.space.mean.shape == {"scalar": (), "channel": (2,), "element": (3, 2)}[kind]
+
+
+@pytest.mark.parametrize("kind", ["scalar", "channel", "element"])
+def test_normalised_latents_have_mean_zero_and_std_one_and_come_back(cache, kind):
+    latents = cache(statistics=kind)
+    x, _ = latents.batch(torch.arange(22))
+    axes = {"scalar": (0, 1, 2), "channel": (0, 1), "element": 0}[kind]
+    assert x.mean(axes).abs().max() < 1e-5
+    assert (x.std(axes, correction=0) - 1).abs().max() < 1e-5
+    assert torch.allclose(latents.space.denormalise(x), latents.latents(torch.arange(22)), atol=1e-6)
+    assert latents.space.check(x, tokenizer="weights").startswith("normalised latents: mean")
+
+
+def test_constant_latents_cannot_be_normalised(tmp_path, pictures):
+    class Constant(torch.nn.Module):
+        def encode(self, images):
+            return torch.zeros(len(images), 3, 2)
+
+    config = caching(pictures)
+    with pytest.raises(ValueError, match="the latents are constant in some channel: there is nothing to normalise"):
+        list(write_latents(Constant(), pictures, config, Run.open("a", config, root=tmp_path), device=CPU))
+
+
+# The latent space -----------------------------------------------------------------------------------------------------
+
+
+def test_a_latent_space_refuses_another_tokenizer_and_latents_far_from_its_scale():
+    space = LatentSpace("weights", torch.tensor(0.0), torch.tensor(1.0))
+    x = torch.randn(50, 3, 2, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="these latents belong to tokenizer weights, not to others"):
+        space.check(x, tokenizer="others")
+    assert space.check(x)
+    for scale in (0.3, 3.0, float("nan")):
+        with pytest.raises(ValueError, match="normalised latents should have a std near 1, but this batch has mean"):
+            space.check(x * scale)
+
+
+def test_a_latent_space_is_found_by_name_and_by_folder(cache, tmp_path, pictures):
+    space = cache().space
+    for found in (load_latent_space("cache", root=tmp_path), load_latent_space(tmp_path / "cache")):
+        assert found.tokenizer == "weights"
+        assert torch.equal(found.mean, space.mean)
+        assert torch.equal(found.std, space.std)
+    with pytest.raises(FileNotFoundError, match="nowhere is not a run"):
+        load_latent_space("nowhere", root=tmp_path)
+    Run.open("begun", caching(pictures), root=tmp_path).close()
+    with pytest.raises(FileNotFoundError, match=r"begun holds no latent space: it needs latent_space.safetensors"):
+        load_latent_space("begun", root=tmp_path)
+
+
+# Stopping and continuing ----------------------------------------------------------------------------------------------
+
+
+def test_a_cache_killed_between_shards_goes_on_with_the_first_that_is_missing(cache, tmp_path, pictures, tokenizer):
+    whole = cache("whole")
+    config = caching(pictures)
+    run = Run.open("cut", config, root=tmp_path)
+    stopped = write_latents(tokenizer, pictures, config, run, device=CPU)
+    assert [next(stopped), next(stopped)] == [(8, 22), (16, 22)]
+    stopped.close()
+    (run.folder / "latents" / ".shard-00002.npy.123.abc").write_bytes(b"half")  # what a kill leaves behind
+    with pytest.raises(ValueError, match="latent cache cut is not finished; write_latents continues it"):
+        LatentDataset(Run(run.folder))
+    encoded = []
+
+    class Counting(torch.nn.Module):
+        fingerprint = "weights"
+
+        def encode(self, images):
+            encoded.append(len(images))
+            return tokenizer.encode(images)
+
+    run = Run.open("cut", config, root=tmp_path)
+    assert list(write_latents(Counting(), pictures, config, run, device=CPU)) == [(8, 22), (16, 22), (22, 22)]
+    assert sum(encoded) == 2 * 6
+    assert LatentDataset(Run(run.folder)).run.summary["images"] == 22
+    for name in ("latents/sha256.json", "labels.npy", "latent_space.safetensors"):
+        assert (run.folder / name).read_bytes() == (whole.run.folder / name).read_bytes()
+    assert list(write_latents(tokenizer, pictures, config, Run(run.folder), device=CPU)) == []
+
+
+def test_a_cache_that_lost_a_shard_is_refused(cache, tmp_path):
+    run = cache().run
+    for lost, count in (("00001", 2), ("00000", 1), ("00002", 0)):
+        (run.folder / "latents" / f"shard-{lost}.npy").unlink()
+        with pytest.raises(ValueError, match=f"latent cache cache is incomplete: {count} of 3 shards"):
+            LatentDataset(Run(run.folder))
+
+
+def test_the_hashes_are_of_the_shards(cache):
+    run = cache().run
+    hashes = json.loads((run.folder / "latents" / "sha256.json").read_text())
+    assert list(hashes) == ["shard-00000.npy", "shard-00001.npy", "shard-00002.npy"]
+    assert len(set(hashes.values())) == 3
+
+
+def test_the_tokenizer_gets_its_mode_back_even_when_caching_stops(tmp_path, pictures, tokenizer):
+    config = caching(pictures)
+    stopped = write_latents(tokenizer.train(), pictures, config, Run.open("a", config, root=tmp_path), device=CPU)
+    next(stopped)
+    during = tokenizer.training
+    stopped.close()
+    after = tokenizer.training
+    tokenizer.eval()
+    assert (during, after) == (False, True)
+
+
+# Errors ---------------------------------------------------------------------------------------------------------------
+
+
+def test_other_images_or_another_tokenizer_than_the_configs_are_refused(tmp_path, pictures, make_pictures, tokenizer):
+    for name, wrong, source in (
+        ("a", {"tokenizer": "other"}, pictures), ("b", {}, make_pictures(22, 8, seed=1))
+    ):  # fmt: skip
+        config = caching(pictures, **wrong)
+        with pytest.raises(ValueError, match=r"configured for (tokenizer other|images pictures-22-8-0), but"):
+            list(write_latents(tokenizer, source, config, Run.open(name, config, root=tmp_path), device=CPU))
+        assert not (tmp_path / name / "latents").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(float("nan"), "fp16"), (float("inf"), "fp32"), (1e5, "fp16")], ids=["nan", "inf", "too large"]
+)
+def test_latents_that_are_not_finite_are_an_error_that_names_the_images(tmp_path, pictures, value, dtype):
+    class Broken(torch.nn.Module):
+        def encode(self, images):
+            latents = images[:, :, :2, :2].flatten(2).clone()
+            latents[(images == pictures.images[10]).flatten(1).all(1)] = value
+            return latents
+
+    config = caching(pictures, dtype=dtype)
+    run = Run.open("a", config, root=tmp_path)
+    with pytest.raises(ValueError, match=f"latents of images 8 to 10 are not finite in {dtype}"):
+        list(write_latents(Broken(), pictures, config, run, device=CPU))
+    assert [path.name for path in (run.folder / "latents").iterdir()] == ["shard-00000.npy"]  # what was done is kept

@@ -1,0 +1,126 @@
+"""Folders and Parquet shards are listed with their splits and labels, or it is said what does not fit."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from maetok_lab.data import images as images_module
+from maetok_lab.data import sources
+from maetok_lab.data.images import open_images
+from maetok_lab.data.readers import center_crop
+
+SPLITS = ("train", "val", "test")
+
+
+def picture(seed: int, size=(40, 30)) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def classes_of(root: Path, names: list[str], count: int) -> Path:
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            picture(sum(name.encode()) + i, (12, 10)).save(root / name / f"{i:03d}.png")
+    return root
+
+
+def write_parquet(path: Path, count: int, *, first: int = 0, hub: bool = True, **columns) -> Path:
+    rows = [{"bytes": png(picture(first + i, (12, 10))), "path": f"{first + i}.png"} for i in range(count)]
+    table = pa.table({"image": rows} | {name: values[:count] for name, values in columns.items()})
+    names = {"info": {"features": {"label": {"_type": "ClassLabel", "names": ["zebra", "ant"]}}}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps(names)} if hub else None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=4)
+    return path
+
+
+def test_parquet_shards_with_the_hubs_names_keep_their_splits_and_class_numbers(tmp_path):
+    write_parquet(tmp_path / "data/train-00000-of-00002.parquet", 6, label=[0, 1] * 3)
+    write_parquet(tmp_path / "data/train-00001-of-00002.parquet", 5, first=6, label=[1, 1, 0, 0, 1])
+    write_parquet(tmp_path / "data/validation-00000-of-00001.parquet", 3, first=20, label=[1, 1, 1])
+    source = open_images(tmp_path, split="train", image_size=10)
+    assert (len(source), source.class_names) == (11, ["zebra", "ant"])
+    assert source.labels.tolist() == [0, 1] * 3 + [1, 1, 0, 0, 1]
+    expected = torch.from_numpy(np.array(center_crop(picture(8, (12, 10)), 10))).permute(2, 0, 1)
+    assert source[8][0].equal(expected.float() / 127.5 - 1)
+    assert open_images(tmp_path, split="val", image_size=10).labels.tolist() == [1, 1, 1]
+    with pytest.raises(ValueError, match=r"no images in split 'test'; it has train, val"):
+        open_images(tmp_path, split="test", image_size=10)
+
+
+def test_one_parquet_file_with_text_labels_and_a_split_column(tmp_path):
+    path = write_parquet(tmp_path / "set.parquet", 6, hub=False, label=list("bababa"), split=["train", "valid"] * 3,
+                         grade=[3, 1, 2] * 2)
+    source = open_images(str(path), split="val", image_size=8)
+    assert (source.class_names, source.labels.tolist()) == (["a", "b"], [0, 0, 0])
+    assert open_images(path, split="train", image_size=8, labels="grade").class_names == ["1", "2", "3"]
+
+
+def test_parquet_without_labels_or_splits_is_split_by_row_name(tmp_path):
+    write_parquet(tmp_path / "part.parquet", 60, hub=False)
+    opened = [open_images(tmp_path, split=split, image_size=8) for split in SPLITS]
+    assert sum(map(len, opened)) == 60
+    assert opened[0].class_names == ["all"]
+
+
+def test_parquet_too_large_for_memory_reads_row_groups(tmp_path, monkeypatch):
+    write_parquet(tmp_path / "train.parquet", 60, hub=False)
+    whole = open_images(tmp_path, image_size=8).batch(slice(None))[0]
+    monkeypatch.setattr(sources, "_IN_MEMORY", 0)
+    monkeypatch.setattr(images_module, "_IN_MEMORY", 0)
+    source = open_images(tmp_path, image_size=8)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
+    assert source.batch(order)[0].equal(whole[order])
+    assert len(source._listing.files.cache) == 8
+
+
+def test_parquet_with_a_missing_picture_leaves_it_out(tmp_path):
+    rows = [{"bytes": png(picture(0)), "path": "a.png"}, {"bytes": None, "path": "b.png"}]
+    pq.write_table(pa.table({"image": rows}), tmp_path / "train.parquet")
+    with pytest.warns(UserWarning, match=r"b\.png: no image bytes"):
+        assert len(open_images(tmp_path, image_size=8)) == 1
+
+
+def test_folders_and_files_that_do_not_fit_are_errors(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"has no images: no \*\.parquet, no \*\.tar .* and none of"):
+        open_images(tmp_path, image_size=8)
+    (tmp_path / "file.txt").write_text("")
+    with pytest.raises(ValueError, match=r"neither a folder nor a \.parquet or \.tar file"):
+        open_images(tmp_path / "file.txt", image_size=8)
+    classes_of(tmp_path, ["a"], 2)
+    picture(0).save(tmp_path / "beside.png")
+    with pytest.raises(ValueError, match=r"mixes class folders with images beside them \(beside\.png\)"):
+        open_images(tmp_path, image_size=8)
+    (tmp_path / "a").rename(tmp_path / "train")
+    with pytest.raises(ValueError, match=r"has folders \['train'\], but beside\.png is in no split's folder"):
+        open_images(tmp_path, image_size=8)
+    monkeypatch.setattr(sources, "EMOJI", tmp_path / "emoji.parquet")
+    with pytest.raises(FileNotFoundError, match=r"make it with `python data/build_emoji\.py`"):
+        open_images("emoji", image_size=8)
+
+
+def test_parquet_files_that_do_not_fit_are_errors(tmp_path):
+    pq.write_table(pa.table({"label": [1]}), tmp_path / "none.parquet")
+    with pytest.raises(ValueError, match=r"no image column \{bytes, path\} and no binary column; it has \['label'\]"):
+        open_images(tmp_path, image_size=8)
+    (tmp_path / "none.parquet").unlink()
+    path = write_parquet(tmp_path / "odd.parquet", 2, hub=False, split=["train", "holdout"], label=["a", None])
+    with pytest.raises(ValueError, match="unknown split 'holdout'"):
+        open_images(path, image_size=8)
+    write_parquet(path, 2, hub=False, split=["train", "train"], label=["a", None])
+    with pytest.raises(ValueError, match="1 rows of train have no category"):
+        open_images(path, image_size=8)

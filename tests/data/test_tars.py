@@ -1,0 +1,147 @@
+"""Tar shards give what folders give, by offset, or it is said which shard or member is wrong."""
+
+import io
+import json
+import pickle
+import random
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maetok_lab.data import images as images_module
+from maetok_lab.data import tars
+from maetok_lab.data.images import open_images
+from maetok_lab.data.readers import center_crop
+from maetok_lab.data.sources import split_by_name
+
+
+def picture(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (10, 12, 3), dtype=np.uint8))
+
+
+def png(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    picture(seed).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def expected(seed: int) -> torch.Tensor:
+    return torch.from_numpy(np.array(center_crop(picture(seed), 8))).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def write_tar(path: Path, members: dict[str, bytes | str], *, shuffle: int | None = None, mode: str = "w") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = list(members)
+    if shuffle is not None:
+        random.Random(shuffle).shuffle(names)
+    with tarfile.open(path, mode) as tar:
+        for name in names:
+            content = members[name]
+            content = content.encode() if isinstance(content, str) else content
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def samples(first: int, count: int, folder: str = "") -> dict[str, bytes | str]:
+    members: dict[str, bytes | str] = {}
+    for i in range(first, first + count):
+        members |= {f"{folder}{i:06d}.png": png(i), f"{folder}{i:06d}.cls": f"{i % 3}\n", f"{folder}{i:06d}.txt": f"number {i}"}
+    return members
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_shuffled_shards_in_folders_give_every_picture_with_its_label_and_caption(tmp_path, monkeypatch, in_memory):
+    if not in_memory:
+        monkeypatch.setattr(images_module, "_IN_MEMORY", 0)
+    write_tar(tmp_path / "data" / "train-000.tar", samples(0, 7, "./deep/er/"), shuffle=1)
+    write_tar(tmp_path / "data" / "train-001.tar", samples(7, 5), shuffle=2)
+    write_tar(tmp_path / "data" / "val-000.tar", samples(12, 3))
+    source = open_images(tmp_path, split="train", image_size=8)
+    assert (len(source), source.class_names) == (12, ["0", "1", "2"])
+    numbers = [int(caption.removeprefix("number ")) for caption in source.captions]
+    assert sorted(numbers) == list(range(12))
+    assert numbers != list(range(12))
+    assert source.labels.tolist() == [number % 3 for number in numbers]
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    found, _ = pickle.loads(pickle.dumps(source)).batch(order)
+    assert found.equal(torch.stack([expected(numbers[i]) for i in order]))
+    assert source.records["path"][0].startswith("data/train-000.tar:deep/er/")
+    assert open_images(tmp_path, split="val", image_size=8).captions == ["number 12", "number 13", "number 14"]
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"train-000.tar", "train-001.tar", "val-000.tar"}
+
+
+def test_headers_are_read_once_and_again_only_when_a_shard_changed(tmp_path, monkeypatch):
+    path = write_tar(tmp_path / "train.tar", samples(0, 2))
+    first = open_images(path, split="train", image_size=8)
+    with monkeypatch.context() as patch:
+        patch.setattr(tars, "_members", lambda shard: pytest.fail("headers were read again"))
+        assert open_images(path, split="train", image_size=8).fingerprint == first.fingerprint
+    write_tar(path, samples(0, 3))
+    assert len(open_images(path, split="train", image_size=8)) == 3
+
+
+def test_json_tells_label_and_caption_where_there_is_no_text_and_the_folder_is_the_last_resort(tmp_path):
+    told = {"a.jpg": png(0), "a.json": json.dumps({"label": "cat", "caption": "a cat"}), "b.webp": png(1), "b.cls": "dog",
+            "b.json": json.dumps({"label": "cow", "text": "not read"}), "b.txt": "a dog", "c.seg.png": b"", "._a.jpg": b""}
+    source = open_images(write_tar(tmp_path / "train-a.tar", told), split="train", image_size=8)
+    assert source.records["category"].tolist() == ["cat", "dog"]
+    assert source.captions == ["a cat", "a dog"]
+    folders = write_tar(tmp_path / "train-b.tar", {"x/cow/1.png": png(0), "x/ant/2.png": png(1), "3.png": png(2)})
+    source = open_images(folders, split="train", image_size=8)
+    assert source.records["category"].tolist() == source.captions == ["cow", "ant", "all"]
+
+
+def test_the_split_is_in_the_shards_name_else_drawn_from_the_key(tmp_path):
+    write_tar(tmp_path / "imagenet1k-validation-00.tar", samples(0, 2))
+    write_tar(tmp_path / "imagenet1k-train-00.tar", samples(2, 3))
+    assert len(open_images(tmp_path, split="val", image_size=8)) == 2
+    assert len(open_images(tmp_path, split="train", image_size=8)) == 3
+    other = write_tar(tmp_path / "other" / "shard.tar", samples(0, 40))
+    found = {split: open_images(other, split=split, image_size=8) for split in ("train", "val", "test")}
+    for split, source in found.items():
+        assert source.captions == [f"number {i}" for i in range(40) if split_by_name(f"{i:06d}") == split]
+
+
+def test_a_broken_member_is_named_and_left_out(tmp_path):
+    members = samples(0, 3) | {"000001.png": png(1)[:60]}
+    path = write_tar(tmp_path / "train.tar", members)
+    with pytest.warns(UserWarning, match=r"skipped a broken image: train\.tar:000001\.png: "):
+        source = open_images(path, split="train", image_size=8)
+    assert source.captions == ["number 0", "number 2"]
+
+
+def test_shards_that_cannot_be_read_are_errors_that_name_them(tmp_path):
+    for mode, name in (("w:gz", "a.tar.gz"), ("w:bz2", "b.tar")):
+        path = write_tar(tmp_path / name, samples(0, 2), mode=mode)
+        with pytest.raises(ValueError, match=rf"{name} is compressed.* unpack it to a plain \.tar"):
+            open_images(path, image_size=8)
+    with pytest.raises(ValueError, match=r"b\.tar is compressed \(bzip2\)"):
+        open_images(tmp_path, image_size=8)
+    path = write_tar(tmp_path / "train.tar", samples(0, 4))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2 // 512 * 512 + 100])
+    with pytest.raises(ValueError, match=r"train\.tar is no whole tar file"):
+        open_images(path, image_size=8)
+    damaged = bytearray(whole)
+    damaged[1024 + 148] ^= 0xFF  # the checksum of the second header
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"train\.tar is no whole tar file: damaged header at byte \d+"):
+        open_images(path, image_size=8)
+    write_tar(path, {"a.png": png(0), "a.jpg": png(1)})
+    with pytest.raises(ValueError, match=r"train\.tar holds 'a' twice \(a\.jpg\)"):
+        open_images(path, image_size=8)
+    write_tar(path, {"a.png": png(0), "a.json": "{"})
+    with pytest.raises(ValueError, match=r"train\.tar:a\.json is no JSON"):
+        open_images(path, image_size=8)
+    write_tar(path, {"a.txt": "no picture"})
+    with pytest.raises(ValueError, match=r"train\.tar holds no images"):
+        open_images(path, image_size=8)
+    (tmp_path / "x.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match="holds both Parquet and tar shards"):
+        open_images(tmp_path, image_size=8)

@@ -1,0 +1,161 @@
+"""The diffusion transformer is the released SiT, and its presets are what they say."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from maetok_lab.device import autocast
+from maetok_lab.diffusion.model import DIFFUSION, DiffusionConfig, DiffusionTransformer
+from maetok_lab.diffusion.sampling import Guidance, sample
+from maetok_lab.layers.mlp import SwiGLU
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make(num_classes: int = 5, **changes) -> DiffusionTransformer:
+    """A model whose every weight is random, so that nothing is hidden behind a zero."""
+    torch.manual_seed(0)
+    config = DiffusionConfig(**{"width": 16, "depth": 2, "num_heads": 2} | changes)
+    model = DiffusionTransformer(config, num_tokens=6, latent_dim=3, num_classes=num_classes)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+LIGHTNING = {"norm": "rmsnorm", "mlp": "swiglu", "positions": "rope", "qk_norm": True}
+each_kind = pytest.mark.parametrize("parts", [{}, LIGHTNING], ids=["sit", "lightningdit"])
+
+# The released SiT -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fixture(repository) -> dict[str, torch.Tensor]:
+    return load_file(repository / "tests" / "fixtures" / "sit-small.safetensors")
+
+
+@pytest.fixture(scope="module")
+def settings(repository) -> dict:
+    with safe_open(repository / "tests" / "fixtures" / "sit-small.safetensors", "pt") as file:
+        return json.loads(file.metadata()["config"])
+
+
+@pytest.fixture(scope="module")
+def released(fixture, settings) -> DiffusionTransformer:
+    config = DiffusionConfig(**{key: settings[key] for key in ("width", "depth", "num_heads")})
+    model = DiffusionTransformer(config, **{key: settings[key] for key in ("num_tokens", "latent_dim", "num_classes")})
+    model.load_state_dict({k.removeprefix("weights."): v for k, v in fixture.items() if k.startswith("weights.")})
+    return model.eval()
+
+
+def test_velocities_agree_with_the_release(fixture, released, settings):
+    null = torch.full((3,), settings["num_classes"])
+    with torch.inference_mode():
+        for key, labels in (("velocity", fixture["labels"]), ("velocity_null", null)):
+            assert (released(fixture["x_t"], fixture["t"], labels) - fixture[key]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("method", ["euler", "heun", "euler_maruyama"])
+@pytest.mark.parametrize("path", ["linear", "cosine"])
+def test_samples_agree_with_the_release(fixture, released, settings, path, method):
+    guidance = Guidance(settings["cfg_scale"], settings["guidance_low"], settings["guidance_high"])
+    found = sample(
+        released, fixture["x_t"], fixture["labels"], method=method, num_steps=settings["num_steps"], guidance=guidance,
+        path=path, sde_noise=fixture["sde_noise"] if method == "euler_maruyama" else None,
+    )  # fmt: skip
+    assert (found - fixture[f"sample_{path}_{method}"]).abs().max() < 1e-3
+
+
+def test_the_fixed_table_of_the_release_is_ours(fixture, released):
+    config = DiffusionConfig(width=48, depth=0, num_heads=3)
+    fresh = DiffusionTransformer(config, num_tokens=16, latent_dim=8, num_classes=10)
+    assert torch.allclose(fresh.pos_embed, fixture["weights.pos_embed"], atol=1e-6)
+    assert "pos_embed" not in dict(fresh.named_parameters())
+
+
+def test_sit_xl_has_the_released_names_shapes_and_number_of_values(repository):
+    wanted = json.loads((repository / "tests" / "fixtures" / "released-state-dicts.json").read_text())
+    with torch.device("meta"):
+        model = DiffusionTransformer(DIFFUSION["sit-xl"], num_tokens=128, latent_dim=32, num_classes=1000)
+    found = {name: list(value.shape) for name, value in model.state_dict().items()}
+    assert found == {name: list(shape) for name, shape in wanted["sit-xl_maetok-b-128"].items()}
+    assert sum(value.numel() for value in model.state_dict().values()) == 675_000_608
+
+
+# Parts ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_fresh_model_predicts_zero_and_its_blocks_do_nothing():
+    for preset in ("test", "tiny"):
+        torch.manual_seed(0)
+        model = DiffusionTransformer(DIFFUSION[preset], num_tokens=6, latent_dim=3, num_classes=5)
+        assert model(noise(2, 6, 3), torch.rand(2), torch.tensor([0, 5])).abs().max() == 0
+        condition = model.t_embedder(torch.rand(2)) + model.y_embedder(torch.tensor([0, 5]))
+        x = noise(2, 6, DIFFUSION[preset].width)
+        assert torch.equal(model.blocks[0](x, condition, None), x)
+
+
+@each_kind
+def test_time_label_and_the_order_of_tokens_all_matter_and_samples_do_not_mix(parts):
+    model, x, t, y = make(**parts), noise(2, 6, 3), torch.tensor([0.2, 0.7]), torch.tensor([1, 5])
+    v = model(x, t, y)
+    assert v.shape == x.shape
+    for other in (model(x, t + 0.2, y), model(x, t, y - 1), model(x.flip(1), t, y).flip(1)):
+        assert not torch.allclose(other, v, atol=1e-3)
+    assert torch.allclose(model(x[1:], t[1:], y[1:]), v[1:], atol=1e-5)
+
+
+@each_kind
+def test_every_weight_learns(parts):
+    model = make(**parts)
+    model(noise(4, 6, 3), torch.rand(4), torch.tensor([1, 2, 3, 5])).square().sum().backward()
+    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    assert idle == []
+
+
+def test_an_unconditional_model_has_only_the_null_label():
+    model = make(num_classes=0)
+    assert model.y_embedder.embedding_table.num_embeddings == 1
+    assert model(noise(2, 6, 3), torch.rand(2), torch.zeros(2, dtype=torch.long)).shape == (2, 6, 3)
+
+
+def test_lightningdit_has_its_parts():
+    model = make(**LIGHTNING)
+    assert isinstance(model.blocks[0].mlp, SwiGLU)
+    assert model.blocks[0].mlp.w3.in_features == int(16 * 8 / 3)
+    assert isinstance(model.blocks[0].norm1, torch.nn.RMSNorm)
+    assert isinstance(model.blocks[0].attn.q_norm, torch.nn.RMSNorm)
+    assert "pos_embed" not in model.state_dict()
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's RMSNorm says it is slow so
+@each_kind
+def test_bf16_is_close_to_float32(parts):
+    model, x, t, y = make(**parts), noise(2, 6, 3), torch.tensor([0.2, 0.7]), torch.tensor([1, 5])
+    exact = model(x, t, y)
+    with autocast("cpu", "bf16"):
+        low = model(x, t, y)
+    assert (low - exact).norm() < 0.05 * exact.norm()
+
+
+def test_presets_are_the_designs_and_all_run():
+    sits = ["sit-s", "sit-b", "sit-l", "sit-xl"]
+    lightning = ["lightningdit-b", "lightningdit-l", "lightningdit-xl"]
+    assert list(DIFFUSION) == ["test", "tiny", "small", *sits, *lightning]
+    counts = {}
+    for name in ("test", "tiny", "small", "sit-s", "lightningdit-b", "lightningdit-xl"):
+        with torch.device("meta"):
+            model = DiffusionTransformer(DIFFUSION[name], num_tokens=16, latent_dim=16, num_classes=9)
+            v = model(torch.empty(2, 16, 16), torch.empty(2), torch.zeros(2, dtype=torch.long))
+        assert v.shape == (2, 16, 16), name
+        counts[name] = sum(p.numel() for p in model.parameters())
+    assert counts["test"] < counts["tiny"] < counts["small"] < counts["sit-s"] < counts["lightningdit-b"]
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="5 heads do not divide the width 16"):
+        DiffusionConfig(width=16, depth=1, num_heads=5)

@@ -1,0 +1,120 @@
+"""Interpolants are their equations, and the loss of the perfect velocity is zero."""
+
+import math
+
+import pytest
+import torch
+
+from maetok_lab.diffusion.path import PATHS, draw_times, velocity_loss
+from maetok_lab.rng import generator
+
+each_path = pytest.mark.parametrize("name", PATHS)
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@each_path
+def test_a_path_leads_from_data_at_zero_to_noise_at_one(name):
+    x, n = noise(2, 3, 4), noise(2, 3, 4, seed=1)
+    for t, end in ((0.0, x), (1.0, n)):
+        t = torch.full((2,), t, dtype=torch.float64)
+        assert torch.allclose(PATHS[name].interpolate(x, n, t)[0], end, atol=1e-12)
+
+
+@each_path
+def test_the_velocity_is_the_paths_derivative(name):
+    x, n, t = noise(5, 3, 4), noise(5, 3, 4, seed=1), torch.linspace(0.05, 0.95, 5, dtype=torch.float64)
+    path, h = PATHS[name], 1e-6
+    slope = (path.interpolate(x, n, t + h)[0] - path.interpolate(x, n, t - h)[0]) / (2 * h)
+    assert torch.allclose(path.interpolate(x, n, t)[1], slope, atol=1e-7)
+
+
+@each_path
+def test_data_and_noise_are_found_again_from_the_velocity(name):
+    x, n, path = noise(4, 3, 4), noise(4, 3, 4, seed=1), PATHS[name]
+    for t in (0.0, 0.3, 0.75, 1.0):
+        t = torch.tensor(t, dtype=torch.float64)
+        x_t, v = path.interpolate(x, n, t.expand(4))
+        assert torch.allclose(path.data(x_t, v, t), x, atol=1e-12)
+        assert torch.allclose(path.noise(x_t, v, t), n, atol=1e-12)
+
+
+@each_path
+def test_the_score_is_the_gradient_of_a_gaussians_log_density_even_at_pure_noise(name):
+    path, mean, std = PATHS[name], 0.7, 0.5
+    for time in (0.04, 0.5, 0.9, 1.0):
+        t = torch.tensor(time, dtype=torch.float64)
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        variance = (alpha * std) ** 2 + sigma**2
+        x_t = noise(50)
+        centred = x_t - alpha * mean
+        data, n = mean + alpha * std**2 / variance * centred, sigma / variance * centred
+        v = path.d_alpha(t) * data + path.d_sigma(t) * n
+        assert torch.allclose(path.score(x_t, v, t), -centred / variance, atol=1e-9)
+
+
+def test_the_paths_are_the_papers():
+    t = torch.tensor([0.0, 0.25, 1.0])
+    assert PATHS["linear"].alpha(t).tolist() == [1, 0.75, 0]
+    assert torch.allclose(PATHS["cosine"].alpha(t), torch.tensor([1, math.cos(math.pi / 8), 0]), atol=1e-6)
+    assert torch.allclose(PATHS["cosine"].sigma(t), torch.tensor([0, math.sin(math.pi / 8), 1]), atol=1e-6)
+
+
+@each_path
+def test_logit_normal_times_make_the_noise_ratio_log_normal(name):
+    t = draw_times(20_000, "logit-normal", path=name, generator=generator(0, "t"))
+    assert ((t > 0) & (t < 1)).all()
+    log_ratio = (PATHS[name].sigma(t) / PATHS[name].alpha(t)).log()
+    assert log_ratio.mean().item() == pytest.approx(0, abs=0.03)
+    assert log_ratio.std().item() == pytest.approx(1, abs=0.03)
+
+
+def test_uniform_times_are_uniform():
+    t = draw_times(20_000, "uniform", path="linear", generator=generator(0, "t"))
+    steps = torch.arange(20_000) / 20_000
+    assert (t.sort().values - steps).abs().max() < 1.63 / 20_000**0.5
+
+
+@each_path
+def test_the_loss_of_the_perfect_velocity_is_zero(name):
+    x, n, t = noise(3, 4, 2).float(), noise(3, 4, 2, seed=1).float(), torch.tensor([0.1, 0.5, 0.9])
+    y = torch.zeros(3, dtype=torch.long)
+    wanted = PATHS[name].interpolate(x, n, t)[1]
+    loss = velocity_loss(lambda x_t, t, labels: wanted, x, y, t=t, noise=n, path=name)
+    assert loss.tolist() == [0, 0, 0]
+
+
+def test_the_loss_is_each_samples_own_mean_square():
+    x, n, t = noise(3, 4, 2).float(), noise(3, 4, 2, seed=1).float(), torch.tensor([0.1, 0.5, 0.9])
+    labels = torch.tensor([5, 6, 7])
+    seen = []
+
+    def model(x_t, time, y):
+        seen.append((x_t, time, y))
+        return torch.zeros_like(x_t)
+
+    loss = velocity_loss(model, x, labels, t=t, noise=n)
+    assert torch.allclose(loss, (n - x).square().mean((1, 2)))
+    assert torch.allclose(seen[0][0], (1 - t)[:, None, None] * x + t[:, None, None] * n)
+    assert torch.equal(seen[0][1], t)
+    assert torch.equal(seen[0][2], labels)
+
+
+def test_the_generator_decides_times_and_noise():
+    x, y = noise(8, 4, 2).float(), torch.zeros(8, dtype=torch.long)
+
+    def model(x_t, t, labels):
+        return x_t * t[:, None, None]
+
+    first, again, other = (velocity_loss(model, x, y, generator=generator(s, "loss")) for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_bf16_velocity_is_compared_in_float32():
+    x, n, t = noise(3, 4, 2).float(), noise(3, 4, 2, seed=1).float(), torch.full((3,), 0.5)
+    loss = velocity_loss(lambda x_t, t, y: x_t.bfloat16(), x, torch.zeros(3, dtype=torch.long), t=t, noise=n)
+    assert loss.dtype == torch.float32
+    assert torch.allclose(loss, (((x + n) / 2).bfloat16().float() - (n - x)).square().mean((1, 2)))

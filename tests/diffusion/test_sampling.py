@@ -1,0 +1,289 @@
+"""The samplers solve their equations, guide where they should, and compute nothing in vain."""
+
+import math
+import sys
+
+import pytest
+import torch
+
+from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer
+from maetok_lab.diffusion.path import PATHS
+from maetok_lab.diffusion.sampling import Guidance, draw_noise, sample, sample_steps
+from maetok_lab.rng import seeds_for
+
+each_path = pytest.mark.parametrize("path", PATHS)
+WEIGHTS, MEANS, STDS = (torch.tensor(v, dtype=torch.float64) for v in ([0.3, 0.7], [-1.5, 1.0], [0.5, 0.8]))
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Mixture:
+    """The exact velocity of independent 1-D Gaussian mixtures, one a channel: E[alpha' x + sigma' n | x_t]."""
+
+    def __init__(self, path: str):
+        self.path = PATHS[path]
+
+    def __call__(self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        x, t = x_t.double()[..., None], t.double()[0]
+        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+        variance = (alpha * STDS).square() + sigma**2
+        centred = x - alpha * MEANS
+        share = (WEIGHTS.log() - 0.5 * variance.log() - 0.5 * centred.square() / variance).softmax(-1)
+        data, noise = MEANS + alpha * STDS.square() / variance * centred, sigma / variance * centred
+        return (share * (self.path.d_alpha(t) * data + self.path.d_sigma(t) * noise)).sum(-1).float()
+
+
+def quantile(z: torch.Tensor) -> torch.Tensor:
+    """Where the flow takes noise z: the mixture's value at the same quantile, because flows in 1-D keep the order."""
+    normal = torch.distributions.Normal(0.0, 1.0)
+    wanted, low, high = normal.cdf(z.double()), torch.full_like(z.double(), -9), torch.full_like(z.double(), 9)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = (WEIGHTS * normal.cdf((middle[..., None] - MEANS) / STDS)).sum(-1) < wanted
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return middle
+
+
+def error(method: str, steps: int, path: str) -> float:
+    z = noise(64, 1, 1)
+    labels = torch.zeros(64, dtype=torch.long)
+    found = sample(Mixture(path), z, labels, method=method, num_steps=steps, path=path)
+    return (found - quantile(z)).abs().mean().item()
+
+
+class Rows:
+    """A model whose velocity is its label (null: -1), which counts the rows it is asked for."""
+
+    num_classes = 10
+
+    def __init__(self):
+        self.rows, self.calls = 0, []
+
+    def __call__(self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        assert len(x_t) == len(t) == len(labels)
+        self.rows += len(x_t)
+        self.calls.append((len(x_t), t[0].item()))
+        values = torch.where(labels == self.num_classes, -1, labels).float()
+        return values[:, None, None].expand_as(x_t)
+
+
+# Numerical truths -----------------------------------------------------------------------------------------------------
+
+
+@each_path
+@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
+def test_fixed_step_samplers_converge_with_their_order(method, order, path):
+    coarse, fine = error(method, 32, path), error(method, 128, path)
+    assert math.log(coarse / fine, 4) == pytest.approx(order, abs=0.25)
+    assert fine < (0.03 if order == 1 else 1e-3)
+
+
+@each_path
+def test_dopri5_solves_the_flow_to_five_digits(path):
+    assert error("dopri5", 1, path) < 1e-5
+    assert error("dopri5", 7, path) < 1e-5
+
+
+@each_path
+def test_euler_maruyama_reproduces_the_mixtures_mean_and_covariance(path):
+    count = 8000
+    z, labels = noise(count, 1, 2), torch.zeros(count, dtype=torch.long)
+    sde = torch.randn(149, count, 1, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = sample(Mixture(path), z, labels, method="euler_maruyama", num_steps=150, path=path, sde_noise=sde)
+    found = found[:, 0].double()
+    mean = (WEIGHTS * MEANS).sum()
+    variance = (WEIGHTS * (STDS.square() + MEANS.square())).sum() - mean**2
+    assert torch.allclose(found.mean(0), mean.expand(2), atol=0.05)
+    assert torch.allclose(found.T.cov(), variance * torch.eye(2, dtype=torch.float64), atol=0.06)
+    # It is the noise that makes the spread: the same noise at the start, another on the way, another end.
+    assert (found - quantile(z[:, 0])).abs().mean() > 0.3
+
+
+@each_path
+@pytest.mark.parametrize("method", ["euler", "heun", "euler_maruyama", "dopri5"])
+def test_a_single_point_is_reached_exactly_and_known_from_the_first_step_on(method, path):
+    point = noise(2, 3, seed=5)
+
+    def model(x_t, t, labels):
+        """v = alpha' x + sigma' n, with x the point and n what is left of x_t."""
+        t = t.double()[:, None, None]
+        p = PATHS[path]
+        return p.d_alpha(t) * point + p.d_sigma(t) * (x_t - p.alpha(t) * point) / p.sigma(t).clamp(min=1e-6)
+
+    sde = noise(9, 4, 2, 3).double()
+    options = {"sde_noise": sde} if method == "euler_maruyama" else {}
+    steps = list(sample_steps(model, noise(4, 2, 3), torch.zeros(4), method=method, num_steps=10, path=path, **options))
+    for step in steps:
+        assert torch.allclose(step.x0, point.double().expand(4, -1, -1), atol=1e-4)
+    if method == "dopri5" or (method, path) == ("euler", "linear"):
+        assert torch.allclose(steps[-1].x, point.double().expand(4, -1, -1), atol=1e-3)
+
+
+# The calling convention -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["euler", "heun", "euler_maruyama", "dopri5"])
+def test_the_trajectory_ends_where_sample_ends(method):
+    z, labels = noise(3, 1, 2), torch.zeros(3, dtype=torch.long)
+    options = {"method": method, "num_steps": 5}
+    if method == "euler_maruyama":
+        options["seeds"] = [1, 2, 3]
+    steps = list(sample_steps(Mixture("linear"), z, labels, **options))
+    assert [s.step for s in steps] == [1, 2, 3, 4, 5]
+    times = [0.76, 0.52, 0.28, 0.04, 0.0] if method == "euler_maruyama" else [0.8, 0.6, 0.4, 0.2, 0.0]
+    assert [s.t for s in steps] == pytest.approx(times)
+    assert steps[0].x.dtype == torch.float64
+    last = sample(Mixture("linear"), z, labels, **options)
+    assert last.dtype == torch.float32
+    assert torch.equal(last, steps[-1].x.float())
+
+
+def test_sampling_keeps_no_gradients_and_shows_the_model_float32():
+    model = Rows()
+    seen = []
+    found = sample(
+        lambda x_t, t, y: seen.append((x_t.dtype, t.dtype)) or model(x_t, t, y),
+        noise(2, 1, 2).requires_grad_(), torch.zeros(2, dtype=torch.long), num_steps=2,
+    )  # fmt: skip
+    assert set(seen) == {(torch.float32, torch.float32)}
+    assert not found.requires_grad
+
+
+# Guidance -------------------------------------------------------------------------------------------------------------
+
+
+def test_guidance_extrapolates_from_the_null_velocity_inside_its_interval_only():
+    labels, z = torch.tensor([2, 5]), torch.zeros(2, 1, 1)
+    plain = sample(Rows(), z, labels, num_steps=8)
+    assert plain.flatten().tolist() == [-2, -5]  # from t = 1 to 0 a constant velocity v moves by -v
+    guided = sample(Rows(), z, labels, num_steps=8, guidance=Guidance(3.0, 0.25, 0.5))
+    # v = -1 + 3 (label + 1) = 3 label + 2 at t = 0.5, 0.375 and 0.25: three of eight steps
+    assert guided.flatten().tolist() == [-(5 * 2 + 3 * 8) / 8, -(5 * 5 + 3 * 17) / 8]
+
+
+@pytest.mark.parametrize("method", ["euler", "heun", "euler_maruyama", "dopri5"])
+def test_guidance_of_scale_one_is_no_guidance_and_costs_nothing(method):
+    labels, z = torch.tensor([2, 5]), noise(2, 1, 1)
+    options = {"method": method, "num_steps": 6} | ({"seeds": [1, 2]} if method == "euler_maruyama" else {})
+    free, one = Rows(), Rows()
+    assert torch.equal(sample(free, z, labels, **options), sample(one, z, labels, guidance=Guidance(1.0), **options))
+    assert free.rows == one.rows
+
+
+def test_exactly_b_rows_a_step_outside_the_interval_and_twice_as_many_inside():
+    model = Rows()
+    sample(model, noise(3, 1, 1), torch.tensor([1, 2, 3]), num_steps=20, guidance=Guidance(1.9, 0.25, 0.75))
+    assert len(model.calls) == 20
+    for rows, t in model.calls:
+        assert rows == (6 if 0.25 <= round(t, 6) <= 0.75 else 3)
+    assert [rows for rows, _ in model.calls].count(6) == 11
+
+
+def test_the_papers_setting_costs_437_rows_an_image():
+    for high, rows in ((0.75, 437), (1.0, 500), (None, 250)):
+        model = Rows()
+        guidance = None if high is None else Guidance(1.9, 0.0, high)
+        sample(model, noise(2, 1, 1), torch.tensor([1, 2]), num_steps=250, guidance=guidance)
+        assert model.rows == 2 * rows
+
+
+def test_heun_guides_both_evaluations_of_a_step_by_the_steps_first_time():
+    model = Rows()
+    sample(model, noise(3, 1, 1), torch.tensor([1, 2, 3]), method="heun", num_steps=4, guidance=Guidance(2.0, 0.4, 0.8))
+    # steps begin at 1, 0.75, 0.5 and 0.25; the last one has one evaluation
+    assert model.calls == [(3, 1), (3, 0.75), (6, 0.75), (6, 0.5), (6, 0.5), (6, 0.25), (3, 0.25)]
+
+
+def test_autoguidance_extrapolates_from_a_weaker_model_with_the_same_labels():
+    strong, weak = Rows(), Rows()
+
+    def weaker(x_t, t, labels):
+        return weak(x_t, t, labels) / 2
+
+    found = sample(
+        strong, torch.zeros(2, 1, 1), torch.tensor([2, 6]), num_steps=4,
+        weak_model=weaker, guidance=Guidance(3.0, 0, 0.5),
+    )  # fmt: skip
+    # v = label / 2 + 3 (label - label / 2) = 2 label at t = 0.5 and 0.25
+    assert found.flatten().tolist() == [-(2 * 2 + 2 * 4) / 4, -(2 * 6 + 2 * 12) / 4]
+    assert strong.calls == [(2, 1), (2, 0.75), (2, 0.5), (2, 0.25)]
+    assert weak.calls == [(2, 0.5), (2, 0.25)]
+
+
+# Seeds ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["euler", "euler_maruyama"])
+def test_image_k_does_not_depend_on_the_batch_around_it(method):
+    torch.manual_seed(0)
+    config = DiffusionConfig(width=16, depth=1, num_heads=2)
+    model = DiffusionTransformer(config, num_tokens=4, latent_dim=3, num_classes=5)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    labels = torch.tensor([4, 2, 0, 1, 3])
+
+    def run(chosen: slice) -> torch.Tensor:
+        seeds = seeds_for(0, 5)[chosen]
+        z = draw_noise(seeds, 4, 3)
+        guidance = Guidance(1.5, 0.0, 0.75)
+        return sample(model, z, labels[chosen], method=method, num_steps=6, seeds=seeds, guidance=guidance)
+
+    together = run(slice(0, 5))
+    apart = torch.cat([run(slice(0, 2)), run(slice(2, 3)), run(slice(3, 5))])
+    assert torch.allclose(together, apart, atol=1e-5)
+    assert (torch.cdist(together.flatten(1), together.flatten(1)) + 9 * torch.eye(5)).min() > 0.1
+
+
+def test_noise_belongs_to_its_seed():
+    assert torch.equal(draw_noise([3, 1, 2], 4, 2)[1:], draw_noise([1, 2], 4, 2))
+    assert draw_noise(range(500), 4, 2).std().item() == pytest.approx(1, abs=0.05)
+
+
+# Errors ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.8, 0.2), (-0.1, 0.5), (0.5, 1.1)])
+def test_an_interval_that_is_none_is_refused(low, high):
+    with pytest.raises(ValueError, match=rf"guidance needs 0 <= low <= high <= 1, not low {low}, high {high}"):
+        Guidance(1.5, low, high)
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        ([0, 11], {}, r"labels must be in 0 .. 10 \(10 is the null class\), not 0 .. 11"),
+        ([-1, 3], {}, r"labels must be in 0 .. 10 \(10 is the null class\), not -1 .. 3"),
+        ([1], {}, r"need one label a sample, not labels \(1,\) for noise \(2, 1, 1\)"),
+        ([1, 2], {"num_steps": 0}, "num_steps must be at least 1, not 0"),
+        ([1, 2], {"method": "huen"}, r"unknown sampler 'huen'; did you mean 'heun'\?"),
+        ([1, 2], {"path": "cosin"}, r"unknown path 'cosin'; did you mean 'cosine'\?"),
+        ([1, 2], {"method": "euler_maruyama"}, r"euler_maruyama needs one seed a sample \(seeds\), or its noise"),
+        ([1, 2], {"method": "euler_maruyama", "seeds": [1]}, "euler_maruyama needs one seed a sample"),
+        (
+            [1, 2], {"method": "euler_maruyama", "sde_noise": torch.zeros(4, 2, 1, 1)},
+            r"sde_noise must be \(3, 2, 1, 1\), not \(4, 2, 1, 1\)",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_sampled_is_one_clear_line(labels, options, message):
+    with pytest.raises(ValueError, match=message):
+        sample(Rows(), torch.zeros(2, 1, 1), torch.tensor(labels), **{"num_steps": 4} | options)
+
+
+def test_noise_of_another_size_than_the_models_is_refused():
+    config = DiffusionConfig(width=16, depth=1, num_heads=2)
+    model = DiffusionTransformer(config, num_tokens=4, latent_dim=3, num_classes=5)
+    with pytest.raises(ValueError, match=r"noise must be \(B, 4, 3\), not \(1, 5, 3\)"):
+        sample(model, noise(1, 5, 3), torch.tensor([0]), num_steps=1)
+
+
+def test_the_null_label_may_be_asked_for():
+    assert sample(Rows(), torch.zeros(1, 1, 1), torch.tensor([10]), num_steps=2).item() == 1
+
+
+def test_dopri5_says_which_package_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    with pytest.raises(ImportError, match=r"sampler needs torchdiffeq: pip install 'maetok-lab\[evaluation\]'"):
+        sample(Rows(), torch.zeros(1, 1, 1), torch.tensor([1]), method="dopri5", num_steps=2)

@@ -1,0 +1,136 @@
+"""Generation metrics on a tiny seeded network: direction, names, intervals, floors and refusals."""
+
+import math
+
+import pytest
+import torch
+
+from maetok_lab.evaluation.features import Reference, image_features, make_reference
+from maetok_lab.evaluation.generation import evaluate_generation
+from maetok_lab.evaluation.metrics import feature_statistics, frechet_distance, inception_score, kernel_distance
+from maetok_lab.evaluation.protocol import EvalProtocol
+from maetok_lab.rng import generator
+
+PROTOCOL = EvalProtocol(sampler="heun", steps=50, labels="equal")
+
+
+class TinyNet(torch.nn.Module):
+    """A seeded convolution in the place of nets.FeatureNet."""
+
+    name, weight_hash, input_size = "efficientnet_lite2", "0123", 16
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(6, 3, 3, 3, generator=generator(0, "net")))
+
+    def features(self, images):
+        return torch.nn.functional.conv2d(images, self.weight, stride=2).relu().mean(dim=(2, 3))
+
+
+def images(count=60, name="real", size=16):
+    tint = torch.rand(count, 3, 1, 1, generator=generator(0, name, "tint")) - 0.5
+    return (tint + 0.5 * torch.rand(count, 3, size, size, generator=generator(0, name))).clamp(-1, 1)
+
+
+def evaluate(samples, reference=None, **settings):
+    reference = images() if reference is None else reference
+    return evaluate_generation(samples, reference, net=TinyNet(), protocol=PROTOCOL, **{"preview": True} | settings)
+
+
+def test_numbers_are_those_of_the_metrics_under_the_networks_name():
+    net, samples = TinyNet(), images(50, "fake") * 0.8
+    result = evaluate(samples)
+    made, real = make_reference(samples, net).features, make_reference(images(), net).features
+    assert result.metrics["kid_efflite2"] == kernel_distance(made, real).value
+    assert result.metrics["fd_efflite2"] == pytest.approx(frechet_distance(made, real))
+    assert set(result.metrics) == {"kid_efflite2", "fd_efflite2", "precision_efflite2", "recall_efflite2"}
+    assert set(result.floor) == set(result.metrics)
+    assert set(result.intervals) == {"kid_efflite2", "fd_efflite2"}
+    for name, (low, high) in result.intervals.items():
+        assert low < result.metrics[name] < high
+
+
+def test_the_protocol_says_what_was_compared():
+    result = evaluate(images(50, "fake"))
+    protocol = result.protocol
+    assert (protocol.sampler, protocol.num_images, protocol.reference_images, protocol.image_size) == (
+        "heun",
+        50,
+        60,
+        16,
+    )
+    assert (protocol.net, protocol.net_weights) == ("efficientnet_lite2", "0123")
+    assert protocol.reference_sha256 == make_reference(images(), TinyNet()).sha256
+    assert result.preview
+    with pytest.raises(ValueError, match="num_images = 7, but it is 50"):
+        evaluate_generation(
+            images(50, "fake"), images(), net=TinyNet(), protocol=EvalProtocol(num_images=7), preview=True
+        )
+
+
+def test_distances_grow_with_noise_and_real_images_reach_the_floor():
+    noise = torch.randn(60, 3, 16, 16, generator=generator(0, "noise"))
+    results = [evaluate(images(60, "fake") + sigma * noise) for sigma in (0.0, 0.3, 0.8)]
+    for name in ("kid_efflite2", "fd_efflite2"):
+        values = [result.metrics[name] for result in results]
+        assert values == sorted(values)
+        assert results[0].intervals[name][1] < values[2]
+        assert abs(results[0].floor[name]) < values[2]
+    low, high = results[0].intervals["kid_efflite2"]
+    assert low < 0 < high
+
+
+def test_batch_size_does_not_change_the_result():
+    results = [evaluate(images(50, "fake"), batch_size=size) for size in (1, 7, 64)]
+    for result in results[1:]:
+        assert result.metrics == pytest.approx(results[0].metrics, rel=1e-5)
+
+
+def test_a_second_real_set_can_be_the_floor():
+    second = images(40, "second")
+    result = evaluate(images(50, "fake"), second_reference=second)
+    want = kernel_distance(make_reference(second, TinyNet()).features, make_reference(images(), TinyNet()).features)
+    assert result.floor["kid_efflite2"] == want.value
+
+
+def test_published_statistics_give_the_frechet_distance_alone():
+    net = TinyNet()
+    pair = feature_statistics(make_reference(images(), net).features)
+    statistics = Reference("published", "abc", None, None, statistics=pair)
+    result = evaluate(images(50, "fake"), statistics, metrics=["fd"])
+    assert result.metrics["fd_efflite2"] == pytest.approx(evaluate(images(50, "fake")).metrics["fd_efflite2"])
+    assert result.floor == {}
+    with pytest.raises(ValueError, match="only a mean and a covariance"):
+        evaluate(images(50, "fake"), statistics)
+
+
+def test_inception_score_is_given_when_asked_for():
+    class Classifier(TinyNet):
+        def logits(self, images):
+            return 50 * self.features(images)
+
+    samples = images(50, "fake")
+    result = evaluate_generation(samples, images(), net=Classifier(), protocol=PROTOCOL, metrics=["is"])
+    want = inception_score(image_features(samples, Classifier(), output="logits"))
+    assert result.metrics == {"is_efflite2": want.mean}
+    assert want.mean > 1
+    with pytest.raises(ValueError, match="read twice"):
+        evaluate_generation(iter([samples]), images(), net=Classifier(), protocol=PROTOCOL, metrics=["is"])
+    with pytest.raises(ValueError, match="class logits"):
+        evaluate(samples, metrics=["is"])
+
+
+def test_what_cannot_be_trusted_is_refused():
+    with pytest.raises(ValueError, match="needs 3000 images a side, not 50: pass preview=True"):
+        evaluate(images(50, "fake"), preview=False)
+    assert "kid_efflite2" in evaluate(images(50, "fake"), preview=False, metrics=["kid"]).metrics
+    with pytest.raises(ValueError, match="all 20 samples are the same image"):
+        evaluate(images(1).expand(20, -1, -1, -1))
+    with pytest.raises(ValueError, match=r"samples are 8 px, but the reference .* has images of 16 px"):
+        evaluate(images(50, "fake", size=8))
+    bad = images(50, "fake")
+    bad[3, 1, 2, 2] = math.nan
+    with pytest.raises(ValueError, match="NaN"):
+        evaluate(bad)
+    with pytest.raises(ValueError, match=r"unknown metrics \['fid'\]"):
+        evaluate(images(50, "fake"), metrics=["fid"])

@@ -1,0 +1,46 @@
+"""FID's network through torch-fidelity, on random weights: no download, no code from pickles."""
+
+import sys
+
+import pytest
+import torch
+
+from maetok_lab.evaluation.features import metric_name
+from maetok_lab.evaluation.inception import load_inception
+from maetok_lab.pictures import to_uint8
+from maetok_lab.rng import generator
+
+
+def test_missing_weights_and_package_say_what_to_do(monkeypatch, tmp_path):
+    pytest.importorskip("torch_fidelity")
+    with pytest.raises(FileNotFoundError, match="no Inception weights at"):
+        load_inception(tmp_path / "none.pth")
+
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(FileNotFoundError, match=r"no route to host.*load_inception\(weights=FILE\)"):
+        load_inception()
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    with pytest.raises(ImportError, match=r"maetok-lab\[evaluation\]"):
+        load_inception()
+
+
+def test_features_are_torch_fidelitys_of_the_rounded_images(tmp_path, monkeypatch):
+    inner = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    with monkeypatch.context() as patch:  # a network without a file, to write one
+        patch.setattr(inner, "load_state_dict_from_url", lambda *args, **kwargs: {})
+        patch.setattr(inner.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        random = inner.FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"])
+    torch.save(random.state_dict(), tmp_path / "weights.pth")
+    net = load_inception(tmp_path / "weights.pth").train()
+    images = 2 * torch.rand(2, 3, 32, 32, generator=generator(0, "images")) - 1
+    with torch.no_grad():
+        features, logits = random(to_uint8(images))
+        torch.testing.assert_close(net.features(images), features)
+        torch.testing.assert_close(net.logits(images), logits)
+    assert net.features(images).shape == (2, 2048)
+    assert metric_name("fd", net) == "fid"
+    assert not net.model.training

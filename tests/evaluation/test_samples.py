@@ -1,0 +1,94 @@
+"""Images out of models are the same whatever the batch size and the mode the models were in."""
+
+import pytest
+import torch
+
+from maetok_lab.config import override
+from maetok_lab.data.latents import LatentSpace
+from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer
+from maetok_lab.diffusion.sampling import Guidance
+from maetok_lab.evaluation.samples import generate, reconstruct
+from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
+from maetok_lab.tokenizer.towers import TowerConfig
+
+TOWER = TowerConfig(width=16, depth=2, num_heads=2)
+MODEL = TokenizerConfig(image_size=8, patch_size=4, num_latent_tokens=3, latent_dim=2, encoder=TOWER, decoder=TOWER)
+SPACE = LatentSpace("weights", torch.tensor([0.5, -0.5]), torch.tensor([2.0, 0.5]))
+LABELS = torch.tensor([0, 3, 1, 2, 2])
+
+
+def fill(module: torch.nn.Module) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    return module.eval()
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    tokenizer = fill(Tokenizer(override(MODEL, {"encoder.drop_path": 0.5, "decoder.drop_path": 0.5})))
+    tokenizer.fingerprint = "weights"
+    return tokenizer
+
+
+@pytest.fixture
+def model() -> DiffusionTransformer:
+    config = DiffusionConfig(width=16, depth=1, num_heads=2)
+    return fill(DiffusionTransformer(config, num_tokens=3, latent_dim=2, num_classes=4))
+
+
+def images(count: int) -> torch.Tensor:
+    return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_reconstructions_are_in_eval_mode_whatever_the_batch_and_the_mode_comes_back(tokenizer, training):
+    with torch.inference_mode():
+        wanted = tokenizer(images(5))
+    tokenizer.train(training)
+    for batch_size in (2, 5, 64):
+        assert torch.allclose(reconstruct(tokenizer, images(5), batch_size=batch_size), wanted, atol=1e-5)
+    assert tokenizer.training == training
+    assert not wanted.requires_grad
+
+
+@pytest.mark.parametrize("method", ["euler", "euler_maruyama"])
+def test_sample_k_is_the_same_in_any_batch(model, tokenizer, method):
+    options = {"seed": 3, "method": method, "num_steps": 4, "guidance": Guidance(1.5, 0.0, 0.8)}
+    together = generate(model, tokenizer, SPACE, LABELS, **options)
+    for batch_size in (1, 2):
+        apart = generate(model, tokenizer, SPACE, LABELS, batch_size=batch_size, **options)
+        assert torch.allclose(together, apart, atol=1e-4)
+    assert together.shape == (5, 3, 8, 8)
+    assert together.abs().max() <= 1
+    assert not torch.allclose(together[3], together[4], atol=1e-2)  # one label, two seeds
+    other = generate(model, tokenizer, SPACE, LABELS, **options | {"seed": 4})
+    assert not torch.allclose(together, other, atol=1e-2)
+
+
+def test_latents_are_denormalised_before_decoding(model, tokenizer):
+    torch.nn.init.zeros_(model.final_layer.linear.weight)
+    torch.nn.init.zeros_(model.final_layer.linear.bias)  # no velocity: the noise itself is decoded
+    seen = []
+    tokenizer.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    generate(model, tokenizer, LatentSpace("weights", torch.tensor(0.0), torch.tensor(1.0)), LABELS, num_steps=1)
+    generate(model, tokenizer, SPACE, LABELS, num_steps=1)
+    assert torch.allclose(seen[1], seen[0] * SPACE.std + SPACE.mean, atol=1e-6)
+
+
+def test_samples_are_drawn_in_eval_mode_and_the_modes_come_back(model, tokenizer):
+    wanted = generate(model, tokenizer, SPACE, LABELS, num_steps=2)
+    tokenizer.train()
+    assert torch.equal(generate(model, tokenizer, SPACE, LABELS, num_steps=2), wanted)
+    assert (tokenizer.training, model.training) == (True, False)
+
+
+def test_the_latent_space_of_another_tokenizer_is_refused(model, tokenizer):
+    tokenizer.fingerprint = "others"
+    with pytest.raises(ValueError, match="the latent space belongs to tokenizer weights, not to others"):
+        generate(model, tokenizer, SPACE, LABELS, num_steps=1)
+
+
+def test_labels_the_model_does_not_know_are_refused(model, tokenizer):
+    with pytest.raises(ValueError, match=r"labels must be in 0 .. 4 \(4 is the null class\), not 0 .. 5"):
+        generate(model, tokenizer, SPACE, torch.tensor([0, 5]), num_steps=1)

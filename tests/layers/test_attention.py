@@ -1,0 +1,89 @@
+"""Attention is the textbook's formula in every precision."""
+
+import pytest
+import torch
+
+from maetok_lab.device import autocast
+from maetok_lab.layers.attention import Attention, attend, head_width
+from maetok_lab.layers.positions import Rope1d, rotate
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def manual(attention: Attention, x: torch.Tensor, rotation=None) -> torch.Tensor:
+    """Softmax attention written out head by head; qkv outputs are ordered (3, heads, head_dim)."""
+    width = x.shape[-1]
+    dim = width // attention.num_heads
+    q, k, v = (attention.qkv(x)[..., i * width : (i + 1) * width] for i in range(3))
+    heads = []
+    for h in range(attention.num_heads):
+        part = slice(h * dim, (h + 1) * dim)
+        qh, kh = attention.q_norm(q[..., part]), attention.k_norm(k[..., part])
+        if rotation is not None:
+            qh, kh = rotate(qh[:, None], rotation)[:, 0], rotate(kh[:, None], rotation)[:, 0]
+        weights = (qh @ kh.transpose(1, 2) * dim**-0.5).softmax(-1)
+        heads.append(weights @ v[..., part])
+    return attention.proj(torch.cat(heads, -1))
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+def test_attention_is_softmax_attention(qk_norm, turned):
+    torch.manual_seed(0)
+    attention, x = Attention(24, 3, qk_norm=qk_norm), noise(2, 5, 24)
+    rotation = Rope1d(8)(torch.arange(5.0)) if turned else None
+    assert torch.allclose(attention(x, rotation), manual(attention, x, rotation), atol=1e-5)
+
+
+def test_without_positions_attention_does_not_know_the_order_of_tokens():
+    torch.manual_seed(0)
+    attention, x = Attention(24, 3), noise(2, 5, 24)
+    order = torch.tensor([3, 1, 4, 0, 2])
+    assert torch.allclose(attention(x[:, order]), attention(x)[:, order], atol=1e-5)
+    rotation = Rope1d(8)(torch.arange(5.0))
+    assert not torch.allclose(attention(x[:, order], rotation), attention(x, rotation)[:, order], atol=1e-3)
+
+
+def test_qk_norm_makes_attention_blind_to_the_size_of_queries_and_keys():
+    torch.manual_seed(0)
+    attention, x = Attention(24, 3, qk_norm=True), noise(2, 5, 24)
+    before = attention(x)
+    with torch.no_grad():
+        attention.qkv.weight[:48] *= 100
+        attention.qkv.bias[:48] *= 100
+    assert torch.allclose(attention(x), before, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_on_the_cpu_is_close_to_float32_forward_and_backward(dtype):
+    q, k, v = (noise(2, 3, 5, 8, seed=seed) for seed in range(3))
+    results = []
+    for kind in (torch.float32, dtype):
+        inputs = [t.detach().clone().to(kind).requires_grad_() for t in (q, k, v)]
+        out = attend(*inputs)
+        assert out.dtype == kind
+        out.float().square().sum().backward()
+        results.append([out.float(), *(t.grad.float() for t in inputs)])
+    for exact, low in zip(*results):
+        assert (low - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's RMSNorm says it is slow so
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_autocast_attention_is_close_to_float32(qk_norm):
+    torch.manual_seed(0)
+    attention, x = Attention(24, 3, qk_norm=qk_norm), noise(2, 5, 24)
+    rotation = Rope1d(8)(torch.arange(5.0))
+    exact = attention(x, rotation)
+    with autocast("cpu", "bf16"):
+        low = attention(x, rotation)
+    assert low.dtype == torch.bfloat16
+    assert (low - exact).norm() < 0.03 * exact.norm()
+
+
+def test_heads_must_divide_the_width():
+    assert head_width(24, 3) == 8
+    with pytest.raises(ValueError, match="5 heads do not divide the width 24"):
+        Attention(24, 5)

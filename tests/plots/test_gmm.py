@@ -1,0 +1,53 @@
+"""The NLL figure: lines, labels, and tables that must not share axes."""
+
+import math
+
+import pandas as pd
+import pytest
+
+matplotlib = pytest.importorskip("matplotlib")
+matplotlib.use("Agg")
+
+from matplotlib import pyplot  # noqa: E402
+
+from maetok_lab.plots.gmm import plot_gmm_curve  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    pyplot.close("all")
+
+
+def table(offset=0.0, dimensions=10, heldout=True):
+    return pd.DataFrame(
+        {
+            "components": [1, 5, 20],
+            "dimensions": dimensions,
+            "train_nll": [14.0 + offset, 13.0, 12.0],
+            "heldout_nll": [14.2, 13.5, 13.4] if heldout else math.nan,
+        }
+    )
+
+
+def test_train_and_held_out_are_drawn_for_every_table():
+    ax = plot_gmm_curve({"ae": table(), "all": table(1.0)})
+    lines = {line.get_label(): line.get_ydata().tolist() for line in ax.get_lines()}
+    assert lines["ae, held-out"] == [14.2, 13.5, 13.4]
+    assert lines["all, train"] == [15.0, 13.0, 12.0]
+    assert ax.get_xlabel() == "mixture components"
+    assert ax.get_ylabel() == "NLL (nats per image, 10 dimensions)"
+    assert [line.get_label() for line in plot_gmm_curve(table(heldout=False)).get_lines()] == ["train"]
+
+
+def test_tables_with_other_dimensions_share_axes_only_per_dimension():
+    tables = {"ae": table(), "all": table(dimensions=20)}
+    with pytest.raises(ValueError, match=r"one number of dimensions, not .*'ae': 10, 'all': 20"):
+        plot_gmm_curve(tables)
+    mine = pyplot.figure().add_subplot()
+    ax = plot_gmm_curve(tables, per_dimension=True, ax=mine)
+    assert ax is mine
+    assert ax.get_lines()[2].get_ydata()[0] == pytest.approx(14.2 / 20)
+    assert "10, 20 dimensions" in ax.get_ylabel()
+    with pytest.raises(ValueError, match="no tables"):
+        plot_gmm_curve({})

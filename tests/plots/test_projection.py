@@ -1,0 +1,52 @@
+"""The latent map: one point a row, classes told apart, quality beside the picture."""
+
+import pandas as pd
+import pytest
+
+matplotlib = pytest.importorskip("matplotlib")
+matplotlib.use("Agg")
+
+from matplotlib import pyplot  # noqa: E402
+
+from maetok_lab.plots.projection import plot_projection  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    pyplot.close("all")
+
+
+def frame(count=30, classes=3):
+    table = pd.DataFrame(
+        {"x": range(count), "y": [i % 7 for i in range(count)], "label": [i % classes for i in range(count)]}
+    )
+    table.attrs = {"settings": {"method": "umap"}, "quality": {"trustworthiness": 0.93, "knn_accuracy": 0.5}}
+    return table
+
+
+def test_every_row_is_a_point_of_its_class():
+    ax = plot_projection(frame(), class_names=["a", "b", "c"])
+    assert [len(points.get_offsets()) for points in ax.collections] == [10, 10, 10]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b", "c"]
+    assert ax.collections[1].get_offsets()[0].tolist() == [1, 1]
+    assert ax.get_xlabel() == "UMAP 1 (no unit)\ntrustworthiness 0.93, kNN 0.50; 30 images"
+
+
+def test_classes_beyond_the_palette_get_another_marker():
+    ax = plot_projection(frame(40, 10))
+    first, ninth = ax.collections[0], ax.collections[8]
+    assert first.get_facecolor().tolist() == ninth.get_facecolor().tolist()
+    assert first.get_paths()[0].vertices.shape != ninth.get_paths()[0].vertices.shape
+    assert plot_projection(frame(60, 30)).get_legend() is None
+
+
+def test_labels_can_be_given_or_left_out():
+    mine = pyplot.figure().add_subplot()
+    assert plot_projection(frame(), labels=[0] * 30, ax=mine) is mine
+    assert len(mine.collections) == 1
+    assert len(plot_projection(frame().drop(columns="label")).collections) == 1
+    with pytest.raises(ValueError, match="29 labels for 30 rows"):
+        plot_projection(frame(), labels=[0] * 29)
+    with pytest.raises(ValueError, match="label 2 has no name among the 2"):
+        plot_projection(frame(), class_names=["a", "b"])

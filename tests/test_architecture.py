@@ -1,0 +1,148 @@
+"""The order of the library: who may import whom, what is imported late, and no option that nothing reads."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+LIBRARY = Path(__file__).parent.parent / "maetok_lab"
+ROWS = [  # a row imports rows above it only; rows on one line do not know each other. The first row's files: left to right
+    ["_torchvision", "config", "files", "locks", "provenance", "rng", "device", "pictures", "weights"],
+    ["runs"],
+    ["data"],
+    ["layers", "nets"],
+    ["tokenizer", "diffusion"],
+    ["evaluation"],
+    ["training"],
+    ["analysis"],
+    ["plots"],
+    ["widgets"],
+    ["workflow"],
+    ["__main__"],
+]
+FILES = {  # inside a package a file imports files to its left only
+    "data": ["readers", "tars", "sources", "images", "latents"],
+    "layers": ["norm", "mlp", "positions", "attention", "patches", "conditioning"],
+    "tokenizer": [
+        *("masking", "targets", "text", "blocks", "towers", "model", "auxiliary", "discriminators", "losses", "perceptual"),
+        *("released", "loading"),
+    ],
+    "diffusion": ["path", "model", "sampling", "released", "loading"],
+    "evaluation": [
+        *("pixels", "metrics", "features", "protocol", "npz", "scaling", "inception", "reconstruction", "generation", "samples"),
+    ],
+    "training": ["common", "batches", "adversary", "objective", "tokenizer", "diffusion", "presets"],
+    "analysis": [
+        *("preprocess", "mixture", "fitting", "gmm", "projection", "probe", "geometry", "decoding", "card", "theory"),
+    ],
+    "workflow": ["parameters", "summary", "execute", "run"],
+}
+LATE = {
+    *("umap", "plotly", "ipywidgets", "matplotlib", "IPython", "papermill", "nbconvert", "nbformat", "tensorboard"),
+    *("torch_fidelity", "diffusers", "lpips", "submitit", "torchdiffeq", "skimage", "open_clip"),
+}
+RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
+MODULES = sorted(LIBRARY.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
+
+each_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(LIBRARY).as_posix())
+
+
+def imports(nodes):
+    """The dotted names that import statements among `nodes` bring in; `from package import file` is package.file."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            for alias in node.names:
+                inside = LIBRARY.parent.joinpath(*node.module.split("."), alias.name)
+                whole = inside.with_suffix(".py").exists() or (inside / "__init__.py").exists()
+                yield f"{node.module}.{alias.name}" if whole else node.module
+
+
+def at_import_time(node):
+    """Every node below `node` that runs on import: all but the bodies of functions."""
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from at_import_time(child)
+
+
+def may_import(here, there):
+    """Whether file `here` may import file `there`, both as parts of their dotted names below the library."""
+    if here == ("__init__",):
+        return there == ("_torchvision",)
+    if here[0] != there[0]:
+        first = ROWS[0]
+        if here[0] in first and there[0] in first:
+            return first.index(there[0]) < first.index(here[0])
+        return RANK[there[0]] < RANK[here[0]]
+    if len(there) == 1:  # the package itself, from one of its files
+        return False
+    order = [*FILES.get(here[0], sorted(path.stem for path in (LIBRARY / here[0]).glob("*.py"))), "__init__"]
+    unlisted = {here[1], there[1]} - set(order)
+    assert not unlisted, f"{unlisted} of {here[0]} is in no order yet: add it to FILES"
+    return order.index(there[1]) < order.index(here[1]) or here[0] not in FILES
+
+
+@each_module
+def test_a_file_imports_only_what_is_above_it(path):
+    here = path.relative_to(LIBRARY).with_suffix("").parts
+    assert here == ("__init__",) or here[0] in RANK, f"{here[0]} has no rank yet: add it to ROWS"
+    for name in imports(ast.walk(TREES[path])):
+        if name.startswith("maetok_lab."):
+            assert may_import(here, tuple(name.split(".")[1:])), f"{'.'.join(here)} must not import {name}"
+
+
+@each_module
+def test_optional_packages_are_imported_where_they_are_used(path):
+    heavy = {name for name in imports(at_import_time(TREES[path])) if name.partition(".")[0] in LATE}
+    assert not heavy
+
+
+@each_module
+def test_no_hidden_state(path):
+    attributes = {ast.unparse(node) for node in ast.walk(TREES[path]) if isinstance(node, ast.Attribute)}
+    banned = r"(np|numpy)\.random\..*|random\.(seed|random|shuffle|choice)|os\.(environ|getenv).*|torch\.set_default_.*"
+    banned += "" if path.name == "rng.py" else r"|torch\.(cuda\.)?manual_seed.*"
+    assert not [name for name in attributes if re.fullmatch(banned, name)]
+
+
+def options():
+    """(class, field) of every config: the frozen keyword-only dataclasses with defaults (results have none)."""
+    for node in (node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+        words = " ".join(ast.unparse(word) for word in node.decorator_list)
+        fields = [line for line in node.body if isinstance(line, ast.AnnAssign)]
+        if "frozen=True" in words and "kw_only=True" in words and any(field.value for field in fields):
+            yield from ((node.name, field.target.id) for field in fields)
+
+
+def test_every_option_is_read_somewhere():
+    nodes = [node for tree in TREES.values() for node in ast.walk(tree)]
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    read |= {node.value for node in nodes if isinstance(node, ast.Constant)}  # getattr(config, name) for name in (...)
+    assert not [f"{owner}.{name}" for owner, name in options() if name not in read]
+
+
+def test_every_option_is_varied_by_a_preset_a_notebook_or_a_test(repository):
+    texts = [*MODULES, *repository.glob("tests/**/*.py"), *repository.glob("notebooks/*.ipynb")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in texts)
+    varied = set(re.findall(r"(?<![.\w])(\w+)=", text)) | set(re.findall(r"(\w+)\\?[\"'] ?:", text))
+    assert not [f"{owner}.{name}" for owner, name in options() if name not in varied]
+
+
+def test_files_and_functions_stay_small():
+    long = [path.name for path in MODULES if len(path.read_text(encoding="utf-8").splitlines()) > 300]
+    functions = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    long += [node.name for node in functions if node.end_lineno - node.lineno >= 60]
+    assert not long
+
+
+@each_module
+def test_public_names_and_modules_say_what_they_are(path):
+    tree = TREES[path]
+    public = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"]
+    assert not [node.name for node in public if not ast.get_docstring(node)]
+    assert ast.get_docstring(tree) or not tree.body

@@ -1,0 +1,76 @@
+"""The command line stays small, and says what is wrong in one line and an exit code."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from maetok_lab.__main__ import main
+from maetok_lab.runs import Run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToyConfig:
+    width: int = 64
+
+
+@pytest.fixture
+def runs(tmp_path):
+    with Run.open("toy-s0", ToyConfig(width=96), root=tmp_path) as run:
+        run.log({"step": 1, "split": "train", "loss": 0.25})
+        run.finish({"psnr": 19.5})
+    return tmp_path
+
+
+def test_help_fits_a_screen_and_has_no_model_settings():
+    done = subprocess.run([sys.executable, "-m", "maetok_lab", "--help"], capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) < 25
+    done = subprocess.run([sys.executable, "-m", "maetok_lab", "run", "-h"], capture_output=True, text=True, check=True)
+    assert done.stdout.count("  -") <= 3  # -h, -p, -o: whatever else is a parameter of the notebook
+
+
+def test_list_shows_every_run_with_its_numbers(runs, tmp_path, capsys):
+    assert main(["list", "--runs", str(runs)]) == 0
+    assert "toy-s0" in (shown := capsys.readouterr().out)
+    assert "19.5" in shown
+    assert main(["list", "--runs", str(tmp_path / "none")]) == 0
+    assert "no runs in" in capsys.readouterr().out
+
+
+def test_show_tells_config_numbers_and_last_event(runs, capsys):
+    assert main(["show", "toy-s0", "--runs", str(runs)]) == 0
+    shown = capsys.readouterr().out
+    for part in ('"width": 96', '"psnr": 19.5', "'loss': 0.25", "ToyConfig, finished"):
+        assert part in shown
+    assert main(["show", str(runs / "toy-s0")]) == 0
+
+
+def test_show_lists_the_parameters_of_a_notebook(tmp_path, capsys):
+    nbformat = pytest.importorskip("nbformat")
+    cell = nbformat.v4.new_code_cell("seed = 3  # of every draw", metadata={"tags": ["parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
+    assert main(["show", str(tmp_path / "a.ipynb")]) == 0
+    assert capsys.readouterr().out == "seed = 3  # of every draw\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["show", "toy-s1"], "did you mean 'toy-s0'"),
+        (["show", "../toy-s0"], "a run's name is"),
+        (["run", "no.ipynb"], "no notebook no.ipynb"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_exit_code_2(runs, capsys, words, message):
+    assert main(words + (["--runs", str(runs)] if words[0] == "show" else [])) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert len(shown.splitlines()) == 1
+
+
+def test_an_unknown_command_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--depth", "6"])
+    assert stop.value.code == 2
+    capsys.readouterr()

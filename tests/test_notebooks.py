@@ -1,0 +1,115 @@
+"""Every notebook reads well (the lint) and runs: in order, at preset `test`, into one temporary runs folder."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from maetok_lab.workflow import run_notebook
+from maetok_lab.workflow.parameters import read_cells, read_parameters
+from maetok_lab.workflow.summary import collect
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+MAIN = "00_start_here.ipynb"
+LONGEST_CELL, LONGEST_FUNCTION, LONGEST_LINE = 15, 5, 120
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path):
+    return [cell for cell in read_cells(path) if cell["cell_type"] == "code"]
+
+
+def tags(cell):
+    return cell.get("metadata", {}).get("tags", [])
+
+
+@each_notebook
+def test_only_the_first_code_cell_holds_parameters_and_preset_comes_first(path):
+    first, *others = code_cells(path)
+    assert "parameters" in tags(first)
+    assert not [cell for cell in others if {"parameters", "injected-parameters"} & set(tags(cell))]
+    parameters = read_parameters(path)
+    assert next(iter(parameters)) == "preset"
+    lines = first["source"].strip().splitlines()
+    assert len(lines) == len(parameters), "one assignment a line"
+    for parameter in parameters.values():
+        assert parameter.description, f"{parameter.name} needs a comment"
+        assert not isinstance(parameter.default, tuple), f"{parameter.name}: papermill turns tuples into strings"
+
+
+@each_notebook
+def test_cells_are_short_and_hold_no_machinery(path):
+    for cell in code_cells(path):
+        source = cell["source"]
+        assert source.strip(), "an empty cell"
+        assert len(source.splitlines()) <= LONGEST_CELL, source
+        assert not re.search(r"^\s*[!%]|sys\.path|filterwarnings|pip install", source, re.MULTILINE), source
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < LONGEST_FUNCTION, f"{node.name} belongs into the library"
+
+
+@each_notebook
+def test_there_is_prose_for_the_code(path):
+    cells = read_cells(path)
+    assert cells[0]["cell_type"] == "markdown"
+    assert cells[0]["source"].startswith("# ")
+    prose = sum(cell["cell_type"] == "markdown" for cell in cells)
+    assert prose >= 0.6 * (len(cells) - prose)
+
+
+@each_notebook
+def test_lines_of_code_fit(path):
+    assert not [line for cell in code_cells(path) for line in cell["source"].splitlines() if len(line) > LONGEST_LINE]
+
+
+@each_notebook
+def test_outputs_are_stripped(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert notebook["nbformat"] == 4
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    assert not {"widgets", "papermill"} & set(notebook["metadata"])
+    for cell in code_cells(path):
+        assert cell["outputs"] == []
+        assert cell["execution_count"] is None
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One runs folder for all notebooks: a later one may read what an earlier one made."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def asked(path, runs):
+    """Preset `test`, into the temporary folder."""
+    return {"preset": "test"} | ({"runs": str(runs)} if "runs" in read_parameters(path) else {})
+
+
+@pytest.mark.notebooks
+@each_notebook
+def test_it_runs_and_leaves_finished_runs(path, runs):
+    result = run_notebook(path, runs / "notebooks" / path.stem, **asked(path, runs))
+    assert result.ran_now
+    assert result.html.stat().st_size > 1000
+    for run in result.runs:
+        assert run.is_relative_to(runs), f"{run} is outside of the folder it was asked to use"
+    if path.name == MAIN:
+        assert result.numbers
+        assert result.runs
+
+
+@pytest.mark.notebooks
+@pytest.mark.skipif(MAIN not in [path.name for path in NOTEBOOKS], reason="there is no main notebook")
+def test_the_main_notebook_runs_under_plain_papermill_and_finds_its_finished_runs(runs, tmp_path, repository):
+    path = repository / "notebooks" / MAIN
+    words = [word for name, value in asked(path, runs).items() for word in ("-p", name, value)]
+    command = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar"]
+    subprocess.run([*command, str(path), str(tmp_path / "out.ipynb"), *words], check=True, cwd=tmp_path, timeout=500)
+    numbers, made = collect(read_cells(tmp_path / "out.ipynb"))
+    assert numbers
+    assert all((Path(run) / "summary.json").exists() for run in made)

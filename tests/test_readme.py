@@ -1,0 +1,92 @@
+"""What the README tells people to type exists, and what it links to is there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from maetok_lab.__main__ import parser
+from maetok_lab.workflow.parameters import check_parameters, parse_parameters, read_parameters
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHELL = ("sh", "bash", "shell", "console")
+ELSEWHERE = ("http://", "https://", "mailto:")
+OTHER_PROGRAMS = ("git", "cd", "conda", "source", "pip", "export")
+
+
+def fenced():
+    """(language, text) of every fenced block."""
+    return re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands():
+    """Every command line of the fenced shell blocks, in words, without prompts, comments and settings before it."""
+    for language, text in fenced():
+        for line in text.replace("\\\n", " ").splitlines() if language in SHELL else []:
+            words = shlex.split(re.sub(r"^\s*\$ ", "", line), comments=True)
+            while words and re.fullmatch(r"\w+=.*", words[0]):
+                words = words[1:]
+            if words:
+                yield words
+
+
+def check_run(words):
+    """A line of `python -m maetok_lab`: it parses, its notebook is there and takes its parameters."""
+    arguments = parser().parse_args(words)
+    if arguments.command == "run":
+        declared = read_parameters(ROOT / arguments.notebook)
+        check_parameters(declared, parse_parameters(declared, arguments.parameters))
+
+
+def check_papermill(words):
+    declared = read_parameters(ROOT / next(word for word in words if word.endswith(".ipynb")))
+    given = [(name, value) for flag, name, value in zip(words, words[1:], words[2:]) if flag == "-p"]
+    check_parameters(declared, parse_parameters(declared, given))
+
+
+@pytest.mark.parametrize("words", list(commands()), ids=" ".join)
+def test_a_command_of_the_readme_exists(words):
+    program = Path(words[0]).name
+    if program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        wanted = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
+        assert set(wanted) <= set(targets)
+    elif program.startswith("python"):
+        if words[1:3] == ["-m", "maetok_lab"]:
+            check_run(words[3:])
+        elif words[1:3] == ["-m", "papermill"]:
+            check_papermill(words[3:])
+        else:
+            assert words[1] == "-m" or (ROOT / words[1]).is_file()
+    elif program == "papermill":
+        check_papermill(words[1:])
+    else:
+        assert program in OTHER_PROGRAMS or (ROOT / words[0]).is_file()
+        files = [word for word in words[1:] if re.search(r"\.(yml|toml|txt|ipynb|py)$", word)]
+        assert not [file for file in files if not (ROOT / file).exists()]
+
+
+def links():
+    """Every link and picture, in Markdown or HTML, outside of code."""
+    prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", README, flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"\]\(([^)\s]+)[^)]*\)", prose) + re.findall(r"(?:src|href)=[\"']([^\"']+)", prose)
+    return sorted({link for link in found if not link.startswith(ELSEWHERE)})
+
+
+@pytest.mark.parametrize("link", links())
+def test_a_link_of_the_readme_resolves(link):
+    path, _, anchor = link.partition("#")
+    target = ROOT / path if path else ROOT / "README.md"
+    assert target.exists()
+    assert target.resolve().is_relative_to(ROOT)
+    if anchor and target.suffix == ".md":
+        headings = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), re.MULTILINE)
+        assert anchor in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def test_the_notebooks_it_names_exist():
+    named = set(re.findall(r"\b\d\d_\w+(?:\.ipynb)?\b", README))
+    there = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert {name.removesuffix(".ipynb") for name in named} <= there

@@ -1,0 +1,65 @@
+"""Auxiliary decoders learn from hidden patches, and only from them."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig, AuxiliaryDecoder, auxiliary_loss, make_target
+from maetok_lab.tokenizer.model import TokenizerConfig
+from maetok_lab.tokenizer.targets import hog
+from maetok_lab.tokenizer.towers import TowerConfig
+
+TOWER = TowerConfig(width=16, depth=1, num_heads=2)
+MODEL = TokenizerConfig(
+    image_size=16, patch_size=4, num_latent_tokens=6, latent_dim=4, encoder=TOWER, decoder=TOWER, modulation_init=1.0
+)
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.fixture
+def decoder() -> AuxiliaryDecoder:
+    torch.manual_seed(0)
+    return AuxiliaryDecoder(AuxiliaryConfig(tower=TOWER), MODEL)
+
+
+def test_the_release_defaults_are_a_narrow_tower_on_hidden_patches():
+    config = AuxiliaryConfig()
+    assert (config.target, config.weight, config.loss_on) == ("hog", 1.0, "hidden")
+    assert (config.tower.width, config.tower.depth, config.tower.num_heads, config.tower.rope) == (192, 3, 3, "mixed")
+
+
+def test_the_target_is_hog_in_cells_of_eight_pixels_or_the_smaller_patch():
+    for patch, cell in ((16, 8), (8, 8), (4, 4)):
+        images, model = noise(2, 3, 32, 32), dataclasses.replace(MODEL, image_size=32, patch_size=patch)
+        assert torch.equal(make_target(AuxiliaryConfig(), model)(images), hog(images, patch, cell))
+
+
+@pytest.mark.parametrize("loss_on", ["hidden", "all"])
+def test_only_hidden_patches_give_gradient_unless_all_are_asked_for(decoder, loss_on):
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[0, [1, 5]] = mask[1, [0, 15]] = True
+    predicted = decoder(noise(2, 6, 4))
+    predicted.retain_grad()
+    per_patch = decoder.target.loss(predicted, decoder.target(noise(2, 3, 16, 16)))
+    loss = auxiliary_loss(per_patch, mask, loss_on)
+    loss.backward()
+    chosen = mask if loss_on == "hidden" else torch.ones_like(mask)
+    assert torch.allclose(loss, per_patch[chosen].mean())
+    assert torch.equal(predicted.grad.abs().sum(-1) > 0, chosen)
+
+
+def test_without_a_mask_all_patches_count():
+    per_patch = noise(2, 16)
+    assert torch.equal(auxiliary_loss(per_patch, None, "hidden"), per_patch.mean())
+
+
+def test_every_patch_gets_a_prediction_and_every_weight_but_the_unused_one_learns(decoder):
+    predicted = decoder(noise(2, 6, 4))
+    assert predicted.shape == (2, 16, 27)
+    predicted.square().sum().backward()
+    idle = {name for name, p in decoder.named_parameters() if p.grad is None}
+    assert idle == {"decoder.norm_modulation.linear.weight", "decoder.norm_modulation.linear.bias"}

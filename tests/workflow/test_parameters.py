@@ -1,0 +1,145 @@
+"""Parameters cells are read without running them, and values are checked before any kernel starts."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from maetok_lab.workflow.parameters import (
+    check_parameters,
+    code_hash,
+    declared_parameters,
+    parse_parameters,
+    read_parameters,
+)
+
+CELL = """\
+preset = "tiny"  # which sizes: test, tiny
+seed = 0  # of every draw
+rate = 0.5  # of class dropout
+widgets = True
+components = [1, 5]  # of the mixture
+table = {"a": 1}
+runs = None  # folder for runs; None is runs/
+"""
+
+
+@pytest.fixture
+def declared():
+    return declared_parameters(CELL)
+
+
+def write(path, *cells):
+    nbformat.write(new_notebook(cells=list(cells)), path)
+    return path
+
+
+def test_names_defaults_and_comments_are_read_in_order(declared):
+    assert list(declared) == ["preset", "seed", "rate", "widgets", "components", "table", "runs"]
+    assert declared["preset"].default == "tiny"
+    assert declared["preset"].description == "which sizes: test, tiny"
+    assert declared["components"].default == [1, 5]
+    assert declared["widgets"].description == ""
+
+
+def test_only_the_tagged_cell_counts(tmp_path):
+    tagged = new_code_cell("a = 1", metadata={"tags": ["parameters"]})
+    path = write(tmp_path / "one.ipynb", new_markdown_cell("# One"), new_code_cell("b = 2"), tagged)
+    assert list(read_parameters(path)) == ["a"]
+    assert read_parameters(write(tmp_path / "none.ipynb", new_code_cell("a = 1"))) == {}
+
+
+@pytest.mark.parametrize("line", ["a = b", "a: int = 1", "a = b = 1", "a, b = 1, 2", "print()", "a = 2 * 3 * b", "a ="])
+def test_a_cell_with_anything_but_literal_assignments_is_refused(tmp_path, line):
+    path = write(tmp_path / "bad.ipynb", new_code_cell(line, metadata={"tags": ["parameters"]}))
+    with pytest.raises(ValueError, match=r"bad\.ipynb must be literal assignments"):
+        read_parameters(path)
+
+
+def test_an_unknown_name_gets_the_nearest_one(declared):
+    with pytest.raises(ValueError, match="no parameter 'presett'; did you mean 'preset'"):
+        check_parameters(declared, {"presett": "tiny"})
+    with pytest.raises(ValueError, match="it has none"):
+        check_parameters({}, {"preset": "tiny"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("preset", 3),
+        ("preset", None),
+        ("seed", 1.0),
+        ("seed", True),
+        ("seed", "1"),
+        ("rate", "0.5"),
+        ("rate", True),
+        ("rate", float("nan")),
+        ("widgets", 1),
+        ("components", 3),
+        ("table", [1]),
+        ("runs", object()),
+        ("components", [object()]),
+    ],
+)
+def test_a_wrong_type_is_refused_with_what_came(declared, name, value):
+    with pytest.raises(TypeError, match=f"parameter '{name}' must be"):
+        check_parameters(declared, {name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "arrives"),
+    [
+        ("rate", 1, 1.0),
+        ("components", (1, 2, 3), [1, 2, 3]),
+        ("components", [], []),
+        ("table", {"b": (1, None)}, {"b": [1, None]}),
+        ("runs", None, None),
+        ("runs", 3, 3),
+        ("runs", [1.5, "x"], [1.5, "x"]),
+        ("preset", Path("/some/where"), "/some/where"),
+        ("runs", Path("here"), str(Path.cwd() / "here")),
+    ],
+)
+def test_values_arrive_as_the_notebook_can_take_them(declared, name, value, arrives):
+    got = check_parameters(declared, {name: value})[name]
+    assert got == arrives
+    assert type(got) is type(arrives)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("preset", "tiny", "tiny"),
+        ("preset", "3", "3"),
+        ("seed", "3", 3),
+        ("rate", "1e-3", 1e-3),
+        ("rate", "2", 2),
+        ("widgets", "false", False),
+        ("widgets", "True", True),
+        ("components", "[1, 20]", [1, 20]),
+        ("runs", "None", None),
+        ("runs", "/tmp/my runs", "/tmp/my runs"),
+        ("runs", "(1, 2)", (1, 2)),
+        ("unknown", "x", "x"),
+    ],
+)
+def test_words_of_a_command_line_become_literals_or_stay_strings(declared, name, text, value):
+    got = parse_parameters(declared, [(name, text)])[name]
+    assert got == value
+    assert type(got) is type(value)
+
+
+def test_a_missing_notebook_and_a_file_that_is_none_are_one_clear_line(tmp_path):
+    write(tmp_path / "00_start_here.ipynb")
+    with pytest.raises(FileNotFoundError, match=r"did you mean '00_start_here\.ipynb'"):
+        read_parameters(tmp_path / "00_start.ipynb")
+    (tmp_path / "broken.ipynb").write_text("{")
+    with pytest.raises(ValueError, match=r"broken\.ipynb is not a notebook"):
+        read_parameters(tmp_path / "broken.ipynb")
+
+
+def test_the_code_hash_sees_code_but_not_prose_or_outputs(tmp_path):
+    first = code_hash(write(tmp_path / "a.ipynb", new_markdown_cell("one"), new_code_cell("x = 1")))
+    assert code_hash(write(tmp_path / "b.ipynb", new_markdown_cell("two"), new_code_cell("x = 1"))) == first
+    assert code_hash(write(tmp_path / "c.ipynb", new_markdown_cell("one"), new_code_cell("x = 2"))) != first

@@ -1,0 +1,241 @@
+"""A notebook runs once, in a folder of its own, and tells what it found; wrong calls and stops leave no doubt."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from maetok_lab.files import read_json, write_json
+from maetok_lab.locks import RunLocked
+from maetok_lab.workflow import NotebookFailed, report, run_notebook
+from maetok_lab.workflow.execute import Progress
+from maetok_lab.workflow.summary import MIME, collect
+
+PARAMETERS = 'preset = "tiny"  # sizes\nseed = 0  # of every draw\nscale = 1.0  # of the answer\nruns = None  # folder'
+ANSWER = """\
+from pathlib import Path
+from maetok_lab.workflow import report
+made = Path(runs) / "made-by-notebook"
+made.mkdir(exist_ok=True)
+(made / "summary.json").write_text("{}")
+report(made, answer=42 * scale, steps=3)"""
+WAIT = """\
+import os, time
+print('kernel', os.getpid(), flush=True)
+time.sleep(0 if os.path.exists(runs + '/go') else 100)"""
+
+
+def notebook(path, *code):
+    """A notebook with the four parameters and one section a piece of code."""
+    cells = [new_markdown_cell("# Title"), new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})]
+    for number, source in enumerate(code, start=1):
+        cells += [new_markdown_cell(f"## Part {number}\nprose"), new_code_cell(source)]
+    nbformat.write(new_notebook(cells=cells), path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _code_hash_of_the_notebook_alone(monkeypatch):
+    """The library may be edited while its tests run; that it counts is tested apart."""
+    import maetok_lab.workflow.run as module
+
+    monkeypatch.setattr(module, "code_hash", lambda path: f"{hash(Path(path).read_text())}")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    path = notebook(folder / "answer.ipynb", "import os\nprint('here:', os.getcwd())", ANSWER)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("maetok_lab.workflow.run.code_hash", lambda path: f"{hash(Path(path).read_text())}")
+        result = run_notebook(path, runs=folder / "runs", scale=2)
+    return path, folder / "runs", result
+
+
+@pytest.fixture
+def start():
+    """A function that starts the command line and waits until its notebook has printed the kernel's process id."""
+    processes = []
+
+    def start(path, runs):
+        command = [sys.executable, "-m", "maetok_lab", "run", str(path), "-p", "runs", str(runs)]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        seen = ""
+        for line in processes[-1].stdout:
+            seen += line
+            if found := re.search(r"kernel (\d+)", line):
+                return processes[-1], int(found[1])
+        raise AssertionError(seen)
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def gone(process_id, seconds=30):
+    """Whether a process ends within `seconds`; a zombie has ended."""
+    for _ in range(seconds * 20):
+        try:
+            if Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_run_leaves_its_numbers_its_notebook_and_its_page(finished):
+    _, runs, result = finished
+    assert result.ran_now
+    assert result.numbers == {"answer": 84.0, "steps": 3}
+    assert result.runs == [runs / "made-by-notebook"]
+    assert result.folder.parent == runs / "notebooks"
+    assert re.fullmatch(r"answer-tiny-s0-[0-9a-f]{8}", result.folder.name)
+    names = {path.name for path in result.folder.iterdir()}
+    assert names == {"notebook.ipynb", "notebook.html", "parameters.json", "summary.json"}
+    assert read_json(result.folder / "parameters.json")["scale"] == 2.0
+    page = result.html.read_text()
+    assert "Part 2" in page
+    assert "84" in page
+    assert "<script" not in page
+
+
+def test_the_kernel_works_in_the_root_of_the_repository(finished, repository):
+    assert f"here: {repository}" in finished[2].notebook.read_text()
+
+
+def test_a_second_call_shows_the_stored_numbers_at_once(finished, capsys, monkeypatch):
+    path, runs, first = finished
+    monkeypatch.setattr("maetok_lab.workflow.run.execute", None)  # no kernel
+    started = time.perf_counter()
+    result = run_notebook(path, runs=str(runs), scale=2.0)
+    assert time.perf_counter() - started < 1
+    assert not result.ran_now
+    assert (result.numbers, result.runs, result.folder) == (first.numbers, first.runs, first.folder)
+    shown = capsys.readouterr().out
+    assert "already finished" in shown
+    assert re.search(r"answer +84", shown)
+    assert "notebook.html" in shown
+
+
+@pytest.mark.parametrize("loss", ["code", "run", "page"])
+def test_changed_code_or_a_missing_result_runs_again(finished, tmp_path, capsys, monkeypatch, loss):
+    path, runs, first = finished
+    calls = []
+    monkeypatch.setattr("maetok_lab.workflow.run.execute", lambda *args, **kw: calls.append(args) or 1 / 0)
+    hidden = {"run": first.runs[0] / "summary.json", "page": first.html}.get(loss)
+    summary = (first.folder / "summary.json").read_bytes()
+    if hidden:
+        hidden.rename(tmp_path / "hidden")
+    else:
+        monkeypatch.setattr("maetok_lab.workflow.run.code_hash", lambda path: "other")
+    with pytest.raises(ZeroDivisionError):
+        run_notebook(path, runs=runs, scale=2)
+    if hidden:
+        (tmp_path / "hidden").rename(hidden)
+    (first.folder / "summary.json").write_bytes(summary)
+    assert len(calls) == 1
+    assert "running it again" in capsys.readouterr().out
+
+
+def test_wrong_parameters_are_refused_before_any_kernel(finished, monkeypatch):
+    path, runs, _ = finished
+    monkeypatch.setattr("maetok_lab.workflow.run.execute", None)
+    before = sorted(runs.rglob("*"))
+    with pytest.raises(ValueError, match="did you mean 'preset'"):
+        run_notebook(path, presett="tiny", runs=runs)
+    with pytest.raises(TypeError, match="'seed' must be int"):
+        run_notebook(path, seed="0", runs=runs)
+    assert sorted(runs.rglob("*")) == before
+
+
+def test_a_failing_cell_is_one_line_and_keeps_the_notebook(tmp_path, capsys):
+    path = notebook(tmp_path / "bad.ipynb", "print('so far')", "raise ValueError(f'unknown preset {preset!r}')", "1")
+    with pytest.raises(NotebookFailed) as caught:
+        run_notebook(path, tmp_path / "out.ipynb", preset="tinny", runs=tmp_path)
+    line, place = str(caught.value).splitlines()
+    assert line == "bad.ipynb failed in section 'Part 2' with ValueError: unknown preset 'tinny'"
+    assert "so far" in (tmp_path / "out" / "notebook-failed.ipynb").read_text()
+    assert place.endswith("notebook-failed.ipynb")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"notebook-failed.ipynb", "parameters.json"}
+    shown = capsys.readouterr().out
+    assert "] Part 2" in shown
+    assert "Part 3" not in shown
+
+
+def test_an_output_file_gets_the_executed_copy_and_another_kernel_named_python3_does_not_matter(tmp_path, monkeypatch):
+    kernel = tmp_path / "jupyter" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    write_json(kernel / "kernel.json", {"argv": ["/bin/false"], "display_name": "not ours", "language": "python"})
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    path = notebook(tmp_path / "who.ipynb", "import sys\nprint(sys.executable)")
+    run_notebook(path, tmp_path / "copy {seed}.ipynb", runs=tmp_path)
+    assert sys.executable in (tmp_path / "copy {seed}.ipynb").read_text()
+
+
+def test_two_processes_on_one_folder_refuse_and_signals_end_the_kernel(tmp_path, start):
+    path = notebook(tmp_path / "wait.ipynb", WAIT)
+    process, kernel = start(path, tmp_path)
+    folder = tmp_path / "notebooks" / "wait-tiny-s0"
+    assert read_json(folder / "heartbeat.json")["section"] == "Part 1"
+    with pytest.raises(RunLocked):
+        run_notebook(path, runs=tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert gone(kernel)
+    assert {file.name for file in folder.iterdir()} == {"notebook-partial.ipynb", "parameters.json"}
+    process, kernel = start(path, tmp_path)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 128 + signal.SIGINT
+    assert "run the same again to continue" in process.stdout.read()
+    assert gone(kernel)
+
+
+def test_after_a_kill_the_kernel_ends_and_the_same_call_finishes(tmp_path, start):
+    path = notebook(tmp_path / "killed.ipynb", WAIT)
+    process, kernel = start(path, tmp_path)
+    process.kill()
+    process.wait()
+    assert gone(kernel)
+    assert (tmp_path / "notebooks" / "killed-tiny-s0" / "lock.json").exists()
+    (tmp_path / "go").touch()
+    assert run_notebook(path, runs=tmp_path).ran_now
+    assert not (tmp_path / "notebooks" / "killed-tiny-s0" / "lock.json").exists()
+
+
+def test_a_progress_bar_becomes_a_few_lines(tmp_path, capsys):
+    progress = Progress(tmp_path / "heartbeat.json", cells=1)
+    for step in range(1000):
+        progress.write(f"\r{step // 10}% |####|")
+    progress.write("\rdone\nnext ")
+    progress.write("line\n")
+    assert capsys.readouterr().out.splitlines() == ["  0% |####|", "  done", "  next line"]
+    assert json.loads((tmp_path / "heartbeat.json").read_text())["process"] == os.getpid()
+
+
+def test_report_shows_its_numbers_in_plain_python_too_and_refuses_what_is_no_number(tmp_path, capsys):
+    import torch
+
+    report(tmp_path, psnr=torch.tensor(19.5), kind="fd_efflite2", bad=float("nan"))
+    shown = capsys.readouterr().out
+    assert re.search(r"psnr +19.5\n", shown)
+    assert re.search(r"bad +not finite\n", shown)
+    assert str(tmp_path) in shown
+    with pytest.raises(TypeError, match="one number or string for 'x', not Tensor"):
+        report(x=torch.zeros(2))
+
+
+def test_several_reports_of_a_notebook_are_put_together():
+    said = [{"numbers": {"a": 1}, "runs": ["/r"]}, {"numbers": {"b": 2}, "runs": ["/r", "/s"]}]
+    cells = [{"outputs": [{"data": {MIME: data}}]} for data in said] + [{"source": "prose"}]
+    assert collect(cells) == ({"a": 1, "b": 2}, ["/r", "/s"])
