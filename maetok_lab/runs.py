@@ -221,6 +221,14 @@ def checked_name(name: str) -> str:
     return name
 
 
+def run_suffix(preset: str, seed: int, source: str | Path = "emoji") -> str:
+    """What a notebook's runs have in common in their names: "tiny-s0", or "tiny-my-photos-s0" for images of one's own."""
+    if str(source) == "emoji":
+        return f"{preset}-s{seed}"
+    stem = re.sub(r"[^A-Za-z0-9._]+", "-", Path(source).resolve().stem).strip("-.") or "images"
+    return f"{preset}-{stem[:60]}-s{seed}"
+
+
 def fingerprint_of(data: Any) -> str:
     """Short hash of any plain JSON."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
