@@ -53,7 +53,7 @@ def _code_hash_of_the_notebook_alone(monkeypatch):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    path = notebook(folder / "answer.ipynb", "import os\nprint('here:', os.getcwd())", ANSWER)
+    path = notebook(folder / "answer.ipynb", "import os\nprint('here:', os.getcwd())\nprint('spins:', os.environ['GOMP_SPINCOUNT'])", ANSWER)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("maetok_lab.workflow.run.code_hash", lambda path: f"{hash(Path(path).read_text())}")
         result = run_notebook(path, runs=folder / "runs", scale=2)
@@ -111,6 +111,10 @@ def test_a_run_leaves_its_numbers_its_notebook_and_its_page(finished):
 
 def test_the_kernel_works_in_the_root_of_the_repository(finished, repository):
     assert f"here: {repository}" in finished[2].notebook.read_text()
+
+
+def test_the_kernels_threads_give_their_core_away_soon(finished):
+    assert "spins: 1000" in finished[2].notebook.read_text()
 
 
 def test_a_second_call_shows_the_stored_numbers_at_once(finished, capsys, monkeypatch):
