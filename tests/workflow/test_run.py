@@ -53,7 +53,8 @@ def _code_hash_of_the_notebook_alone(monkeypatch):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    path = notebook(folder / "answer.ipynb", "import os\nprint('here:', os.getcwd())\nprint('spins:', os.environ['GOMP_SPINCOUNT'])", ANSWER)
+    look = "import os\nprint('here:', os.getcwd())\nprint('spins:', os.environ['GOMP_SPINCOUNT'])"
+    path = notebook(folder / "answer.ipynb", look, ANSWER)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("maetok_lab.workflow.run.code_hash", lambda path: f"{hash(Path(path).read_text())}")
         result = run_notebook(path, runs=folder / "runs", scale=2)
