@@ -28,7 +28,7 @@ FILES = {  # inside a package a file imports files to its left only
         *("masking", "targets", "text", "blocks", "towers", "model", "auxiliary", "discriminators", "losses", "perceptual"),
         *("released", "loading"),
     ],
-    "diffusion": ["path", "model", "sampling", "released", "loading"],
+    "diffusion": ["path", "model", "sampling", "cost", "released", "loading"],
     "evaluation": [
         *("pixels", "metrics", "features", "protocol", "npz", "scaling", "inception", "reconstruction", "generation", "samples"),
     ],

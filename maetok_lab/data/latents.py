@@ -77,13 +77,17 @@ class LatentSpace:
 
 
 def load_latent_space(source: str | Path, *, root: str | Path | None = None) -> LatentSpace:
-    """The latent space of a cache (a run's name or folder), or of the authors' released tokenizer (a folder, or a hub name).
+    """The latent space of a cache (a run's name or folder), of an exported diffusion model, or of the authors' released
+    tokenizer (a folder, or a hub name).
 
     The release keeps two scalars, `vq_mean` and `vq_std`, in the tokenizer's config (0 and 1 where they are absent).
     """
     run = find_run(source, root)
     if run is None:
         tensors, config = read_weights(source)
+        if "latent_space" in config:
+            known = config["latent_space"]
+            return LatentSpace(known["tokenizer"], torch.tensor(known["mean"]), torch.tensor(known["std"]))
         if "class" in config:
             raise ValueError(f"{source} holds weights without latent statistics; they are in the cache of the latents")
         mean, std = (torch.tensor(float(config.get(key, value))) for key, value in (("vq_mean", 0.0), ("vq_std", 1.0)))

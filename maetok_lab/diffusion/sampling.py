@@ -59,19 +59,25 @@ def sample_steps(
     method: Method = "euler",
     num_steps: int,
     guidance: Guidance | None = None,
-    path: PathName = "linear",
+    path: PathName | None = None,
     weak_model: Model | None = None,
+    time_shift: float = 1.0,
     seeds: Sequence[int] | None = None,
     sde_noise: torch.Tensor | None = None,
 ) -> Iterator[SampleStep]:
     """Integrate from t = 1 to 0, yielding every step. The state is float64, the model sees float32.
 
-    noise (B, N, C), labels (B,). `weak_model` guides instead of the null class (autoguidance, Karras et al. 2024).
+    noise (B, N, C), labels (B,). `path` is the model's own if it is not given (linear for a model that has none).
+    `weak_model` guides instead of the null class (autoguidance, Karras et al. 2024). `time_shift`: see `time_grid`.
     Euler-Maruyama draws from one seed a sample (`seeds`), or takes `sde_noise` (num_steps - 1, B, N, C). The null label is
     a label too. Raises ValueError for labels out of range and sizes that differ.
     """
-    integrate, interpolant = choose(method, INTEGRATORS, "sampler"), choose(path, PATHS, "path")
+    integrate = choose(method, INTEGRATORS, "sampler")
+    interpolant = choose(path or getattr(model, "trained_path", "linear"), PATHS, "path")
     check_inputs(model, noise, labels, num_steps)
+    if guidance is not None and weak_model is None and getattr(model, "num_classes", None) == 0:
+        raise ValueError("an unconditional model has no labels to be guided by; it can be guided by a weak_model")
+    times = time_grid(method, num_steps, time_shift)
     drive = Drive(model, labels, guidance, weak_model)
     precise = torch.float32 if noise.device.type == "mps" else torch.float64
     x = noise.to(precise)
@@ -80,9 +86,24 @@ def sample_steps(
             sde_noise = _sde_noise(noise, seeds, num_steps)
         elif sde_noise.shape != (num_steps - 1, *noise.shape):
             raise ValueError(f"sde_noise must be {(num_steps - 1, *noise.shape)}, not {tuple(sde_noise.shape)}")
-        yield from euler_maruyama(drive, x, num_steps, interpolant, sde_noise)
+        yield from euler_maruyama(drive, x, times, interpolant, sde_noise)
     else:
-        yield from integrate(drive, x, num_steps, interpolant)
+        yield from integrate(drive, x, times, interpolant)
+
+
+def time_grid(method: Method, num_steps: int, time_shift: float = 1.0) -> torch.Tensor:
+    """The times between steps, from 1 to 0, float64 (num_steps + 1,): equal steps, then t -> s t / (1 + (s - 1) t).
+
+    A `time_shift` s above 1 spends more steps near the noise (Esser et al. 2024, equation 23, with t = 1 noise as here;
+    LightningDiT's shift of 0.3 counts time the other way and is 1 / 0.3 here).
+    """
+    if time_shift <= 0:
+        raise ValueError(f"time_shift must be above 0 (1 is none), not {time_shift}")
+    if method == "euler_maruyama":
+        times = torch.cat([torch.linspace(1, LAST_NOISY_TIME, num_steps, dtype=torch.float64), torch.zeros(1)])
+    else:
+        times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+    return time_shift * times / (1 + (time_shift - 1) * times)
 
 
 class Drive:
@@ -105,10 +126,15 @@ class Drive:
             strong, weak = both.to(x.dtype).chunk(2)
         return weak + self.guidance.scale * (strong - weak)
 
+    def jumps(self) -> list[float]:
+        """Times inside (0, 1) at which guidance begins or ends, from late to early as sampling meets them."""
+        if self.guidance is None or self.guidance.scale == 1:
+            return []
+        return sorted({t for t in (self.guidance.low, self.guidance.high) if 0 < t < 1}, reverse=True)
 
-def euler(drive: Drive, x: torch.Tensor, num_steps: int, path: Path) -> Iterator[SampleStep]:
-    """x += v dt on num_steps equal steps: num_steps model evaluations, error of order dt."""
-    times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+
+def euler(drive: Drive, x: torch.Tensor, times: torch.Tensor, path: Path) -> Iterator[SampleStep]:
+    """x += v dt: one model evaluation a step, error of order dt."""
     for step, (t, after) in enumerate(zip(times[:-1], times[1:]), start=1):
         v = drive(x, t.item())
         x0 = path.data(x, v, t)
@@ -116,9 +142,9 @@ def euler(drive: Drive, x: torch.Tensor, num_steps: int, path: Path) -> Iterator
         yield SampleStep(step, after.item(), x, x0)
 
 
-def heun(drive: Drive, x: torch.Tensor, num_steps: int, path: Path) -> Iterator[SampleStep]:
+def heun(drive: Drive, x: torch.Tensor, times: torch.Tensor, path: Path) -> Iterator[SampleStep]:
     """Euler's step corrected with the mean of both ends' velocities, but for the last step: 2 num_steps - 1 evaluations."""
-    times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+    num_steps = len(times) - 1
     for step, (t, after) in enumerate(zip(times[:-1], times[1:]), start=1):
         v = drive(x, t.item())
         x0 = path.data(x, v, t)
@@ -131,9 +157,11 @@ def heun(drive: Drive, x: torch.Tensor, num_steps: int, path: Path) -> Iterator[
         yield SampleStep(step, after.item(), x, x0)
 
 
-def euler_maruyama(drive: Drive, x: torch.Tensor, num_steps: int, path: Path, sde_noise: torch.Tensor) -> Iterator[SampleStep]:
+def euler_maruyama(
+    drive: Drive, x: torch.Tensor, times: torch.Tensor, path: Path, sde_noise: torch.Tensor
+) -> Iterator[SampleStep]:
     """The reverse SDE with diffusion w(t) = 2t: dx = (v - w/2 score) dt + sqrt(w |dt|) n, without noise in the last step."""
-    times = torch.cat([torch.linspace(1, LAST_NOISY_TIME, num_steps, dtype=torch.float64), torch.zeros(1)])
+    num_steps = len(times) - 1
     for step, (t, after) in enumerate(zip(times[:-1], times[1:]), start=1):
         v = drive(x, t.item())
         x0 = path.data(x, v, t)
@@ -144,15 +172,19 @@ def euler_maruyama(drive: Drive, x: torch.Tensor, num_steps: int, path: Path, sd
         yield SampleStep(step, after.item(), x, x0)
 
 
-def dopri5(drive: Drive, x: torch.Tensor, num_steps: int, path: Path) -> Iterator[SampleStep]:
-    """Adaptive Runge-Kutta of order 5 (torchdiffeq), tolerances 1e-7 absolute and 1e-6 relative; read at num_steps points."""
+def dopri5(drive: Drive, x: torch.Tensor, times: torch.Tensor, path: Path) -> Iterator[SampleStep]:
+    """Adaptive Runge-Kutta of order 5 (torchdiffeq), tolerances 1e-7 absolute and 1e-6 relative; read at `times`.
+
+    It steps onto t = 0 (beyond it there is no model) and onto the ends of the guidance interval, where the velocity jumps.
+    """
     try:
         from torchdiffeq import odeint
     except ImportError:
         raise ImportError("the dopri5 sampler needs torchdiffeq: pip install 'maetok-lab[evaluation]'") from None
-    times = torch.linspace(1, 0, num_steps + 1, dtype=x.dtype, device=x.device)
-    states = odeint(lambda t, state: drive(state, t.item()), x, times, method="dopri5", atol=1e-7, rtol=1e-6)
-    for step in range(1, num_steps + 1):
+    times = times.to(x)
+    stops = {"step_t": times[-1:], "jump_t": torch.tensor(drive.jumps(), dtype=times.dtype, device=x.device)}
+    states = odeint(lambda t, state: drive(state, t.item()), x, times, method="dopri5", atol=1e-7, rtol=1e-6, options=stops)
+    for step in range(1, len(times)):
         before = times[step - 1]
         x0 = path.data(states[step - 1], drive(states[step - 1], before.item()), before)
         yield SampleStep(step, times[step].item(), states[step], x0)

@@ -1,12 +1,13 @@
 """Images out of models, in batches: reconstructions and samples, the same whatever the batch size."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
 
 from maetok_lab.data.latents import LatentSpace
+from maetok_lab.diffusion.cost import SamplingProgress, sampling_cost
 from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.diffusion.sampling import draw_noise, sample
 from maetok_lab.rng import seeds_for
@@ -40,14 +41,19 @@ def generate(
     *,
     seed: int = 0,
     batch_size: int = 256,
+    write: Callable[[str], None] | None = None,
     **sampling,
 ) -> torch.Tensor:
     """Sample one image a label: noise -> latents -> images (n, 3, H, W) in [-1, 1] on the CPU; image k has its own seed.
 
-    `sampling` goes to diffusion.sampling.sample. Raises ValueError when `space` belongs to another tokenizer.
+    `sampling` goes to diffusion.sampling.sample. `write` (such as print) is told the cost before the start, and images/s
+    and the time left after the first batch. Raises ValueError when `space` or the model belongs to another tokenizer.
     """
-    if space.tokenizer != tokenizer.fingerprint:
-        raise ValueError(f"the latent space belongs to tokenizer {space.tokenizer}, not to {tokenizer.fingerprint}")
+    owners = {"latent space": space.tokenizer, "diffusion model": model.tokenizer_fingerprint or space.tokenizer}
+    for what, owner in owners.items():
+        if owner != tokenizer.fingerprint:
+            raise ValueError(f"the {what} belongs to tokenizer {owner}, not to {tokenizer.fingerprint}")
+    progress = SamplingProgress(sampling_cost(model, len(labels), **sampling), write=write) if write else None
     device = _device(model)
     images = []
     for start in range(0, len(labels), batch_size):
@@ -57,6 +63,8 @@ def generate(
         with _evaluating(model, tokenizer):
             latents = sample(model, noise, chosen, seeds=seeds, **sampling)
             images.append(tokenizer.decode(space.denormalise(latents).to(_device(tokenizer))).clamp(-1, 1).cpu())
+        if progress:
+            progress.update(start + len(chosen))
     return torch.cat(images)
 
 

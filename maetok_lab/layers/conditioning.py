@@ -5,11 +5,13 @@ import math
 import torch
 from torch import nn
 
+NUM_FREQUENCIES = 256  # of the time embedding
+
 
 class TimeEmbedding(nn.Module):
     """256 sinusoids of t itself (cosines first, base 10000, t in [0, 1] unscaled: the release's choice), then an MLP."""
 
-    def __init__(self, width: int, *, num_frequencies: int = 256):
+    def __init__(self, width: int, *, num_frequencies: int = NUM_FREQUENCIES):
         super().__init__()
         half = num_frequencies // 2
         self.register_buffer("frequencies", torch.exp(-math.log(10000) * torch.arange(half) / half), persistent=False)

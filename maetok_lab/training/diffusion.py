@@ -13,7 +13,7 @@ from torch import nn
 from maetok_lab.config import not_in_fingerprint
 from maetok_lab.data.latents import LatentDataset
 from maetok_lab.device import Precision, autocast
-from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer
+from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer, describe_model
 from maetok_lab.diffusion.path import PathName, TimeSampling, draw_times, velocity_loss
 from maetok_lab.rng import generator, seed_step
 from maetok_lab.runs import Run
@@ -197,11 +197,6 @@ def by_time(losses: torch.Tensor, times: torch.Tensor) -> dict[str, float]:
         if len(chosen):
             result[f"loss/t{index / TIME_BINS:.2f}"] = chosen.mean().item()
     return result
-
-
-def describe_model(model: DiffusionTransformer) -> dict[str, int]:
-    """The sizes that come from the latents, which loading needs besides the config."""
-    return {"num_tokens": model.num_tokens, "latent_dim": model.latent_dim, "num_classes": model.num_classes}
 
 
 def check_latents(config: DiffusionTraining, latents: LatentDataset) -> None:

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from maetok_lab.diffusion.loading import load_diffusion
-from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer
+from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer, describe_model
 from maetok_lab.runs import Run
-from maetok_lab.training.diffusion import DiffusionTraining, describe_model, ema_name
+from maetok_lab.training.diffusion import DiffusionTraining, ema_name
 
 MODEL = DiffusionConfig(width=16, depth=1, num_heads=2)
 TRAINING = DiffusionTraining(model=MODEL, num_classes=3, num_steps=2, batch_size=2, ema_decays=(0.9999, 0.9))

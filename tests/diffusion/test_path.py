@@ -42,6 +42,19 @@ def test_data_and_noise_are_found_again_from_the_velocity(name):
 
 
 @each_path
+def test_predictions_of_data_and_of_noise_are_velocities_in_other_words(name):
+    x, n, path = noise(4, 3, 4), noise(4, 3, 4, seed=1), PATHS[name]
+    for t in (0.05, 0.3, 0.75, 0.95):
+        t = torch.tensor(t, dtype=torch.float64)
+        x_t, v = path.interpolate(x, n, t.expand(4))
+        assert torch.allclose(path.velocity_from_data(x_t, x, t), v, atol=1e-12)
+        assert torch.allclose(path.velocity_from_noise(x_t, n, t), v, atol=1e-12)
+        guess = noise(4, 3, 4, seed=2)  # of any prediction, not of the right one alone
+        assert torch.allclose(path.data(x_t, path.velocity_from_data(x_t, guess, t), t), guess, atol=1e-9)
+        assert torch.allclose(path.noise(x_t, path.velocity_from_noise(x_t, guess, t), t), guess, atol=1e-9)
+
+
+@each_path
 def test_the_score_is_the_gradient_of_a_gaussians_log_density_even_at_pure_noise(name):
     path, mean, std = PATHS[name], 0.7, 0.5
     for time in (0.04, 0.5, 0.9, 1.0):
@@ -100,6 +113,22 @@ def test_the_loss_is_each_samples_own_mean_square():
     assert torch.allclose(seen[0][0], (1 - t)[:, None, None] * x + t[:, None, None] * n)
     assert torch.equal(seen[0][1], t)
     assert torch.equal(seen[0][2], labels)
+
+
+def test_the_direction_loss_is_zero_along_the_velocity_and_two_against_it():
+    x, n, t, y = noise(3, 4, 2).float(), noise(3, 4, 2, seed=1).float(), torch.full((3,), 0.4), torch.zeros(3)
+    v = n - x
+
+    def extra(prediction: torch.Tensor) -> list[float]:
+        plain, more = (velocity_loss(lambda *_: prediction, x, y, t=t, noise=n, direction_weight=w) for w in (0.0, 0.5))
+        return (more - plain).tolist()
+
+    assert extra(3 * v) == pytest.approx([0, 0, 0], abs=1e-6)
+    assert extra(-v) == pytest.approx([1, 1, 1], abs=1e-6)  # half of 1 - cos = 2
+    turned = torch.stack([-v[..., 1], v[..., 0]], dim=-1)  # a right angle in every token's plane
+    assert extra(turned) == pytest.approx([0.5] * 3, abs=1e-6)
+    one = torch.where(torch.arange(4)[None, :, None] == 2, -v, v)  # one token of four goes the wrong way
+    assert extra(one) == pytest.approx([0.25] * 3, abs=1e-6)
 
 
 def test_the_generator_decides_times_and_noise():

@@ -8,7 +8,7 @@ import torch
 
 from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer
 from maetok_lab.diffusion.path import PATHS
-from maetok_lab.diffusion.sampling import Guidance, draw_noise, sample, sample_steps
+from maetok_lab.diffusion.sampling import Guidance, draw_noise, sample, sample_steps, time_grid
 from maetok_lab.rng import seeds_for
 
 each_path = pytest.mark.parametrize("path", PATHS)
@@ -151,6 +151,46 @@ def test_sampling_keeps_no_gradients_and_shows_the_model_float32():
     assert not found.requires_grad
 
 
+@each_path
+@pytest.mark.parametrize("shift", [0.3, 3.0])
+def test_shifted_times_solve_the_same_equation(path, shift):
+    z, labels = noise(64, 1, 1), torch.zeros(64, dtype=torch.long)
+    found = sample(Mixture(path), z, labels, method="heun", num_steps=128, path=path, time_shift=shift)
+    assert (found - quantile(z)).abs().mean() < 5e-3
+
+
+def test_a_shift_above_one_spends_more_steps_near_the_noise():
+    assert time_grid("euler", 4, 3.0).tolist() == pytest.approx([1, 0.9, 0.75, 0.5, 0])
+    assert time_grid("euler", 4, 1 / 3).tolist() == pytest.approx([1, 0.5, 0.25, 0.1, 0])
+    for method in ("euler", "euler_maruyama"):
+        assert torch.equal(time_grid(method, 7), time_grid(method, 7, 1.0))
+    z, labels = noise(2, 1, 1), torch.tensor([1, 2])
+    model = Rows()
+    sample(model, z, labels, num_steps=4, time_shift=3.0)
+    assert [t for _, t in model.calls] == pytest.approx([1, 0.9, 0.75, 0.5])
+    with pytest.raises(ValueError, match=r"time_shift must be above 0 \(1 is none\), not 0"):
+        sample(model, z, labels, num_steps=4, time_shift=0.0)
+
+
+def test_dopri5_asks_the_model_about_no_time_outside_of_zero_to_one_and_lands_on_the_ends_of_guidance():
+    model = Rows()
+    found = sample(model, torch.zeros(1, 1, 1), torch.tensor([2]), method="dopri5", num_steps=3, guidance=Guidance(3.0, 0.3, 0.7))
+    assert all(0 <= t <= 1 for _, t in model.calls)
+    assert found.item() == pytest.approx(-(2 * 0.6 + 8 * 0.4), abs=1e-6)  # exact, in spite of the two jumps
+    assert {rows for rows, t in model.calls if 0.31 < t < 0.69} == {2}
+    assert {rows for rows, t in model.calls if t < 0.29 or t > 0.71} == {1}
+
+
+def test_a_model_may_bring_the_path_it_was_trained_on():
+    model, z = Mixture("cosine"), noise(8, 1, 2)
+    options = {"method": "euler_maruyama", "num_steps": 6, "seeds": range(8)}
+    cosine, linear = (sample(model, z, torch.zeros(8), path=path, **options) for path in ("cosine", "linear"))
+    assert torch.equal(sample(model, z, torch.zeros(8), **options), linear)
+    model.trained_path = "cosine"
+    assert torch.equal(sample(model, z, torch.zeros(8), **options), cosine)
+    assert torch.equal(sample(model, z, torch.zeros(8), path="linear", **options), linear)
+
+
 # Guidance -------------------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +250,22 @@ def test_autoguidance_extrapolates_from_a_weaker_model_with_the_same_labels():
     assert found.flatten().tolist() == [-(2 * 2 + 2 * 4) / 4, -(2 * 6 + 2 * 12) / 4]
     assert strong.calls == [(2, 1), (2, 0.75), (2, 0.5), (2, 0.25)]
     assert weak.calls == [(2, 0.5), (2, 0.25)]
+
+
+def test_an_unconditional_model_is_sampled_with_its_null_label_and_guided_by_a_weaker_model_only():
+    torch.manual_seed(0)
+    sizes = {"num_tokens": 4, "latent_dim": 3, "num_classes": 0}
+    strong, weak = (DiffusionTransformer(DiffusionConfig(width=16, depth=d, num_heads=2), **sizes) for d in (2, 1))
+    for parameter in [*strong.parameters(), *weak.parameters()]:
+        torch.nn.init.normal_(parameter, std=0.3)
+    z, null = noise(2, 4, 3), torch.zeros(2, dtype=torch.long)
+    plain = sample(strong, z, null, num_steps=4)
+    guided = sample(strong, z, null, num_steps=4, weak_model=weak, guidance=Guidance(2.0))
+    assert not torch.allclose(plain, guided, atol=1e-3)
+    with pytest.raises(ValueError, match="an unconditional model has no labels to be guided by; it can be guided by a weak"):
+        sample(strong, z, null, num_steps=4, guidance=Guidance(2.0))
+    with pytest.raises(ValueError, match=r"labels must be in 0 .. 0 \(0 is the null class\), not 0 .. 1"):
+        sample(strong, z, torch.tensor([0, 1]), num_steps=4)
 
 
 # Seeds ----------------------------------------------------------------------------------------------------------------

@@ -92,3 +92,20 @@ def test_the_latent_space_of_another_tokenizer_is_refused(model, tokenizer):
 def test_labels_the_model_does_not_know_are_refused(model, tokenizer):
     with pytest.raises(ValueError, match=r"labels must be in 0 .. 4 \(4 is the null class\), not 0 .. 5"):
         generate(model, tokenizer, SPACE, torch.tensor([0, 5]), num_steps=1)
+
+
+def test_a_model_of_another_tokenizers_latents_is_refused_and_one_of_unknown_latents_is_not(model, tokenizer):
+    for fingerprint in ("", SPACE.tokenizer):
+        model.tokenizer_fingerprint = fingerprint
+        generate(model, tokenizer, SPACE, LABELS, num_steps=1)
+    model.tokenizer_fingerprint = "others"
+    with pytest.raises(ValueError, match="the diffusion model belongs to tokenizer others, not to"):
+        generate(model, tokenizer, SPACE, LABELS, num_steps=1)
+
+
+def test_the_cost_is_said_before_the_start_and_the_speed_after_the_first_batch(model, tokenizer):
+    said = []
+    generate(model, tokenizer, SPACE, LABELS, num_steps=3, batch_size=2, write=said.append)
+    assert said[0].startswith(f"{len(LABELS)} images: 3 model rows an image, ")
+    assert said[1].startswith(f"2 of {len(LABELS)} images; ")
+    assert said[-1].startswith(f"{len(LABELS)} of {len(LABELS)} images; ")
