@@ -26,14 +26,15 @@ class AuxiliaryConfig:
     """One target with its decoder. The release: width 192, depth 3, 3 heads, weight 1, loss on hidden patches only.
 
     `target` may also be "timm:NAME", any network of timm fed as it wants. `weights` is a local file for a target's network,
-    instead of the shipped or the hub's. A tower of depth 0 is one linear layer. "text" has one loss an image: `loss_on` does
-    not matter to it.
+    instead of the shipped or the hub's. Without a `tower` the decoder is in proportion to the pixel decoder as the release's
+    is (see `shallow_tower`); one of depth 0 is one linear layer. "text" has one loss an image: `loss_on` does not matter to
+    it.
     """
 
     target: Literal["hog", "pixel", "semantic", "dinov2", "clip", "text"] | str = "hog"
     weight: float = 1.0
     weights: str | None = None
-    tower: TowerConfig = TowerConfig(width=192, depth=3, num_heads=3, rope="mixed")
+    tower: TowerConfig | None = None
     loss_on: Literal["hidden", "all"] = "hidden"
 
     def __post_init__(self):
@@ -48,6 +49,16 @@ class AuxiliaryConfig:
     def module_name(self) -> str:
         """The target's name as torch allows it for a module: without dots."""
         return self.target.replace(".", "_")
+
+
+def shallow_tower(decoder: TowerConfig) -> TowerConfig:
+    """A quarter of the pixel decoder's heads (two at least), as wide each, at most three layers, the same positions.
+
+    For the Base size this is the release's: width 192, 3 layers, 3 heads, mixed RoPE.
+    """
+    heads = min(decoder.num_heads, max(2, decoder.num_heads // 4))
+    width = heads * decoder.width // decoder.num_heads
+    return dataclasses.replace(decoder, width=width, depth=min(3, decoder.depth), num_heads=heads, drop_path=0.0)
 
 
 def make_target(config: AuxiliaryConfig, model: TokenizerConfig) -> Target:
@@ -71,11 +82,12 @@ class AuxiliaryDecoder(nn.Module):
         super().__init__()
         self.config, self.grid = config, model.grid
         self.target = make_target(config, model)
+        tower = config.tower or shallow_tower(model.decoder)
         self.decoder = LatentDecoder(
-            config.tower, latent_dim=model.latent_dim, num_latent_tokens=model.num_latent_tokens, grid=model.grid,
+            tower, latent_dim=model.latent_dim, num_latent_tokens=model.num_latent_tokens, grid=model.grid,
             theta=model.rope_theta, modulation=True, scale_init=model.modulation_init, latent_init=model.latent_init,
         )  # fmt: skip
-        self.to_target = nn.Linear(config.tower.width, self.target.width)
+        self.to_target = nn.Linear(tower.width, self.target.width)
         self.apply(init_weights)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:

@@ -72,6 +72,8 @@ class TokenizerTraining:
 class Objective(nn.Module):
     """Tokenizer and auxiliary decoders as one module that turns a batch into named loss terms (so that DDP sees one forward)."""
 
+    frozen = ("encoder.", "to_latents.")  # what makes latents, and stands still in decoder tuning
+
     def __init__(self, config: TokenizerTraining):
         super().__init__()
         self.config = config
@@ -81,8 +83,8 @@ class Objective(nn.Module):
         share_networks(self.auxiliary)
         self.perceptual = make_perceptual(config.losses)
         if config.trains == "decoder":
-            for frozen in (self.tokenizer.encoder, self.tokenizer.to_latents):
-                frozen.requires_grad_(False)
+            for name, parameter in self.tokenizer.named_parameters():
+                parameter.requires_grad_(not name.startswith(self.frozen))
 
     def train(self, mode: bool = True) -> "Objective":
         super().train(mode)

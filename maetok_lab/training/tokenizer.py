@@ -1,7 +1,7 @@
 """Train a tokenizer (paper section 3): masked autoencoding with auxiliary targets, then tuning of the pixel decoder.
 
     for record in train_tokenizer(config, images, run): ...
-    for record in train_tokenizer(decoder_tuning(config, parent=trained_run), images, tuned_run, parent=trained_run): ...
+    for record in finetune_decoder(decoder_tuning(config, parent=run), images, tuned_run, parent=run): ...
 """
 
 import dataclasses
@@ -40,7 +40,10 @@ def decoder_tuning(config: TokenizerTraining, *, parent: Run, **changes: Any) ->
 
 @dataclasses.dataclass
 class State:
-    """What a training carries from step to step, and what a checkpoint holds."""
+    """What a training carries from step to step, and what a checkpoint holds.
+
+    `frozen`: what decoder tuning must leave as its parent has it, by name.
+    """
 
     objective: Objective
     ema: common.Ema
@@ -48,6 +51,7 @@ class State:
     guard: common.Guard
     adversary: Adversary | None = None
     step: int = 0
+    frozen: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def tensors(self) -> dict[str, Mapping[str, torch.Tensor]]:
         groups = {"model": self.objective.tokenizer.state_dict(), "ema": self.ema.module.state_dict()}
@@ -60,13 +64,7 @@ class State:
 
 
 def train_tokenizer(
-    config: TokenizerTraining,
-    images: ImageSource,
-    run: Run,
-    *,
-    parent: Run | None = None,
-    preview: ImageSource | None = None,
-    cpu: bool = False,
+    config: TokenizerTraining, images: ImageSource, run: Run, *, preview: ImageSource | None = None, cpu: bool = False
 ) -> Iterator[StepRecord]:
     """Train, or continue, into `run`; yields one record a step. A finished run yields nothing.
 
@@ -74,6 +72,39 @@ def train_tokenizer(
     Of several processes only the first writes; the others may hold a `Run` that only reads.
     Raises NonFiniteTraining after several steps without a finite gradient, ValueError for sizes that do not fit.
     """
+    if config.trains == "decoder":
+        raise ValueError("this config tunes a decoder: finetune_decoder trains it, from its parent run")
+    yield from _train(config, images, run, None, preview, cpu)
+
+
+def finetune_decoder(
+    config: TokenizerTraining,
+    images: ImageSource,
+    run: Run,
+    *,
+    parent: Run,
+    preview: ImageSource | None = None,
+    cpu: bool = False,
+) -> Iterator[StepRecord]:
+    """The second stage, as `train_tokenizer` does the first: the decoder learns on from the averaged weights of `parent`.
+
+    `config` is made by `decoder_tuning`. Whatever makes latents is frozen, and is compared bit for bit with the parent's
+    before every checkpoint, so also at the end: RuntimeError that names what moved, and nothing of it is written.
+    Raises ValueError too for another parent than the config's, or one without a checkpoint.
+    """
+    if config.trains != "decoder":
+        raise ValueError("finetune_decoder needs the config of a second stage; make it with decoder_tuning")
+    yield from _train(config, images, run, parent, preview, cpu)
+
+
+def _train(
+    config: TokenizerTraining,
+    images: ImageSource,
+    run: Run,
+    parent: Run | None,
+    preview: ImageSource | None,
+    cpu: bool,
+) -> Iterator[StepRecord]:
     if run.finished:
         return
     check_images(config, images)
@@ -107,7 +138,7 @@ def train_tokenizer(
 def start(config: TokenizerTraining, run: Run, parent: Run | None, device: torch.device) -> State:
     """Fresh weights (or the parent's, for decoder tuning), or the state of the run's newest checkpoint."""
     seed_step(config.seed, -1)
-    objective = Objective(config).to(device)
+    objective, frozen = Objective(config).to(device), {}
     if config.trains == "decoder":
         if parent is None or parent.fingerprint != config.parent:
             raise ValueError(f"decoder tuning needs the run with fingerprint {config.parent} as its parent")
@@ -115,8 +146,10 @@ def start(config: TokenizerTraining, run: Run, parent: Run | None, device: torch
         if trained is None:
             raise ValueError(f"decoder tuning starts from run {parent.name}, which has no checkpoint yet")
         objective.tokenizer.load_state_dict(trained.tensors["ema"])
+        frozen = {name: value for name, value in trained.tensors["ema"].items() if name.startswith(objective.frozen)}
     optimizers = common.make_optimizers(config.optimizer, {"tokenizer": objective.tokenizer, "auxiliary": objective.auxiliary})
-    state = State(objective, common.Ema(objective.tokenizer, config.ema_decay), optimizers, common.Guard())
+    ema = common.Ema(objective.tokenizer, config.ema_decay)
+    state = State(objective, ema, optimizers, common.Guard(), frozen=frozen)
     if config.losses.adversarial:
         state.adversary = Adversary(
             config.losses.adversarial, config.optimizer, image_size=config.model.image_size, precision=config.precision,
@@ -215,7 +248,12 @@ def draw_latent_noise(config: TokenizerTraining, step: int, device: torch.device
 
 
 def save(state: State, run: Run) -> None:
-    """Write everything that continuing needs."""
+    """Write everything that continuing needs, unless something moved that decoder tuning must leave alone."""
+    for weights in (state.objective.tokenizer, state.ema.module):
+        now = weights.state_dict()
+        moved = [name for name, value in state.frozen.items() if not torch.equal(now[name].cpu(), value)]
+        if moved:
+            raise RuntimeError(f"decoder tuning moved what makes the latents: {', '.join(moved[:5])} of {len(moved)} tensors")
     skipped = {"skipped": state.guard.skipped}
     if state.adversary:
         skipped["discriminator_skipped"] = state.adversary.guard.skipped

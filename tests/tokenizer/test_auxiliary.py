@@ -5,8 +5,14 @@ import dataclasses
 import pytest
 import torch
 
-from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig, AuxiliaryDecoder, auxiliary_loss, make_target
-from maetok_lab.tokenizer.model import TokenizerConfig
+from maetok_lab.tokenizer.auxiliary import (
+    AuxiliaryConfig,
+    AuxiliaryDecoder,
+    auxiliary_loss,
+    make_target,
+    shallow_tower,
+)
+from maetok_lab.tokenizer.model import TOKENIZERS, TokenizerConfig
 from maetok_lab.tokenizer.targets import hog
 from maetok_lab.tokenizer.towers import TowerConfig
 
@@ -29,7 +35,21 @@ def decoder() -> AuxiliaryDecoder:
 def test_the_release_defaults_are_a_narrow_tower_on_hidden_patches():
     config = AuxiliaryConfig()
     assert (config.target, config.weight, config.loss_on) == ("hog", 1.0, "hidden")
-    assert (config.tower.width, config.tower.depth, config.tower.num_heads, config.tower.rope) == (192, 3, 3, "mixed")
+    tower = shallow_tower(TOKENIZERS["maetok-b-128"].decoder)
+    assert tower == TowerConfig(width=192, depth=3, num_heads=3, positions="rope", rope="mixed")
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_without_a_tower_of_its_own_a_decoder_is_a_small_copy_of_the_pixel_decoder(name):
+    model = TOKENIZERS[name]
+    tower = shallow_tower(dataclasses.replace(model.decoder, drop_path=0.1))
+    assert tower.width / tower.num_heads == model.decoder.width / model.decoder.num_heads
+    assert (tower.positions, tower.rope, tower.drop_path) == (model.decoder.positions, model.decoder.rope, 0)
+    small = TokenizerConfig(
+        image_size=16, patch_size=4, num_latent_tokens=6, latent_dim=4, encoder=TOWER, decoder=dataclasses.replace(TOWER, depth=5)
+    )
+    blocks = AuxiliaryDecoder(AuxiliaryConfig(), small).decoder.blocks
+    assert len(blocks) == 3
 
 
 def test_the_target_is_hog_in_cells_of_eight_pixels_or_the_smaller_patch():

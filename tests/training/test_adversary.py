@@ -20,7 +20,7 @@ from maetok_lab.tokenizer.towers import TowerConfig
 from maetok_lab.training import adversary as module
 from maetok_lab.training.adversary import TERMS, Adversary, average_gradients, half_crop, held_still
 from maetok_lab.training.common import NonFiniteTraining, OptimizerConfig, Share
-from maetok_lab.training.tokenizer import TokenizerTraining, decoder_tuning, train_tokenizer
+from maetok_lab.training.tokenizer import TokenizerTraining, decoder_tuning, finetune_decoder, train_tokenizer
 
 TOWER = TowerConfig(width=16, depth=1, num_heads=2)
 MODEL = TokenizerConfig(
@@ -62,10 +62,10 @@ def small_dino(monkeypatch):
     monkeypatch.setattr(discriminators, "load_net", load)
 
 
-def train(config, images, run, *, steps: int | None = None, parent: Run | None = None) -> list:
+def train(config, images, run, *, steps: int | None = None) -> list:
     """The records of at most `steps` steps; then the generator is left standing, as by a kill."""
     records = []
-    for record in train_tokenizer(config, images, run, cpu=True, parent=parent):
+    for record in train_tokenizer(config, images, run, cpu=True):
         records.append(record)
         if len(records) == steps:
             break
@@ -210,7 +210,7 @@ def test_in_decoder_tuning_the_encoder_stays_as_it_is_and_the_decoder_is_opposed
     changes = {"num_steps": 6, "losses__adversarial__trains_from": 1, "losses__adversarial__counts_from": 2}
     config = decoder_tuning(CONFIG, parent=parent, **changes)
     run = Run.open("tuned", config, root=tmp_path, parents=[parent])
-    records = train(config, pictures, run, parent=parent)
+    records = list(finetune_decoder(config, pictures, run, parent=parent, cpu=True))
     assert records[-1].losses["adaptive_weight"] > 0
     before, after = parent.load_checkpoint().tensors["ema"], run.load_checkpoint().tensors["model"]
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}

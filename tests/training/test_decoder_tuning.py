@@ -14,7 +14,7 @@ from maetok_lab.tokenizer.towers import TowerConfig
 from maetok_lab.training.common import OptimizerConfig
 from maetok_lab.training.objective import Objective
 from maetok_lab.training.presets import DECODER_TUNING, TOKENIZER_TRAINING
-from maetok_lab.training.tokenizer import TokenizerTraining, decoder_tuning, train_tokenizer
+from maetok_lab.training.tokenizer import TokenizerTraining, decoder_tuning, finetune_decoder, train_tokenizer
 
 TOWER = TowerConfig(width=16, depth=2, num_heads=2, drop_path=0.1)
 MODEL = TokenizerConfig(
@@ -35,7 +35,11 @@ def pictures(make_pictures):
 def train(config, images, run, *, steps: int | None = None, parent: Run | None = None) -> list:
     """The records of at most `steps` steps; then the generator is left standing, as by a kill."""
     records = []
-    for record in train_tokenizer(config, images, run, cpu=True, parent=parent):
+    if config.trains == "all":
+        stage = train_tokenizer(config, images, run, cpu=True)
+    else:
+        stage = finetune_decoder(config, images, run, cpu=True, parent=parent)
+    for record in stage:
         records.append(record)
         if len(records) == steps:
             break
@@ -101,6 +105,29 @@ def test_every_tuning_preset_fits_its_training_preset(parent):
     assert set(DECODER_TUNING) == set(TOKENIZER_TRAINING)
     for name, changes in DECODER_TUNING.items():
         assert decoder_tuning(TOKENIZER_TRAINING[name], parent=parent, **changes).trains == "decoder"
+
+
+def test_an_encoder_that_moved_is_an_error_that_names_it_and_is_not_written(tmp_path, pictures, parent, monkeypatch):
+    config = decoder_tuning(STAGE_ONE, parent=parent)
+    run = Run.open("tuned", config, root=tmp_path)
+    def nudge(self, mode=True):
+        with torch.no_grad():
+            self.tokenizer.encoder.norm.weight[0] += 1e-6  # one value of one tensor, by the last bits
+        return torch.nn.Module.train(self, mode)
+
+    monkeypatch.setattr(Objective, "train", nudge)
+    with pytest.raises(RuntimeError, match=r"decoder tuning moved what makes the latents: encoder\.norm\.weight of 1 tensors"):
+        train(config, pictures, run, parent=parent)
+    assert not run.finished
+    assert run.checkpoint_steps() == []
+
+
+def test_each_stage_has_its_own_function(tmp_path, pictures, parent):
+    tuning = decoder_tuning(STAGE_ONE, parent=parent)
+    with pytest.raises(ValueError, match="this config tunes a decoder: finetune_decoder trains it, from its parent run"):
+        next(train_tokenizer(tuning, pictures, Run.open("a", tuning, root=tmp_path), cpu=True))
+    with pytest.raises(ValueError, match="finetune_decoder needs the config of a second stage; make it with decoder_tuning"):
+        next(finetune_decoder(STAGE_ONE, pictures, Run.open("b", STAGE_ONE, root=tmp_path), parent=parent, cpu=True))
 
 
 def test_noise_on_the_latents_is_for_the_second_stage():
