@@ -1,0 +1,97 @@
+"""Presets say what the paper and the release say, and every rung of the ladder stands on every size."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from maetok_lab.config import fingerprint, from_json, override, to_json
+from maetok_lab.tokenizer.model import TOKENIZERS
+from maetok_lab.training import common
+from maetok_lab.training.objective import Objective, TokenizerTraining
+from maetok_lab.training.presets import DECODER_TUNING, LADDER, TOKENIZER_TRAINING, ladder_training
+from maetok_lab.training.tokenizer import decoder_tuning
+
+each_size = pytest.mark.parametrize("size", TOKENIZER_TRAINING)
+PARENT = SimpleNamespace(fingerprint="parent")
+
+
+def names(config: TokenizerTraining) -> list[str]:
+    return [target.target for target in config.targets]
+
+
+def test_every_model_has_a_training_and_a_tuning_by_its_name():
+    assert list(TOKENIZER_TRAINING) == list(TOKENIZERS) == list(DECODER_TUNING)
+    for name, config in TOKENIZER_TRAINING.items():
+        assert config.model == TOKENIZERS[name]
+
+
+@each_size
+def test_every_training_survives_as_json(size):
+    config = TOKENIZER_TRAINING[size]
+    again = from_json(TokenizerTraining, json.loads(json.dumps(to_json(config))))
+    assert (again, fingerprint(again)) == (config, fingerprint(config))
+
+
+def test_the_papers_recipe_has_the_papers_numbers():
+    config = TOKENIZER_TRAINING["maetok-b-128"]
+    steps, optimizer, losses = config.num_steps, config.optimizer, config.losses
+    assert (steps, config.batch_size, config.ema_decay, config.crop) == (500_000, 512, 0.9999, "scale")
+    assert (optimizer.name, optimizer.betas, optimizer.weight_decay, optimizer.clip) == ("adamw", (0.9, 0.95), 1e-4, 1.0)
+    rates = [optimizer.learning_rate * common.learning_rate_factor(optimizer, step, steps) for step in (5000, steps - 1)]
+    assert rates == pytest.approx([2e-4, 2e-5])  # the warm-up's end, and a tenth at the end
+    assert losses.perceptual_warmup * steps == 10_000
+    assert (losses.pixel, losses.perceptual, losses.pixel_weight, losses.perceptual_weight) == ("mse", "lpips", 1, 1)
+    critic = losses.adversarial
+    assert (critic.discriminator, critic.weight, critic.adaptive, critic.counts_from) == ("dino", 0.4, True, 30_000)
+    assert (critic.lecam_weight, critic.consistency_weight, critic.learning_rate) == (0.001, 4.0, 2e-4)
+    assert (config.masking.ratio, config.masking.low, config.masking.high) == ("truncated_normal", 0.4, 0.6)
+    assert names(config) == ["hog", "dinov2", "clip"]
+    assert {target.weight for target in config.targets} == {1.0}
+    tuning = decoder_tuning(config, parent=PARENT, **DECODER_TUNING["maetok-b-128"])
+    assert (tuning.num_steps, tuning.masking.ratio, tuning.masking.high, tuning.masking.low) == (50_000, "linear", 0.6, 0.0)
+    assert (tuning.latent_noise, tuning.losses.adversarial.trains_from) == (0.0, 0)
+
+
+def test_the_papers_training_is_built_as_the_release_is(monkeypatch):
+    monkeypatch.setattr("maetok_lab.training.objective.share_networks", lambda decoders: None)  # teachers are downloads
+    monkeypatch.setattr("maetok_lab.training.objective.make_perceptual", lambda losses: None)
+    with torch.device("meta"):
+        objective = Objective(TOKENIZER_TRAINING["maetok-b-128"])
+    widths = {name: decoder.to_target.out_features for name, decoder in objective.auxiliary.items()}
+    assert widths == {"hog": 108, "dinov2": 1024, "clip": 1152}
+    for decoder in objective.auxiliary.values():
+        blocks = decoder.decoder.blocks
+        assert (len(blocks), blocks[0].attn.num_heads, decoder.to_target.in_features) == (3, 3, 192)
+
+
+def test_the_ladder_climbs_in_its_order():
+    assert list(LADDER) == ["ae", "kl", "ae-mask", "hog", "semantic", "all"]
+    rungs = [override(TOKENIZER_TRAINING["tiny"], changes) for changes in LADDER.values()]
+    assert [names(rung) for rung in rungs] == [[], [], [], ["hog"], ["semantic"], ["hog", "semantic"]]
+    assert [rung.masking.ratio for rung in rungs] == ["none"] * 2 + ["truncated_normal"] * 4
+    assert [rung.model.bottleneck for rung in rungs] == ["ae", "kl", "ae", "ae", "ae", "ae"]
+
+
+@each_size
+@pytest.mark.parametrize("rung", LADDER)
+def test_every_rung_stands_on_every_size_and_can_be_tuned(size, rung):
+    config = ladder_training(size, rung, seed=3)
+    assert config == override(TOKENIZER_TRAINING[size], LADDER[rung] | {"seed": 3})
+    assert decoder_tuning(config, parent=PARENT, **DECODER_TUNING[size]).trains == "decoder"
+
+
+def test_a_teacher_stands_for_the_shipped_network_and_changes_are_checked():
+    config = ladder_training("tiny", "all", teacher="dinov2", weights="dinov2.safetensors", optimizer__clip=0.5)
+    assert [(target.target, target.weights) for target in config.targets] == [("hog", None), ("dinov2", "dinov2.safetensors")]
+    assert config.optimizer.clip == 0.5
+    assert ladder_training("tiny", "hog", teacher="dinov2") == ladder_training("tiny", "hog")
+    for arguments, message in (
+        (("tiny", "hogs"), "unknown rung of the ladder 'hogs'; did you mean 'hog'"),
+        (("tinny", "hog"), "unknown preset 'tinny'; did you mean 'tiny'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ladder_training(*arguments)
+    with pytest.raises(ValueError, match="unknown target 'dinov3'; did you mean 'dinov2'"):
+        ladder_training("tiny", "semantic", teacher="dinov3")
