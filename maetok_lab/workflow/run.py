@@ -21,7 +21,7 @@ from typing import Any
 from maetok_lab.files import read_json, write_bytes, write_json
 from maetok_lab.locks import RunLock
 from maetok_lab.provenance import now
-from maetok_lab.runs import fingerprint_of, runs_root
+from maetok_lab.runs import Run, fingerprint_of, runs_root
 from maetok_lab.workflow.execute import NotebookFailed, Progress, clock, execute, write_html
 from maetok_lab.workflow.parameters import check_parameters, code_hash, read_cells, read_parameters
 from maetok_lab.workflow.summary import collect, table
@@ -48,6 +48,36 @@ class NotebookResult:
         return self.folder / "notebook.html"
 
 
+@dataclasses.dataclass(frozen=True)
+class NotebookCall:
+    """A notebook with checked parameters: what was `given`, all its `values`, its folder, and what a result must match."""
+
+    path: Path
+    given: dict[str, Any]
+    values: dict[str, Any]
+    folder: Path
+    identity: dict[str, str]
+
+    @property
+    def title(self) -> str:
+        """The notebook and the parameters that tell this call from others."""
+        named = [name for name in self.values if name in ("preset", "seed") or name in self.given]
+        return f"{self.path.name} ({', '.join(f'{name}={self.values[name]!r}' for name in named)})"
+
+
+def prepare_call(path: str | Path, output: str | Path | None, parameters: Mapping[str, Any]) -> NotebookCall:
+    """Check `parameters` and find the folder. Raises ValueError or TypeError for a wrong one; nothing is written."""
+    path = Path(path).absolute()
+    declared = read_parameters(path)
+    given = check_parameters(declared, parameters)
+    if given.get("runs"):
+        given["runs"] = os.path.abspath(given["runs"])
+    defaults = {name: parameter.default for name, parameter in declared.items()}
+    values = defaults | given
+    identity = {"code": code_hash(path), "parameters": fingerprint_of({**values, "runs": None})}
+    return NotebookCall(path, given, values, _folder(path, output, values, defaults), identity)
+
+
 def run_notebook(path: str | Path, output: str | Path | None = None, /, **parameters: Any) -> NotebookResult:
     """Run a notebook with `parameters`, telling what it does, or say that it is finished already.
 
@@ -55,31 +85,19 @@ def run_notebook(path: str | Path, output: str | Path | None = None, /, **parame
     working directory is the repository's root. Raises ValueError or TypeError for a wrong parameter before any kernel
     starts, NotebookFailed when a cell raises, and RunLocked when another process is running the same.
     """
-    path = Path(path).absolute()
-    declared = read_parameters(path)
-    given = check_parameters(declared, parameters)
-    if given.get("runs"):
-        given["runs"] = os.path.abspath(given["runs"])
-    values = {name: parameter.default for name, parameter in declared.items()} | given
-    folder = _folder(path, output, values, {name: parameter.default for name, parameter in declared.items()})
-    identity = {"code": code_hash(path), "parameters": fingerprint_of({**values, "runs": None})}
-    title = f"{path.name} ({', '.join(f'{name}={values[name]!r}' for name in _headline(values, given))})"
-    result = _finished(folder, identity)
+    call = prepare_call(path, output, parameters)
+    result = stored_result(call)
     if result is None:
-        print(f"{title}: into {_shown(folder)}", flush=True)
-        result = _run(path, folder, values, given, identity)
-        print(f"{title}: finished in {clock(result.seconds)}")
+        print(f"{call.title}: into {_shown(call.folder)}", flush=True)
+        result = _run(call)
+        print(f"{call.title}: finished in {clock(result.seconds)}")
     else:
-        ended = read_json(folder / "summary.json")["ended"]
-        print(f"{title}: already finished, {ended}, in {clock(result.seconds)}. To run it anew remove {_shown(folder)}")
+        took = f"{read_json(call.folder / 'summary.json')['ended']}, in {clock(result.seconds)}"
+        print(f"{call.title}: already finished, {took}. To run it anew remove {_shown(call.folder)}")
     if output is not None and Path(output).suffix == ".ipynb":
         write_bytes(output, result.notebook.read_bytes())
     _tell(result)
     return result
-
-
-def _headline(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    return [name for name in values if name in ("preset", "seed") or name in given]
 
 
 def _folder(path: Path, output: str | Path | None, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Path:
@@ -99,26 +117,53 @@ def _folder(path: Path, output: str | Path | None, values: Mapping[str, Any], de
     return runs_root(values.get("runs")).absolute() / "notebooks" / name
 
 
-def _finished(folder: Path, identity: Mapping[str, str]) -> NotebookResult | None:
-    """The stored result if it is whole, of the same code and parameters, and the runs it made are still there."""
+def stored_result(call: NotebookCall, *, tell: bool = True) -> NotebookResult | None:
+    """The stored result if it is whole, the runs it made are still there, and code, parameters and parents are the same."""
+    folder = call.folder
     if not (folder / "summary.json").exists():
         return None
     summary = read_json(folder / "summary.json")
-    changed = [what for what, value in identity.items() if summary.get(what) != value]
+    changed = [what for what, value in call.identity.items() if summary.get(what) != value]
     runs = [Path(os.path.normpath(folder / run)) for run in summary["runs"]]
+    changed += ["parents"] if _parents_changed(summary.get("parents", {}), folder) else []
     result = NotebookResult(folder, summary["numbers"], runs, summary["seconds"], ran_now=False)
     missing = [result.notebook, result.html] + [run / "summary.json" for run in runs]
     missing = [_shown(file) for file in missing if not file.exists()]
     if not changed and not missing:
         return result
     reason = f"its {' and '.join(changed)} changed" if changed else f"{', '.join(missing)} is missing"
-    print(f"{_shown(folder)} was finished, but {reason} since: running it again", flush=True)
+    if tell:
+        print(f"{_shown(folder)} was finished, but {reason} since: running it again", flush=True)
     return None
 
 
-def _run(
-    path: Path, folder: Path, values: Mapping[str, Any], given: Mapping[str, Any], identity: Mapping[str, str]
-) -> NotebookResult:
+def _parents(call: NotebookCall, runs: list[str]) -> dict[str, str]:
+    """Run folders that a notebook read, relative to its own, with a hash of their config and weights.
+
+    They are the parents on record of the runs it made, and the runs that its parameters name; not what it made itself.
+    """
+    root = runs_root(call.values.get("runs")).absolute()
+    named = {root / value for value in call.values.values() if isinstance(value, str) and value}
+    for run in runs:
+        record = Path(run) / "provenance.json"
+        named |= {Path(run).parent / parent["run"] for parent in read_json(record)["parents"]} if record.exists() else set()
+    found = [folder for folder in sorted(named) if str(folder) not in runs and (folder / "config.json").exists()]
+    return {os.path.relpath(folder, call.folder): _content(folder) for folder in found}
+
+
+def _parents_changed(parents: Mapping[str, str], folder: Path) -> bool:
+    """Whether some parent is another one now. One that is gone cannot have changed: what it gave is stored."""
+    places = {Path(os.path.normpath(folder / name)): content for name, content in parents.items()}
+    return any((run / "config.json").exists() and _content(run) != content for run, content in places.items())
+
+
+def _content(folder: Path) -> str:
+    run = Run(folder)
+    return f"{run.fingerprint} {run.weights_hash()}"
+
+
+def _run(call: NotebookCall) -> NotebookResult:
+    path, folder = call.path, call.folder
     folder.mkdir(parents=True, exist_ok=True)
     lock = RunLock(folder / "lock.json")
     partial, failed = folder / "notebook-partial.ipynb", folder / "notebook-failed.ipynb"
@@ -126,15 +171,15 @@ def _run(
     try:
         for old in (folder / "summary.json", partial, failed):
             old.unlink(missing_ok=True)
-        write_json(folder / "parameters.json", values)
+        write_json(folder / "parameters.json", call.values)
         with _signals_as_exceptions(progress):
-            notebook = execute(path, partial, given, folder=runs_root().absolute().parent, progress=progress)
+            notebook = execute(path, partial, call.given, folder=runs_root().absolute().parent, progress=progress)
         write_html(notebook, folder / "notebook.html", folder=path.parent)
         os.replace(partial, folder / "notebook.ipynb")
         numbers, runs = collect(notebook.cells)
         inside = [os.path.relpath(run, folder) for run in runs]  # so that a runs folder can be moved as a whole
         stored = {"numbers": numbers, "runs": inside, "seconds": round(progress.seconds, 1), "ended": now()}
-        write_json(folder / "summary.json", {**stored, **identity})
+        write_json(folder / "summary.json", {**stored, **call.identity, "parents": _parents(call, runs)})
         return NotebookResult(folder, numbers, [Path(run) for run in runs], progress.seconds, ran_now=True)
     except NotebookFailed as problem:
         if partial.exists():
