@@ -36,7 +36,9 @@ FILES = {  # inside a package a file imports files to its left only
     "analysis": [
         *("preprocess", "mixture", "fitting", "gmm", "projection", "probe", "geometry", "decoding", "card", "theory"),
     ],
-    "workflow": ["parameters", "summary", "execute", "run", "ladder"],
+    "workflow": [
+        *("parameters", "summary", "execute", "run", "ladder", "spec", "pool", "worker", "board", "gallery", "cluster", "sweep"),
+    ],
 }
 LATE = {
     *("umap", "plotly", "ipywidgets", "matplotlib", "IPython", "papermill", "nbconvert", "nbformat", "tensorboard"),

@@ -1,0 +1,95 @@
+"""Entries as jobs: submitted once, waited for, found again after a stop, given up when the cluster forgets them."""
+
+import time
+
+import pytest
+
+from maetok_lab.workflow import SlurmConfig, SweepSpec, cluster, grid, sweep
+from maetok_lab.workflow.cluster import SlurmPool, make_executor
+from maetok_lab.workflow.pool import Job
+
+pytest.importorskip("submitit")
+ANSWER = "from maetok_lab.workflow import report\nif scale == 3: raise ValueError('three')\nreport(loss=scale)"
+
+
+def job(tmp_path, number=0):
+    return Job(number, "n.ipynb", {"seed": 1}, str(tmp_path / "logs" / f"entry-{number}.log"))
+
+
+def test_a_sweep_runs_as_jobs_whose_logs_are_where_the_table_says(tmp_path, make_notebook, monkeypatch):
+    path = make_notebook(tmp_path / "answer.ipynb", "print('in a job')\n" + ANSWER)
+    folder = tmp_path / "sweeps" / "toy"
+    spec = SweepSpec(name="toy", notebook=str(path), entries=tuple(grid({"scale": [2.0, 3.0]})), quality="loss")
+    monkeypatch.setattr(cluster, "queued_jobs", lambda: None)
+    result = sweep(spec, runs=tmp_path, pool=SlurmPool(spec.slurm, folder, cluster="local"))
+    assert result.table["state"].tolist() == ["done", "failed"]
+    assert "ValueError: three" in result.table["error"][1]
+    assert "in a job" in (tmp_path / "sweeps" / "toy" / "logs" / f"{result.table['log'][0].split('/')[-1]}").read_text()
+
+
+class Sent:
+    """A submitted job as submitit describes it."""
+
+    def __init__(self, number, folder):
+        from types import SimpleNamespace
+
+        self.job_id, self.paths = f"7_{number}", SimpleNamespace(stdout=folder / f"7_{number}.out")
+
+
+@pytest.fixture
+def pool(tmp_path, monkeypatch):
+    """A pool whose jobs stay queued; `sent` lists what was submitted, `queue` is what Slurm says."""
+    pool = SlurmPool(SlurmConfig(patience_minutes=0.001), tmp_path, cluster="local")
+    pool.sent, pool.queue = [], set()
+
+    def submit(function, told, answer):
+        pool.sent.append(told)
+        pool.queue.add(f"7_{len(pool.sent) - 1}")
+        return Sent(len(pool.sent) - 1, tmp_path)
+
+    monkeypatch.setattr(pool._executor, "submit", submit)
+    monkeypatch.setattr(pool._executor, "_submit_delayed_batch", lambda: None, raising=False)
+    monkeypatch.setattr(cluster, "queued_jobs", lambda: None if pool.queue is None else set(pool.queue))
+    monkeypatch.setattr(cluster, "QUEUE_SECONDS", 0.0)
+    monkeypatch.setattr(cluster.subprocess, "run", lambda command, **kw: pool.sent.append(command))
+    return pool
+
+
+def test_a_job_that_slurm_forgot_is_given_up_after_our_deadline_but_not_while_slurm_is_silent(pool, tmp_path):
+    pool.start([job(tmp_path)])
+    assert pool.wait(0.1) == []
+    pool.queue = None
+    assert pool.wait(0.1) == []
+    pool.queue = set()
+    ended = []
+    deadline = time.monotonic() + 10
+    while not ended and time.monotonic() < deadline:
+        ended = pool.wait(0.05)
+    (ended,) = ended
+    assert (ended.number, ended.outcome) == (0, "failed")
+    assert "Slurm job 7_0 left the queue without a result" in ended.error
+
+
+def test_a_stopped_sweep_finds_its_queued_jobs_again(pool, tmp_path, monkeypatch):
+    pool.start([job(tmp_path, 0), job(tmp_path, 1)])
+    pool.queue.discard("7_1")
+    again = SlurmPool(pool.config, tmp_path, cluster="local")
+    monkeypatch.setattr(again._executor, "submit", pool._executor.submit)
+    again.start([job(tmp_path, 0), job(tmp_path, 1)])
+    assert len(pool.sent) == 3  # two, and the one that is no longer queued
+    again.close()
+    assert pool.sent[-1][0] == "scancel"
+    assert set(pool.sent[-1][1:]) == {"7_0", "7_2"}
+
+
+def test_what_is_asked_of_slurm(tmp_path, monkeypatch):
+    import submitit
+
+    asked = {}
+    monkeypatch.setattr(submitit.AutoExecutor, "update_parameters", lambda self, **given: asked.update(given))
+    config = SlurmConfig(partition="gpu", gpus=2, cpus=8, memory_gb=64, minutes=90, at_once=4, setup=("module load x",))
+    make_executor(config, tmp_path, cluster="local", nodes=3)
+    assert asked == {
+        "name": "maetok-lab", "timeout_min": 90, "cpus_per_task": 8, "nodes": 3, "tasks_per_node": 1, "gpus_per_node": 2,
+        "mem_gb": 64, "slurm_partition": "gpu", "slurm_array_parallelism": 4, "slurm_setup": ["module load x"],
+    }  # fmt: skip
