@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
-from maetok_lab.data.readers import CROPS, BrokenImageError, read_rgb, scale_crop
+from maetok_lab.data.readers import CROPS, RESIZES, BrokenImageError, read_rgb, scale_crop
 from maetok_lab.data.sources import Listing, digest, list_source
 
 _IN_MEMORY = 1 << 30  # decoded bytes of a split that are kept in memory
@@ -77,7 +77,9 @@ class ImageSource(Dataset):
             raise ValueError(f"{listing.name} has no images in split {split!r}; it has {', '.join(have)}")
         if (values[rows] < 0).any():
             raise ValueError(f"{listing.name}: {int((values[rows] < 0).sum())} rows of {split} have no {labels}")
-        self.split, self.image_size, self.crop = split, image_size, crop
+        self.split, self.image_size = split, image_size
+        # artwork has hard edges and is square already: Lanczos, as when the set was made
+        self.crop = "pad" if listing.max_size else crop
         self.max_broken = max(10, len(rows) // 100) if max_broken is None else max_broken
         self.broken: list[str] = []
         self._listing, self._rows, self._values = listing, rows, values
@@ -116,15 +118,10 @@ class ImageSource(Dataset):
         except BrokenImageError as error:
             return error
         if crop is None:
-            image = CROPS[self._crop_name](image, self.image_size)
+            image = CROPS[self.crop](image, self.image_size)
         else:
             image = scale_crop(image, self.image_size, scale=crop[0], down=crop[1], across=crop[2])
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-    @property
-    def _crop_name(self) -> str:
-        # artwork has hard edges and is square already: Lanczos, as when the set was made
-        return "pad" if self._listing.max_size else self.crop
 
     def count_broken(self, messages: Sequence[str]) -> None:
         """Warn of each picture once; more than max_broken are an error. For what other processes could not `read`."""
@@ -229,6 +226,11 @@ class ImageSource(Dataset):
         """Whether the split is small enough to be kept decoded."""
         return self._pixels is not None
 
+    @property
+    def resize(self) -> str:
+        """How pictures are brought to image_size, in words, for protocols."""
+        return RESIZES[self.crop]
+
     @cached_property
     def captions(self) -> list[str]:
         """A short text for each image."""
@@ -253,7 +255,7 @@ class ImageSource(Dataset):
     @property
     def fingerprint(self) -> str:
         """Short hash of the content, split, size, crop, labels and what was left out."""
-        parts = [self._listing.identity, self.split, self.image_size, self._crop_name, self._label_by]
+        parts = [self._listing.identity, self.split, self.image_size, self.crop, self._label_by]
         return digest([*parts, *self.class_names, *self._left_out])[:16]
 
 

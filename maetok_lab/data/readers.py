@@ -80,3 +80,4 @@ def pad_square(image: Image.Image, size: int) -> Image.Image:
 
 
 CROPS = {"center": center_crop, "pad": pad_square}
+RESIZES = {"center": "box halving, then bicubic", "pad": "Lanczos"}

@@ -1,9 +1,10 @@
-"""Images to features of a frozen network, and the real images they are compared with."""
+"""Images to what a frozen network says of them, and the real images they are compared with."""
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from maetok_lab.evaluation.metrics import Statistics
 from maetok_lab.evaluation.pixels import round_to_uint8
 
 SHORT = {"efficientnet_lite2": "efflite2", "efficientnet_lite0": "efflite0", "squeezenet1_1": "squeeze"}
+SPATIAL_CHANNELS, SPATIAL_STRIDE = 7, 16  # sFID's (Nash et al. 2021) as ADM computes it: 7 channels of a 17 x 17 map
 
 
 class Net(Protocol):
@@ -35,11 +37,38 @@ class Images(Protocol):
 
 
 def metric_name(metric: str, net: Net) -> str:
-    """`kid` on a network: `kid_efflite2`; the plain names `kid`, `fid` and so on belong to Inception alone."""
+    """`kid` on a network: `kid_efflite2`; the plain names `kid`, `fid`, `sfid` and so on belong to Inception alone."""
     if net.name == "inception":
         return metric.replace("fd", "fid")
     slug = SHORT.get(net.name) or re.sub(r"[^a-z0-9]+", "_", net.name.lower().removeprefix("timm:")).strip("_")
     return f"{metric}_{slug}"
+
+
+def about_net(net: Net) -> dict[str, Any]:
+    """What a protocol records of a network: name, the package that builds it and its version, hash of weights, input."""
+    package = type(getattr(net, "model", net)).__module__.partition(".")[0]
+    try:
+        version = f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+    known = {"net": net.name, "net_version": version, "net_weights": net.weight_hash}
+    return known | {"net_input_size": getattr(net, "input_size", None)}
+
+
+def spatial_features(net: Any, images: Tensor) -> Tensor:
+    """What sFID looks at, where things are: the first 7 channels of the network's last map at stride 16 or less.
+
+    (B, 3, H, W) -> (B, 7 h w). Of Inception these are ADM's own (`Inception.spatial`). Raises ValueError for networks
+    that do not give their maps (all of timm do).
+    """
+    if hasattr(net, "spatial"):
+        return net.spatial(images)
+    if not hasattr(getattr(net, "model", None), "forward_intermediates"):
+        raise ValueError(f"{net.name} gives no maps, so there are no spatial features for 'sfd'")
+    last = max(i for i, info in enumerate(net.model.feature_info) if info["reduction"] <= SPATIAL_STRIDE)
+    prepared = net.prepare(images, net.input_size)
+    found = net.model.forward_intermediates(prepared, indices=[last], intermediates_only=True, output_fmt="NCHW")
+    return found[0][:, :SPATIAL_CHANNELS].flatten(1)
 
 
 def image_batches(images: Tensor | Images | Iterable[Tensor], batch_size: int) -> Iterator[tuple[Tensor, int]]:
@@ -70,37 +99,81 @@ def _parts(images: Tensor | Images | Iterable[Tensor], batch_size: int) -> Itera
         yield from images
 
 
-@torch.inference_mode()
 def image_features(
     images: Tensor | Images | Iterable[Tensor], net: Net, *, batch_size: int = 32, output: str = "features"
 ) -> Tensor:
     """Features of images in [-1, 1], clamped and rounded to uint8 first: (n, 3, H, W) -> (n, D) float32 on the CPU.
 
-    `output="logits"` asks the network for its class logits instead.
+    `output` "logits" or "spatial" asks for class logits or spatial features instead.
     Takes a tensor, an ImageSource or an iterable of batches. In a `torch.distributed` group each process computes its
     share of a tensor or source, and all get all features. Raises ValueError for NaN pixels and an empty set.
     """
+    return share_work(images, lambda part: _outputs(part, net, batch_size, (output,)))[output]
+
+
+def share_work(images: Any, work: Any) -> dict[str, Any]:
+    """`work(images) -> {name: tensor (n, ...) or a fact}`; in a process group each does its share, and all get all rows.
+
+    An iterable of batches is not shared. An error of one process is raised in every one.
+    """
     rank, processes = _group()
-    if processes > 1 and (isinstance(images, Tensor) or hasattr(images, "batch")):
-        share = torch.arange(len(images)).tensor_split(processes)[rank]
-        mine = _features(_Subset(images, share), net, batch_size, output) if len(share) else None
-        gathered: list[Tensor | None] = [None] * processes
-        torch.distributed.all_gather_object(gathered, mine)
-        return torch.cat([part for part in gathered if part is not None])
-    return _features(images, net, batch_size, output)
+    if processes == 1 or not (isinstance(images, Tensor) or hasattr(images, "batch")):
+        return work(images)
+    share = torch.arange(len(images)).tensor_split(processes)[rank]
+    try:
+        mine = work(_Subset(images, share)) if len(share) else None
+    except Exception as problem:  # the others would wait for this process for ever
+        mine = problem
+    gathered: list[Any] = [None] * processes
+    torch.distributed.all_gather_object(gathered, mine)
+    for part in gathered:
+        if isinstance(part, Exception):
+            raise part
+    parts = [part for part in gathered if part is not None]
+    if not parts:
+        raise ValueError("no images")
+    return {
+        key: torch.cat([part[key] for part in parts]) if isinstance(value, Tensor) else value
+        for key, value in parts[0].items()
+    }
 
 
-def _features(images: Tensor | Images | Iterable[Tensor], net: Any, batch_size: int, output: str) -> Tensor:
-    device, compute = _device(net), getattr(net, output)
-    found = []
+@torch.inference_mode()
+def batch_features(images: Tensor, net: Net) -> Tensor:
+    """Features of one batch, rounded first, in this process: (B, 3, H, W) -> (B, D) float32 on the CPU."""
+    return _outputs(images, net, len(images), ("features",))["features"]
+
+
+@torch.inference_mode()
+def _outputs(
+    images: Tensor | Images | Iterable[Tensor], net: Any, batch_size: int, outputs: Sequence[str]
+) -> dict[str, Any]:
+    """The outputs (n, D) of each image, the SHA-256 of its rounded pixels ("digests", n x 32 bytes), the image size."""
+    device = _device(net)
+    found: dict[str, list[Tensor]] = {name: [] for name in (*outputs, "digests")}
+    size = None
     for batch, count in image_batches(images, batch_size):
-        rounded = (round_to_uint8(batch) / 127.5 - 1).float()
+        rounded, size = round_to_uint8(batch), batch.shape[-1]
+        found["digests"].append(_digests(rounded[:count]))
         # channels last: convolutions on a CPU take half as long
-        rounded = rounded.to(device).contiguous(memory_format=torch.channels_last)
-        found.append(compute(rounded)[:count].float().cpu())
-    if not found:
+        scaled = (rounded / 127.5 - 1).float().to(device).contiguous(memory_format=torch.channels_last)
+        for name, value in _ask(net, scaled, outputs).items():
+            found[name].append(value[:count].float().cpu())
+    if size is None:
         raise ValueError("no images to take features of")
-    return torch.cat(found)
+    return {name: torch.cat(parts) for name, parts in found.items()} | {"size": size}
+
+
+def _ask(net: Any, images: Tensor, outputs: Sequence[str]) -> dict[str, Tensor]:
+    if hasattr(net, "outputs"):  # all in one pass
+        return net.outputs(images, outputs)
+    compute = {"features": lambda: net.features(images), "spatial": lambda: spatial_features(net, images)}
+    return {name: compute[name]() if name in compute else getattr(net, name)(images) for name in outputs}
+
+
+def _digests(pixels: Tensor) -> Tensor:
+    rows = pixels.to(torch.uint8).cpu().contiguous().numpy()
+    return torch.stack([torch.frombuffer(bytearray(hashlib.sha256(row.tobytes()).digest()), dtype=torch.uint8) for row in rows])
 
 
 class _Subset:
@@ -129,7 +202,10 @@ def _device(net: Any) -> torch.device:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """Real images as features (n, d), or only as a published (mean, covariance); one for many evaluations."""
+    """Images as features (n, d), or only as a published (mean, covariance); made once for many evaluations.
+
+    Published statistics are preferred to those of the features. `spatial` and `logits` are there where they were asked for.
+    """
 
     name: str
     sha256: str
@@ -137,17 +213,29 @@ class Reference:
     image_size: int | None
     features: Tensor | None = None
     statistics: Statistics | None = None
+    spatial: Tensor | None = None
+    spatial_statistics: Statistics | None = None
+    logits: Tensor | None = None
+    crop: str | None = None
+    resize: str | None = None
 
 
-def make_reference(images: Tensor | Images, net: Net, *, name: str | None = None, batch_size: int = 32) -> Reference:
-    """Features of real images, with a hash of the rounded pixels: the `reference` of many evaluations.
+def make_reference(
+    images: Tensor | Images | Iterable[Tensor],
+    net: Net,
+    *,
+    name: str | None = None,
+    batch_size: int = 32,
+    outputs: Sequence[str] = ("features",),
+) -> Reference:
+    """Features of images, with a hash of the rounded pixels, in one pass: the `reference` of many evaluations.
 
-    `name` defaults to the source's split. Raises ValueError for NaN pixels.
+    `outputs` may add "spatial" (for sFID) and "logits" (for the inception score). `name` defaults to the source's split.
+    Processes share the work as in `image_features`. Raises ValueError for NaN pixels and an empty set.
     """
-    digest, size = hashlib.sha256(), None
-    for part in _parts(images, batch_size):
-        digest.update(round_to_uint8(part).to(torch.uint8).cpu().contiguous().numpy().tobytes())
-        size = part.shape[-1]
-    features = image_features(images, net, batch_size=batch_size)
-    name = name or (f"{len(features)} images" if isinstance(images, Tensor) else getattr(images, "split", "images"))
-    return Reference(name, digest.hexdigest()[:16], len(features), size, features)
+    found = share_work(images, lambda part: _outputs(part, net, batch_size, outputs))
+    digest = hashlib.sha256(found["digests"].numpy().tobytes()).hexdigest()[:16]
+    count = len(found["digests"])
+    name = name or (None if isinstance(images, Tensor) else getattr(images, "split", None)) or f"{count} images"
+    made = {key: getattr(images, key, None) for key in ("crop", "resize")} | {key: found[key] for key in outputs}
+    return Reference(name, digest, count, found["size"], **made)

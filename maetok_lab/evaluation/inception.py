@@ -1,12 +1,14 @@
 """The Inception network of FID, through torch-fidelity: the only network whose metrics carry the plain names."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from maetok_lab.evaluation.features import SPATIAL_CHANNELS
 from maetok_lab.files import sha256
 from maetok_lab.pictures import to_uint8
 
@@ -24,13 +26,29 @@ class Inception(nn.Module):
         """Stay in eval mode."""
         return super().train(False)
 
+    def outputs(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Several of "features", "spatial" and "logits" in one pass: images (B, 3, H, W) in [-1, 1] -> name: (B, D)."""
+        maps: list[Tensor] = []
+        # TensorFlow's mixed_6/conv, after its ReLU: of its 17 x 17 map ADM's sFID takes the first 7 channels
+        hook = self.model.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: maps.append(output))
+        try:
+            pooled, logits = self.model(to_uint8(images))
+        finally:
+            hook.remove()
+        found = {"features": pooled, "spatial": maps[0][:, :SPATIAL_CHANNELS].flatten(1), "logits": logits}
+        return {name: found[name] for name in names}
+
     def features(self, images: Tensor) -> Tensor:
         """Pooled features: images (B, 3, H, W) in [-1, 1] -> (B, 2048)."""
-        return self.model(to_uint8(images))[0]
+        return self.outputs(images, ["features"])["features"]
+
+    def spatial(self, images: Tensor) -> Tensor:
+        """Spatial features of sFID: (B, 3, H, W) -> (B, 2023)."""
+        return self.outputs(images, ["spatial"])["spatial"]
 
     def logits(self, images: Tensor) -> Tensor:
         """Class logits without bias, as the inception score uses them: (B, 3, H, W) -> (B, 1008)."""
-        return self.model(to_uint8(images))[1]
+        return self.outputs(images, ["logits"])["logits"]
 
 
 def load_inception(weights: str | Path | None = None) -> Inception:

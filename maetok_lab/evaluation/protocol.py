@@ -19,15 +19,17 @@ class EvalProtocol:
     """Everything that changes an evaluation's numbers. What the evaluation itself knows (counts, sizes, hashes) it
     fills in.
 
-    `labels`: each class equally often, drawn at random, or none asked for. `seed` is that of image 0; image k has its
-    own. `ema` is the decay of the weights used, None for the raw ones. `reference` names the real images, `*_sha256`
-    and `net_weights` are hashes of their content. Images are rounded to uint8 before anything is measured.
+    `crop` and `resize` say how files became images of `image_size`. `labels`: each class equally often, drawn at random,
+    or none asked for. `seed` is that of image 0; image k has its own. `ema` is the decay of the weights used, None for the
+    raw ones. `reference` names the real images, `*_sha256` and `net_weights` are hashes of their content. Images are
+    rounded to uint8 before anything is measured.
     """
 
     task: Literal["generation", "reconstruction"] = "generation"
     num_images: int | None = None
     image_size: int | None = None
     crop: str | None = None
+    resize: str | None = None
     rounding: Literal["uint8"] = "uint8"
     precision: Precision = "fp32"
     labels: Literal["equal", "random", "none"] | None = None
@@ -43,6 +45,7 @@ class EvalProtocol:
     reference_images: int | None = None
     reference_sha256: str | None = None
     net: str | None = None
+    net_version: str | None = None
     net_weights: str | None = None
     net_input_size: int | None = None
     ssim: str | None = None

@@ -1,7 +1,7 @@
 """How faithfully a tokenizer gives images back."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from maetok_lab.device import autocast
-from maetok_lab.evaluation.features import Images, Net, image_batches, image_features, metric_name
+from maetok_lab.evaluation.features import Images, Net, about_net, batch_features, image_batches, metric_name, share_work
 from maetok_lab.evaluation.metrics import frechet_distance, kernel_distance, psnr, ssim
 from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
+from maetok_lab.evaluation.scaling import frechet_error
 
 SSIM = "gaussian 11x11, sigma 1.5, data_range 255"
 
@@ -41,51 +42,69 @@ def evaluate_reconstruction(
     `source` gives images in [-1, 1]: an ImageSource, or a tensor (n, 3, H, W). With `perceptual` (two image batches ->
     (B,)) its mean too; with `net` the kernel and Frechet distance between originals and reconstructions, `rkid_...` and
     `rfd_...`. The tokenizer runs in eval mode, at the protocol's precision. Raises ValueError for NaN pixels and for
-    reconstructions of another size.
+    reconstructions of another size. In a `torch.distributed` group each process does its share, and all get the result.
     """
     protocol = protocol or EvalProtocol(task="reconstruction")
     device = torch.device(device or _device_of(tokenizer))
-    scores: dict[str, list[Tensor]] = {"psnr": [], "ssim": []} | ({"perceptual": []} if perceptual else {})
-    features: list[tuple[Tensor, Tensor]] = []
-    for images, rebuilt, count in _pairs(tokenizer, source, protocol, batch_size, device):
-        scores["psnr"].append(psnr(rebuilt, images)[:count])
-        scores["ssim"].append(ssim(rebuilt, images)[:count])
-        if perceptual:
-            with torch.inference_mode():
-                scores["perceptual"].append(perceptual(rebuilt, images)[:count].double().cpu())
-        if net is not None:
-            features.append(tuple(image_features(x, net, batch_size=batch_size)[:count] for x in (rebuilt, images)))
-        size = images.shape[-1]
-    if not scores["psnr"]:
-        raise ValueError("no images to reconstruct")
+
+    def measure(part: Images | Tensor) -> dict[str, Any]:
+        return _measure(_pairs(tokenizer, part, protocol, batch_size, device), perceptual, net, batch_size)
+
+    found = share_work(source, measure)
     metrics, intervals = {}, {}
-    for name, parts in scores.items():
-        metrics[name], *intervals[name] = _mean(torch.cat(parts))
-    known = {"num_images": sum(map(len, scores["psnr"])), "image_size": size, "ssim": SSIM, **_known(source)}
-    known |= {"perceptual": type(perceptual).__name__} if perceptual else {}
+    for name in ("psnr", "ssim", *(["perceptual"] if perceptual else [])):
+        metrics[name], *intervals[name] = _mean(found[name])
+    known = {"num_images": len(found["psnr"]), "image_size": found["image_size"], "ssim": SSIM, **_known(source)}
+    known |= {"perceptual": getattr(perceptual, "__name__", type(perceptual).__name__)} if perceptual else {}
     if net is not None:
-        _add_distances(metrics, intervals, features, net, protocol.seed)
-        known |= {"net": net.name, "net_weights": net.weight_hash, "net_input_size": getattr(net, "input_size", None)}
+        _add_distances(metrics, intervals, found["made"], found["real"], net, protocol.seed)
+        known |= about_net(net)
     intervals = {name: tuple(pair) for name, pair in intervals.items()}
     return EvalResult(metrics=metrics, intervals=intervals, protocol=protocol.filled(task="reconstruction", **known))
+
+
+def _measure(
+    pairs: Iterable[tuple[Tensor, Tensor, int]],
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None,
+    net: Net | None,
+    batch_size: int,
+) -> dict[str, Any]:
+    """The numbers of each pair (n,), the features (n, D) of both sides ("made", "real") where there is a net."""
+    found: dict[str, list[Tensor]] = {}
+    size = None
+    for images, rebuilt, count in pairs:
+        size = images.shape[-1]
+        numbers = {"psnr": psnr(rebuilt, images), "ssim": ssim(rebuilt, images)}
+        if perceptual:
+            with torch.inference_mode():
+                numbers["perceptual"] = perceptual(rebuilt, images).double().cpu()
+        if net is not None:
+            for side, batch in (("made", rebuilt), ("real", images)):
+                numbers[side] = batch_features(batch, net)
+        for name, values in numbers.items():
+            found.setdefault(name, []).append(values[:count].cpu())
+    if not found:
+        raise ValueError("no images to reconstruct")
+    return {name: torch.cat(parts) for name, parts in found.items()} | {"image_size": size}
 
 
 def _known(source: Images | Tensor) -> dict[str, Any]:
     """What the source tells of itself, for the protocol."""
     if isinstance(source, Tensor):
         return {}
-    names = {"reference": "split", "reference_sha256": "fingerprint", "crop": "crop"}
+    names = {"reference": "split", "reference_sha256": "fingerprint", "crop": "crop", "resize": "resize"}
     return {field: getattr(source, name) for field, name in names.items() if hasattr(source, name)}
 
 
 def _add_distances(
-    metrics: dict[str, float], intervals: dict[str, Any], features: list[tuple[Tensor, Tensor]], net: Net, seed: int
+    metrics: dict[str, float], intervals: dict[str, Any], made: Tensor, real: Tensor, net: Net, seed: int
 ) -> None:
     """Kernel and Frechet distance between the features of reconstructions and originals; in place."""
-    made, real = (torch.cat(side) for side in zip(*features))
     kernel = kernel_distance(made, real, seed=seed)
     metrics[metric_name("rkid", net)], intervals[metric_name("rkid", net)] = kernel.value, (kernel.low, kernel.high)
-    metrics[metric_name("rfd", net)] = frechet_distance(made, real)
+    value = frechet_distance(made, real)
+    error = 1.96 * frechet_error(made, real, seed=seed)
+    metrics[metric_name("rfd", net)], intervals[metric_name("rfd", net)] = value, (value - error, value + error)
 
 
 def _pairs(

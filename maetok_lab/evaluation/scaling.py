@@ -62,6 +62,23 @@ def _intercept(counts: Sequence[int], values: Sequence[float]) -> float:
     return float(torch.linalg.lstsq(design, torch.tensor(values, dtype=torch.float64)[:, None]).solution[0])
 
 
+def frechet_error(features: Tensor, reference: Tensor | Gaussian, *, draws: int = 8, seed: int = 0) -> float:
+    """Standard error of the Frechet distance: its spread over random halves of the samples, times sqrt(1/2).
+
+    (n, d) against a Gaussian, which stays as it is; or against (n, d) whose rows belong to those of features (an image and
+    its reconstruction), which are halved together.
+    """
+    halves = [torch.randperm(len(features), generator=generator(seed, "frechet-halves", i)) for i in range(draws)]
+    picks = [half[: max(2, len(features) // 2)] for half in halves]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of too few images: the distance itself has warned
+        values = [
+            frechet_distance(features[pick], reference if isinstance(reference, Gaussian) else reference[pick])
+            for pick in picks
+        ]
+    return float(torch.tensor(values, dtype=torch.float64).std() / math.sqrt(2))
+
+
 @dataclasses.dataclass(frozen=True)
 class Neighbours:
     """For each sample its nearest training images (n, k), nearest first, and their distances (n, k) in feature

@@ -1,12 +1,24 @@
 """Features do not depend on how images arrive or how many at once; names say which network made them."""
 
+import importlib.metadata
 import math
 import socket
 
 import pytest
 import torch
 
-from maetok_lab.evaluation.features import image_batches, image_features, make_reference, metric_name
+from maetok_lab.evaluation.features import (
+    about_net,
+    image_batches,
+    image_features,
+    make_reference,
+    metric_name,
+    spatial_features,
+)
+from maetok_lab.evaluation.generation import evaluate_generation
+from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
+from maetok_lab.evaluation.reconstruction import evaluate_reconstruction
+from maetok_lab.nets import load_net
 from maetok_lab.pictures import to_uint8
 from maetok_lab.rng import generator
 
@@ -94,14 +106,64 @@ def test_a_reference_is_known_by_its_pixels():
     assert again.name == "23 images"
 
 
+def test_a_network_is_recorded_with_the_package_that_builds_it():
+    known = about_net(load_net("efficientnet_lite2", input_size=64))
+    assert known["net_version"] == f"timm {importlib.metadata.version('timm')}"
+    assert (known["net"], known["net_input_size"]) == ("efficientnet_lite2", 64)
+    assert len(known["net_weights"]) == 16
+    assert about_net(TinyNet())["net_version"] is None
+
+
+@pytest.mark.parametrize(("input_size", "side"), [(64, 4), (260, 17)])
+def test_spatial_features_of_the_shipped_network_are_seven_channels_at_stride_16(input_size, side):
+    net = load_net("efficientnet_lite2", input_size=input_size)
+    found = image_features(images(2), net, output="spatial", batch_size=2)
+    assert found.shape == (2, 7 * side * side)
+    rounded = to_uint8(images(2)).float() / 127.5 - 1
+    torch.testing.assert_close(found, _stage(net, rounded, side)[:, :7].flatten(1), rtol=1e-4, atol=1e-4)
+
+
+def _stage(net, images, side):
+    """The last map of `side` places, by walking through the network's stages."""
+    x = net.model.bn1(net.model.conv_stem(net.prepare(images, net.input_size)))
+    maps = [x := stage(x) for stage in net.model.blocks]
+    return [found for found in maps if found.shape[-1] == side][-1]
+
+
+def test_spatial_features_need_maps():
+    with pytest.raises(ValueError, match="squeezenet1_1 gives no maps"):
+        spatial_features(load_net("squeezenet1_1"), images(2))
+
+
 def _process(rank, port, queue):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    queue.put((rank, image_features(images(), TinyNet(), batch_size=4).tolist()))
+    bad = images()
+    bad[0] = math.nan  # in the first process's share
+    try:
+        image_features(bad, TinyNet())
+    except ValueError as problem:
+        message = str(problem)
+    reference = make_reference(Source(images()), TinyNet(), batch_size=4)
+    result = evaluate_generation(
+        images(30, "fake"), reference, net=TinyNet(), protocol=EvalProtocol(), preview=True, batch_size=4
+    )
+    rebuilt = evaluate_reconstruction(Shift(), images(), net=TinyNet(), batch_size=4)
+    queue.put((rank, reference.features.tolist(), reference.sha256, message, result.to_json(), rebuilt.to_json()))
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_give_what_one_gives():
+class Shift:
+    """A tokenizer that adds a little."""
+
+    def encode(self, images):
+        return images
+
+    def decode(self, latents):
+        return latents + 0.1
+
+
+def test_two_processes_give_what_one_gives_and_an_error_of_one_is_everybodys():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -110,9 +172,16 @@ def test_two_processes_give_what_one_gives():
     workers = [context.Process(target=_process, args=(rank, port, queue)) for rank in range(2)]
     for worker in workers:
         worker.start()
-    found = dict(queue.get(timeout=60) for _ in workers)
+    found = [queue.get(timeout=60) for _ in workers]
     for worker in workers:
         worker.join()
-    want = image_features(images(), TinyNet())
-    for rank in range(2):
-        torch.testing.assert_close(torch.tensor(found[rank]), want, rtol=1e-5, atol=0)
+    want = make_reference(Source(images()), TinyNet())
+    result = evaluate_generation(images(30, "fake"), want, net=TinyNet(), protocol=EvalProtocol(), preview=True)
+    rebuilt = evaluate_reconstruction(Shift(), images(), net=TinyNet())
+    for rank, features, sha256, message, their_result, their_rebuilt in found:
+        torch.testing.assert_close(torch.tensor(features), want.features, rtol=1e-5, atol=0, msg=f"process {rank}")
+        assert sha256 == want.sha256
+        assert "NaN" in message
+        assert EvalResult.from_json(their_result).metrics == pytest.approx(result.metrics, rel=1e-5)
+        assert EvalResult.from_json(their_rebuilt).metrics == pytest.approx(rebuilt.metrics, rel=1e-5)
+        assert EvalResult.from_json(their_rebuilt).protocol == rebuilt.protocol

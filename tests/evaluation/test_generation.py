@@ -1,12 +1,13 @@
 """Generation metrics on a tiny seeded network: direction, names, intervals, floors and refusals."""
 
 import math
+from statistics import NormalDist
 
 import pytest
 import torch
 
 from maetok_lab.evaluation.features import Reference, image_features, make_reference
-from maetok_lab.evaluation.generation import evaluate_generation
+from maetok_lab.evaluation.generation import _wilson, evaluate_generation
 from maetok_lab.evaluation.metrics import feature_statistics, frechet_distance, inception_score, kernel_distance
 from maetok_lab.evaluation.protocol import EvalProtocol
 from maetok_lab.rng import generator
@@ -45,9 +46,10 @@ def test_numbers_are_those_of_the_metrics_under_the_networks_name():
     assert result.metrics["fd_efflite2"] == pytest.approx(frechet_distance(made, real))
     assert set(result.metrics) == {"kid_efflite2", "fd_efflite2", "precision_efflite2", "recall_efflite2"}
     assert set(result.floor) == set(result.metrics)
-    assert set(result.intervals) == {"kid_efflite2", "fd_efflite2"}
+    assert set(result.intervals) == set(result.metrics)
     for name, (low, high) in result.intervals.items():
-        assert low < result.metrics[name] < high
+        assert low <= result.metrics[name] <= high
+        assert low < high
 
 
 def test_the_protocol_says_what_was_compared():
@@ -114,10 +116,42 @@ def test_inception_score_is_given_when_asked_for():
     want = inception_score(image_features(samples, Classifier(), output="logits"))
     assert result.metrics == {"is_efflite2": want.mean}
     assert want.mean > 1
-    with pytest.raises(ValueError, match="read twice"):
-        evaluate_generation(iter([samples]), images(), net=Classifier(), protocol=PROTOCOL, metrics=["is"])
+    assert result.floor["is_efflite2"] == inception_score(image_features(images(), Classifier(), output="logits")).mean
+    streamed = evaluate_generation(iter(samples.split(7)), images(), net=Classifier(), protocol=PROTOCOL, metrics=["is"])
+    assert streamed.metrics == pytest.approx(result.metrics)
     with pytest.raises(ValueError, match="class logits"):
         evaluate(samples, metrics=["is"])
+    featured = make_reference(samples, Classifier())
+    with pytest.raises(ValueError, match=r"'is' needs logits of 50 images: make_reference\(.* .logits.\]\)"):
+        evaluate_generation(featured, images(), net=Classifier(), protocol=PROTOCOL, metrics=["is"])
+
+
+def test_spatial_distance_sees_where_things_are_and_has_its_own_name():
+    class Mapped(TinyNet):
+        def spatial(self, images):
+            return torch.nn.functional.avg_pool2d(images, 8).flatten(1)
+
+    samples = images(50, "fake")
+    turned = evaluate_generation(
+        torch.cat([samples[:, :, 8:], samples[:, :, :8] - 0.5], dim=2), images(), net=Mapped(), protocol=PROTOCOL,
+        metrics=["sfd"], preview=True,
+    )  # fmt: skip
+    level = evaluate_generation(samples, images(), net=Mapped(), protocol=PROTOCOL, metrics=["sfd"], preview=True)
+    assert set(level.metrics) == set(level.floor) == set(level.intervals) == {"sfd_efflite2"}
+    assert turned.metrics["sfd_efflite2"] > level.metrics["sfd_efflite2"]
+    sides = [image_features(side, Mapped(), output="spatial") for side in (samples, images())]
+    assert level.metrics["sfd_efflite2"] == pytest.approx(frechet_distance(*sides))
+    with pytest.raises(ValueError, match="efficientnet_lite2 gives no maps"):
+        evaluate(samples, metrics=["sfd"])
+
+
+def test_precision_has_wilsons_interval():
+    low, high = _wilson(0.3, 40)
+    z = NormalDist().inv_cdf(0.975)
+    for bound in (low, high):  # where the share lies 1.96 of the bound's own standard errors away
+        assert abs(0.3 - bound) / math.sqrt(bound * (1 - bound) / 40) == pytest.approx(z, rel=1e-4)
+    assert _wilson(0.0, 40)[0] == pytest.approx(0, abs=1e-12)
+    assert 0 < _wilson(0.0, 40)[1] < 0.1
 
 
 def test_what_cannot_be_trusted_is_refused():
@@ -126,6 +160,8 @@ def test_what_cannot_be_trusted_is_refused():
     assert "kid_efflite2" in evaluate(images(50, "fake"), preview=False, metrics=["kid"]).metrics
     with pytest.raises(ValueError, match="all 20 samples are the same image"):
         evaluate(images(1).expand(20, -1, -1, -1))
+    with pytest.raises(ValueError, match="all 20 images of the reference 20 images are the same image"):
+        evaluate(images(50, "fake"), images(1).expand(20, -1, -1, -1))
     with pytest.raises(ValueError, match=r"samples are 8 px, but the reference .* has images of 16 px"):
         evaluate(images(50, "fake", size=8))
     bad = images(50, "fake")

@@ -1,11 +1,12 @@
 """FID's network through torch-fidelity, on random weights: no download, no code from pickles."""
 
+import importlib.metadata
 import sys
 
 import pytest
 import torch
 
-from maetok_lab.evaluation.features import metric_name
+from maetok_lab.evaluation.features import about_net, metric_name
 from maetok_lab.evaluation.inception import load_inception
 from maetok_lab.pictures import to_uint8
 from maetok_lab.rng import generator
@@ -41,6 +42,14 @@ def test_features_are_torch_fidelitys_of_the_rounded_images(tmp_path, monkeypatc
         features, logits = random(to_uint8(images))
         torch.testing.assert_close(net.features(images), features)
         torch.testing.assert_close(net.logits(images), logits)
+        block = random.Mixed_6d.branch1x1
+        maps = []
+        block.register_forward_hook(lambda module, inputs, output: maps.append(output))
+        random(to_uint8(images))
+        torch.testing.assert_close(net.spatial(images), maps[0][:, :7].flatten(1))
     assert net.features(images).shape == (2, 2048)
+    assert net.spatial(images).shape == (2, 7 * 17 * 17)
+    assert about_net(net)["net_version"] == f"torch_fidelity {importlib.metadata.version('torch-fidelity')}"
+    assert metric_name("sfd", net) == "sfid"
     assert metric_name("fd", net) == "fid"
     assert not net.model.training

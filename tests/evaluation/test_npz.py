@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from maetok_lab.evaluation.features import image_features
+from maetok_lab.evaluation.generation import evaluate_generation
+from maetok_lab.evaluation.metrics import frechet_distance
 from maetok_lab.evaluation.npz import NpzImages, read_reference, write_npz
+from maetok_lab.evaluation.protocol import EvalProtocol
+from maetok_lab.files import sha256
 from maetok_lab.pictures import to_uint8
 from maetok_lab.rng import generator
 
@@ -27,6 +32,22 @@ def test_numpy_reads_the_rounded_images_back(tmp_path):
         with np.load(tmp_path / name) as file:
             assert file.files == ["arr_0"]
             np.testing.assert_array_equal(file["arr_0"], to_uint8(images()).permute(0, 2, 3, 1).numpy())
+
+
+def test_labels_go_along_and_the_file_is_mapped_not_read(tmp_path):
+    labels = torch.arange(9) % 4
+    write_npz(tmp_path / "labelled.npz", images().split(4), count=9, labels=labels)
+    with np.load(tmp_path / "labelled.npz") as file:
+        np.testing.assert_array_equal(file["arr_1"], labels.numpy())
+        np.savez_compressed(tmp_path / "packed.npz", arr_0=file["arr_0"], arr_1=file["arr_1"])
+    mapped, packed = NpzImages(tmp_path / "labelled.npz"), NpzImages(tmp_path / "packed.npz")
+    assert isinstance(mapped._pixels, np.memmap)
+    assert not isinstance(packed._pixels, np.memmap)
+    for rows in (torch.tensor([8, 0, 3]), torch.arange(9)):
+        for mine, theirs in zip(mapped.batch(rows), packed.batch(rows)):
+            assert mine.equal(theirs)
+    with pytest.raises(ValueError, match="4 labels for 9 images"):
+        write_npz(tmp_path / "labelled.npz", images(), labels=labels[:4])
 
 
 def test_a_wrong_count_leaves_no_file(tmp_path):
@@ -62,3 +83,25 @@ def test_references_are_images_for_any_network_and_statistics_for_inception_alon
     inception.name = "inception"
     mean, covariance = read_reference(tmp_path / "published.npz", inception).statistics
     assert (mean.shape, covariance.shape) == ((4,), (4, 4))
+    np.savez(tmp_path / "neither.npz", x=np.zeros(4))
+    with pytest.raises(ValueError, match=r"no reference: it needs arr_0 or mu and sigma; it has \['x'\]"):
+        read_reference(tmp_path / "neither.npz", TinyNet())
+
+
+def test_an_adm_reference_gives_its_statistics_to_fid_and_its_images_to_precision(tmp_path):
+    net = TinyNet()
+    net.name = "inception"
+    pixels = to_uint8(images()).permute(0, 2, 3, 1).numpy()
+    statistics = {"mu": np.full(3, 0.5), "sigma": np.eye(3), "mu_s": np.full(5, 0.1), "sigma_s": 2 * np.eye(5)}
+    np.savez(tmp_path / "adm.npz", arr_0=pixels, **statistics)
+    reference = read_reference(tmp_path / "adm.npz", net)
+    assert (reference.count, reference.features.shape, reference.name) == (9, (9, 3), "adm.npz")
+    assert reference.spatial_statistics[1][0, 0] == 2
+    samples = images(7) * 0.5
+    result = evaluate_generation(samples, reference, net=net, protocol=EvalProtocol(), preview=True, metrics=["fd", "recall"])
+    features = image_features(samples, net)
+    assert result.metrics["fid"] == pytest.approx(frechet_distance(features, (statistics["mu"], statistics["sigma"])))
+    assert result.metrics["recall"] >= 0
+    assert result.protocol.reference_sha256 == sha256(tmp_path / "adm.npz")[:16]
+    net.name = "efficientnet_lite2"  # for any other network the images alone count
+    assert read_reference(tmp_path / "adm.npz", net).statistics is None

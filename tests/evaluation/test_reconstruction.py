@@ -82,7 +82,10 @@ def test_perceptual_and_feature_distances_are_named():
     assert set(result.metrics) == {"psnr", "ssim", "perceptual", "rkid_efflite2", "rfd_efflite2"}
     # the features all move by one constant: the Frechet distance is its square, three times
     assert result.metrics["rfd_efflite2"] == pytest.approx(3 * 0.25**2, rel=0.02)
-    assert result.protocol.net == "efficientnet_lite2"
+    low, high = result.intervals["rfd_efflite2"]
+    assert low < result.metrics["rfd_efflite2"] < high
+    assert high - low < 0.1 * result.metrics["rfd_efflite2"]  # an image and its reconstruction are drawn together
+    assert (result.protocol.net, result.protocol.perceptual) == ("efficientnet_lite2", "distance")
 
 
 def test_a_perfect_tokenizer_has_infinite_psnr_and_no_interval():
