@@ -30,7 +30,8 @@ FILES = {  # inside a package a file imports files to its left only
     ],
     "diffusion": ["path", "model", "sampling", "cost", "released", "loading"],
     "evaluation": [
-        *("pixels", "metrics", "features", "protocol", "npz", "scaling", "inception", "reconstruction", "generation", "samples"),
+        *("pixels", "metrics", "processes", "features", "protocol", "npz", "scaling", "inception", "reconstruction"),
+        *("generation", "classes", "samples", "sample_sets"),
     ],
     "training": ["common", "batches", "adversary", "objective", "tokenizer", "diffusion", "presets"],
     "analysis": [

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from maetok_lab.evaluation.metrics import Statistics
 from maetok_lab.evaluation.pixels import round_to_uint8
+from maetok_lab.evaluation.processes import process_group, share_rows
 
 SHORT = {"efficientnet_lite2": "efflite2", "efficientnet_lite0": "efflite0", "squeezenet1_1": "squeeze"}
 SPATIAL_CHANNELS, SPATIAL_STRIDE = 7, 16  # sFID's (Nash et al. 2021) as ADM computes it: 7 channels of a 17 x 17 map
@@ -111,31 +112,12 @@ def image_features(
     return share_work(images, lambda part: _outputs(part, net, batch_size, (output,)))[output]
 
 
-def share_work(images: Any, work: Any) -> dict[str, Any]:
-    """`work(images) -> {name: tensor (n, ...) or a fact}`; in a process group each does its share, and all get all rows.
-
-    An iterable of batches is not shared. An error of one process is raised in every one.
-    """
-    rank, processes = _group()
-    if processes == 1 or not (isinstance(images, Tensor) or hasattr(images, "batch")):
+def share_work(images: Any, work: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    """`work(images) -> {name: tensor (n, ...) or a fact}`, shared by processes as `share_rows` does; batches that only
+    come one after another are not shared."""
+    if not (isinstance(images, Tensor) or hasattr(images, "batch")) or process_group()[1] == 1:
         return work(images)
-    share = torch.arange(len(images)).tensor_split(processes)[rank]
-    try:
-        mine = work(_Subset(images, share)) if len(share) else None
-    except Exception as problem:  # the others would wait for this process for ever
-        mine = problem
-    gathered: list[Any] = [None] * processes
-    torch.distributed.all_gather_object(gathered, mine)
-    for part in gathered:
-        if isinstance(part, Exception):
-            raise part
-    parts = [part for part in gathered if part is not None]
-    if not parts:
-        raise ValueError("no images")
-    return {
-        key: torch.cat([part[key] for part in parts]) if isinstance(value, Tensor) else value
-        for key, value in parts[0].items()
-    }
+    return share_rows(len(images), lambda rows: work(_Subset(images, rows)))
 
 
 @torch.inference_mode()
@@ -186,13 +168,6 @@ class _Subset:
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         rows = self.rows[indices]
         return (self.images[rows], rows) if isinstance(self.images, Tensor) else self.images.batch(rows)
-
-
-def _group() -> tuple[int, int]:
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
 
 
 def _device(net: Any) -> torch.device:

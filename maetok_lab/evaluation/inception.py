@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from maetok_lab.evaluation.features import SPATIAL_CHANNELS
 from maetok_lab.files import sha256
+from maetok_lab.nets import FeatureNet, load_net
 from maetok_lab.pictures import to_uint8
 
 
@@ -73,6 +74,20 @@ def load_inception(weights: str | Path | None = None) -> Inception:
             "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(copy)
         )
     return Inception(model, sha256(path)[:16])
+
+
+def load_metric_net(
+    name: str, *, weights: str | Path | None = None, input_size: int | None = None
+) -> Inception | FeatureNet:
+    """A network for metrics: "inception" (FID's own), or what `nets.load_net` takes: a shipped one, or "timm:NAME".
+
+    `weights` is a local file in place of the hub's; `input_size` is for all but Inception.
+    """
+    if name != "inception":
+        return load_net(name, weights=weights, input_size=input_size)
+    if input_size is not None:
+        raise ValueError(f"Inception's input is always {Inception.input_size} px, not {input_size}")
+    return load_inception(weights)
 
 
 def _download(url: str) -> Path:

@@ -1,4 +1,4 @@
-"""Images out of models, in batches: reconstructions and samples, the same whatever the batch size."""
+"""Images out of models, in batches: the same whatever the batch size and however many processes share the work."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,9 +7,11 @@ from typing import Protocol
 import torch
 
 from maetok_lab.data.latents import LatentSpace
+from maetok_lab.device import Precision, autocast
 from maetok_lab.diffusion.cost import SamplingProgress, sampling_cost
 from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.diffusion.sampling import draw_noise, sample
+from maetok_lab.evaluation.processes import share_rows
 from maetok_lab.rng import seeds_for
 
 
@@ -32,7 +34,6 @@ def reconstruct(tokenizer: Autoencoder, images: torch.Tensor, *, batch_size: int
     return torch.cat(done)
 
 
-@torch.inference_mode()
 def generate(
     model: DiffusionTransformer,
     tokenizer: Autoencoder,
@@ -41,31 +42,55 @@ def generate(
     *,
     seed: int = 0,
     batch_size: int = 256,
+    precision: Precision = "fp32",
     write: Callable[[str], None] | None = None,
     **sampling,
 ) -> torch.Tensor:
     """Sample one image a label: noise -> latents -> images (n, 3, H, W) in [-1, 1] on the CPU; image k has its own seed.
 
     `sampling` goes to diffusion.sampling.sample. `write` (such as print) is told the cost before the start, and images/s
-    and the time left after the first batch. Raises ValueError when `space` or the model belongs to another tokenizer.
+    and the time left after the first batch. In a `torch.distributed` group each process draws its share, and all get all
+    images. Raises ValueError when `space` or the model belongs to another tokenizer.
     """
+    settings = {"seed": seed, "batch_size": batch_size, "precision": precision, "write": write, **sampling}
+
+    def work(rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"images": torch.cat([images for _, images in draw(model, tokenizer, space, labels, rows, **settings)])}
+
+    return share_rows(len(labels), work)["images"]
+
+
+@torch.inference_mode()
+def draw(
+    model: DiffusionTransformer,
+    tokenizer: Autoencoder,
+    space: LatentSpace,
+    labels: torch.Tensor,
+    rows: torch.Tensor,
+    *,
+    seed: int,
+    batch_size: int,
+    precision: Precision,
+    write: Callable[[str], None] | None = None,
+    **sampling,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Images number `rows` (r,) of those that `generate` makes for `labels` (n,), in this process: (rows, images) a batch."""
     owners = {"latent space": space.tokenizer, "diffusion model": model.tokenizer_fingerprint or space.tokenizer}
     for what, owner in owners.items():
         if owner != tokenizer.fingerprint:
             raise ValueError(f"the {what} belongs to tokenizer {owner}, not to {tokenizer.fingerprint}")
-    progress = SamplingProgress(sampling_cost(model, len(labels), **sampling), write=write) if write else None
-    device = _device(model)
-    images = []
-    for start in range(0, len(labels), batch_size):
-        chosen = labels[start : start + batch_size].to(device)
-        seeds = seeds_for(seed, len(chosen), start=start)
+    progress = SamplingProgress(sampling_cost(model, len(rows), **sampling), write=write) if write else None
+    device, done = _device(model), 0
+    for part in rows.split(batch_size) if len(rows) else ():
+        seeds = [seeds_for(seed, 1, start=row)[0] for row in part.tolist()]
         noise = draw_noise(seeds, model.num_tokens, model.latent_dim, device=device)
-        with _evaluating(model, tokenizer):
-            latents = sample(model, noise, chosen, seeds=seeds, **sampling)
-            images.append(tokenizer.decode(space.denormalise(latents).to(_device(tokenizer))).clamp(-1, 1).cpu())
+        with _evaluating(model, tokenizer), autocast(device, precision):
+            latents = sample(model, noise, labels[part].to(device), seeds=seeds, **sampling)
+            images = tokenizer.decode(space.denormalise(latents).to(_device(tokenizer))).float().clamp(-1, 1)
+        done += len(part)
         if progress:
-            progress.update(start + len(chosen))
-    return torch.cat(images)
+            progress.update(done)
+        yield part, images.cpu()
 
 
 def _device(module: torch.nn.Module) -> torch.device:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from maetok_lab.evaluation.features import about_net, metric_name
-from maetok_lab.evaluation.inception import load_inception
+from maetok_lab.evaluation.inception import load_inception, load_metric_net
 from maetok_lab.pictures import to_uint8
 from maetok_lab.rng import generator
 
@@ -53,3 +53,13 @@ def test_features_are_torch_fidelitys_of_the_rounded_images(tmp_path, monkeypatc
     assert metric_name("sfd", net) == "sfid"
     assert metric_name("fd", net) == "fid"
     assert not net.model.training
+
+
+def test_networks_for_metrics_go_by_name():
+    assert load_metric_net("efficientnet_lite2", input_size=64).input_size == 64
+    with pytest.raises(FileNotFoundError, match="no Inception weights at"):
+        load_metric_net("inception", weights="nowhere.pth")
+    with pytest.raises(ValueError, match="always 299 px, not 64"):
+        load_metric_net("inception", input_size=64)
+    with pytest.raises(ValueError, match="did you mean 'efficientnet_lite2'"):
+        load_metric_net("efficientnet_lite3")

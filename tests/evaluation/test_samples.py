@@ -3,38 +3,12 @@
 import pytest
 import torch
 
-from maetok_lab.config import override
 from maetok_lab.data.latents import LatentSpace
-from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer
 from maetok_lab.diffusion.sampling import Guidance
 from maetok_lab.evaluation.samples import generate, reconstruct
-from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
-from maetok_lab.tokenizer.towers import TowerConfig
 
-TOWER = TowerConfig(width=16, depth=2, num_heads=2)
-MODEL = TokenizerConfig(image_size=8, patch_size=4, num_latent_tokens=3, latent_dim=2, encoder=TOWER, decoder=TOWER)
 SPACE = LatentSpace("weights", torch.tensor([0.5, -0.5]), torch.tensor([2.0, 0.5]))
 LABELS = torch.tensor([0, 3, 1, 2, 2])
-
-
-def fill(module: torch.nn.Module) -> torch.nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
-    return module.eval()
-
-
-@pytest.fixture
-def tokenizer() -> Tokenizer:
-    tokenizer = fill(Tokenizer(override(MODEL, {"encoder.drop_path": 0.5, "decoder.drop_path": 0.5})))
-    tokenizer.fingerprint = "weights"
-    return tokenizer
-
-
-@pytest.fixture
-def model() -> DiffusionTransformer:
-    config = DiffusionConfig(width=16, depth=1, num_heads=2)
-    return fill(DiffusionTransformer(config, num_tokens=3, latent_dim=2, num_classes=4))
 
 
 def images(count: int) -> torch.Tensor:
@@ -109,3 +83,10 @@ def test_the_cost_is_said_before_the_start_and_the_speed_after_the_first_batch(m
     assert said[0].startswith(f"{len(LABELS)} images: 3 model rows an image, ")
     assert said[1].startswith(f"2 of {len(LABELS)} images; ")
     assert said[-1].startswith(f"{len(LABELS)} of {len(LABELS)} images; ")
+
+
+def test_samples_can_be_drawn_in_bf16(model, tokenizer):
+    fine, coarse = (generate(model, tokenizer, SPACE, LABELS, num_steps=2, precision=name) for name in ("fp32", "bf16"))
+    assert coarse.dtype == torch.float32
+    assert not coarse.equal(fine)
+    assert torch.allclose(coarse, fine, atol=0.2)

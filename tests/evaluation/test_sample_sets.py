@@ -1,0 +1,132 @@
+"""Samples on disk: the same images whatever was interrupted and however many processes drew them."""
+
+import dataclasses
+import socket
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maetok_lab.data.latents import LatentSpace
+from maetok_lab.evaluation.npz import NpzImages
+from maetok_lab.evaluation.protocol import EvalProtocol
+from maetok_lab.evaluation.sample_sets import class_labels, image_path, sample_set, sampling_options, write_samples
+from maetok_lab.evaluation.samples import generate
+from maetok_lab.pictures import to_uint8
+from maetok_lab.runs import Run
+
+SPACE = LatentSpace("weights", torch.tensor([0.5, -0.5]), torch.tensor([2.0, 0.5]))
+PROTOCOL = EvalProtocol(
+    num_images=7, labels="equal", sampler="heun", steps=3, path="linear", guidance_scale=1.5, guidance_high=0.8, seed=5
+)
+
+
+def opened(model, tokenizer, root, name="samples", protocol=PROTOCOL):
+    labels = class_labels(protocol, 4)
+    config = sample_set(protocol, model, tokenizer, labels)
+    return (model, tokenizer, SPACE, labels, config), Run.open(name, config, root=root)
+
+
+def pixels(run):
+    with np.load(run.folder / "samples.npz") as file:
+        return file["arr_0"]
+
+
+def test_pngs_and_npz_hold_what_generate_draws(model, tokenizer, tmp_path):
+    given, run = opened(model, tokenizer, tmp_path)
+    assert list(write_samples(*given, run, batch_size=3)) == [(3, 7), (6, 7), (7, 7)]
+    want = generate(model, tokenizer, SPACE, given[3], batch_size=7, **sampling_options(PROTOCOL))
+    want = to_uint8(want).permute(0, 2, 3, 1).numpy()
+    assert np.abs(pixels(run).astype(int) - want).max() <= 1  # a rounding boundary
+    assert (pixels(run) == want).mean() > 0.99
+    for row in range(7):
+        np.testing.assert_array_equal(np.asarray(Image.open(image_path(run, row))), pixels(run)[row])
+    source = NpzImages(run.folder / "samples.npz")
+    assert source.batch(torch.arange(7))[1].tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert run.finished
+    assert list(write_samples(*given, run)) == []
+
+
+def test_a_stopped_run_draws_only_what_is_missing(model, tokenizer, tmp_path):
+    given, whole = opened(model, tokenizer, tmp_path, "whole")
+    list(write_samples(*given, whole, batch_size=2))
+    _, stopped = opened(model, tokenizer, tmp_path, "stopped")
+    steps = write_samples(*given, stopped, batch_size=2)
+    assert next(steps) == (2, 7)
+    steps.close()
+    assert not stopped.finished
+    image_path(stopped, 0).unlink()
+    before = image_path(stopped, 1).stat().st_mtime_ns
+    assert list(write_samples(*given, stopped, batch_size=2)) == [(3, 7), (5, 7), (7, 7)]
+    assert image_path(stopped, 1).stat().st_mtime_ns == before
+    assert (np.abs(pixels(stopped).astype(int) - pixels(whole)) <= 1).all()
+
+
+def test_another_model_or_other_labels_are_refused(model, tokenizer, tmp_path):
+    given, run = opened(model, tokenizer, tmp_path)
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    with pytest.raises(ValueError, match="configured for another model"):
+        next(write_samples(*given, run))
+    with pytest.raises(ValueError, match="7 labels for 8 images"):
+        sample_set(dataclasses.replace(PROTOCOL, num_images=8), model, tokenizer, given[3])
+    run.close()
+    with pytest.raises(ValueError, match=r"protocol\.seed: 6, not 5"):
+        opened(model, tokenizer, tmp_path, protocol=dataclasses.replace(PROTOCOL, seed=6))
+
+
+def test_labels_are_equal_random_or_none():
+    assert class_labels(PROTOCOL, 3).tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert class_labels(dataclasses.replace(PROTOCOL, labels="none"), 3).tolist() == [3] * 7
+    many = dataclasses.replace(PROTOCOL, labels="random", num_images=2000)
+    assert class_labels(many, 4).bincount().tolist() == pytest.approx([500] * 4, rel=0.2)
+    pool = torch.tensor([0, 0, 0, 2])
+    assert class_labels(many, 4, pool=pool).bincount().tolist() == pytest.approx([1500, 0, 500], rel=0.2)
+    assert class_labels(many, 4).equal(class_labels(many, 4))
+    with pytest.raises(ValueError, match="must state num_images and labels"):
+        class_labels(EvalProtocol(), 3)
+
+
+def test_the_protocol_alone_says_how_samples_are_drawn():
+    options = sampling_options(PROTOCOL)
+    assert (options["method"], options["num_steps"], options["seed"]) == ("heun", 3, 5)
+    assert (options["guidance"].scale, options["guidance"].low, options["guidance"].high) == (1.5, 0.0, 0.8)
+    assert sampling_options(dataclasses.replace(PROTOCOL, guidance_scale=None))["guidance"] is None
+    with pytest.raises(ValueError, match="must state sampler, path before"):
+        sampling_options(EvalProtocol(steps=3))
+
+
+def _process(rank, port, root, model, tokenizer, queue):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    given, run = opened(model, tokenizer, root, f"part-{rank}")  # a lock each: the second reads the first one's folder
+    run = run if rank == 0 else Run(root / "part-0")
+    done = list(write_samples(*given, run, batch_size=2))
+    drawn = generate(model, tokenizer, SPACE, given[3], batch_size=2, **sampling_options(PROTOCOL))
+    queue.put((rank, done, drawn.tolist()))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_share_the_images(model, tokenizer, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given, whole = opened(model, tokenizer, tmp_path, "whole")
+    list(write_samples(*given, whole, batch_size=7))
+    Run.open("part-0", given[4], root=tmp_path).close()
+    context = torch.multiprocessing.get_context("fork")
+    queue = context.Queue()
+    workers = [context.Process(target=_process, args=(r, port, tmp_path, model, tokenizer, queue)) for r in range(2)]
+    for worker in workers:
+        worker.start()
+    found = {rank: (done, torch.tensor(drawn)) for rank, done, drawn in (queue.get(timeout=60) for _ in workers)}
+    for worker in workers:
+        worker.join()
+    assert [found[0][0][-1], found[1][0][-1]] == [(4, 4), (3, 3)]
+    shared = Run(tmp_path / "part-0")
+    assert shared.finished
+    assert (np.abs(pixels(shared).astype(int) - pixels(whole)) <= 1).all()
+    want = generate(model, tokenizer, SPACE, given[3], **sampling_options(PROTOCOL))
+    for _, drawn in found.values():
+        assert torch.allclose(drawn, want, atol=1e-4)
