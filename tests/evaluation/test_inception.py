@@ -37,18 +37,18 @@ def test_features_are_torch_fidelitys_of_the_rounded_images(tmp_path, monkeypatc
         random = inner.FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"])
     torch.save(random.state_dict(), tmp_path / "weights.pth")
     net = load_inception(tmp_path / "weights.pth").train()
-    images = 2 * torch.rand(2, 3, 32, 32, generator=generator(0, "images")) - 1
+    images = 2 * torch.rand(1, 3, 32, 32, generator=generator(0, "images")) - 1
+    maps = []
+    random.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: maps.append(output))
     with torch.no_grad():
         features, logits = random(to_uint8(images))
+        found = net.outputs(images, ["logits", "spatial", "features"])
         torch.testing.assert_close(net.features(images), features)
-        torch.testing.assert_close(net.logits(images), logits)
-        block = random.Mixed_6d.branch1x1
-        maps = []
-        block.register_forward_hook(lambda module, inputs, output: maps.append(output))
-        random(to_uint8(images))
-        torch.testing.assert_close(net.spatial(images), maps[0][:, :7].flatten(1))
-    assert net.features(images).shape == (2, 2048)
-    assert net.spatial(images).shape == (2, 7 * 17 * 17)
+    assert list(found) == ["logits", "spatial", "features"]
+    torch.testing.assert_close(found["features"], features)
+    torch.testing.assert_close(found["logits"], logits)
+    torch.testing.assert_close(found["spatial"], maps[0][:, :7].flatten(1))
+    assert [value.shape[1] for value in found.values()] == [1008, 7 * 17 * 17, 2048]
     assert about_net(net)["net_version"] == f"torch_fidelity {importlib.metadata.version('torch-fidelity')}"
     assert metric_name("sfd", net) == "sfid"
     assert metric_name("fd", net) == "fid"
