@@ -211,6 +211,7 @@ def make_reference(
     found = share_work(images, lambda part: _outputs(part, net, batch_size, outputs))
     digest = hashlib.sha256(found["digests"].numpy().tobytes()).hexdigest()[:16]
     count = len(found["digests"])
-    name = name or (None if isinstance(images, Tensor) else getattr(images, "split", None)) or f"{count} images"
-    made = {key: getattr(images, key, None) for key in ("crop", "resize")} | {key: found[key] for key in outputs}
+    source = None if isinstance(images, Tensor) else images  # a tensor has methods `split` and `resize`
+    name = name or getattr(source, "split", None) or f"{count} images"
+    made = {key: getattr(source, key, None) for key in ("crop", "resize")} | {key: found[key] for key in outputs}
     return Reference(name, digest, count, found["size"], **made)

@@ -41,7 +41,7 @@ class TinyNet(torch.nn.Module):
 class Source:
     """Images by index, as data.images.ImageSource gives them."""
 
-    split, image_size = "val", 16
+    split, image_size, crop, resize = "val", 16, "pad", "Lanczos"
 
     def __init__(self, images):
         self.images = images
@@ -103,7 +103,8 @@ def test_a_reference_is_known_by_its_pixels():
     assert first.sha256 == again.sha256
     assert make_reference(images(name="other"), TinyNet()).sha256 != first.sha256
     assert (first.name, first.count, first.image_size) == ("val", 23, 16)
-    assert again.name == "23 images"
+    assert (first.crop, first.resize) == ("pad", "Lanczos")
+    assert (again.name, again.crop, again.resize) == ("23 images", None, None)
 
 
 def test_a_network_is_recorded_with_the_package_that_builds_it():

@@ -1,5 +1,6 @@
 """Generation metrics on a tiny seeded network: direction, names, intervals, floors and refusals."""
 
+import json
 import math
 from statistics import NormalDist
 
@@ -64,6 +65,7 @@ def test_the_protocol_says_what_was_compared():
     assert (protocol.net, protocol.net_weights) == ("efficientnet_lite2", "0123")
     assert protocol.reference_sha256 == make_reference(images(), TinyNet()).sha256
     assert result.preview
+    json.dumps(result.to_json())
     with pytest.raises(ValueError, match="num_images = 7, but it is 50"):
         evaluate_generation(
             images(50, "fake"), images(), net=TinyNet(), protocol=EvalProtocol(num_images=7), preview=True
