@@ -26,7 +26,7 @@ FILES = {  # inside a package a file imports files to its left only
     "layers": ["norm", "mlp", "positions", "attention", "patches", "conditioning"],
     "tokenizer": [
         *("masking", "targets", "text", "blocks", "towers", "model", "auxiliary", "discriminators", "losses", "perceptual"),
-        *("released", "loading"),
+        *("released", "loading", "foreign"),
     ],
     "diffusion": ["path", "model", "sampling", "cost", "released", "loading"],
     "evaluation": [

@@ -94,7 +94,8 @@ def draw(
 
 
 def _device(module: torch.nn.Module) -> torch.device:
-    return next(module.parameters()).device
+    parameter = next(module.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device  # raw pixels have none
 
 
 @contextlib.contextmanager

@@ -132,6 +132,11 @@ class Tokenizer(nn.Module):
         self.refine = Refine(config.refine) if config.refine else nn.Identity()
         self.apply(init_weights)
 
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """Latent tokens and channels, (N, C)."""
+        return self.config.num_latent_tokens, self.config.latent_dim
+
     def posterior(self, images: torch.Tensor, *, mask: torch.Tensor | None = None) -> Posterior:
         """images (B, 3, H, W) in [-1, 1], mask (B, patches) bool, True = hidden -> Posterior of (B, N, C)"""
         if images.dim() != 4 or images.shape[1] != 3:
@@ -148,9 +153,9 @@ class Tokenizer(nn.Module):
 
     def decode(self, latents: torch.Tensor, image_size: int | tuple[int, int] | None = None) -> torch.Tensor:
         """latents (B, N, C) -> images (B, 3, H, W), float32, not clamped; `image_size` (H, W) when it is not the config's."""
-        expected = (self.config.num_latent_tokens, self.config.latent_dim)
-        if tuple(latents.shape[1:]) != expected:
-            raise ValueError(f"latents must be (B, {expected[0]}, {expected[1]}), not {tuple(latents.shape)}")
+        if tuple(latents.shape[1:]) != self.latent_shape:
+            tokens, channels = self.latent_shape
+            raise ValueError(f"latents must be (B, {tokens}, {channels}), not {tuple(latents.shape)}")
         size = image_size or self.config.image_size
         grid = grid_size(*((size, size) if isinstance(size, int) else size), self.config.patch_size)
         pixels = self.to_pixels(self.decoder(latents, grid))

@@ -1,0 +1,142 @@
+"""Any tokenizer under one interface: ours, the authors', diffusers' autoencoders, and raw pixels as the null case.
+
+What comes out is what our own tokenizers give, (B, N, C), so caching, analysis and evaluation take all of them alike.
+"""
+
+import math
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from maetok_lab.files import read_json
+from maetok_lab.layers.patches import grid_size, patchify, unpatchify
+from maetok_lab.runs import fingerprint_of
+from maetok_lab.tokenizer.loading import load_tokenizer
+from maetok_lab.weights import tensors_fingerprint
+
+DIFFUSERS_CLASSES = ("AutoencoderDC", "AutoencoderKL")
+PIXELS, DIFFUSERS = "pixels", "diffusers:"
+
+
+@runtime_checkable
+class AnyTokenizer(Protocol):
+    """What caching, analysis and evaluation need. `fingerprint` names the weights, `latent_shape` is (N, C)."""
+
+    fingerprint: str
+    latent_shape: tuple[int, int]
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, N, C)."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, N, C) -> (B, 3, H, W)."""
+
+
+def open_tokenizer(
+    source: str | Path, *, image_size: int, root: str | Path | None = None, patch_size: int = 4
+) -> AnyTokenizer:
+    """Any tokenizer for images of `image_size` px, in eval mode on the CPU.
+
+    `source` is what `load_tokenizer` takes (a run, a folder, a hub name), "pixels" for `RawPixels` in patches of
+    `patch_size`, a folder of diffusers' or "diffusers:OWNER/NAME[/subfolder]" on the hub. Raises what their loaders raise,
+    and ValueError for a tokenizer of another image size.
+    """
+    if str(source) == PIXELS:
+        return RawPixels(image_size, patch_size)
+    if str(source).startswith(DIFFUSERS):
+        owner, name, *subfolder = str(source).removeprefix(DIFFUSERS).split("/")
+        return from_diffusers(f"{owner}/{name}", image_size=image_size, subfolder="/".join(subfolder) or None)
+    config = Path(source) / "config.json"
+    if config.exists() and "_class_name" in read_json(config):
+        return from_diffusers(source, image_size=image_size)
+    tokenizer = load_tokenizer(source, root=root)
+    if tokenizer.config.image_size != image_size:
+        raise ValueError(f"{source} takes images of {tokenizer.config.image_size} px, not {image_size}")
+    return tokenizer
+
+
+def from_diffusers(source: str | Path, *, image_size: int, subfolder: str | None = None) -> "GridTokenizer":
+    """AutoencoderKL or AutoencoderDC from a local folder or the hub ("mit-han-lab/dc-ae-f32c32-in-1.0-diffusers").
+
+    Only safetensors are read. Raises ImportError without diffusers, FileNotFoundError for what cannot be had, ValueError
+    for another class of model.
+    """
+    try:
+        import diffusers
+    except ImportError as problem:
+        raise ImportError("diffusers' autoencoders need diffusers: pip install 'maetok-lab[evaluation]'") from problem
+    at = {"subfolder": subfolder} if subfolder else {}
+    try:
+        name = diffusers.AutoencoderKL.load_config(source, **at).get("_class_name")
+        if name not in DIFFUSERS_CLASSES:
+            raise ValueError(f"{source} holds a {name}, not one of {list(DIFFUSERS_CLASSES)}")
+        model = getattr(diffusers, name).from_pretrained(source, use_safetensors=True, **at)
+    except OSError as problem:
+        raise FileNotFoundError(
+            f"{source} is no folder of diffusers' and could not be fetched from the hub ({problem})"
+        ) from None
+    return GridTokenizer(model, image_size)
+
+
+class GridTokenizer(nn.Module):
+    """A diffusers autoencoder as a tokenizer: the grid (B, C, h, w) of its latents in row-major tokens (B, h w, C).
+
+    A posterior is taken at its mean. Latents are raw: `scaling_factor` and the like are not applied, since every cache
+    measures its own statistics.
+    """
+
+    def __init__(self, model: nn.Module, image_size: int):
+        super().__init__()
+        self.model, self.image_size = model.eval().requires_grad_(False), image_size
+        self.fingerprint = tensors_fingerprint(model.state_dict())
+        with torch.inference_mode():
+            grid = self._grid(next(model.parameters()).new_zeros(1, 3, image_size, image_size))
+        self.grid = tuple(grid.shape[2:])
+        self.latent_shape = (math.prod(self.grid), grid.shape[1])
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1], at the size it was opened for -> (B, N, C) float32"""
+        _check_images(images, self.image_size)
+        return self._grid(images).flatten(2).transpose(1, 2).float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, N, C) -> (B, 3, H, W) float32, not clamped"""
+        _check_latents(latents, self.latent_shape)
+        return self.model.decode(latents.transpose(1, 2).unflatten(2, self.grid)).sample.float()
+
+    def _grid(self, images: Tensor) -> Tensor:
+        found = self.model.encode(images)
+        return found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent  # KL has a posterior, DC has none
+
+
+class RawPixels(nn.Module):
+    """The null case: tokens are patches of pixels, and nothing is learned. What a latent space must be better than."""
+
+    def __init__(self, image_size: int, patch_size: int = 4):
+        super().__init__()
+        self.image_size, self.patch_size = image_size, patch_size
+        self.grid = grid_size(image_size, image_size, patch_size)
+        self.latent_shape = (math.prod(self.grid), 3 * patch_size**2)
+        self.fingerprint = fingerprint_of([PIXELS, image_size, patch_size])
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, patches, 3 patch_size^2)"""
+        _check_images(images, self.image_size)
+        return patchify(images, self.patch_size)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The inverse of `encode`."""
+        _check_latents(latents, self.latent_shape)
+        return unpatchify(latents, self.grid, self.patch_size)
+
+
+def _check_images(images: Tensor, image_size: int) -> None:
+    if tuple(images.shape[1:]) != (3, image_size, image_size):
+        raise ValueError(f"images must be (B, 3, {image_size}, {image_size}), not {tuple(images.shape)}")
+
+
+def _check_latents(latents: Tensor, shape: tuple[int, int]) -> None:
+    if tuple(latents.shape[1:]) != shape:
+        raise ValueError(f"latents must be (B, {shape[0]}, {shape[1]}), not {tuple(latents.shape)}")
