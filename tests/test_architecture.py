@@ -35,7 +35,8 @@ FILES = {  # inside a package a file imports files to its left only
     ],
     "training": ["common", "batches", "adversary", "objective", "tokenizer", "diffusion", "presets"],
     "analysis": [
-        *("preprocess", "mixture", "fitting", "gmm", "projection", "probe", "geometry", "decoding", "card", "theory"),
+        *("preprocess", "mixture", "fitting", "gmm", "projection", "probe", "geometry", "decoding", "card"),
+        *("tokenizers", "theory"),
     ],
     "workflow": [
         *("parameters", "summary", "execute", "run", "ladder", "spec", "pool", "worker", "board", "gallery", "cluster", "sweep"),

@@ -8,7 +8,7 @@ dimension, and the PSNR of the latents beside it, and `card_correlation` asks th
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from maetok_lab.analysis.probe import knn_probe, linear_probe
 from maetok_lab.config import to_json
 from maetok_lab.files import finite, read_json, write_json
 from maetok_lab.rng import generator
+from maetok_lab.runs import Run
 
 FEWEST_RUNS = 5
+CARD_FILE = "card.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,7 @@ class CardSettings:
     """How a card was made; cards with different settings are not comparable.
 
     `dimensions` None lets each tokenizer keep its own number for `variance`: fine for one card, wrong for a comparison.
+    `diffusion_steps` says how long the small diffusion model was trained whose loss is on the card; 0 where none was.
     """
 
     components: tuple[int, ...] = (1, 10, 50)
@@ -41,6 +44,7 @@ class CardSettings:
     noise_levels: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
     decoded: int = 128
     pairs: int = 32
+    diffusion_steps: int = 0
     seed: int = 0
 
 
@@ -104,17 +108,32 @@ def read_card(path: str | Path) -> pd.DataFrame:
     return card
 
 
+def cards_of(runs: Iterable[Run | str | Path]) -> dict[str, pd.DataFrame]:
+    """The card in each run (or folder), by the run's name. Raises FileNotFoundError for a run without one."""
+    cards = {}
+    for folder in (Path(run.folder if isinstance(run, Run) else run) for run in runs):
+        if not (folder / CARD_FILE).exists():
+            raise FileNotFoundError(f"run {folder.name} has no card: it needs {CARD_FILE}")
+        cards[folder.name] = read_card(folder / CARD_FILE)
+    return cards
+
+
 def card_correlation(
-    cards: Mapping[str, pd.DataFrame], metric: Mapping[str, float], *, draws: int = 1000, seed: int = 0
+    runs: Mapping[str, pd.DataFrame] | Iterable[Run | str | Path],
+    metric: Mapping[str, float],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Spearman's rank correlation of every card entry with a generation metric over runs, with 95 % bootstrap
     intervals.
 
-    `cards` and `metric` go by the run's name -> index `entry`, columns `rho, low, high, runs`, strongest first.
-    Resampling runs says how much a correlation hangs on single runs. Under five runs the intervals are NaN and a
-    warning says that the numbers mean nothing. Raises ValueError for a run without metric, fewer than three runs, and
-    cards made with different settings.
+    `runs` hold a card each, or are cards by name; `metric` goes by the run's name -> index `entry`, columns `rho, low,
+    high, runs`, strongest first. Resampling runs says how much a correlation hangs on single runs. Under five runs the
+    intervals are NaN and a warning says that the numbers mean nothing. Raises ValueError for a run without metric, fewer
+    than three runs, and cards made with different settings.
     """
+    cards = runs if isinstance(runs, Mapping) else cards_of(runs)
     missing = sorted(set(cards) - set(metric))
     if missing or len(cards) < 3:
         raise ValueError(

@@ -7,7 +7,14 @@ import pandas as pd
 import pytest
 import torch
 
-from maetok_lab.analysis.card import CardSettings, card_correlation, diffusability_card, read_card, write_card
+from maetok_lab.analysis.card import (
+    CardSettings,
+    card_correlation,
+    cards_of,
+    diffusability_card,
+    read_card,
+    write_card,
+)
 from maetok_lab.analysis.gmm import gmm_curve
 from maetok_lab.analysis.probe import linear_probe
 from maetok_lab.rng import generator
@@ -84,6 +91,21 @@ def test_rank_correlation_agrees_with_scipy_and_is_sorted_by_strength():
     assert "same" not in table.index
     assert table.low["noise"] < table.rho["noise"] < table.high["noise"]
     assert table.high["noise"] - table.low["noise"] > 0.5
+
+
+def test_correlation_takes_runs_that_hold_their_cards(tmp_path):
+    made, metric = cards(6)
+    for name, one in made.items():
+        (tmp_path / name).mkdir()
+        full = one.assign(group="shape", error=math.nan, unit="")
+        full.attrs = {"settings": {}, "gmm_protocol": {}, "curves": {}}
+        write_card(full, tmp_path / name / "card.json")
+    folders = [tmp_path / name for name in made]
+    assert list(cards_of(folders)) == list(made)
+    pd.testing.assert_frame_equal(card_correlation(folders, metric), card_correlation(made, metric))
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"run bare has no card: it needs card\.json"):
+        card_correlation([*folders, tmp_path / "bare"], metric)
 
 
 def test_few_runs_are_said_to_mean_nothing():

@@ -1,7 +1,9 @@
 """Expectation maximisation against scikit-learn from the same start, and densities that integrate to one."""
 
 import itertools
+import json
 import math
+import runpy
 
 import numpy as np
 import pytest
@@ -172,3 +174,12 @@ def test_errors_say_what_came():
         fit_gmm(points, 3, start=start_of(points, 2, "diag"))
     with pytest.raises(ValueError, match=r"points must be \(n, 2\)"):
         fit_gmm(points, 2).log_prob(points[:, :1])
+
+
+def test_the_benchmark_compares_with_scikit_learn_and_projects(repository, capsys):
+    main = runpy.run_path(str(repository / "benchmarks" / "gmm.py"))["main"]
+    main(["--rows", "300", "--width", "8", "--components", "4", "--iterations", "3", "--repeats", "1", "--threads", "1"])
+    line = json.loads(capsys.readouterr().out)
+    assert (line["rows"], line["components"], line["threads"]) == (300, 4, 1)
+    assert line["times_sklearn_float64"] == pytest.approx(line["seconds_sklearn"] / line["seconds_float64"], rel=0.5)
+    assert line["projected_hours_imagenet_float64"] > 0

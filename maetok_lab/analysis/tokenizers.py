@@ -1,0 +1,136 @@
+"""From any tokenizer to its cached latents, the loss of a small diffusion model on them, and its card in a run of its own.
+
+The parts that several notebooks share; every step is a run, so whatever is finished is not done again.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maetok_lab.analysis.card import CARD_FILE, CardSettings, diffusability_card, write_card
+from maetok_lab.analysis.preprocess import data_hash, row_hashes
+from maetok_lab.config import to_json
+from maetok_lab.data.images import ImageSource
+from maetok_lab.data.latents import LatentCaching, LatentDataset, write_latents
+from maetok_lab.files import read_json
+from maetok_lab.runs import Run, runs_root
+from maetok_lab.tokenizer.foreign import AnyTokenizer
+from maetok_lab.training.diffusion import DiffusionTraining, train_diffusion
+
+
+def cached_latents(
+    tokenizer: AnyTokenizer,
+    images: ImageSource,
+    name: str,
+    *,
+    flips: bool = False,
+    root: str | Path | None = None,
+    parents: Iterable[Run] = (),
+    device: torch.device | str = "cpu",
+) -> LatentDataset:
+    """The latents of all images: a finished cache of this tokenizer and these images, or one written as run `name`.
+
+    With `flips` the cache must hold mirror images too; without, it may.
+    """
+    config = LatentCaching(tokenizer=tokenizer.fingerprint, images=images.fingerprint, flips=flips)
+    found = _finished_cache(config, runs_root(root))
+    if found is None:
+        found = Run.open(name, config, root=root, parents=parents)
+        for _ in write_latents(tokenizer, images, config, found, device=torch.device(device)):
+            pass
+    return LatentDataset(found, device=device)
+
+
+def _finished_cache(wanted: LatentCaching, root: Path) -> Run | None:
+    """A finished cache under `root` that differs from the one wanted in nothing but having mirror images as well."""
+    for path in sorted(root.glob("*/summary.json")):
+        record = read_json(path.with_name("config.json"))
+        if record["class"] != LatentCaching.__name__:
+            continue
+        theirs = record["config"] | {"batch_size": wanted.batch_size}
+        if theirs | {"flips": theirs["flips"] and wanted.flips} == to_json(wanted):
+            return Run(path.parent)
+    return None
+
+
+def diffusion_loss(
+    flow: DiffusionTraining,
+    latents: LatentDataset,
+    test: LatentDataset,
+    name: str,
+    *,
+    root: str | Path | None = None,
+    cpu: bool = False,
+) -> Run:
+    """Train a small diffusion model into run `name`, or continue it: the finished run, with losses on `test` in its summary.
+
+    Losses of several latents may be set side by side where `flow` differs in nothing but the latents: the same model,
+    steps, batch and seed. `loss_by_time` gives them.
+    """
+    run = Run.open(name, flow, root=root, parents=[latents.run])
+    for _ in train_diffusion(flow, latents, run, validation=test, cpu=cpu):
+        pass
+    run.close()
+    return run
+
+
+def loss_by_time(run: Run) -> dict[str, float]:
+    """Held-out losses of a finished diffusion run: {"loss": ..., "loss/t0.00": ...}; t = 1 is noise."""
+    losses = {key.removeprefix("val_"): value for key, value in run.summary.items() if key.startswith("val_loss")}
+    if not losses:
+        raise ValueError(f"run {run.name} has no loss on held-out latents{'' if run.finished else ': it is not finished'}")
+    return losses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CardOfLatents:
+    """What a card depends on, by fingerprints: both caches, their labels, the diffusion run if there is one; settings."""
+
+    latents: str
+    test: str
+    labels: str
+    diffusion: str
+    settings: CardSettings
+
+
+def card_run(
+    name: str,
+    latents: LatentDataset,
+    labels: Tensor,
+    test: LatentDataset,
+    test_labels: Tensor,
+    *,
+    tokenizer: AnyTokenizer | None = None,
+    diffusion: Run | None = None,
+    known: Mapping[str, float] | None = None,
+    settings: CardSettings | None = None,
+    root: str | Path | None = None,
+) -> Run:
+    """The card of cached latents as `card.json` in run `name`; a finished run is returned as it is.
+
+    `tokenizer` gives the decoder's entries, `diffusion` (a finished run of `diffusion_loss`) the losses, `known` numbers
+    from elsewhere. Cards are comparable only where their settings are equal; so a diffusion run must have had the steps
+    that they say. Raises ValueError where it had not.
+    """
+    settings = settings or CardSettings()
+    if (trained := diffusion.summary["steps"] if diffusion else 0) != settings.diffusion_steps:
+        raise ValueError(f"the card is to hold the loss after {settings.diffusion_steps} steps, but there were {trained}")
+    hashes = torch.cat([row_hashes(part[:, None].double()) for part in (labels, test_labels)])
+    config = CardOfLatents(
+        latents=latents.fingerprint, test=test.fingerprint, labels=data_hash(hashes), settings=settings,
+        diffusion=diffusion.fingerprint if diffusion else "",
+    )  # fmt: skip
+    parents = [latents.run, test.run, *([diffusion] if diffusion else [])]
+    with Run.open(name, config, root=root, parents=parents) as run:
+        if not run.finished:
+            losses = loss_by_time(diffusion) if diffusion else None
+            parts: dict[str, Any] = {"diffusion_loss": losses, "known": known, "settings": settings, "folder": run.folder}
+            decode = tokenizer.decode if tokenizer else None
+            card = diffusability_card(latents, labels, test, test_labels, decode=decode, **parts)
+            write_card(card, run.folder / CARD_FILE)
+            run.finish(card["value"].to_dict())
+    return run

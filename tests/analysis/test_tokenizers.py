@@ -1,0 +1,88 @@
+"""From a tokenizer to latents, the loss of a small diffusion model and a card: each made once, and comparable."""
+
+import dataclasses
+
+import pytest
+
+from maetok_lab.analysis.card import CardSettings, cards_of
+from maetok_lab.analysis.tokenizers import cached_latents, card_run, diffusion_loss, loss_by_time
+from maetok_lab.runs import Run
+from maetok_lab.tokenizer.foreign import RawPixels
+from maetok_lab.training.presets import diffusion_training
+
+SIZE = 8
+SETTINGS = CardSettings(components=(1, 2), dimensions=3, decoded=6, pairs=2, noise_levels=(0.1,))
+
+
+@pytest.fixture
+def caches(tmp_path, make_pictures):
+    """Latents of 40 training and 30 test pictures, as raw pixels."""
+    pixels = RawPixels(SIZE)
+    return [
+        cached_latents(pixels, make_pictures(count, SIZE, seed=seed), f"pixels-{seed}", root=tmp_path)
+        for seed, count in enumerate((40, 30))
+    ]
+
+
+@pytest.fixture
+def flow(caches):
+    """A training of four steps, logged and saved at its end."""
+    return diffusion_training("test", caches[0], num_classes=3, num_steps=4, precision="fp32")
+
+
+def test_a_finished_cache_of_the_same_tokenizer_and_images_is_found_under_any_name(tmp_path, make_pictures, monkeypatch):
+    pixels, pictures = RawPixels(SIZE), make_pictures(12, SIZE)
+    mirrored = cached_latents(pixels, pictures, "one", flips=True, root=tmp_path)
+    assert mirrored.views == 2
+    monkeypatch.setattr(RawPixels, "encode", lambda *_: pytest.fail("it encoded again"))
+    for flips in (False, True):
+        assert cached_latents(pixels, pictures, "two", flips=flips, root=tmp_path).run.name == "one"
+    monkeypatch.undo()
+    other = cached_latents(pixels, make_pictures(12, SIZE, seed=1), "two", root=tmp_path)
+    assert (other.run.name, other.views) == ("two", 1)
+    assert cached_latents(RawPixels(SIZE, 8), pictures, "three", root=tmp_path).run.name == "three"
+    assert cached_latents(pixels, make_pictures(12, SIZE, seed=1), "four", flips=True, root=tmp_path).run.name == "four"
+
+
+def test_losses_are_by_time_and_trained_once(tmp_path, caches, flow, monkeypatch):
+    run = diffusion_loss(flow, *caches, "flow", root=tmp_path, cpu=True)
+    losses = loss_by_time(run)
+    assert losses["loss"] == run.summary["val_loss"]
+    assert {name.partition("/")[0] for name in losses} == {"loss"}
+    assert len(losses) > 2
+    assert run.summary["steps"] == 4
+    monkeypatch.setattr("maetok_lab.training.diffusion.training_step", lambda *_: pytest.fail("it trained again"))
+    assert loss_by_time(diffusion_loss(flow, *caches, "flow", root=tmp_path, cpu=True)) == losses
+    with pytest.raises(ValueError, match="run pixels-0 has no loss on held-out latents"):
+        loss_by_time(Run(tmp_path / "pixels-0"))
+
+
+def test_a_card_is_a_run_with_a_file_and_is_made_once(tmp_path, caches, flow, monkeypatch):
+    train, test = caches
+    trained = diffusion_loss(flow, train, test, "flow", root=tmp_path, cpu=True)
+    settings = dataclasses.replace(SETTINGS, diffusion_steps=4)
+    parts = {"tokenizer": RawPixels(SIZE), "diffusion": trained, "known": {"psnr": 30.0}, "settings": settings}
+    told = (train, train.labels, test, test.labels)
+    with pytest.raises(ValueError, match="the loss after 0 steps, but there were 4"):
+        card_run("card", *told, root=tmp_path, **parts | {"settings": SETTINGS})
+    run = card_run("card", *told, root=tmp_path, **parts)
+    card = cards_of([run])["card"]
+    assert card.value["diffusion_loss"] == trained.summary["val_loss"]
+    assert card.value["psnr"] == 30
+    assert {"psnr_at_noise_0.1", "gmm_nll_2", "probe_top1"} <= set(card.index)
+    assert card.attrs["settings"]["diffusion_steps"] == 4
+    assert run.summary["probe_top1"] == card.value["probe_top1"]
+    assert [parent["run"] for parent in run.provenance["parents"]] == ["pixels-0", "pixels-1", "flow"]
+    monkeypatch.setattr("maetok_lab.analysis.tokenizers.diffusability_card", lambda *_, **__: pytest.fail("made again"))
+    assert card_run("card", *told, root=tmp_path, **parts).folder == run.folder
+
+
+def test_a_card_of_other_labels_or_settings_is_another_run(tmp_path, caches):
+    train, test = caches
+    told = (train, train.labels, test, test.labels)
+    run = card_run("card", *told, settings=SETTINGS, root=tmp_path)
+    assert "decoder" not in set(cards_of([run])["card"].group)
+    with pytest.raises(ValueError, match="made with another config"):
+        card_run("card", train, (train.labels + 1) % 3, test, test.labels, settings=SETTINGS, root=tmp_path)
+    with pytest.raises(ValueError, match=r"settings\.seed"):
+        card_run("card", *told, settings=dataclasses.replace(SETTINGS, seed=1), root=tmp_path)
