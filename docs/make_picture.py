@@ -30,7 +30,7 @@ def main() -> None:
     rows = {}
     for name, images in zip(test.class_names, samples.split(8)):
         rows.setdefault(name.split(" / ")[0], []).append(images)
-    figure, (above, below) = pyplot.subplots(2, 1, figsize=(11, 7.2), height_ratios=[4, 9], layout="constrained")
+    figure, (above, below) = pyplot.subplots(2, 1, figsize=(11, 5.6), height_ratios=[4, 9], layout="constrained")
     plot_reconstructions(originals, reconstruct(tokenizer, originals), columns=24, ax=above)
     plot_rows({name: torch.cat(parts) for name, parts in rows.items()}, ax=below)
     figure.savefig(PICTURE, dpi=110)

@@ -19,8 +19,8 @@ _TINY_OPTIMIZER = OptimizerConfig(name="muon", learning_rate=2e-3, warmup=0.05, 
 # At 32 px the perceptual term only slows the first stage down; decoder tuning has it from its first step on.
 _TINY_LOSSES = LossConfig(perceptual="none", perceptual_weight=0.01, perceptual_warmup=0.0)
 _TINY = TokenizerTraining(
-    model=TOKENIZERS["tiny"], targets=(_TINY_TARGET,), optimizer=_TINY_OPTIMIZER, losses=_TINY_LOSSES, num_steps=900,
-    batch_size=32, ema_decay=0.998, log_every=50, save_every=300, picture_every=300,
+    model=TOKENIZERS["tiny"], targets=(_TINY_TARGET,), optimizer=_TINY_OPTIMIZER, losses=_TINY_LOSSES, num_steps=1400,
+    batch_size=32, ema_decay=0.998, log_every=50, save_every=350, picture_every=350,
 )  # fmt: skip
 # Emoji at 64 px on one GPU, about 570 times through the training images: a recipe that was not tuned yet.
 _SMALL = override(
@@ -64,7 +64,7 @@ _PAPER_TUNING = {
 }  # fmt: skip
 DECODER_TUNING: dict[str, dict[str, Any]] = {
     "test": {"num_steps": 10, "losses__perceptual": "squeezenet", "latent_noise": 0.4},
-    "tiny": {"num_steps": 400, "losses__perceptual": "squeezenet", "latent_noise": 0.4},
+    "tiny": {"num_steps": 500, "losses__perceptual": "squeezenet", "latent_noise": 0.4},
     "small": {"num_steps": 5000, "losses__perceptual": "squeezenet", "latent_noise": 0.4},
     "maetok-b-128": _PAPER_TUNING,
     "maetok-b-128-512": _PAPER_TUNING,
@@ -101,7 +101,7 @@ _FLOW_OPTIMIZER = OptimizerConfig(
 )
 DIFFUSION_TRAINING: dict[str, dict[str, Any]] = {
     "test": {"num_steps": 20, "batch_size": 16, "ema_decays": (0.9,), "log_every": 5, "save_every": 10},
-    "tiny": {"num_steps": 1000, "batch_size": 64, "ema_decays": (0.998,), "save_every": 250},
+    "tiny": {"num_steps": 1800, "batch_size": 64, "ema_decays": (0.998,), "save_every": 300},
 }
 
 
