@@ -1,15 +1,19 @@
-"""The command line: `python -m maetok_lab run, sweep, list, show`. Model settings are notebook parameters, never flags."""
+"""The command line: `python -m maetok_lab COMMAND`. Model settings are notebook parameters, never flags."""
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from maetok_lab.config import override
 from maetok_lab.locks import RunLocked
 from maetok_lab.runs import Run, checked_name, list_runs, runs_root
 from maetok_lab.workflow import NotebookFailed, run_notebook, sweep
-from maetok_lab.workflow.parameters import parse_parameters, read_parameters
+from maetok_lab.workflow.doctor import Examination, examine
+from maetok_lab.workflow.parameters import Parameter, parse_parameters, read_parameters
+from maetok_lab.workflow.prune import prunable, prune
 from maetok_lab.workflow.spec import read_spec
 
 
@@ -28,7 +32,13 @@ def parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="all runs and their numbers")
     show = commands.add_parser("show", help="one run's config and numbers, a sweep's table and logs, or a notebook's parameters")
     show.add_argument("name", help="a run's name or folder, a sweep's name, or a notebook")
-    for command in (swept, listing, show):
+    pruned = commands.add_parser("prune", help="free superseded checkpoints of finished runs, and leftovers of kills")
+    pruned.add_argument("--yes", action="store_true", help="remove them; without it they are only listed")
+    doctor = commands.add_parser("doctor", help="whether this machine can do the work, and what to do if not")
+    names = [field.name for field in dataclasses.fields(Examination) if field.name != "runs"]
+    told = f"one of {', '.join(names)}"
+    doctor.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters", help=told)
+    for command in (swept, listing, show, pruned, doctor):
         command.add_argument("--runs", metavar="FOLDER", help="where runs live (default: runs/)")
     return top
 
@@ -44,6 +54,10 @@ def main(words: Sequence[str] | None = None) -> int:
             return _sweep(arguments)
         elif arguments.command == "list":
             _list(arguments.runs)
+        elif arguments.command == "prune":
+            _prune(arguments.runs, arguments.yes)
+        elif arguments.command == "doctor":
+            return _doctor(arguments)
         else:
             _show(arguments.name, arguments.runs)
     except (ValueError, TypeError, FileNotFoundError) as problem:
@@ -73,6 +87,29 @@ def _sweep(arguments: argparse.Namespace) -> int:
         print(f"entry {number} failed: {row['error']}\n  log {row['log']}")
     print(f"Where to look: {result.folder}")
     return 1 if len(result.failed) else 0
+
+
+def _prune(runs: str | None, yes: bool) -> None:
+    found = prunable(runs)
+    for _, row in found.iterrows():
+        print(f"{row['bytes'] / 1e6:10.1f} MB  {row['run']}: {row['what']}")
+    if found.empty:
+        print(f"nothing to free in {runs_root(runs)}")
+    elif yes:
+        print(f"freed {prune(found) / 1e6:.1f} MB")
+    else:
+        print(f"{found['bytes'].sum() / 1e6:.1f} MB can be freed: the same command with --yes does it")
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    defaults = {field.name: field.default for field in dataclasses.fields(Examination) if field.name != "runs"}
+    declared = {name: Parameter(name, default, "") for name, default in defaults.items()}
+    asked = override(Examination(runs=arguments.runs), parse_parameters(declared, arguments.parameters))
+    verdicts = []
+    for verdict in examine(asked):
+        print(verdict, flush=True)
+        verdicts.append(verdict.verdict)
+    return 1 if "bad" in verdicts else 0
 
 
 def _list(runs: str | None) -> None:

@@ -154,7 +154,7 @@ class Run:
     def save_checkpoint(
         self, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any], *, keep: int = 2
     ) -> Path:
-        """Write one checkpoint whole, then remove all but the newest `keep`. Each file's SHA-256 is stored with it."""
+        """Write one checkpoint whole, then remove all but the newest `keep` and milestones. Each file's SHA-256 goes with it."""
         folder = self.folder / "checkpoints" / f"step-{step:07d}"
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -166,9 +166,30 @@ class Run:
         write_json(temporary / "state.json", {"step": step, "state": dict(state), "sha256": hashes})
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
-        for old in self.checkpoint_steps()[:-keep] if keep else []:
-            shutil.rmtree(self.folder / "checkpoints" / f"step-{old:07d}")
+        for old in self.superseded(keep) if keep else []:
+            self.remove_checkpoint(old)
         return folder
+
+    def keep_milestones(self, *steps: int) -> None:
+        """The checkpoints of these steps, once written, are never removed: not by newer ones, not by `prune`."""
+        write_json(self.folder / "milestones.json", sorted({*self.milestones(), *steps}))
+
+    def milestones(self) -> list[int]:
+        """Steps whose checkpoints stay."""
+        path = self.folder / "milestones.json"
+        return read_json(path) if path.exists() else []
+
+    def superseded(self, keep: int) -> list[int]:
+        """Steps of checkpoints that are neither among the newest `keep` (at least 1) nor milestones."""
+        return [step for step in self.checkpoint_steps()[:-keep] if step not in self.milestones()]
+
+    def remove_checkpoint(self, step: int) -> None:
+        """Delete a checkpoint; it stops counting as one at once, so that a half-deleted one is never read."""
+        folder = self.folder / "checkpoints" / f"step-{step:07d}"
+        grave = folder.with_name(f".{folder.name}.removed")
+        shutil.rmtree(grave, ignore_errors=True)
+        os.replace(folder, grave)
+        shutil.rmtree(grave)
 
     def checkpoint_steps(self) -> list[int]:
         """Steps that have a checkpoint, ascending."""

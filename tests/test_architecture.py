@@ -40,6 +40,7 @@ FILES = {  # inside a package a file imports files to its left only
     ],
     "workflow": [
         *("parameters", "summary", "execute", "run", "ladder", "spec", "pool", "worker", "board", "gallery", "cluster", "sweep"),
+        *("prune", "collective", "doctor"),
     ],
 }
 LATE = {

@@ -1,0 +1,105 @@
+"""Superseded checkpoints and leftovers of kills are freed; the newest, milestones and whatever is being written stay."""
+
+import dataclasses
+import json
+import subprocess
+
+import pytest
+import torch
+
+from maetok_lab import locks
+from maetok_lab.__main__ import main
+from maetok_lab.runs import Run
+from maetok_lab.workflow.prune import prunable, prune
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Toy:
+    width: int = 1
+
+
+def trained(root, name, *, finished=True, steps=(10, 20, 30, 40), milestones=()):
+    with Run.open(name, Toy(), root=root) as run:
+        run.keep_milestones(*milestones)
+        for step in steps:
+            run.save_checkpoint(step, {"model": {"w": torch.full((100,), float(step))}}, {}, keep=0)
+        if finished:
+            run.finish({})
+    return run
+
+
+def test_a_finished_run_keeps_its_newest_checkpoint_and_its_milestones(tmp_path):
+    run = trained(tmp_path, "done", milestones=(20, 99))
+    going = trained(tmp_path, "going", finished=False)
+    before = run.weights_hash()
+    found = prunable(tmp_path)
+    assert found[["run", "what"]].values.tolist() == [["done", "checkpoint 10"], ["done", "checkpoint 30"]]
+    sizes = [path.stat().st_size for path in (run.folder / "checkpoints" / "step-0000010").iterdir()]
+    assert found["bytes"][0] == sum(sizes)
+    assert run.checkpoint_steps() == [10, 20, 30, 40]  # looking frees nothing
+    assert prune(found) == found["bytes"].sum()
+    assert run.checkpoint_steps() == [20, 40]
+    assert run.load_checkpoint().step == 40
+    assert run.weights_hash() == before
+    assert going.checkpoint_steps() == [10, 20, 30, 40]
+    assert prunable(tmp_path).empty
+    assert not (run.folder / "lock.json").exists()
+
+
+def test_milestones_outlive_the_retention_of_a_training(tmp_path):
+    with Run.open("a", Toy(), root=tmp_path) as run:
+        run.keep_milestones(20)
+        run.keep_milestones(10)
+        for step in (10, 20, 30, 40, 50):
+            run.save_checkpoint(step, {"model": {"w": torch.zeros(1)}}, {}, keep=2)
+        assert run.milestones() == [10, 20]
+        assert run.checkpoint_steps() == [10, 20, 40, 50]
+
+
+def test_what_a_kill_left_half_written_is_found_and_nothing_else(tmp_path):
+    run = trained(tmp_path, "done", steps=(10,))
+    left = [run.folder / ".summary.json.123.0a1b2c3d", run.folder / "samples" / ".step-0000010.png.9.0a1b2c3d"]
+    half = run.folder / "checkpoints" / ".step-0000020.tmp"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    mine = run.folder / ".my-notes"
+    run.sample_path(10)
+    for path in (*left, mine):
+        path.write_text("x")
+    found = prunable(tmp_path)
+    assert set(found["path"]) == {str(path) for path in (*left, half)}
+    assert found["what"].eq("left by a kill").all()
+    prune(found)
+    assert mine.exists()
+    assert not any(path.exists() for path in (*left, half))
+    assert run.checkpoint_steps() == [10]
+
+
+def test_a_run_that_is_being_written_is_left_alone(tmp_path):
+    run = trained(tmp_path, "busy")
+    found = prunable(tmp_path)
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        owner = locks._me() | {"pid": process.pid, "started": locks._process_start(process.pid)}
+        (run.folder / "lock.json").write_text(json.dumps(owner))
+        assert prunable(tmp_path).empty
+        with pytest.raises(locks.RunLocked):
+            prune(found)
+        assert run.checkpoint_steps() == [10, 20, 30, 40]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_command_line_lists_first_and_frees_when_told(tmp_path, capsys):
+    run = trained(tmp_path, "done")
+    assert main(["prune", "--runs", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "done: checkpoint 10" in shown
+    assert "--yes" in shown
+    assert run.checkpoint_steps() == [10, 20, 30, 40]
+    assert main(["prune", "--runs", str(tmp_path), "--yes"]) == 0
+    assert "freed" in capsys.readouterr().out
+    assert run.checkpoint_steps() == [40]
+    assert main(["prune", "--runs", str(tmp_path)]) == 0
+    assert "nothing to free" in capsys.readouterr().out
