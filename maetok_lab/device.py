@@ -6,6 +6,7 @@ import os
 import platform
 from typing import Literal
 
+import psutil
 import torch
 
 from maetok_lab.config import did_you_mean
@@ -72,6 +73,15 @@ def autocast(device: torch.device | str, precision: Precision) -> contextlib.Abs
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(torch.device(device).type, dtype=DTYPES[precision])
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return psutil.virtual_memory().available
 
 
 def physical_cores() -> int:

@@ -22,7 +22,7 @@ ROWS = [  # a row imports rows above it only; rows on one line do not know each 
     ["__main__"],
 ]
 FILES = {  # inside a package a file imports files to its left only
-    "data": ["readers", "tars", "sources", "images", "latents"],
+    "data": ["readers", "tars", "sources", "images", "shards", "latents"],
     "layers": ["norm", "mlp", "positions", "attention", "patches", "conditioning"],
     "tokenizer": [
         *("masking", "targets", "text", "blocks", "towers", "model", "auxiliary", "discriminators", "losses", "perceptual"),

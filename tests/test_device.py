@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from maetok_lab import device as device_module
-from maetok_lab.device import autocast, describe, pick_device, pick_precision
+from maetok_lab.device import autocast, describe, free_memory, pick_device, pick_precision
 
 CPU = torch.device("cpu")
 
@@ -57,3 +57,7 @@ def test_autocast_multiplies_in_bf16_and_does_nothing_for_fp32():
 def test_the_description_names_device_threads_and_precision():
     assert describe(CPU, "bf16").startswith("cpu (")
     assert f"{torch.get_num_threads()} threads), bf16" in describe(CPU, "bf16")
+
+
+def test_free_memory_is_some_of_what_the_machine_has():
+    assert 1e6 < free_memory(torch.device("cpu")) < 1e14

@@ -1,22 +1,25 @@
 """Cached latent tokens with labels and statistics, bound to the tokenizer that made them.
 
-A cache is a run. Its shards are .npy files of (views, n, N, C), written one by one under a temporary name: a stopped
-caching goes on with the first shard that is missing. View 0 is the image, view 1 its mirror image.
+A cache is a run. Its shards (see data.shards) are written one by one, by all processes: a stopped caching goes on with those
+that are missing. View 0 is the image, view 1 its mirror image.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 
 from maetok_lab.config import not_in_fingerprint
 from maetok_lab.data.images import ImageSource
-from maetok_lab.device import DTYPES, Precision, autocast
-from maetok_lab.files import atomic_path, read_json, sha256, write_json
+from maetok_lab.data.shards import check_room, complete, from_array, is_sound, open_shards, shard_path, to_array, write_shard
+from maetok_lab.device import DTYPES, Precision, autocast, free_memory
+from maetok_lab.files import atomic_path
 from maetok_lab.runs import Run, find_run
 from maetok_lab.weights import read_weights, tensors_fingerprint
 
@@ -37,7 +40,7 @@ class LatentCaching:
     images: str
     flips: bool = True
     statistics: Statistics = "channel"
-    dtype: Literal["fp16", "fp32"] = "fp16"
+    dtype: Literal["bf16", "fp16", "fp32"] = "fp16"
     precision: Precision = "fp32"
     shard_size: int = 4096
     batch_size: int = not_in_fingerprint(64)
@@ -61,6 +64,10 @@ class LatentSpace:
     def denormalise(self, latents: torch.Tensor) -> torch.Tensor:
         """z * std + mean: what the decoder takes."""
         return latents * self.std.to(latents) + self.mean.to(latents)
+
+    def to(self, device: torch.device) -> "LatentSpace":
+        """The same with its statistics on `device`, so that normalising there copies nothing."""
+        return LatentSpace(self.tokenizer, self.mean.to(device), self.std.to(device))
 
     def check(self, latents: torch.Tensor, *, tokenizer: str | None = None) -> str:
         """One line with mean and std of a normalised batch. ValueError when its std leaves [0.5, 2] or the tokenizer differs."""
@@ -104,8 +111,9 @@ def write_latents(
 ) -> Iterator[tuple[int, int]]:
     """Encode every image (and its mirror image) once into `run`; yields (images done, images in all) after each shard.
 
-    Finished shards are kept, so a stopped caching goes on. Raises ValueError for other images or another tokenizer than the
-    config's, and when latents are not finite.
+    Finished shards are kept, so a stopped caching goes on. Of several processes each encodes every n-th shard; the first
+    holds the run, the others a `Run` that only reads. Raises ValueError for other images or another tokenizer than the
+    config's, and when latents are not finite, OSError when the disk is full.
     """
     if run.finished:
         return
@@ -113,27 +121,30 @@ def write_latents(
         raise ValueError(f"the cache was configured for images {config.images}, but these are {images.fingerprint}")
     if getattr(tokenizer, "fingerprint", config.tokenizer) != config.tokenizer:
         raise ValueError(f"the cache was configured for tokenizer {config.tokenizer}, but this is {tokenizer.fingerprint}")
-    total = len(images)
+    processes = PartialState(cpu=device.type == "cpu")
+    total, count = len(images), math.ceil(len(images) / config.shard_size)
     (run.folder / "latents").mkdir(exist_ok=True)
-    np.save(run.folder / "labels.npy", images.labels.numpy())
     was_training = tokenizer.training
     tokenizer.eval()
-    hashes = {}
     try:
-        for start in range(0, total, config.shard_size):
-            stop = min(start + config.shard_size, total)
-            path = run.folder / "latents" / f"shard-{start // config.shard_size:05d}.npy"
-            if not path.exists():
+        for number in range(processes.process_index, count, processes.num_processes):
+            start, stop = number * config.shard_size, min((number + 1) * config.shard_size, total)
+            path = shard_path(run.folder, number)
+            if not is_sound(path):
                 shard = _encode_range(tokenizer.encode, images, start, stop, config, device)
-                with atomic_path(path) as temporary, open(temporary, "wb") as file:
-                    np.save(file, shard)
-            hashes[path.name] = sha256(path)
+                write_shard(path, shard)
+                check_room(path.parent, shard.nbytes * (total - stop) // (stop - start))
             yield stop, total
     finally:
         tokenizer.train(was_training)
-    write_json(run.folder / "latents" / "sha256.json", hashes)
-    statistics(_open_shards(run.folder), config).save(run.folder / "latent_space.safetensors")
-    run.finish({"images": total, "views": 1 + config.flips, "shards": len(hashes)})
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        with atomic_path(run.folder / "labels.npy") as temporary, open(temporary, "wb") as file:
+            np.save(file, images.labels.numpy())
+        complete(run.folder, count)
+        statistics(open_shards(run.folder, verify=False), config).save(run.folder / "latent_space.safetensors")
+        run.finish({"images": total, "views": 1 + config.flips, "shards": count})
+    processes.wait_for_everyone()
 
 
 @torch.inference_mode()
@@ -152,7 +163,7 @@ def _encode_range(
                 latents = encode(batch.to(device)).float().to(DTYPES[config.dtype]).cpu()
             if not latents.isfinite().all():  # in fp16 also when they are larger than 65504
                 raise ValueError(f"latents of images {first} to {int(indices[-1])} are not finite in {config.dtype}")
-            chunks.append(latents.numpy())
+            chunks.append(to_array(latents, config.dtype))
         views.append(np.concatenate(chunks))
     return np.stack(views)
 
@@ -160,6 +171,8 @@ def _encode_range(
 def statistics(shards: list[np.ndarray], config: LatentCaching) -> LatentSpace:
     """Mean and std over all images, view 0, as one scalar, per channel or per element; float64 sums."""
     axes = {"scalar": (0, 1, 2), "channel": (0, 1), "element": (0,)}[config.statistics]
+    if config.dtype == "bf16":
+        shards = [from_array(np.array(shard[:1]), "bf16").float().numpy() for shard in shards]
     count = sum(shard[0].size for shard in shards) / np.prod([n for a, n in enumerate(shards[0][0].shape) if a not in axes])
     mean = sum(shard[0].sum(axes, dtype=np.float64) for shard in shards) / count
     variance = sum(np.square(shard[0] - mean).sum(axes) for shard in shards) / count
@@ -168,52 +181,55 @@ def statistics(shards: list[np.ndarray], config: LatentCaching) -> LatentSpace:
     return LatentSpace(config.tokenizer, torch.tensor(mean).float(), torch.tensor(variance).sqrt().float())
 
 
-def _open_shards(folder: Path) -> list[np.ndarray]:
-    paths = sorted((folder / "latents").glob("shard-*.npy"))
-    return [np.load(path, mmap_mode="r") for path in paths]
-
-
 class LatentDataset:
-    """A finished cache as normalised latents: `batch(indices)`. Small caches are held in memory on `device`, large ones mapped.
+    """A finished cache as normalised latents: `batch(indices)`. It is held in memory on `device` when it fits, else mapped.
 
-    `space` is its LatentSpace, `labels` (n,) the source's, `fingerprint` the cache run's.
+    `space` is its LatentSpace, `labels` (n,) the source's (on the CPU), `fingerprint` the cache run's. It fits when it needs
+    at most `memory_limit` bytes, by default half of what is free there. `place` is where indices are best: the device of a
+    cache that is held, so that picking a batch there waits for nothing, else the CPU. `verify` reads all of it once.
     """
 
-    def __init__(self, run: Run, *, device: torch.device | str = "cpu", memory_limit: float = 8e9):
+    def __init__(
+        self, run: Run, *, device: torch.device | str = "cpu", memory_limit: float | None = None, verify: bool = True
+    ):
         if not run.finished:
             raise ValueError(f"latent cache {run.name} is not finished; write_latents continues it")
         self.run, self.device = run, torch.device(device)
         self.space = load_latent_space(run.folder)
-        self.fingerprint = run.fingerprint
+        self.fingerprint, self._dtype = run.fingerprint, run.config["dtype"]
         self.labels = torch.from_numpy(np.load(run.folder / "labels.npy"))
-        self._shards = _open_shards(run.folder)
+        self._shards = open_shards(run.folder, verify=verify)
         self._starts = np.cumsum([0] + [shard.shape[1] for shard in self._shards])
-        expected = read_json(run.folder / "latents" / "sha256.json")
-        if len(self._shards) != len(expected) or self._starts[-1] != len(self.labels):
-            raise ValueError(f"latent cache {run.name} is incomplete: {len(self._shards)} of {len(expected)} shards")
+        if self._starts[-1] != len(self.labels):
+            raise ValueError(f"latent cache {run.name} has {self._starts[-1]} latents for {len(self.labels)} labels")
         self.views, _, self.num_tokens, self.latent_dim = self._shards[0].shape
         self._all = None
-        if sum(shard.nbytes for shard in self._shards) <= memory_limit:
-            self._all = torch.cat([torch.from_numpy(np.array(shard)) for shard in self._shards], dim=1).to(self.device)
+        limit = free_memory(self.device) / 2 if memory_limit is None else memory_limit
+        if sum(shard.nbytes for shard in self._shards) <= limit:
+            held = [from_array(np.array(shard), self._dtype) for shard in self._shards]
+            self._all = torch.cat(held, dim=1).to(self.device)
+        self.place = torch.device("cpu") if self._all is None else self.device
+        self._space, self._labels = self.space.to(self.device), self.labels.to(self.place)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def latents(self, indices: torch.Tensor, *, view: torch.Tensor | int = 0) -> torch.Tensor:
         """Raw latents, float32 on the device. indices (B,), view () or (B,) -> (B, N, C)"""
-        views = torch.as_tensor(view).expand(len(indices))
+        indices, views = indices.to(self.place), torch.as_tensor(view, device=self.place).expand(len(indices))
         if self._all is not None:
-            return self._all[views.to(self.device), indices.to(self.device)].float()
+            return self._all[views, indices].float()
         rows = [self._row(int(v), int(i)) for v, i in zip(views, indices)]
-        return torch.from_numpy(np.stack(rows)).float().to(self.device)
+        return from_array(np.stack(rows), self._dtype).to(self.device).float()
 
     def batch(self, indices: torch.Tensor, *, view: torch.Tensor | int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised latents (B, N, C) and labels (B,), on the device."""
-        return self.space.normalise(self.latents(indices, view=view)), self.labels[indices].to(self.device)
+        labels = self._labels[indices.to(self.place)].to(self.device)
+        return self._space.normalise(self.latents(indices, view=view)), labels
 
     def all_latents(self) -> torch.Tensor:
         """Every image's raw latent, unmirrored, float32 on the CPU: what the analysis takes. -> (n, N, C)"""
-        return torch.cat([torch.from_numpy(np.array(shard[0])) for shard in self._shards]).float()
+        return torch.cat([from_array(np.array(shard[0]), self._dtype) for shard in self._shards]).float()
 
     def _row(self, view: int, index: int) -> np.ndarray:
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1

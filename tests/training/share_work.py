@@ -68,11 +68,10 @@ def open_run(state: PartialState, root: str, name: str, config) -> Run:
 def main(root: str, name: str) -> None:
     state = PartialState(cpu=True)
     print(f"process {state.process_index} of {state.num_processes}", flush=True)
-    caching = LatentCaching(tokenizer="weights", images="pictures", dtype="fp32")
-    if state.is_main_process:
-        with Run.open(f"cache-{name}", caching, root=root) as cache:
-            list(write_latents(Averages(), pictures(), caching, cache, device=torch.device("cpu")))
-    state.wait_for_everyone()
+    caching = LatentCaching(tokenizer="weights", images="pictures", dtype="fp32", shard_size=5)
+    cache = open_run(state, root, f"cache-{name}", caching)
+    shards = list(write_latents(Averages(), pictures(), caching, cache, device=torch.device("cpu")))
+    assert len(shards) == {(1, 0): 3, (2, 0): 2, (2, 1): 1}[state.num_processes, state.process_index]
     latents = LatentDataset(Run(f"{root}/cache-{name}"))
     tokenizer = open_run(state, root, f"tokenizer-{name}", TOKENIZER)
     for record in train_tokenizer(TOKENIZER, pictures(), tokenizer, cpu=True):

@@ -37,6 +37,8 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path):
     lines = run(TORCHRUN, tmp_path, "two").splitlines()
     assert sorted(lines[:2]) == ["process 0 of 2", "process 1 of 2"]
     assert lines[2:] == ["2 processes cannot share a batch of 7 equally"] * 2
+    caches = [(tmp_path / f"cache-{name}" / "latents" / "sha256.json").read_text() for name in ("one", "two")]
+    assert caches[0] == caches[1]  # both processes wrote, the same shards
     terms = ["pixel", "kl", "auxiliary/hog", "adversarial", "adaptive_weight", "discriminator", "lecam", "consistency"]
     for kind, numbers in (("tokenizer", terms), ("diffusion", ["loss"])):
         one, two = Run(tmp_path / f"{kind}-one"), Run(tmp_path / f"{kind}-two")
