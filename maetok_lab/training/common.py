@@ -137,17 +137,64 @@ class Ema:
         self._pairs = list(self.module.parameters()), list(module.parameters())
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """After training step `step` (0 is the first)."""
+    def update(self, step: int, *, bad: torch.Tensor | None = None) -> None:
+        """After training step `step` (0 is the first); not where `bad`, a () bool on the device, says so."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._pairs[0], self._pairs[1], 1 - decay)
+        if bad is None:
+            torch._foreach_lerp_(self._pairs[0], self._pairs[1], 1 - decay)
+            return
+        # lerp takes no weight from the device: the same sum written out.
+        change = torch._foreach_sub(self._pairs[1], self._pairs[0])
+        torch._foreach_mul_(change, torch.where(bad, 0.0, 1 - decay))
+        torch._foreach_add_(self._pairs[0], change)
 
 
 class Guard:
-    """Keeps non-finite steps from the weights: they are skipped and counted, and `limit` in a row end the training."""
+    """Keeps non-finite steps from the weights: they are skipped and counted, and `limit` in a row end the training.
 
-    def __init__(self, limit: int = 5):
-        self.limit, self.skipped, self.in_a_row = limit, 0, 0
+    `accepts` reads the gradient norm at once. `deferred` leaves it on the device: `step` then skips there, and `settle`, at log
+    time, is when the host hears of it.
+    """
+
+    def __init__(self, limit: int = 5, *, deferred: bool = False):
+        self.limit, self.skipped, self.in_a_row, self.deferred = limit, 0, 0, deferred
+        self._counts: torch.Tensor | None = None  # skipped, in a row now, in a row at most: since the last `settle`
+
+    def step(
+        self,
+        optimizers: Iterable[torch.optim.Optimizer],
+        emas: Iterable[Ema],
+        grad_norm: torch.Tensor,
+        step: int,
+        terms: Mapping[str, torch.Tensor],
+    ) -> None:
+        """Step optimizers and averages, unless the gradient norm () is not finite."""
+        if not self.deferred:
+            if self.accepts(grad_norm, step, terms):
+                for optimizer in optimizers:
+                    optimizer.step()
+                for ema in emas:
+                    ema.update(step)
+            return
+        bad = ~grad_norm.isfinite()
+        for optimizer in optimizers:
+            step_unless(optimizer, bad)
+        for ema in emas:
+            ema.update(step, bad=bad)
+        if self._counts is None:
+            self._counts = torch.tensor([0, self.in_a_row, 0], device=bad.device)
+        skipped, row, most = self._counts
+        row = (row + 1) * bad
+        self._counts = torch.stack([skipped + bad, row, torch.maximum(most, row)])
+
+    def settle(self, step: int, terms: Mapping[str, torch.Tensor]) -> None:
+        """Read what `step` counted on the device. Raises NonFiniteTraining as `accepts` does."""
+        if self._counts is None:
+            return
+        skipped, self.in_a_row, most = self._counts.tolist()
+        self.skipped, self._counts = self.skipped + skipped, None
+        if most >= self.limit:
+            raise self._failure(step, terms)
 
     def accepts(self, grad_norm: torch.Tensor, step: int, terms: Mapping[str, torch.Tensor]) -> bool:
         """Whether the step may be taken. Raises NonFiniteTraining with the step and the terms after too many in a row."""
@@ -157,24 +204,52 @@ class Guard:
         self.skipped += 1
         self.in_a_row += 1
         if self.in_a_row >= self.limit:
-            bad = {name: value.item() for name, value in terms.items() if not math.isfinite(value.item())}
-            raise NonFiniteTraining(
-                f"{self.limit} steps in a row up to step {step} had no finite gradient; terms that are not finite: "
-                f"{bad or 'none'}. The newest checkpoint was written before them"
-            )
+            raise self._failure(step, terms)
         return False
+
+    def _failure(self, step: int, terms: Mapping[str, torch.Tensor]) -> NonFiniteTraining:
+        bad = {name: value.item() for name, value in terms.items() if not math.isfinite(value.item())}
+        return NonFiniteTraining(
+            f"{self.limit} steps in a row up to step {step} had no finite gradient; terms that are not finite: "
+            f"{bad or 'none'}. The newest checkpoint was written before them"
+        )
+
+
+@torch.no_grad()
+def step_unless(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
+    """`optimizer.step()`, which changes nothing where `bad` () is true; nothing waits for the device to say so."""
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = bad.float()  # the fused kernel's own way, made for gradient scalers
+        optimizer.step()
+        return
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    states = [(p, key) for p in parameters for key, value in optimizer.state[p].items() if torch.is_tensor(value)]
+    before = [p.clone() for p in parameters], {(id(p), key): optimizer.state[p][key].clone() for p, key in states}
+    optimizer.step()
+    for parameter, kept in zip(parameters, before[0]):
+        parameter.copy_(torch.where(bad, kept, parameter))
+        for key, value in optimizer.state[parameter].items():
+            if torch.is_tensor(value):
+                kept = before[1].get((id(parameter), key), torch.zeros_like(value))
+                value.copy_(torch.where(bad, kept, value))
 
 
 @functools.lru_cache(maxsize=4)
-def epoch_order(seed: int, epoch: int, count: int) -> torch.Tensor:
-    """The order in which epoch `epoch` visits `count` items."""
-    return torch.randperm(count, generator=generator(seed, "order", epoch))
+def epoch_order(seed: int, epoch: int, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """The order in which epoch `epoch` visits `count` items: drawn on the CPU, alike everywhere, and kept on `device`."""
+    return torch.randperm(count, generator=generator(seed, "order", epoch)).to(device)
 
 
-def batch_indices(seed: int, step: int, batch_size: int, count: int) -> torch.Tensor:
+def batch_indices(
+    seed: int, step: int, batch_size: int, count: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """Which items the global batch of `step` holds: consecutive places in the orders of consecutive epochs. -> (batch_size,)"""
-    places = range(step * batch_size, (step + 1) * batch_size)
-    return torch.stack([epoch_order(seed, place // count, count)[place % count] for place in places])
+    place, end, parts = step * batch_size, (step + 1) * batch_size, []
+    while place < end:
+        epoch, first = divmod(place, count)
+        parts.append(epoch_order(seed, epoch, count, device)[first : first + end - place])
+        place += len(parts[-1])
+    return torch.cat(parts)
 
 
 def optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, torch.Tensor]:

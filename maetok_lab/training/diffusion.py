@@ -11,10 +11,13 @@ from accelerate import Accelerator
 from torch import nn
 
 from maetok_lab.config import not_in_fingerprint
-from maetok_lab.data.latents import LatentDataset
+from maetok_lab.data.latents import LatentDataset, LatentSpace
 from maetok_lab.device import Precision, autocast
 from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer, describe_model
 from maetok_lab.diffusion.path import PathName, TimeSampling, draw_times, velocity_loss
+from maetok_lab.evaluation.samples import Autoencoder
+from maetok_lab.evaluation.samples import draw as draw_samples
+from maetok_lab.pictures import image_grid, save_png
 from maetok_lab.rng import generator, seed_step
 from maetok_lab.runs import Run
 from maetok_lab.training import common
@@ -27,13 +30,15 @@ TIME_BINS = 4  # the loss is logged over all times and over quarters of [0, 1]
 class DiffusionTraining:
     """Everything about one training. `latents` and `tokenizer` are fingerprints of the cache and of what made it.
 
-    `class_dropout` is the share of labels replaced by the null class; several `ema_decays` are kept at once.
+    `class_dropout` is the share of labels replaced by the null class; several `ema_decays` are kept at once. `num_classes` 0
+    is an unconditional model: the cache's labels are not read. `direction_weight`: see `velocity_loss`.
     """
 
     model: DiffusionConfig
     num_classes: int
     path: PathName = "linear"
     time_sampling: TimeSampling = "logit-normal"
+    direction_weight: float = 0.0
     class_dropout: float = 0.1
     optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0, betas=(0.9, 0.999), schedule="constant", warmup=0.0)
     num_steps: int
@@ -43,8 +48,10 @@ class DiffusionTraining:
     seed: int = 0
     latents: str = ""
     tokenizer: str = ""
+    compile: bool = not_in_fingerprint(False)
     log_every: int = not_in_fingerprint(100)
     save_every: int = not_in_fingerprint(1000)
+    picture_every: int = not_in_fingerprint(1000)
 
     def __post_init__(self):
         if self.num_steps < 1 or self.batch_size < 1:
@@ -76,10 +83,17 @@ def ema_name(decay: float) -> str:
 
 
 def train_diffusion(
-    config: DiffusionTraining, latents: LatentDataset, run: Run, *, validation: LatentDataset | None = None, cpu: bool = False
+    config: DiffusionTraining,
+    latents: LatentDataset,
+    run: Run,
+    *,
+    validation: LatentDataset | None = None,
+    tokenizer: Autoencoder | None = None,
+    cpu: bool = False,
 ) -> Iterator[StepRecord]:
     """Train, or continue, into `run`; yields one record a step. A finished run yields nothing.
 
+    With a `tokenizer` that decodes, samples of fixed seeds go into runs/NAME/samples at `picture_every`.
     At the end the loss on `validation` latents (normalised with the training statistics) is logged by time. Of several
     processes only the first writes; the others may hold a `Run` that only reads.
     Raises ValueError when the cache is not the one of the config, NonFiniteTraining after several non-finite steps.
@@ -93,25 +107,36 @@ def train_diffusion(
     if writes:
         run.rewind_metrics(state.step)
     forward = engine.prepare_model(state.model)
+    if config.compile:
+        forward = torch.compile(forward)
     size = config.batch_size
     while state.step < config.num_steps:
         losses, times = training_step(config, state, forward, engine, latents)
         step = state.step = state.step + 1
         last = step == config.num_steps
-        record = None
-        if step % config.log_every == 0 or last:
+        record = picture = None
+        saves, logs = step % config.save_every == 0 or last, step % config.log_every == 0 or last
+        if saves or logs:
+            state.guard.settle(step - 1, {"velocity": losses.mean()})
+        if logs:
             record = by_time(engine.gather(losses), engine.gather(times))
             if writes:
                 run.log({"step": step, "images": step * size, "split": "train", **record, "skipped": state.guard.skipped})
-        if writes and (step % config.save_every == 0 or last):
+        if writes and tokenizer is not None and (step % config.picture_every == 0 or last):
+            picture = write_samples(config, state, tokenizer, latents.space, run)
+        if writes and saves:
             run.save_checkpoint(step, state.tensors(), {"skipped": state.guard.skipped, **describe_model(state.model)})
-        yield StepRecord(step, config.num_steps, step * size, record)
-    if not writes:
-        return
+        yield StepRecord(step, config.num_steps, step * size, record, picture)
+    if writes:
+        finish(config, state, run, validation, latents.space)
+
+
+def finish(config: DiffusionTraining, state: State, run: Run, validation: LatentDataset | None, space: LatentSpace) -> None:
+    """Score the first average on `validation` latents, where there are any, and write the summary."""
     summary = {"steps": state.step, "images": state.step * size, "skipped": state.guard.skipped}
     if validation is not None:
         ema = next(iter(state.emas.values())).module
-        held_out = validation_loss(config, ema, validation, latents.space)
+        held_out = validation_loss(config, ema, validation, space)
         if run.metrics("val").empty:  # else a kill came between this line and the summary
             run.log({"step": state.step, "images": state.step * size, "split": "val", **held_out})
         summary |= {f"val_{name}": value for name, value in held_out.items()}
@@ -125,7 +150,7 @@ def start(config: DiffusionTraining, latents: LatentDataset, run: Run, device: t
     model = DiffusionTransformer(config.model, **sizes).to(device)
     optimizers = common.make_optimizers(config.optimizer, {"model": model})
     emas = {ema_name(decay): common.Ema(model, decay) for decay in config.ema_decays}
-    state = State(model, emas, optimizers, common.Guard())
+    state = State(model, emas, optimizers, common.Guard(deferred=device.type == "cuda"))
     checkpoint = run.load_checkpoint()
     if checkpoint:
         model.load_state_dict(checkpoint.tensors["model"])
@@ -143,28 +168,26 @@ def training_step(
     """One optimizer step on this process's share of the global batch; returns its losses and times, each (B,)."""
     step = state.step
     share = slice(engine.process_index, None, engine.num_processes)
-    indices = common.batch_indices(config.seed, step, config.batch_size, len(latents))
-    draw = generator(config.seed, "views", step)
-    view = torch.randint(latents.views, (len(indices),), generator=draw)
-    dropped = torch.rand(len(indices), generator=draw) < config.class_dropout
+    indices = common.batch_indices(config.seed, step, config.batch_size, len(latents), latents.place)
+    draw = generator(config.seed, "views", step, device=latents.place)
+    view = torch.randint(latents.views, (len(indices),), generator=draw, device=latents.place)
+    dropped = torch.rand(len(indices), generator=draw, device=latents.place) < config.class_dropout
     x, labels = latents.batch(indices[share], view=view[share])
-    labels = torch.where(dropped[share].to(labels.device), config.num_classes, labels)
+    labels = torch.where(dropped[share].to(labels.device), config.num_classes, labels) if config.num_classes else labels * 0
     seed_step(config.seed, step)
     # Drawn for the global batch and then shared out: the loss does not depend on the number of processes.
     draw = generator(config.seed, "flow", step, device=engine.device)
     times = draw_times(len(indices), config.time_sampling, path=config.path, generator=draw)[share]
     noise = torch.randn(len(indices), *x.shape[1:], generator=draw, device=engine.device)[share]
     with autocast(engine.device, config.precision):
-        losses = velocity_loss(forward, x, labels, t=times, noise=noise, path=config.path)
+        losses = velocity_loss(
+            forward, x, labels, t=times, noise=noise, path=config.path, direction_weight=config.direction_weight
+        )
     engine.backward(losses.mean())
     parameters = common.grad_parameters(state.optimizers.values())
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.clip)
-    if state.guard.accepts(norm, step, {"velocity": losses.mean()}):
-        common.set_learning_rate(state.optimizers, common.learning_rate_factor(config.optimizer, step, config.num_steps))
-        for optimizer in state.optimizers.values():
-            optimizer.step()
-        for ema in state.emas.values():
-            ema.update(step)
+    common.set_learning_rate(state.optimizers, common.learning_rate_factor(config.optimizer, step, config.num_steps))
+    state.guard.step(state.optimizers.values(), state.emas.values(), norm, step, {"velocity": losses.detach().mean()})
     for parameter in parameters:
         parameter.grad = None
     return losses.detach(), times
@@ -181,11 +204,23 @@ def validation_loss(
         for number, indices in enumerate(torch.arange(len(validation)).split(256)):
             x = space.normalise(validation.latents(indices))
             draw = generator(config.seed, "validation", repeat, number)
-            labels = validation.labels[indices].to(x.device)
+            labels = validation.labels[indices].to(x.device) * (config.num_classes > 0)
             t = draw_times(len(x), config.time_sampling, path=config.path, generator=draw)
-            losses.append(velocity_loss(model, x, labels, t=t, generator=draw, path=config.path).cpu())
+            options = {"path": config.path, "direction_weight": config.direction_weight}
+            losses.append(velocity_loss(model, x, labels, t=t, generator=draw, **options).cpu())
             times.append(t)
     return by_time(torch.cat(losses), torch.cat(times))
+
+
+def write_samples(config: DiffusionTraining, state: State, tokenizer: Autoencoder, space: LatentSpace, run: Run) -> str:
+    """Sixteen images of the first average, of classes spread over all, the same seeds every time. -> the picture's path"""
+    labels = torch.linspace(0, max(config.num_classes - 1, 0), 16).long()
+    model, rows = next(iter(state.emas.values())).module, torch.arange(16)
+    settings = {"seed": config.seed, "batch_size": 16, "precision": config.precision, "num_steps": 25, "path": config.path}
+    ((_, images),) = draw_samples(model, tokenizer, space, labels, rows, **settings)
+    path = run.sample_path(state.step)
+    save_png(path, image_grid(images, columns=8), scale=max(1, 64 // images.shape[-1]))
+    return str(path)
 
 
 def by_time(losses: torch.Tensor, times: torch.Tensor) -> dict[str, float]:
@@ -203,7 +238,7 @@ def check_latents(config: DiffusionTraining, latents: LatentDataset) -> None:
     """One line when the cache is not the one of the config, or its latents are not normalised."""
     if config.latents and latents.fingerprint != config.latents:
         raise ValueError(f"the run was configured for latent cache {config.latents}, but this is {latents.fingerprint}")
-    if int(latents.labels.max()) >= config.num_classes:
+    if config.num_classes and int(latents.labels.max()) >= config.num_classes:
         raise ValueError(f"the cache has label {int(latents.labels.max())}, but num_classes is {config.num_classes}")
     x, _ = latents.batch(torch.arange(min(256, len(latents))))
     latents.space.check(x, tokenizer=config.tokenizer or None)

@@ -204,6 +204,41 @@ def test_finite_terms_with_infinite_gradients_are_told_apart():
         guard.accepts(torch.tensor(math.inf), 3, {"pixel": torch.tensor(1.0)})
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_deferred_guard_skips_on_the_device_and_tells_at_log_time(name):
+    ends = {}
+    for deferred in (False, True):
+        torch.manual_seed(0)
+        config = DiffusionConfig(width=16, depth=1, num_heads=2)
+        model = DiffusionTransformer(config, num_tokens=4, latent_dim=2, num_classes=3)
+        optimizers = make_optimizers(override(MUON, {"name": name}), {"model": model})
+        ema, guard = Ema(model, 0.5), Guard(deferred=deferred)
+        for step, bad in enumerate([True, False, True, True, False]):
+            for parameter in model.parameters():
+                draw = torch.Generator().manual_seed(step)
+                parameter.grad = torch.randn(parameter.shape, generator=draw) * (math.nan if bad else 1)
+            norm = torch.tensor(math.nan if bad else 1.0)
+            before = {key: value.clone() for key, value in model.state_dict().items()}
+            guard.step(optimizers.values(), [ema], norm, step, {})
+            same = all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+            assert same == bad
+        assert guard.skipped == (0 if deferred else 3)
+        guard.settle(4, {})
+        assert (guard.skipped, guard.in_a_row) == (3, 0)
+        ends[deferred] = [*model.parameters(), *ema.module.parameters(), *optimizer_tensors(optimizers).values()]
+    assert all(value.isfinite().all() for value in ends[True])
+    assert all(torch.allclose(mine, theirs, atol=1e-6) for mine, theirs in zip(ends[True], ends[False], strict=True))
+
+
+def test_a_deferred_guard_ends_the_training_at_log_time():
+    guard, nan, one = Guard(limit=3, deferred=True), torch.tensor(math.nan), torch.tensor(1.0)
+    for step, norm in enumerate([nan, nan, one, nan, nan, nan, one]):
+        guard.step([], [], norm, step, {})
+    with pytest.raises(NonFiniteTraining, match=r"3 steps in a row up to step 6 .* not finite: \{'velocity': nan\}"):
+        guard.settle(6, {"velocity": nan})
+    assert guard.skipped == 5
+
+
 # Order ----------------------------------------------------------------------------------------------------------------
 
 

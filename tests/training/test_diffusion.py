@@ -157,7 +157,7 @@ def test_classes_are_dropped_as_often_as_asked_and_views_are_drawn_evenly(tmp_pa
         return velocity_loss(model, x, labels, **options)
 
     monkeypatch.setattr("maetok_lab.training.diffusion.velocity_loss", spy)
-    spied = SimpleNamespace(**{n: getattr(cache, n) for n in ("num_tokens", "latent_dim", "views", "labels", "space")})
+    spied = SimpleNamespace(**{n: getattr(cache, n) for n in ("num_tokens", "latent_dim", "views", "labels", "space", "place")})
 
     def batch(indices, *, view=0):
         views.append(torch.as_tensor(view).expand(len(indices)))
@@ -234,6 +234,59 @@ def test_five_bad_steps_in_a_row_end_the_training_and_name_step_and_term(tmp_pat
     with pytest.raises(NonFiniteTraining, match=r"5 steps in a row up to step 13 .*\{'velocity': nan\}"):
         train(SIT, Poisoned(cache, 10, 99), run)
     assert run.checkpoint_steps() == [9]
+
+
+# Samples, unconditional models, compilation ---------------------------------------------------------------------------
+
+
+class Decoder(torch.nn.Module):
+    """What draws latents (B, 4, 3) as pictures of 2 x 2 pixels."""
+
+    fingerprint = "weights"
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents.transpose(1, 2).unflatten(2, (2, 2))
+
+
+def test_samples_of_fixed_seeds_are_written_at_intervals_and_change_nothing(assert_same_end, tmp_path, cache):
+    config = override(SIT, {"num_steps": 5, "picture_every": 2})
+    plain, drawn = (Run.open(name, config, root=tmp_path) for name in ("plain", "drawn"))
+    train(config, cache, plain)
+    records = train(config, cache, drawn, tokenizer=Decoder())
+    assert [record.step for record in records if record.picture] == [2, 4, 5]
+    assert sorted(p.name for p in (drawn.folder / "samples").iterdir()) == [f"step-{s:07d}.png" for s in (2, 4, 5)]
+    assert_same_end(plain, drawn)
+    other = Decoder()
+    other.fingerprint = "others"
+    with pytest.raises(ValueError, match="the latent space belongs to tokenizer weights, not to others"):
+        train(config, cache, Run.open("other", config, root=tmp_path), tokenizer=other)
+
+
+def test_an_unconditional_model_trains_on_labelled_latents(tmp_path, cache):
+    config = override(SIT, {"num_steps": 3, "num_classes": 0})
+    run = Run.open("a", config, root=tmp_path)
+    train(config, cache, run, validation=cache, tokenizer=Decoder())
+    assert run.load_checkpoint().tensors["model"]["y_embedder.embedding_table.weight"].shape == (1, 16)
+    assert run.summary["val_loss"] > 0
+
+
+def test_compiling_wraps_the_forward_pass_and_leaves_the_names_alone(tmp_path, cache, monkeypatch):
+    wrapped = []
+    monkeypatch.setattr(torch, "compile", lambda module: wrapped.append(module) or module)
+    config = override(SIT, {"num_steps": 1})
+    for name, asked in (("plain", False), ("compiled", True)):
+        run = Run.open(name, override(config, {"compile": asked}), root=tmp_path)
+        train(override(config, {"compile": asked}), cache, run)
+        assert len(wrapped) == asked
+        assert "x_embedder.weight" in run.load_checkpoint().tensors["model"]
+
+
+def test_the_direction_loss_is_trained_and_logged(tmp_path, cache):
+    found = {}
+    for weight in (0.0, 1.0):
+        config = override(SIT, {"num_steps": 1, "batch_size": 256, "direction_weight": weight})
+        found[weight] = train(config, cache, Run.open(f"w{weight:g}", config, root=tmp_path))[0].losses["loss"]
+    assert found[1.0] - found[0.0] == pytest.approx(1.0, abs=1e-4)  # of a velocity of zero the cosine is 0
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------
