@@ -41,6 +41,7 @@ class CardSettings:
     components: tuple[int, ...] = (1, 10, 50)
     dimensions: int | None = None
     variance: float = 0.9
+    restarts: int = 10
     noise_levels: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
     decoded: int = 128
     pairs: int = 32
@@ -76,6 +77,7 @@ def diffusability_card(
         settings.components,
         dimensions=settings.dimensions,
         variance=settings.variance,
+        restarts=settings.restarts,
         seed=settings.seed,
         heldout_latents=test_latents,
         folder=folder,

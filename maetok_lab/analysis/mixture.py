@@ -17,7 +17,7 @@ from maetok_lab.analysis.preprocess import device_of
 
 Covariance = Literal["diag", "full"]
 KEEP = 1 << 28  # bytes of features that are kept from one iteration to the next
-CHUNK_VALUES = {"cpu": 1 << 18, "cuda": 1 << 26}  # features and log-densities that exist at a time
+CHUNK_VALUES = {"cpu": 1 << 19, "cuda": 1 << 26}  # features and log-densities that exist at a time; on a CPU for each thread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,8 @@ class Rows:
     def features(self, covariance: Covariance, mixtures: int) -> Iterator[Tensor]:
         """phi of consecutive chunks (b, F), small enough for `mixtures` log-densities a row beside it."""
         wide = self.width + (self.width if covariance == "diag" else _pairs(self.width))
-        size = self.chunk_rows or max(16, CHUNK_VALUES.get(self.device.type, 1 << 18) // (wide + mixtures))
+        values = CHUNK_VALUES["cuda"] if self.device.type == "cuda" else CHUNK_VALUES["cpu"] * torch.get_num_threads()
+        size = self.chunk_rows or max(16, values // (wide + mixtures))
         keep = self.count * wide * self.dtype.itemsize <= KEEP
         if keep and (self._kept is None or self._kept.shape[1] != wide):
             self._kept = _phi(self[:], covariance)

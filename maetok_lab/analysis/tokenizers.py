@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -16,10 +17,13 @@ from maetok_lab.analysis.preprocess import data_hash, row_hashes
 from maetok_lab.config import to_json
 from maetok_lab.data.images import ImageSource
 from maetok_lab.data.latents import LatentCaching, LatentDataset, write_latents
+from maetok_lab.evaluation.protocol import EvalResult, compare
 from maetok_lab.files import read_json
 from maetok_lab.runs import Run, runs_root
 from maetok_lab.tokenizer.foreign import AnyTokenizer
 from maetok_lab.training.diffusion import DiffusionTraining, train_diffusion
+
+SAMPLES_FILE = "samples-to-test.json"
 
 
 def cached_latents(
@@ -84,6 +88,26 @@ def loss_by_time(run: Run) -> dict[str, float]:
     if not losses:
         raise ValueError(f"run {run.name} has no loss on held-out latents{'' if run.finished else ': it is not finished'}")
     return losses
+
+
+def generation_scores(root: str | Path | None = None) -> pd.DataFrame:
+    """Kernel distances of samples to test images, by the run of the tokenizer that decoded them: index `tokenizer`.
+
+    From finished evaluations under `root` that keep `samples-to-test.json` and name a tokenizer among their parents; the
+    newest of each tokenizer. Columns are the metrics, `kid_efflite2` and the like. Raises ValueError where evaluations
+    were made under different protocols: they share no figure.
+    """
+    found: dict[str, EvalResult] = {}
+    for path in sorted(runs_root(root).glob(f"*/{SAMPLES_FILE}"), key=lambda path: path.stat().st_mtime):
+        run = Run(path.parent)
+        for parent in run.provenance["parents"] if run.finished else []:
+            folder = runs_root(root) / parent["run"]
+            if (folder / "config.json").exists() and Run(folder).class_name == "TokenizerTraining":
+                found[parent["run"]] = EvalResult.load(path)
+    if not found:
+        return pd.DataFrame(columns=["kid"]).rename_axis("tokenizer")
+    table = compare(found, allow=["ema", "seed", "num_images"]).rename_axis("tokenizer")
+    return table[[name for name in table if name.startswith("kid") and not name.endswith("_floor")]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

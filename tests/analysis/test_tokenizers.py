@@ -5,10 +5,17 @@ import dataclasses
 import pytest
 
 from maetok_lab.analysis.card import CardSettings, cards_of
-from maetok_lab.analysis.tokenizers import cached_latents, card_run, diffusion_loss, loss_by_time
+from maetok_lab.analysis.tokenizers import (
+    cached_latents,
+    card_run,
+    diffusion_loss,
+    generation_scores,
+    loss_by_time,
+)
+from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.foreign import RawPixels
-from maetok_lab.training.presets import diffusion_training
+from maetok_lab.training.presets import TOKENIZER_TRAINING, diffusion_training
 
 SIZE = 8
 SETTINGS = CardSettings(components=(1, 2), dimensions=3, decoded=6, pairs=2, noise_levels=(0.1,))
@@ -86,3 +93,21 @@ def test_a_card_of_other_labels_or_settings_is_another_run(tmp_path, caches):
         card_run("card", train, (train.labels + 1) % 3, test, test.labels, settings=SETTINGS, root=tmp_path)
     with pytest.raises(ValueError, match=r"settings\.seed"):
         card_run("card", *told, settings=dataclasses.replace(SETTINGS, seed=1), root=tmp_path)
+
+
+def test_generation_scores_go_by_the_tokenizer_that_decoded_the_samples(tmp_path):
+    assert generation_scores(tmp_path).empty
+    training = TOKENIZER_TRAINING["test"]
+    for seed, (name, kid) in enumerate({"a": 0.5, "b": 0.25}.items()):
+        with Run.open(name, dataclasses.replace(training, seed=seed), root=tmp_path) as tokenizer:
+            pass
+        protocol = EvalProtocol(sampler="euler", steps=4, seed=seed)
+        with Run.open(f"evaluation-{name}", protocol, root=tmp_path, parents=[tokenizer]) as run:
+            result = EvalResult(metrics={"kid_efflite2": kid, "fd_efflite2": 9.0}, protocol=protocol)
+            result.save(run.folder / "samples-to-test.json")
+            run.finish({})
+    assert generation_scores(tmp_path).to_dict() == {"kid_efflite2": {"a": 0.5, "b": 0.25}}
+    other = EvalResult(metrics={"kid_efflite2": 0.1}, protocol=EvalProtocol(sampler="euler", steps=9))
+    other.save(tmp_path / "evaluation-b" / "samples-to-test.json")
+    with pytest.raises(ValueError, match="different protocols"):
+        generation_scores(tmp_path)
