@@ -133,6 +133,7 @@ def train_diffusion(
 
 def finish(config: DiffusionTraining, state: State, run: Run, validation: LatentDataset | None, space: LatentSpace) -> None:
     """Score the first average on `validation` latents, where there are any, and write the summary."""
+    size = config.batch_size
     summary = {"steps": state.step, "images": state.step * size, "skipped": state.guard.skipped}
     if validation is not None:
         ema = next(iter(state.emas.values())).module
