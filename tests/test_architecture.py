@@ -33,14 +33,14 @@ FILES = {  # inside a package a file imports files to its left only
         *("pixels", "metrics", "processes", "features", "protocol", "npz", "scaling", "inception", "reconstruction"),
         *("generation", "classes", "samples", "sample_sets"),
     ],
-    "training": ["common", "batches", "adversary", "objective", "tokenizer", "diffusion", "presets"],
+    "training": ["common", "batches", "adversary", "objective", "tokenizer", "early", "diffusion", "presets"],
     "analysis": [
         *("preprocess", "mixture", "fitting", "gmm", "projection", "probe", "geometry", "decoding", "card"),
-        *("tokenizers", "theory"),
+        *("tokenizers", "paper", "theory"),
     ],
     "workflow": [
         *("parameters", "summary", "execute", "run", "ladder", "spec", "pool", "worker", "board", "gallery", "cluster", "sweep"),
-        *("prune", "collective", "doctor"),
+        *("prune", "collective", "doctor", "compare"),
     ],
 }
 LATE = {
