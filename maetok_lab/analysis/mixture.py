@@ -192,7 +192,10 @@ def _log_joint(phi: Tensor, mixture: Mixture, parameters: tuple[Tensor, Tensor] 
 def _phi(x: Tensor, covariance: Covariance) -> Tensor:
     """(x, x^2), or (x, x_i x_j for i <= j) in the order of torch.triu_indices: (b, d) -> (b, F)."""
     if covariance == "diag":
-        return torch.cat([x, x * x], dim=1)
+        phi = x.new_empty(len(x), 2 * x.shape[1])
+        phi[:, : x.shape[1]] = x
+        torch.mul(x, x, out=phi[:, x.shape[1] :])
+        return phi
     return torch.cat([x] + [x[:, i : i + 1] * x[:, i:] for i in range(x.shape[1])], dim=1)
 
 
