@@ -64,3 +64,27 @@ def make_pictures():
 class Pictures(SimpleNamespace):
     def __len__(self) -> int:
         return len(self.labels)
+
+
+PARAMETERS = """\
+preset = "tiny"  # sizes
+seed = 0  # of every draw
+scale = 1.0  # of the answer
+steps = 10  # how long
+runs = None  # folder"""
+
+
+@pytest.fixture
+def make_notebook():
+    """`make_notebook(path, *code)`: a notebook with five parameters and one section a piece of code; -> its path."""
+    nbformat = pytest.importorskip("nbformat")
+    v4 = nbformat.v4
+
+    def make(path: Path, *code: str) -> Path:
+        cells = [v4.new_markdown_cell("# Title"), v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})]
+        for number, source in enumerate(code, start=1):
+            cells += [v4.new_markdown_cell(f"## Part {number}"), v4.new_code_cell(source)]
+        nbformat.write(v4.new_notebook(cells=cells), path)
+        return path
+
+    return make

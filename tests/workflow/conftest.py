@@ -1,35 +1,10 @@
-"""A small notebook for the tests of runs and sweeps, and a pool that answers at once."""
-
-from pathlib import Path
+"""A pool that answers at once, for the tests of sweeps."""
 
 import pytest
 
 from maetok_lab.files import write_json
 from maetok_lab.workflow.pool import Outcome
 from maetok_lab.workflow.run import prepare_call
-
-PARAMETERS = """\
-preset = "tiny"  # sizes
-seed = 0  # of every draw
-scale = 1.0  # of the answer
-steps = 10  # how long
-runs = None  # folder"""
-
-
-@pytest.fixture
-def make_notebook():
-    """`make_notebook(path, *code)`: a notebook with five parameters and one section a piece of code; -> its path."""
-    nbformat = pytest.importorskip("nbformat")
-    v4 = nbformat.v4
-
-    def make(path: Path, *code: str) -> Path:
-        cells = [v4.new_markdown_cell("# Title"), v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})]
-        for number, source in enumerate(code, start=1):
-            cells += [v4.new_markdown_cell(f"## Part {number}"), v4.new_code_cell(source)]
-        nbformat.write(v4.new_notebook(cells=cells), path)
-        return path
-
-    return make
 
 
 class InstantPool:

@@ -1,0 +1,92 @@
+"""SIGKILL at any moment costs nothing: whatever is run again ends with exactly the result of an undisturbed run."""
+
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from maetok_lab.files import read_json, sha256
+from maetok_lab.runs import Run
+
+WORK = Path(__file__).with_name("kill_work.py")
+RUNS = {"tokenizer": "tokenizer", "tuning": "tuned", "caching": "latents", "diffusion": "diffusion"}
+STAGES = list(RUNS)
+
+
+def run_stage(stage, root, *, kill_after=None):
+    """Run a stage in a process of its own; -> seconds it worked. With `kill_after` it is killed that long after its start."""
+    command, pipe = [sys.executable, str(WORK), stage, str(root)], subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout.readline() == "started\n"
+    started = time.monotonic()
+    if kill_after is not None:
+        try:
+            process.wait(kill_after)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    _, errors = process.communicate()
+    assert process.returncode == 0 or kill_after is not None, errors[-2000:]
+    return time.monotonic() - started
+
+
+def outcome(folder):
+    """Everything that a run computed, without times of day: numbers, hashes of its newest weights, latents and pictures."""
+    run = Run(folder)
+    assert run.finished
+    tables = run.metrics().drop(columns=["time", "seconds"], errors="ignore").to_json() if run.metrics().size else ""
+    summary = {key: value for key, value in run.summary.items() if key != "ended" and "second" not in key}
+    patterns = ("samples/*.png", "latents/*.npy", "*.npy", "latent_space.safetensors")
+    files = {p.relative_to(folder).as_posix(): sha256(p) for pattern in patterns for p in folder.glob(pattern)}
+    return run.checkpoint_steps(), run.weights_hash(), tables, summary, files
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The whole path once: its folder, and the seconds of each stage."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    return root, {stage: run_stage(stage, root) for stage in STAGES}
+
+
+def kill_and_continue(stage, undisturbed, root, draw):
+    whole, seconds = undisturbed
+    for earlier in STAGES[: STAGES.index(stage)]:
+        shutil.copytree(whole / RUNS[earlier], root / RUNS[earlier])
+    run_stage(stage, root, kill_after=draw.uniform(0, seconds[stage]))
+    run_stage(stage, root)
+    assert outcome(root / RUNS[stage]) == outcome(whole / RUNS[stage])
+    assert not (root / RUNS[stage] / "lock.json").exists()
+
+
+def test_a_killed_training_ends_with_the_same_result(undisturbed, tmp_path):
+    kill_and_continue("tokenizer", undisturbed, tmp_path, random.Random(0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("moment", range(4))
+def test_a_killed_stage_ends_with_the_same_result(undisturbed, tmp_path, stage, moment):
+    kill_and_continue(stage, undisturbed, tmp_path, random.Random(f"{stage} {moment}"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(4))
+def test_a_killed_sweep_repeats_nothing_that_is_finished(tmp_path, moment, make_notebook):
+    make_notebook(tmp_path / "toy.ipynb", "from maetok_lab.workflow import report\nreport(loss=scale)")
+    (tmp_path / "toy.toml").write_text('notebook = "toy.ipynb"\nquality = "loss"\n[grid]\nscale = [1.0, 2.0, 3.0]\n')
+    command = [sys.executable, "-m", "maetok_lab", "sweep", str(tmp_path / "toy.toml"), "--runs", str(tmp_path / "runs")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        process.wait(4 + random.Random(moment).uniform(0, 12))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    done = list((tmp_path / "runs" / "notebooks").glob("*/summary.json"))
+    before = {path: path.stat().st_mtime_ns for path in done}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    finished = list((tmp_path / "runs" / "notebooks").glob("*/summary.json"))
+    assert sorted(read_json(path)["numbers"]["loss"] for path in finished) == [1.0, 2.0, 3.0]
