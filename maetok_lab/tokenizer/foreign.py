@@ -95,6 +95,7 @@ class GridTokenizer(nn.Module):
             grid = self._grid(next(model.parameters()).new_zeros(1, 3, image_size, image_size))
         self.grid = tuple(grid.shape[2:])
         self.latent_shape = (math.prod(self.grid), grid.shape[1])
+        self.eval()
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], at the size it was opened for -> (B, N, C) float32"""
@@ -120,6 +121,7 @@ class RawPixels(nn.Module):
         self.grid = grid_size(image_size, image_size, patch_size)
         self.latent_shape = (math.prod(self.grid), 3 * patch_size**2)
         self.fingerprint = fingerprint_of([PIXELS, image_size, patch_size])
+        self.eval()
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, patches, 3 patch_size^2)"""
