@@ -1,5 +1,6 @@
 """Masks hide what they say: how many patches, which, and how the ratio is drawn."""
 
+import dataclasses
 import math
 
 import pytest
@@ -111,6 +112,27 @@ def test_one_ratio_counts_for_the_whole_batch_and_the_generator_decides_all(kind
         assert math.ceil(64 * 0.4) <= mask[0].sum() <= math.ceil(64 * 0.6)
     assert torch.equal(masks[0], masks[3])
     assert not torch.equal(masks[0], masks[1])
+
+
+@each_kind
+@pytest.mark.parametrize(
+    ("config", "share", "spread"),
+    [
+        (MaskingConfig(), 0.505, 0.057),
+        (MaskingConfig(ratio="uniform", low=0.1, high=0.7), 0.4, 0.6 / 12**0.5),
+        (MaskingConfig(ratio="uniform", low=0.35, high=0.35), 0.35, 0.0),
+        (MaskingConfig(ratio="linear", low=0.0, high=0.6), 0.3, 0.6 / 12**0.5),
+    ],
+)
+def test_over_many_draws_each_kind_hides_its_share(kind, config, share, spread):
+    config, count, patches = dataclasses.replace(config, kind=kind), 400, 20 * 20
+    masks = [
+        draw_mask(config, 1, (20, 20), progress=i / count, generator=generator(0, "mask", i)) for i in range(count)
+    ]  # fmt: skip
+    shares = torch.tensor([mask.float().mean().item() for mask in masks])
+    # the ceiling adds up to one patch, half of one on average
+    assert (shares.mean() - share).abs() < 4 * spread / count**0.5 + 1 / patches
+    assert (shares.std() - spread).abs() < 0.1 * spread + 1 / patches
 
 
 def test_no_mask_is_none():

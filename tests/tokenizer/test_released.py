@@ -1,0 +1,156 @@
+"""The authors' tokenizer computes the same as ours, goes back unchanged, and comes from and goes to a folder in one line."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from maetok_lab.config import override
+from maetok_lab.files import write_json
+from maetok_lab.tokenizer import loading
+from maetok_lab.tokenizer.loading import export_tokenizer, load_tokenizer
+from maetok_lab.tokenizer.model import TOKENIZERS, Tokenizer
+from maetok_lab.tokenizer.released import from_released, to_released
+
+
+@pytest.fixture(scope="module")
+def fixture(repository) -> dict[str, torch.Tensor]:
+    return load_file(repository / "tests" / "fixtures" / "tokenizer-small.safetensors")
+
+
+@pytest.fixture(scope="module")
+def settings(repository) -> dict:
+    with safe_open(repository / "tests" / "fixtures" / "tokenizer-small.safetensors", "pt") as file:
+        return json.loads(file.metadata()["config"])
+
+
+@pytest.fixture(scope="module")
+def weights(fixture) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("weights."): value for name, value in fixture.items() if name.startswith("weights.")}
+
+
+def same(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    return set(mine) == set(theirs) and all(torch.equal(mine[name], value) for name, value in theirs.items())
+
+
+def test_latents_and_reconstructions_agree_with_the_release(fixture, weights, settings):
+    tokenizer = from_released(weights, settings)
+    assert not tokenizer.training
+    with torch.inference_mode():
+        assert (tokenizer.encode(fixture["images"]) - fixture["latents"]).abs().max() < 1e-4
+        assert (tokenizer.decode(fixture["latents"]) - fixture["reconstructions"]).abs().max() < 1e-4
+
+
+def test_a_round_trip_is_exact_also_of_what_nothing_uses(weights, settings):
+    assert same(to_released(from_released(weights, settings)), weights)
+
+
+def test_the_papers_model_has_exactly_the_released_names_and_shapes(repository):
+    shapes = json.loads((repository / "tests" / "fixtures" / "released-state-dicts.json").read_text())["maetok-b-128"]
+    hub = {
+        "image_size": 256, "num_latent_tokens": 128, "codebook_embed_dim": 32, "enc_patch_size": 16, "dec_patch_size": 16,
+        "encoder_model": "vit_base_patch14_dinov2.lvd142m", "decoder_model": "vit_base_patch14_dinov2_movqv2",
+        "use_rope": True, "rope_mixed": True, "rope_theta": 10.0, "enc_token_drop": 0.4, "_something_new": 7,
+    }  # fmt: skip
+    with torch.device("meta"):
+        ours = to_released(Tokenizer(TOKENIZERS["maetok-b-128"]))
+        theirs = from_released({name: torch.empty(shape) for name, shape in shapes.items()}, hub)
+    found = {name: list(value.shape) for name, value in ours.items()}
+    assert found == shapes
+    coordinates = sum(torch.Size(shape).numel() for name, shape in found.items() if "freqs_t" in name)
+    assert sum(torch.Size(shape).numel() for shape in found.values()) - coordinates == 173_890_592
+    assert theirs.config == TOKENIZERS["maetok-b-128"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 256}, "the config says image_size = 256, but the tensors say 64"),
+        ({"num_latent_tokens": 128}, "the config says num_latent_tokens = 128, but the tensors say 16"),
+        ({"codebook_embed_dim": 32}, "the config says codebook_embed_dim = 32, but the tensors say 8"),
+        ({"encoder_model": "vit_base_patch14"}, r"encoder_model = 'vit_base_patch14', but the tensors are \(48, 2\)"),
+        ({"num_heads": 5}, "5 heads do not divide the width 48"),
+    ],
+)
+def test_a_config_that_contradicts_the_tensors_is_refused(weights, settings, changes, message):
+    with pytest.raises(ValueError, match=message):
+        from_released(weights, settings | changes)
+
+
+def test_tensors_that_do_not_fit_are_a_table(weights, settings):
+    wrong = {name: value for name, value in weights.items() if name != "quant_conv.weight"}
+    wrong |= {"extra": torch.zeros(1), "decoder.mask_token": torch.zeros(1, 2, 48)}
+    lines = (
+        "released tokenizer: the tensors do not fit the model\n"
+        "  missing     quant_conv.weight (8, 48)\n"
+        "  unexpected  extra (1,)\n"
+        "  misshapen   decoder.mask_token is (1, 2, 48), needs (1, 1, 48)"
+    )
+    with pytest.raises(ValueError) as problem:
+        from_released(wrong, settings)
+    assert str(problem.value) == lines
+    with pytest.raises(ValueError, match="these are no released tokenizer weights: the tensor 'quant_conv.bias' is missing"):
+        from_released({"encoder.model.patch_embed.proj.weight": torch.zeros(2, 3, 4, 4), "encoder.model.pos_embed":
+                       torch.zeros(1, 5, 2)}, settings)  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [{"bottleneck": "kl"}, {"refine": 8}, {"class_token": False}, {"decoder.rope": "axial"}])
+def test_what_their_tokenizer_cannot_express_has_no_released_form(weights, settings, change):
+    config = override(from_released(weights, settings).config, change)
+    with pytest.raises(ValueError, match=r"only tokenizers built like maetok-b-128 .* have a released form"):
+        to_released(Tokenizer(config))
+
+
+# Folders --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_as_the_hub_has_it_loads_by_its_path_and_by_a_hub_name(fixture, weights, settings, tmp_path, monkeypatch):
+    save_file(weights, tmp_path / "model.safetensors")
+    write_json(tmp_path / "config.json", settings | {"vq_mean": 0.1})
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.encode(fixture["images"]) - fixture["latents"]).abs().max() < 1e-4
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **rest: asked.append((name, rest)) or tmp_path)
+    assert load_tokenizer("MAETok/maetok-b-128").fingerprint == tokenizer.fingerprint
+    assert asked == [("MAETok/maetok-b-128", {"allow_patterns": ["model.safetensors", "config.json", "README.md"]})]
+
+
+def test_our_own_tokenizer_is_exported_with_a_card_and_comes_back_the_same(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(TOKENIZERS["test"]).eval()
+    folder = export_tokenizer(tokenizer, tmp_path / "ours", about="Of the tests.")
+    back = load_tokenizer(folder)
+    assert back.config == tokenizer.config
+    assert same(back.state_dict(), tokenizer.state_dict())
+    card = (folder / "README.md").read_text()
+    assert "Of the tests." in card
+    assert "Images of 32 px in [-1, 1] to 16 tokens of 4 channels" in card
+    pushed = {}
+
+    def push(folder, name):
+        pushed[name] = sorted(path.name for path in folder.iterdir())
+
+    monkeypatch.setattr(loading, "push_folder", push)
+    loading.push_tokenizer(tokenizer, tmp_path / "pushed", "me/tokenizer")
+    assert pushed == {"me/tokenizer": ["README.md", "config.json", "model.safetensors"]}
+
+
+def test_folders_and_names_that_hold_nothing_are_one_clear_line(weights, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"holds no weights: model\.safetensors is missing"):
+        load_tokenizer(tmp_path)
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"holds no weights: config\.json is missing"):
+        load_tokenizer(tmp_path)
+    write_json(tmp_path / "config.json", {"num_heads": 3})
+    (tmp_path / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        load_tokenizer(tmp_path)
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(FileNotFoundError, match=r"MAETok/maetok-b-128 is not in the hub's cache and could not be fetched"):
+        load_tokenizer("MAETok/maetok-b-128")
