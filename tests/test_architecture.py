@@ -33,7 +33,7 @@ FILES = {  # inside a package a file imports files to its left only
         *("pixels", "metrics", "processes", "features", "protocol", "npz", "scaling", "inception", "reconstruction"),
         *("generation", "classes", "samples", "sample_sets"),
     ],
-    "training": ["common", "batches", "adversary", "objective", "tokenizer", "early", "diffusion", "presets"],
+    "training": ["common", "batches", "adversary", "objective", "step", "tokenizer", "early", "diffusion", "presets"],
     "analysis": [
         *("preprocess", "mixture", "fitting", "gmm", "projection", "probe", "geometry", "decoding", "card"),
         *("tokenizers", "paper", "theory"),

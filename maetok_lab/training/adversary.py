@@ -92,27 +92,33 @@ class Adversary:
         return {"adversarial": adversarial, "adaptive_weight": factor}
 
     def learn(
-        self, images: torch.Tensor, reconstructions: torch.Tensor, share: Share, *, factor: float
+        self, images: torch.Tensor, reconstructions: torch.Tensor, share: Share, *, factor: float, parts: int = 1
     ) -> dict[str, torch.Tensor]:
         """One optimizer step of the discriminator at `factor` of its learning rate; {} before `trains_from`.
 
-        images, reconstructions (B, 3, H, W), this process's rows -> named terms, each ()
+        images, reconstructions (B, 3, H, W), this process's rows, which go through in `parts` -> named terms, each ()
         """
         if not self.trains(share.step):
             return {}
-        terms, real, fake = self._losses(images, reconstructions.detach(), share)
-        share.engine.backward(total_loss(terms, discriminator_weights(self.config)))
+        found = []
+        for part in share.parts(parts):
+            terms, real, fake = self._losses(images[part.local], reconstructions[part.local].detach(), part)
+            share.engine.backward(total_loss(terms, discriminator_weights(self.config)) / parts)
+            accuracies = {"real": (real > 0).float().mean(), "fake": (fake < 0).float().mean()}
+            told = {f"discriminator/accuracy_{name}": value for name, value in accuracies.items()}
+            found.append(terms | told | {"real": real.mean(), "fake": fake.mean()})
+        means = common.mean_terms(found)
+        logits = torch.stack([means.pop("real"), means.pop("fake")])
         parameters = common.grad_parameters(self.optimizers.values())
         average_gradients(parameters, share)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip)
-        if self.guard.accepts(norm, share.step, terms):
+        if self.guard.accepts(norm, share.step, means):
             common.set_learning_rate(self.optimizers, factor)
             self.optimizers["discriminator"].step()
-            self.lecam.update(*share.mean(torch.stack([real.mean(), fake.mean()])))
+            self.lecam.update(*share.mean(logits))
         for parameter in parameters:
             parameter.grad = None
-        accuracies = {"real": (real > 0).float().mean(), "fake": (fake < 0).float().mean()}
-        return terms | {f"discriminator/accuracy_{name}": value for name, value in accuracies.items()}
+        return means
 
     def _losses(
         self, images: torch.Tensor, reconstructions: torch.Tensor, share: Share

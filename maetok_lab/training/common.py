@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -54,30 +54,49 @@ class NonFiniteTraining(RuntimeError):
     """Several steps in a row had a loss that is not a number."""
 
 
-def make_engine(batch_size: int, *, cpu: bool = False, all_weights_used: bool = True) -> Accelerator:
-    """Accelerate, whose processes each take an equal share of the global batch; ValueError when they cannot."""
+def make_engine(batch_size: int, *, parts: int = 1, cpu: bool = False, all_weights_used: bool = True) -> Accelerator:
+    """Accelerate, whose processes each take an equal share of the global batch, in equal parts; ValueError when they cannot."""
     unused = DistributedDataParallelKwargs(find_unused_parameters=not all_weights_used)
     engine = Accelerator(cpu=cpu, kwargs_handlers=[unused])
-    if batch_size % engine.num_processes:
-        raise ValueError(f"{engine.num_processes} processes cannot share a batch of {batch_size} equally")
+    if batch_size % (engine.num_processes * parts):
+        how = f" in {parts} parts" if parts > 1 else ""
+        raise ValueError(f"{engine.num_processes} processes cannot share a batch of {batch_size} equally{how}")
     return engine
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """A step, and which rows of its global batch this process has."""
+    """A step, and which rows of its global batch this process has: all of its rows, or part `part` of `num_parts` of them."""
 
     engine: Accelerator
     step: int
     size: int
+    part: int = 0
+    num_parts: int = 1
 
     @property
     def rows(self) -> slice:
-        return slice(self.engine.process_index, None, self.engine.num_processes)
+        """Rows of the global batch."""
+        every = self.engine.num_processes
+        return slice(self.engine.process_index + every * self.part, None, every * self.num_parts)
+
+    @property
+    def local(self) -> slice:
+        """The same rows, counted in what this process has of the batch."""
+        return slice(self.part, None, self.num_parts)
+
+    def parts(self, count: int) -> "list[Share]":
+        """This process's rows in `count` equal parts."""
+        return [dataclasses.replace(self, part=part, num_parts=count) for part in range(count)]
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """The mean over processes."""
         return self.engine.reduce(value, "mean") if self.engine.num_processes > 1 else value
+
+
+def mean_terms(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The mean of every named term over a batch's equal parts."""
+    return {name: torch.stack([part[name].detach() for part in parts]).mean(0) for name in parts[0]}
 
 
 def learning_rate_factor(config: OptimizerConfig, step: int, num_steps: int) -> float:

@@ -26,7 +26,9 @@ class TokenizerTraining:
     `readers.scale_crop`), "center" the paper's, which is the image source's own; `workers` processes decode what is not in
     memory. `latent_noise` (decoder tuning only, not in the paper, where it is 0) adds noise of up to this share of the
     latents' std, a different share for each image: the decoder then also takes latents that a diffusion model got a little
-    wrong.
+    wrong. A batch that does not fit into memory goes through in `accumulate` parts, whose gradients are added: the same step up
+    to rounding, but that a discriminator's adaptive weight and the std for `latent_noise` are each part's own. `compile` lets
+    torch compile the transformers, which takes minutes at the start.
     """
 
     model: TokenizerConfig
@@ -45,6 +47,8 @@ class TokenizerTraining:
     images: str = ""
     parent: str | None = None
     workers: int = not_in_fingerprint(4)
+    accumulate: int = not_in_fingerprint(1)
+    compile: bool = not_in_fingerprint(False)
     log_every: int = not_in_fingerprint(50)
     save_every: int = not_in_fingerprint(500)
     picture_every: int = not_in_fingerprint(500)
@@ -52,6 +56,8 @@ class TokenizerTraining:
     def __post_init__(self):
         if self.num_steps < 1 or self.batch_size < 1:
             raise ValueError(f"num_steps and batch_size must be at least 1, not {self.num_steps} and {self.batch_size}")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(f"a batch of {self.batch_size} cannot be split into accumulate={self.accumulate} equal parts")
         if self.workers < 0:
             raise ValueError(f"workers must be 0 (decode in this process) or more, not {self.workers}")
         names = [target.target for target in self.targets]
@@ -91,6 +97,12 @@ class Objective(nn.Module):
         if self.config.trains == "decoder":
             self.tokenizer.encoder.eval()
         return self
+
+    def compile_towers(self) -> None:
+        """Let torch compile every transformer in place: names in checkpoints stay as they are."""
+        auxiliary = (decoder.decoder for decoder in self.auxiliary.values())
+        for tower in (self.tokenizer.encoder, self.tokenizer.decoder, *auxiliary):
+            tower.compile()
 
     def forward(
         self, images: torch.Tensor, mask: torch.Tensor | None, noise: torch.Tensor | None, captions: Captions = None

@@ -4,28 +4,24 @@
     for record in finetune_decoder(decoder_tuning(config, parent=run), images, tuned_run, parent=run): ...
 """
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import nn
 
 from maetok_lab.config import override
 from maetok_lab.data.images import ImageSource
 from maetok_lab.device import autocast
 from maetok_lab.pictures import image_grid, save_png, to_uint8
-from maetok_lab.rng import generator, seed_step
+from maetok_lab.rng import seed_step
 from maetok_lab.runs import Run
-from maetok_lab.tokenizer.losses import loss_weights, total_loss
-from maetok_lab.tokenizer.masking import MaskingConfig, draw_mask
-from maetok_lab.tokenizer.text import caption_tokens
+from maetok_lab.tokenizer.masking import MaskingConfig
 from maetok_lab.training import common
 from maetok_lab.training.adversary import Adversary
-from maetok_lab.training.batches import TrainingBatch, training_batches
+from maetok_lab.training.batches import training_batches
 from maetok_lab.training.common import Share, StepRecord
 from maetok_lab.training.objective import Objective, TokenizerTraining
+from maetok_lab.training.step import State, caption_batch, training_step
 
 
 def decoder_tuning(config: TokenizerTraining, *, parent: Run, **changes: Any) -> TokenizerTraining:
@@ -36,31 +32,6 @@ def decoder_tuning(config: TokenizerTraining, *, parent: Run, **changes: Any) ->
     stage = {"trains": "decoder", "targets": (), "parent": parent.fingerprint}
     stage["masking"] = MaskingConfig(ratio="linear", low=0.0, high=0.6)
     return override(config, stage | {name.replace("__", "."): value for name, value in changes.items()})
-
-
-@dataclasses.dataclass
-class State:
-    """What a training carries from step to step, and what a checkpoint holds.
-
-    `frozen`: what decoder tuning must leave as its parent has it, by name.
-    """
-
-    objective: Objective
-    ema: common.Ema
-    optimizers: dict[str, torch.optim.Optimizer]
-    guard: common.Guard
-    adversary: Adversary | None = None
-    step: int = 0
-    frozen: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
-
-    def tensors(self) -> dict[str, Mapping[str, torch.Tensor]]:
-        groups = {"model": self.objective.tokenizer.state_dict(), "ema": self.ema.module.state_dict()}
-        if self.objective.auxiliary:
-            groups["auxiliary"] = self.objective.auxiliary.state_dict()
-        if self.adversary:
-            groups["discriminator"] = self.adversary.tensors()
-            groups["discriminator_optimizer"] = common.optimizer_tensors(self.adversary.optimizers)
-        return groups | {"optimizer": common.optimizer_tensors(self.optimizers)}
 
 
 def train_tokenizer(
@@ -109,11 +80,13 @@ def _train(
         return
     check_images(config, images)
     # Decoders keep weights that nothing uses (see LatentDecoder), and without a mask its token has no gradient.
-    engine = common.make_engine(config.batch_size, cpu=cpu, all_weights_used=False)
+    engine = common.make_engine(config.batch_size, parts=config.accumulate, cpu=cpu, all_weights_used=False)
     writes = engine.is_main_process
     state = start(config, run, parent, engine.device)
     if writes:
         run.rewind_metrics(state.step)
+    if config.compile:
+        state.objective.compile_towers()
     forward = engine.prepare_model(state.objective)
     size = config.batch_size
     rows = Share(engine, state.step, size).rows
@@ -167,84 +140,6 @@ def start(config: TokenizerTraining, run: Run, parent: Run | None, device: torch
             state.adversary.guard.skipped = checkpoint.state["discriminator_skipped"]
     objective.train()
     return state
-
-
-def training_step(
-    config: TokenizerTraining,
-    state: State,
-    forward: nn.Module,
-    engine: Accelerator,
-    picked: TrainingBatch,
-    captions: torch.Tensor | None,
-) -> dict[str, torch.Tensor]:
-    """One optimizer step on this process's share of the global batch of `state.step`; returns the loss terms."""
-    step, share = state.step, Share(engine, state.step, config.batch_size)
-    batch, mask, noise = draw_batch(config, share, picked.images)
-    seed_step(config.seed, step)
-    with autocast(engine.device, config.precision):
-        terms, reconstructions = forward(batch, mask, noise, captions)
-    weights = loss_weights(config.losses, {a.target: a.weight for a in config.targets}, progress=step / config.num_steps)
-    adversary, logged = state.adversary, {}
-    if adversary:
-        reconstruction_loss = total_loss({name: terms[name] for name in ("pixel", "perceptual") if name in terms}, weights)
-        last_layer = state.objective.tokenizer.to_pixels.weight
-        logged = adversary.oppose(reconstructions, reconstruction_loss, last_layer, share)
-        if logged:
-            terms["adversarial"] = logged["adversarial"]
-            weights["adversarial"] *= logged["adaptive_weight"]
-    engine.backward(total_loss(terms, weights))
-    factor = common.learning_rate_factor(config.optimizer, step, config.num_steps)
-    update(config, state, terms, factor)
-    if adversary:
-        terms = adversary.report(terms | logged | adversary.learn(batch, reconstructions, share, factor=factor))
-    return terms
-
-
-def caption_batch(config: TokenizerTraining, images: ImageSource, indices: torch.Tensor) -> torch.Tensor | None:
-    """The tokens of these images' captions, (B, 77); None when no target asks for them."""
-    if not any(target.target == "text" for target in config.targets):
-        return None
-    return caption_tokens([images.captions[i] for i in indices.tolist()])
-
-
-def draw_batch(
-    config: TokenizerTraining, share: Share, images: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """This process's rows of a step: images (B, 3, H, W), mask (B, patches) and noise (B, N, C), each where it is computed."""
-    step, rows, device = share.step, share.rows, share.engine.device
-    mask = draw_mask(
-        config.masking, config.batch_size, config.model.grid, progress=step / config.num_steps,
-        generator=generator(config.seed, "mask", step),
-    )  # fmt: skip
-    noise = draw_latent_noise(config, step, device)
-    return (
-        images.to(device, non_blocking=True),
-        None if mask is None else mask[rows].to(device, non_blocking=True),
-        None if noise is None else noise[rows],
-    )
-
-
-def update(config: TokenizerTraining, state: State, terms: Mapping[str, torch.Tensor], factor: float) -> None:
-    """One optimizer and EMA step from the gradients there are, at `factor` of the learning rates, unless they are not finite."""
-    parameters = common.grad_parameters(state.optimizers.values())
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.clip)
-    if state.guard.accepts(norm, state.step, terms):
-        common.set_learning_rate(state.optimizers, factor)
-        for optimizer in state.optimizers.values():
-            optimizer.step()
-        state.ema.update(state.step)
-    for parameter in parameters:
-        parameter.grad = None
-
-
-def draw_latent_noise(config: TokenizerTraining, step: int, device: torch.device) -> torch.Tensor | None:
-    """Noise for the global batch: N(0, 1) for a posterior, times U(0, 1) a sample for `latent_noise`. -> (B, N, C) or None"""
-    if config.trains == "all" and config.model.bottleneck == "ae":
-        return None
-    draw = generator(config.seed, "latent-noise", step, device=device)
-    shape = (config.batch_size, config.model.num_latent_tokens, config.model.latent_dim)
-    noise = torch.randn(shape, generator=draw, device=device)
-    return noise if config.trains == "all" else noise * torch.rand(len(noise), 1, 1, generator=draw, device=device)
 
 
 def save(state: State, run: Run) -> None:

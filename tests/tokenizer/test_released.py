@@ -91,7 +91,7 @@ def test_tensors_that_do_not_fit_are_a_table(weights, settings):
     with pytest.raises(ValueError) as problem:
         from_released(wrong, settings)
     assert str(problem.value) == lines
-    with pytest.raises(ValueError, match="these are no released tokenizer weights: the tensor 'quant_conv.bias' is missing"):
+    with pytest.raises(ValueError, match=r"these are no released tokenizer weights: the tensor 'quant_conv.bias' is missing"):
         from_released({"encoder.model.patch_embed.proj.weight": torch.zeros(2, 3, 4, 4), "encoder.model.pos_embed":
                        torch.zeros(1, 5, 2)}, settings)  # fmt: skip
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from maetok_lab.config import fingerprint, from_json, override, to_json
+from maetok_lab.runs import Run
+from maetok_lab.tokenizer.discriminators import AdversarialConfig
 from maetok_lab.tokenizer.model import TOKENIZERS
 from maetok_lab.training import common
 from maetok_lab.training.objective import Objective, TokenizerTraining
 from maetok_lab.training.presets import DECODER_TUNING, LADDER, TOKENIZER_TRAINING, ladder_training
-from maetok_lab.training.tokenizer import decoder_tuning
+from maetok_lab.training.tokenizer import decoder_tuning, train_tokenizer
 
 each_size = pytest.mark.parametrize("size", TOKENIZER_TRAINING)
 PARENT = SimpleNamespace(fingerprint="parent")
@@ -80,6 +82,27 @@ def test_every_rung_stands_on_every_size_and_can_be_tuned(size, rung):
     config = ladder_training(size, rung, seed=3)
     assert config == override(TOKENIZER_TRAINING[size], LADDER[rung] | {"seed": 3})
     assert decoder_tuning(config, parent=PARENT, **DECODER_TUNING[size]).trains == "decoder"
+
+
+@pytest.mark.parametrize("rung", LADDER)
+def test_twenty_steps_of_a_rung_equal_nine_a_stop_and_eleven_against_a_discriminator(
+    assert_same_end, tmp_path, make_pictures, rung
+):
+    critic = AdversarialConfig(discriminator="patchgan", width=8, layers=2, trains_from=4, counts_from=12)
+    config = ladder_training("test", rung, batch_size=2, save_every=9, precision="fp32", losses__adversarial=critic)
+    images = make_pictures(10, 32)
+    whole = Run.open("whole", config, root=tmp_path)
+    list(train_tokenizer(config, images, whole, cpu=True))
+    cut = Run.open("cut", config, root=tmp_path)
+    for record in train_tokenizer(config, images, cut, cpu=True):
+        if record.step == 9:
+            break
+    torch.rand(5)
+    resumed = Run.open("cut", config, root=tmp_path)
+    assert [record.step for record in train_tokenizer(config, images, resumed, cpu=True)] == list(range(10, 21))
+    assert_same_end(whole, resumed)
+    assert whole.summary["adversarial"] != 0
+    assert {name for name in whole.summary if name.startswith("auxiliary/")} == {f"auxiliary/{name}" for name in names(config)}
 
 
 def test_a_teacher_stands_for_the_shipped_network_and_changes_are_checked():

@@ -94,7 +94,7 @@ def test_captions_reach_a_text_target_in_the_order_of_the_images(images, tmp_pat
     monkeypatch.setattr(images_module.ImageSource, "read", lambda *a, **o: seen.append(call(*a, **o)) or seen[-1])
     asked = []
     monkeypatch.setattr(
-        "maetok_lab.training.tokenizer.caption_tokens", lambda texts: asked.append(texts) or caption_tokens(texts)
+        "maetok_lab.training.step.caption_tokens", lambda texts: asked.append(texts) or caption_tokens(texts)
     )
     text = (AuxiliaryConfig(target="text", tower=TOWER),)
     config = dataclasses.replace(TRAINING, targets=text, num_steps=2)

@@ -1,0 +1,112 @@
+"""One step: in parts it is the step of the whole batch, and compiled it is the same training."""
+
+import dataclasses
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from maetok_lab.config import fingerprint, override
+from maetok_lab.rng import seed_step
+from maetok_lab.runs import Run
+from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig
+from maetok_lab.tokenizer.discriminators import AdversarialConfig
+from maetok_lab.tokenizer.losses import LossConfig
+from maetok_lab.tokenizer.model import TokenizerConfig
+from maetok_lab.tokenizer.towers import TowerConfig
+from maetok_lab.training.common import OptimizerConfig, Share, make_engine, mean_terms
+from maetok_lab.training.objective import Objective, TokenizerTraining
+from maetok_lab.training.tokenizer import train_tokenizer
+
+TOWER = TowerConfig(width=16, depth=2, num_heads=2)
+MODEL = TokenizerConfig(
+    image_size=16, patch_size=4, num_latent_tokens=4, latent_dim=2, encoder=TOWER, decoder=TOWER, modulation_init=1.0,
+    bottleneck="kl",
+)  # fmt: skip
+CRITIC = AdversarialConfig(
+    discriminator="patchgan", norm="group", width=8, layers=2, trains_from=1, counts_from=3, learning_rate=1e-3, adaptive=False
+)
+CONFIG = TokenizerTraining(
+    model=MODEL, targets=(AuxiliaryConfig(), AuxiliaryConfig(target="pixel")), num_steps=6, batch_size=6, precision="fp32",
+    losses=LossConfig(perceptual="none", kl_weight=1e-3, adversarial=CRITIC), optimizer=OptimizerConfig(learning_rate=1e-3),
+    log_every=1, ema_decay=0.9,
+)  # fmt: skip
+
+
+def trained(config: TokenizerTraining, images, root) -> Run:
+    run = Run.open("a", config, root=root)
+    list(train_tokenizer(config, images, run, cpu=True))
+    return run
+
+
+def close(mine: Run, theirs: Run, tolerance: float) -> None:
+    """Both runs logged the same losses and ended at the same weights, up to rounding."""
+    first, second = (run.metrics("train").drop(columns="split") for run in (mine, theirs))
+    assert (first - second).abs().max().max() < tolerance
+    groups = mine.load_checkpoint().tensors, theirs.load_checkpoint().tensors
+    for group in ("model", "ema", "auxiliary", "discriminator"):
+        assert set(groups[0][group]) == set(groups[1][group])
+        for name, value in groups[0][group].items():
+            assert (value - groups[1][group][name]).abs().max() < tolerance, name
+
+
+def test_a_batch_in_parts_gives_the_losses_and_weights_of_the_whole(tmp_path, make_pictures):
+    images, runs = make_pictures(10, 16), {}
+    for parts in (1, 2, 3):
+        runs[parts] = trained(dataclasses.replace(CONFIG, accumulate=parts), images, tmp_path / str(parts))
+    for parts in (2, 3):
+        close(runs[1], runs[parts], 1e-4)
+    seed_step(CONFIG.seed, -1)  # as a training starts
+    moved = runs[1].load_checkpoint().tensors["model"]["to_pixels.weight"] - Objective(CONFIG).tokenizer.to_pixels.weight
+    assert (moved.abs() > 0).all()
+    assert moved.abs().max() > 1e-3
+
+
+def test_a_part_sees_its_share_of_the_batch_only(tmp_path, make_pictures, monkeypatch):
+    seen, forward = [], Objective.forward
+
+    def spy(self, images, mask, noise, captions=None):
+        seen.append((len(images), len(mask), len(noise)))
+        return forward(self, images, mask, noise, captions)
+
+    monkeypatch.setattr(Objective, "forward", spy)
+    trained(override(CONFIG, {"accumulate": 3, "num_steps": 4}), make_pictures(10, 16), tmp_path)
+    assert seen == [(2, 2, 2)] * 12
+
+
+def test_the_parts_of_a_share_are_its_rows_each_once():
+    engine = Accelerator(cpu=True)
+    share, rows = Share(engine, 0, 12), torch.arange(12)
+    parts = share.parts(3)
+    assert sorted(torch.cat([rows[part.rows] for part in parts]).tolist()) == list(range(12))
+    for part in parts:
+        assert torch.equal(rows[share.rows][part.local], rows[part.rows])
+    terms = mean_terms([{"a": torch.tensor(1.0)}, {"a": torch.tensor(3.0)}])
+    assert terms["a"] == 2
+
+
+def test_a_batch_that_cannot_be_split_is_refused_and_parts_are_no_part_of_the_fingerprint():
+    with pytest.raises(ValueError, match="a batch of 6 cannot be split into accumulate=4 equal parts"):
+        dataclasses.replace(CONFIG, accumulate=4)
+    with pytest.raises(ValueError, match="1 processes cannot share a batch of 6 equally in 4 parts"):
+        make_engine(6, parts=4, cpu=True)
+    assert fingerprint(dataclasses.replace(CONFIG, accumulate=2, compile=True)) == fingerprint(CONFIG)
+
+
+@pytest.mark.slow
+def test_a_compiled_training_has_the_losses_weights_and_names_of_a_plain_one(tmp_path, make_pictures, monkeypatch):
+    images, compiled = make_pictures(10, 16), []
+    monkeypatch.setattr(torch.nn.Module, "compile", spy_on(torch.nn.Module.compile, compiled))
+    plain, fast = (trained(override(CONFIG, {"compile": c}), images, tmp_path / str(c)) for c in (False, True))
+    assert compiled == ["PatchEncoder", "LatentDecoder", "LatentDecoder", "LatentDecoder"]
+    close(plain, fast, 1e-3)
+
+
+def spy_on(method, calls):
+    """`method`, whose callers' class names are noted."""
+
+    def noted(self, *args, **kwargs):
+        calls.append(type(self).__name__)
+        return method(self, *args, **kwargs)
+
+    return noted
