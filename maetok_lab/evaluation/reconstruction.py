@@ -11,7 +11,7 @@ from torch import Tensor
 from maetok_lab.device import autocast
 from maetok_lab.evaluation.features import Images, Net, about_net, batch_features, image_batches, metric_name, share_work
 from maetok_lab.evaluation.metrics import frechet_distance, kernel_distance, psnr, ssim
-from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
+from maetok_lab.evaluation.protocol import PREVIEW_IMAGES, EvalProtocol, EvalResult
 from maetok_lab.evaluation.scaling import frechet_error
 
 SSIM = "gaussian 11x11, sigma 1.5, data_range 255"
@@ -41,8 +41,9 @@ def evaluate_reconstruction(
 
     `source` gives images in [-1, 1]: an ImageSource, or a tensor (n, 3, H, W). With `perceptual` (two image batches ->
     (B,)) its mean too; with `net` the kernel and Frechet distance between originals and reconstructions, `rkid_...` and
-    `rfd_...`. The tokenizer runs in eval mode, at the protocol's precision. Raises ValueError for NaN pixels and for
-    reconstructions of another size. In a `torch.distributed` group each process does its share, and all get the result.
+    `rfd_...`, a preview under 10,000 images. The tokenizer runs in eval mode, at the protocol's precision. In a
+    `torch.distributed` group each process does its share, and all get the result. Raises ValueError for NaN pixels and
+    for reconstructions of another size.
     """
     protocol = protocol or EvalProtocol(task="reconstruction")
     device = torch.device(device or _device_of(tokenizer))
@@ -60,7 +61,9 @@ def evaluate_reconstruction(
         _add_distances(metrics, intervals, found["made"], found["real"], net, protocol.seed)
         known |= about_net(net)
     intervals = {name: tuple(pair) for name, pair in intervals.items()}
-    return EvalResult(metrics=metrics, intervals=intervals, protocol=protocol.filled(task="reconstruction", **known))
+    preview = net is not None and known["num_images"] < PREVIEW_IMAGES
+    protocol = protocol.filled(task="reconstruction", **known)
+    return EvalResult(metrics=metrics, intervals=intervals, protocol=protocol, preview=preview)
 
 
 def _measure(

@@ -82,6 +82,8 @@ def test_perceptual_and_feature_distances_are_named():
     assert set(result.metrics) == {"psnr", "ssim", "perceptual", "rkid_efflite2", "rfd_efflite2"}
     # the features all move by one constant: the Frechet distance is its square, three times
     assert result.metrics["rfd_efflite2"] == pytest.approx(3 * 0.25**2, rel=0.02)
+    assert result.preview
+    assert not evaluate_reconstruction(Shift(0.25), images()).preview  # PSNR has no bias that more images would cure
     low, high = result.intervals["rfd_efflite2"]
     assert low < result.metrics["rfd_efflite2"] < high
     assert high - low < 0.1 * result.metrics["rfd_efflite2"]  # an image and its reconstruction are drawn together
