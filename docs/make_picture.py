@@ -33,7 +33,7 @@ def main() -> None:
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(11, 5.6), height_ratios=[4, 9], layout="constrained")
     plot_reconstructions(originals, reconstruct(tokenizer, originals), columns=24, ax=above)
     plot_rows({name: torch.cat(parts) for name, parts in rows.items()}, ax=below)
-    figure.savefig(PICTURE, dpi=110)
+    figure.savefig(PICTURE, dpi=110, bbox_inches="tight")
 
 
 if __name__ == "__main__":
