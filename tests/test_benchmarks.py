@@ -1,0 +1,41 @@
+"""The benchmarks' commands run, at their smallest."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+SMALLEST = {
+    "gmm.py": ["--rows", "500", "--width", "8", "--components", "3", "--repeats", "1", "--threads", "1"],
+    "ladder.py": ["--preset", "test", "--rungs", "ae"],
+    "tokenizer_step.py": ["--presets", "test", "--repeats", "1"],
+}
+
+
+SLOW = ("ladder.py",)  # over ten seconds; its parts are tested in workflow/test_ladder.py
+
+
+def columns(line):
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in SMALLEST])
+def test_it_runs(name, tmp_path):
+    words = [*SMALLEST[name], *(["--runs", str(tmp_path)] if name == "ladder.py" else [])]
+    done = subprocess.run([sys.executable, str(BENCHMARKS / name), *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    if name == "tokenizer_step.py":
+        names, _, values = map(columns, done.stdout.strip().splitlines()[-3:])
+        row = dict(zip(names, values, strict=True))
+        shares = [float(row[part].rstrip("%")) for part in names if row[part].endswith("%")]
+        assert sum(shares) == pytest.approx(100, abs=len(shares))  # each is rounded
+        assert float(row["images/s"]) > 0
+
+
+def test_every_benchmark_is_named_in_its_readme():
+    text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    scripts = [path.name for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")]
+    assert scripts
+    assert not [name for name in scripts if f"benchmarks/{name}" not in text]
