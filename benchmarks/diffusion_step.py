@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from timing import as_markdown, wait_for
 
 from maetok_lab.data.images import open_images
 from maetok_lab.data.latents import LatentCaching, LatentDataset, write_latents
@@ -45,8 +46,8 @@ class Noise(torch.nn.Module):
 
 
 def random_cache(preset: str, root: Path, device: torch.device) -> LatentDataset:
-    """One latent and its mirror image for every shipped training image, held on the device if it fits."""
-    images = open_images("emoji", split="train", image_size=32)
+    """One latent and its mirror image for each of a few hundred shipped images, held on the device if it fits."""
+    images = open_images("emoji", split="val", image_size=32)
     config = LatentCaching(tokenizer=Noise.fingerprint, images=images.fingerprint)
     run = Run.open("latents", config, root=root)
     for _ in write_latents(Noise(preset), images, config, run, device=torch.device("cpu")):
@@ -60,10 +61,10 @@ def seconds_a_step(config: DiffusionTraining, latents: LatentDataset, root: Path
     steps = train_diffusion(config, latents, run, cpu=device.type == "cpu")
     for _ in itertools.islice(steps, WARMUP):
         pass
-    _wait(device)
+    wait_for(device)
     begin = time.perf_counter()
     measured = sum(1 for _ in itertools.islice(steps, config.num_steps - WARMUP - 1))
-    _wait(device)
+    wait_for(device)
     seconds = time.perf_counter() - begin
     steps.close()
     run.close()
@@ -76,17 +77,12 @@ def matrix_rate(device: torch.device, precision: Precision, *, seconds: float = 
     a, b = (torch.randn(size, size, device=device).to(DTYPES[precision]) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end or best == float("inf"):
-        _wait(device)
+        wait_for(device)
         begin = time.perf_counter()
         a @ b
-        _wait(device)
+        wait_for(device)
         best = min(best, time.perf_counter() - begin)
     return 2 * size**3 / best
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
@@ -120,12 +116,12 @@ def main(words: list[str] | None = None) -> None:
     work = PASSES * flops(config.model, latents.num_tokens, latent_dim=latents.latent_dim) * config.batch_size
     print(f"{options.preset} on {describe(device, precision)}: {latents.num_tokens} x {latents.latent_dim} latents\n")
     row = {
-        "batch": config.batch_size, "optimizer": config.optimizer.name, "ms a step": 1000 * seconds,
-        "images/s": config.batch_size / seconds, "GFLOP an image": work / config.batch_size / 1e9,
-        "GFLOP/s": work / seconds / 1e9, "matrix products, GFLOP/s": rate / 1e9, "share of it": work / seconds / rate,
+        "batch": config.batch_size, "optimizer": config.optimizer.name, "ms a step": f"{1000 * seconds:.1f}",
+        "images/s": f"{config.batch_size / seconds:.1f}", "GFLOP an image": f"{work / config.batch_size / 1e9:.3g}",
+        "GFLOP/s": f"{work / seconds / 1e9:.0f}", "matrix products, GFLOP/s": f"{rate / 1e9:.0f}",
+        "share of it": f"{work / seconds / rate:.2%}",
     }  # fmt: skip
-    print("| " + " | ".join(row) + " |", "|" + " --- |" * len(row), sep="\n")
-    print("| " + " | ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()) + " |")
+    print(as_markdown([row]))
 
 
 if __name__ == "__main__":

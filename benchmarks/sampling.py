@@ -8,10 +8,11 @@ half of the images away, as the script beside the released SiT does. Weights are
 """
 
 import argparse
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
+from timing import as_markdown, seconds_in_turns
 from torch import Tensor
 
 from maetok_lab.config import choose
@@ -93,25 +94,24 @@ def make_model(preset: str, device: torch.device) -> DiffusionTransformer:
 def compare(
     model: Counted, noise: Tensor, labels: Tensor, num_steps: int, guidance: Guidance, *,
     repeats: int, tolerance: float,
-) -> list[dict[str, float | str]]:  # fmt: skip
-    """Rows an image and the least seconds of every caller, alternating. SystemExit where their outputs differ."""
-    seconds: dict[str, list[float]] = {name: [] for name in CALLERS}
+) -> list[dict[str, str]]:  # fmt: skip
+    """Rows an image and the median seconds of every caller, alternating. SystemExit where their outputs differ."""
     rows, outputs = {}, {}
-    for _ in range(repeats + 1):  # the first round warms up
-        for name, call in CALLERS.items():
-            model.rows, begin = 0, time.perf_counter()
-            outputs[name] = call(model, noise, labels, num_steps, guidance).cpu()  # waits for the device
-            seconds[name].append(time.perf_counter() - begin)
-            rows[name] = model.rows / len(noise)
+
+    def call(name: str) -> None:
+        model.rows = 0
+        outputs[name] = CALLERS[name](model, noise, labels, num_steps, guidance)
+        rows[name] = model.rows / len(noise)
+
+    seconds = seconds_in_turns({name: partial(call, name) for name in CALLERS}, repeats, noise.device)
     for name, output in outputs.items():
         apart = ((output - outputs["ours"]).abs().max() / outputs["ours"].std()).item()
         if not apart <= tolerance:
             raise SystemExit(f"{name} and ours differ by {apart:.2g} standard deviations; {tolerance:g} is rounding")
-    least = {name: min(values[1:]) for name, values in seconds.items()}  # other work on the machine only adds
     return [
-        {"sampler": name, "rows an image": rows[name], "rows / ours": rows[name] / rows["ours"], "seconds": least[name],
-         "time / ours": least[name] / least["ours"], "images/s": len(noise) / least[name]}
-        for name in CALLERS
+        {"sampler": name, "rows an image": f"{rows[name]:g}", "rows / ours": f"{rows[name] / rows['ours']:.2f}",
+         "seconds": f"{taken:.2f}", "time / ours": f"{taken / seconds['ours']:.2f}", "images/s": f"{len(noise) / taken:.3g}"}
+        for name, taken in seconds.items()
     ]  # fmt: skip
 
 
@@ -144,9 +144,7 @@ def main(words: list[str] | None = None) -> None:
         f"{options.preset} on {describe(device, precision)}: {options.batch} images at once, {options.steps} Euler steps, "
         f"guidance {guidance.scale:g} on [{guidance.low:g}, {guidance.high:g}], {forward:.3g} GFLOP a row\n"
     )
-    print("| " + " | ".join(table[0]) + " |", "|" + " --- |" * len(table[0]), sep="\n")
-    for row in table:
-        print("| " + " | ".join(f"{value:.3g}" if isinstance(value, float) else value for value in row.values()) + " |")
+    print(as_markdown(table))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SMALLEST = {
+    "diffusion_step.py": ["--preset", "test", "--batch", "4", "--steps", "2"],
     "gmm.py": ["--rows", "500", "--width", "8", "--components", "3", "--repeats", "1", "--threads", "1"],
     "ladder.py": ["--preset", "test", "--rungs", "ae"],
+    "sampling.py": ["--preset", "test", "--batch", "2", "--steps", "4", "--repeats", "1"],
     "tokenizer_step.py": ["--presets", "test", "--repeats", "1"],
 }
 
@@ -32,6 +34,11 @@ def test_it_runs(name, tmp_path):
         shares = [float(row[part].rstrip("%")) for part in names if row[part].endswith("%")]
         assert sum(shares) == pytest.approx(100, abs=len(shares))  # each is rounded
         assert float(row["images/s"]) > 0
+    if name == "diffusion_step.py":
+        names, _, values = map(columns, done.stdout.strip().splitlines()[-3:])
+        row = dict(zip(names, values, strict=True))
+        assert float(row["images/s"]) > 0
+        assert 0 < float(row["share of it"].rstrip("%")) < 100
 
 
 def test_every_benchmark_is_named_in_its_readme():

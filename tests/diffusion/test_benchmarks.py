@@ -1,4 +1,4 @@
-"""The benchmarks count what they say they count, and what they time is equal output."""
+"""The benchmark of sampling counts what it says it counts, and what it times is equal output."""
 
 import runpy
 from types import SimpleNamespace
@@ -13,7 +13,9 @@ PAPER = Guidance(1.9, 0.0, 0.75)
 
 @pytest.fixture(scope="module")
 def sampling(repository) -> SimpleNamespace:
-    return SimpleNamespace(**runpy.run_path(str(repository / "benchmarks" / "sampling.py")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(repository / "benchmarks")
+        return SimpleNamespace(**runpy.run_path(str(repository / "benchmarks" / "sampling.py")))
 
 
 class Stub:
@@ -33,9 +35,9 @@ def task() -> tuple[torch.Tensor, torch.Tensor]:
 def test_an_image_of_the_paper_costs_437_rows_here_500_with_both_passes_and_874_as_the_authors_call_it(sampling, task):
     found = sampling.compare(sampling.Counted(Stub()), *task, 250, PAPER, repeats=1, tolerance=1e-4)
     assert {row["sampler"]: row["rows an image"] for row in found} == {
-        "ours": 437, "both passes": 500, "authors' caller": 874
+        "ours": "437", "both passes": "500", "authors' caller": "874"
     }  # fmt: skip
-    assert [row["time / ours"] > 0 for row in found] == [True] * 3
+    assert [row["rows / ours"] for row in found] == ["1.00", "1.14", "2.00"]
 
 
 def test_what_is_timed_is_guided_and_equal(sampling, task):
@@ -58,22 +60,3 @@ def test_its_model_hides_nothing_behind_a_zero(sampling):
     label, null = (model(x, t, torch.full((2,), y)) for y in (3, model.num_classes))
     assert (label - null).abs().max() > 1e-3 * label.std()
     assert label.std() > 0
-
-
-def columns(printed: str) -> list[str]:
-    return printed.split("| ", 1)[1].splitlines()[0].rstrip(" |").split(" | ")
-
-
-def test_both_commands_print_a_setting_and_a_table(sampling, repository, capsys):
-    sampling.main(["--preset", "test", "--batch", "2", "--steps", "4", "--repeats", "1", "--device", "cpu"])
-    printed = capsys.readouterr().out
-    assert "2 images at once, 4 Euler steps, guidance 1.9 on [0, 0.75]" in printed
-    assert columns(printed) == ["sampler", "rows an image", "rows / ours", "seconds", "time / ours", "images/s"]
-    step = runpy.run_path(str(repository / "benchmarks" / "diffusion_step.py"))
-    step["main"](["--preset", "test", "--batch", "4", "--steps", "2", "--device", "cpu", "--precision", "fp32"])
-    printed = capsys.readouterr().out
-    assert "images/s" in columns(printed)
-    row = dict(zip(columns(printed), printed.splitlines()[-1].strip("| ").split(" | ")))
-    assert (row["batch"], row["optimizer"]) == ("4", "muon")
-    assert 0 < float(row["share of it"]) < 1
-    assert float(row["images/s"]) > 0
