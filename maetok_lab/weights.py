@@ -41,22 +41,54 @@ def check_shapes(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tu
         raise ValueError(f"{what}: the tensors do not fit the model\n" + "\n".join(lines))
 
 
+FILES = ("model.safetensors", "auxiliary.safetensors", "config.json", "README.md")  # the second only where there is one
+SHIPPED = Path(__file__).parent.parent / "data" / "pretrained"
+
+
 def write_weights(folder: str | Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], card: str) -> Path:
     """A folder as the hub has it: model.safetensors, config.json, README.md (the model card). -> the folder"""
     folder = Path(folder)
-    with atomic_path(folder / "model.safetensors") as temporary:
-        save_file({name: value.detach().contiguous().cpu() for name, value in tensors.items()}, temporary)
+    write_tensors(folder / "model.safetensors", tensors)
     write_json(folder / "config.json", config)
     write_bytes(folder / "README.md", card.encode())
     return folder
 
 
-def read_weights(source: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and config of a local folder, or of a hub repository "owner/name" (safetensors only: nothing is executed).
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """One safetensors file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        save_file({name: value.detach().contiguous().cpu() for name, value in tensors.items()}, temporary)
 
-    Raises FileNotFoundError that says which file is missing, or that the hub could not be reached.
+
+def stored_as(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """What is kept of float tensors at `dtype`; others as they are."""
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def weights_folder(source: str | Path) -> Path:
+    """Where weights are: a local folder, "shipped/NAME" under data/pretrained, or a hub repository "owner/name", fetched.
+
+    Raises FileNotFoundError that says what is there, or that the hub could not be reached.
     """
-    folder = Path(source) if Path(source).is_dir() else _download(str(source))
+    if Path(source).is_dir():
+        return Path(source)
+    owner, _, name = str(source).partition("/")
+    if owner != "shipped":
+        return _download(str(source))
+    there = sorted(path.name for path in SHIPPED.glob("*/"))
+    if name in there:
+        return SHIPPED / name
+    raise FileNotFoundError(
+        f"{source} is not among what is shipped ({', '.join(there) or 'nothing'}); `python data/build_pretrained.py` makes it"
+    )
+
+
+def read_weights(source: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and config of `weights_folder(source)` (safetensors and JSON only: nothing is executed).
+
+    Raises FileNotFoundError that says which file is missing, or as `weights_folder` does.
+    """
+    folder = weights_folder(source)
     for name in ("model.safetensors", "config.json"):
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder} holds no weights: {name} is missing")
@@ -73,7 +105,7 @@ def _download(repository: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=["model.safetensors", "config.json", "README.md"]))
+        return Path(snapshot_download(repository, allow_patterns=[*FILES]))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as problem:
         raise FileNotFoundError(
             f"{repository} is not in the hub's cache and could not be fetched ({type(problem).__name__}); "

@@ -84,8 +84,8 @@ class LatentSpace:
 
 
 def load_latent_space(source: str | Path, *, root: str | Path | None = None) -> LatentSpace:
-    """The latent space of a cache (a run's name or folder), of an exported diffusion model, or of the authors' released
-    tokenizer (a folder, or a hub name).
+    """The latent space of a cache (a run's name or folder), of an exported diffusion model ("shipped/diffusion" is one), or of
+    the authors' released tokenizer (a folder, or a hub name).
 
     The release keeps two scalars, `vq_mean` and `vq_std`, in the tokenizer's config (0 and 1 where they are absent).
     """

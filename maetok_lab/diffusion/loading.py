@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from maetok_lab.config import from_json, to_json
@@ -10,14 +11,15 @@ from maetok_lab.data.latents import LatentSpace
 from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer, describe_model
 from maetok_lab.diffusion.released import from_released
 from maetok_lab.runs import Run, find_run
-from maetok_lab.weights import load_strictly, push_folder, read_weights, tensors_fingerprint, write_weights
+from maetok_lab.weights import load_strictly, push_folder, read_weights, stored_as, tensors_fingerprint, write_weights
 
 
 def load_diffusion(
     source: str | Path, *, ema: float | None = None, root: str | Path | None = None
 ) -> DiffusionTransformer:
     """A diffusion model in eval mode on the CPU: a run's name or folder (its EMA weights; `ema` chooses among its rates), a
-    folder of weights (exported by us or released by the authors), or a hub name such as "MAETok/sit-xl_maetok-b-128".
+    folder of weights (exported by us or released by the authors), "shipped/diffusion", or a hub name such as
+    "MAETok/sit-xl_maetok-b-128".
 
     `model.trained_path` is the interpolant of its training, `model.tokenizer_fingerprint` names the tokenizer whose latents
     it learned ("" where that is not known). Raises FileNotFoundError for what is none of these, ValueError for a run of
@@ -55,21 +57,27 @@ def _from_run(run: Run, ema: float | None) -> DiffusionTransformer:
 
 
 def export_diffusion(
-    model: DiffusionTransformer, folder: str | Path, *, space: LatentSpace, tokenizer: nn.Module, about: str = ""
+    model: DiffusionTransformer,
+    folder: str | Path,
+    *,
+    space: LatentSpace,
+    tokenizer: nn.Module,
+    about: str = "",
+    dtype: torch.dtype = torch.float32,
 ) -> Path:
     """A folder that `load_diffusion` and `load_latent_space` take: model.safetensors, config.json and a model card.
 
-    `tokenizer` is the one that is exported beside it: the folder is bound to its weights. Raises ValueError when `space`
-    belongs to another.
+    `tokenizer` is the one that is exported beside it, at the same `dtype`: the folder is bound to its weights. Raises ValueError
+    when `space` belongs to another.
     """
     if space.tokenizer != tokenizer.fingerprint:
         raise ValueError(f"the latent space belongs to tokenizer {space.tokenizer}, not to {tokenizer.fingerprint}")
     statistics: dict[str, Any] = {"mean": space.mean.tolist(), "std": space.std.tolist()}
     config = {
         "class": "DiffusionConfig", "config": to_json(model.config), "sizes": describe_model(model), "path": model.trained_path,
-        "latent_space": {"tokenizer": tensors_fingerprint(tokenizer.state_dict()), **statistics},
+        "latent_space": {"tokenizer": tensors_fingerprint(stored_as(tokenizer.state_dict(), dtype)), **statistics},
     }  # fmt: skip
-    return write_weights(folder, model.state_dict(), config, _card(model, about))
+    return write_weights(folder, stored_as(model.state_dict(), dtype), config, _card(model, about))
 
 
 def push_diffusion(

@@ -1,21 +1,36 @@
 """Tokenizers from where they are: our runs, local folders of weights, the hub; and into such folders."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from maetok_lab.config import from_json, to_json
+from maetok_lab.files import read_json
 from maetok_lab.runs import Run, find_run, fingerprint_of
 from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig, AuxiliaryDecoder
 from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig, num_parameters
 from maetok_lab.tokenizer.released import from_released
-from maetok_lab.weights import load_strictly, push_folder, read_weights, tensors_fingerprint, write_weights
+from maetok_lab.weights import (
+    load_strictly,
+    push_folder,
+    read_weights,
+    stored_as,
+    tensors_fingerprint,
+    weights_folder,
+    write_tensors,
+    write_weights,
+)
+
+AUXILIARY = "auxiliary.safetensors"
 
 
 def load_tokenizer(source: str | Path, *, root: str | Path | None = None) -> Tokenizer:
     """A tokenizer in eval mode on the CPU: a run's name or folder (its EMA weights), a folder of weights (exported by us or
-    released by the authors), or a hub name such as "MAETok/maetok-b-128".
+    released by the authors), "shipped/tokenizer", or a hub name such as "MAETok/maetok-b-128".
 
     `tokenizer.fingerprint` names the weights: caches and diffusion runs are bound to it. Raises FileNotFoundError for what is
     none of these, ValueError for a run of another kind, one without a checkpoint, and weights that do not fit.
@@ -47,21 +62,34 @@ def _from_run(run: Run) -> Tokenizer:
 def load_auxiliary(source: str | Path, *, root: str | Path | None = None) -> dict[str, AuxiliaryDecoder]:
     """The auxiliary decoders that shaped a tokenizer, by target, in eval mode on the CPU, to look at what they predict.
 
-    `source` is the run that trained them, or one tuned from it (its parents are looked up beside it). Their weights are those
-    of the last step: no average of them is kept. A target's network is loaded when `decoder.target` is first called.
+    `source` is the run that trained them, one tuned from it (its parents are looked up beside it), or a folder of weights that
+    was exported with them. Their weights are those of the last step: no average of them is kept. A target's network is loaded
+    when `decoder.target` is first called.
     """
     run = find_run(source, root)
     if run is None:
-        raise ValueError(f"{source} holds a tokenizer's weights only; its auxiliary decoders are in the run that trained it")
+        folder = weights_folder(source)
+        if not (folder / AUXILIARY).exists():
+            raise ValueError(f"{source} holds a tokenizer's weights only; its auxiliary decoders are in the run that trained it")
+        config = read_json(folder / "config.json")
+        return _auxiliary(config["config"], config["targets"], load_file(folder / AUXILIARY), str(source))
     while run.config.get("trains") == "decoder":
         run = _tuned_from(run)
-    targets = [from_json(AuxiliaryConfig, target) for target in _tokenizer_config(run)["targets"]]
+    targets = _tokenizer_config(run)["targets"]
     checkpoint = run.load_checkpoint(groups=["auxiliary"])
     if not targets or checkpoint is None:
         raise ValueError(f"run {run.name} {'has no checkpoint yet' if targets else 'was trained without auxiliary targets'}")
-    model = from_json(TokenizerConfig, run.config["model"])
-    decoders = nn.ModuleDict({target.module_name: AuxiliaryDecoder(target, model) for target in targets})
-    load_strictly(decoders, checkpoint.tensors["auxiliary"], f"run {run.name}")
+    return _auxiliary(run.config["model"], targets, checkpoint.tensors["auxiliary"], f"run {run.name}")
+
+
+def _auxiliary(
+    model: dict[str, Any], targets: list[dict[str, Any]], tensors: dict[str, torch.Tensor], what: str
+) -> dict[str, AuxiliaryDecoder]:
+    tokenizer = from_json(TokenizerConfig, model)
+    decoders = nn.ModuleDict()
+    for target in (from_json(AuxiliaryConfig, target) for target in targets):
+        decoders[target.module_name] = AuxiliaryDecoder(target, tokenizer)
+    load_strictly(decoders, tensors, what)
     return {decoder.config.target: decoder.eval() for decoder in decoders.values()}
 
 
@@ -82,10 +110,24 @@ def _tokenizer_config(run: Run) -> dict[str, Any]:
     return run.config
 
 
-def export_tokenizer(tokenizer: Tokenizer, folder: str | Path, *, about: str = "") -> Path:
-    """A folder that `load_tokenizer` takes: model.safetensors, config.json and a model card that starts with `about`."""
-    config = {"class": "TokenizerConfig", "config": to_json(tokenizer.config)}
-    return write_weights(folder, tokenizer.state_dict(), config, _card(tokenizer, about))
+def export_tokenizer(
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    *,
+    about: str = "",
+    auxiliary: Mapping[str, AuxiliaryDecoder] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """A folder that `load_tokenizer` takes: model.safetensors, config.json and a model card that starts with `about`.
+
+    With `auxiliary` decoders (as `load_auxiliary` gives them) it has those too, in auxiliary.safetensors.
+    """
+    config: dict[str, Any] = {"class": "TokenizerConfig", "config": to_json(tokenizer.config)}
+    if auxiliary:
+        config["targets"] = [to_json(decoder.config) for decoder in auxiliary.values()]
+        decoders = nn.ModuleDict({decoder.config.module_name: decoder for decoder in auxiliary.values()})
+        write_tensors(Path(folder) / AUXILIARY, stored_as(decoders.state_dict(), dtype))
+    return write_weights(folder, stored_as(tokenizer.state_dict(), dtype), config, _card(tokenizer, about))
 
 
 def push_tokenizer(tokenizer: Tokenizer, folder: str | Path, repository: str, *, about: str = "") -> str:

@@ -8,7 +8,7 @@ import torch
 from maetok_lab.config import override
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig
-from maetok_lab.tokenizer.loading import load_auxiliary
+from maetok_lab.tokenizer.loading import export_tokenizer, load_auxiliary, load_tokenizer
 from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.model import TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig
@@ -90,3 +90,17 @@ def test_a_checkpoint_that_does_not_fit_is_a_table(parent, tmp_path):
     run.save_checkpoint(3, {"auxiliary": state}, {})
     with pytest.raises(ValueError, match=r"run parent: the tensors do not fit the model\n  missing +pixel\.to_target\.bias"):
         load_auxiliary("parent", root=tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_an_exported_folder_may_have_them_too(parent, tmp_path, dtype):
+    run, auxiliary = parent
+    tokenizer = load_tokenizer(run.folder)
+    folder = export_tokenizer(tokenizer, tmp_path / "out", auxiliary=load_auxiliary(run.folder), dtype=dtype)
+    found = load_auxiliary(folder)
+    assert list(found) == [target.target for target in TARGETS]
+    for target in TARGETS:
+        saved = auxiliary[target.module_name].to_target.weight
+        assert torch.equal(found[target.target].to_target.weight, saved.to(dtype).float())
+    back = load_tokenizer(folder)
+    assert torch.equal(back.to_latents.weight, tokenizer.to_latents.weight.to(dtype).float())
