@@ -127,6 +127,7 @@ class _Basis:
 
     @classmethod
     def of(cls, x: Tensor) -> "_Basis":
+        """The basis of rows x (n, D): through the smaller of the two Gram matrices."""
         mean, std = _scale(x)
         x = ((x - mean) / std).double()
         wide = x.shape[1] > len(x)

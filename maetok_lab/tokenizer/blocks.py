@@ -70,6 +70,7 @@ class ModulatedBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor, latents: torch.Tensor, patches: int, rotation: Rotation | None) -> torch.Tensor:
+        """x (B, patches + N, width), latents (B, N, C) -> (B, patches + N, width)"""
         shift_attn, scale_attn, shift_mlp, scale_mlp = self.modulation(latents)
         h = modulate_latents(self.norm1(x), patches, shift_attn, scale_attn)
         x = x + self.drop_path(self.attn(h, rotation))

@@ -37,6 +37,7 @@ class State:
     frozen: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def tensors(self) -> dict[str, Mapping[str, torch.Tensor]]:
+        """What a checkpoint holds, by group."""
         groups = {"model": self.objective.tokenizer.state_dict(), "ema": self.ema.module.state_dict()}
         if self.objective.auxiliary:
             groups["auxiliary"] = self.objective.auxiliary.state_dict()

@@ -3,18 +3,7 @@
 import pandas as pd
 import pytest
 
-matplotlib = pytest.importorskip("matplotlib")
-matplotlib.use("Agg")
-
-from matplotlib import pyplot  # noqa: E402
-
-from maetok_lab.plots.card import card_curve, plot_card  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    pyplot.close("all")
+from maetok_lab.plots.card import card_curve, plot_card
 
 
 def card(losses=True):

@@ -2,19 +2,9 @@
 
 import pandas as pd
 import pytest
+from matplotlib import pyplot
 
-matplotlib = pytest.importorskip("matplotlib")
-matplotlib.use("Agg")
-
-from matplotlib import pyplot  # noqa: E402
-
-from maetok_lab.plots.curves import PALETTE, colours_for, plot_losses  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    pyplot.close("all")
+from maetok_lab.plots.curves import PALETTE, colours_for, plot_losses
 
 
 def metrics():

@@ -4,19 +4,9 @@ import math
 
 import pandas as pd
 import pytest
+from matplotlib import pyplot
 
-matplotlib = pytest.importorskip("matplotlib")
-matplotlib.use("Agg")
-
-from matplotlib import pyplot  # noqa: E402
-
-from maetok_lab.plots.gmm import plot_gmm_curve  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    pyplot.close("all")
+from maetok_lab.plots.gmm import plot_gmm_curve
 
 
 def table(offset=0.0, dimensions=10, heldout=True):

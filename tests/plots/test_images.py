@@ -1,25 +1,17 @@
 """Sheets put every pixel where it belongs."""
 
-import matplotlib.pyplot
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot
 from PIL import Image
 
 from maetok_lab.pictures import image_grid, save_png, to_uint8
 from maetok_lab.plots.images import plot_images, plot_reconstructions, plot_rows, show_sheet
 
-matplotlib.use("Agg")
-
 
 def images(count: int, height: int = 4, width: int = 6) -> torch.Tensor:
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(count)) * 2 - 1
-
-
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    matplotlib.pyplot.close("all")
 
 
 def test_a_grid_holds_the_images_in_reading_order_and_the_background_elsewhere():
@@ -68,7 +60,7 @@ def test_a_png_is_written_whole_with_every_pixel_enlarged(tmp_path):
 
 
 def test_plots_draw_on_the_axes_they_get_and_return_them():
-    figure, axes = matplotlib.pyplot.subplots(1, 5)
+    figure, axes = pyplot.subplots(1, 5)
     returned = [show_sheet(image_grid(images(4)), ax=axes[0]), plot_images(images(4), columns=2, ax=axes[1]),
                 plot_images(images(4), titles=list("abcd"), columns=3, ax=axes[2]),
                 plot_reconstructions(images(10), images(10), columns=5, ax=axes[3]),

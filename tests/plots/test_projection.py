@@ -2,19 +2,9 @@
 
 import pandas as pd
 import pytest
+from matplotlib import pyplot
 
-matplotlib = pytest.importorskip("matplotlib")
-matplotlib.use("Agg")
-
-from matplotlib import pyplot  # noqa: E402
-
-from maetok_lab.plots.projection import plot_projection  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    pyplot.close("all")
+from maetok_lab.plots.projection import plot_projection
 
 
 def frame(count=30, classes=3):

@@ -3,21 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
-matplotlib = pytest.importorskip("matplotlib")
-matplotlib.use("Agg")
-
-from matplotlib import pyplot  # noqa: E402
-from PIL import Image  # noqa: E402
-
-from maetok_lab.plots.sweep import pareto_front, plot_gallery, plot_pareto, plot_surface  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    pyplot.close("all")
-
+from maetok_lab.plots.sweep import pareto_front, plot_gallery, plot_pareto, plot_surface
 
 TABLE = pd.DataFrame(
     {"kid": [3.0, 1.0, 2.0, 2.5, None], "rate": [9.0, 1.0, 4.0, 4.0, 99.0], "steps": [5, 50, 20, 20, 5], "scale": [1, 1, 1, 2, 2]}
