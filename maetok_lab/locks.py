@@ -19,9 +19,10 @@ class RunLocked(RuntimeError):
 class RunLock:
     """Held by one process; a dead owner's lock is taken over, a live one's raises `RunLocked`.
 
-    On the owner's own host, alive means that the process id runs with the start time on record. On another host it means
-    that the heartbeat moved within `STALE_SECONDS`, both times read from the file system's clock, so that clocks of
-    different machines are never compared.
+    On the owner's own host, alive means that the process id runs with the start time on record (in ticks since the machine's
+    start, which no change of the clock moves). On another host it means that the heartbeat moved within `STALE_SECONDS`,
+    both times read from the file system's clock, so that clocks of different machines are never compared; and where that
+    clock may have jumped, the heart is watched for longer than a beat before it counts as dead.
     """
 
     def __init__(self, path: Path):
@@ -97,11 +98,22 @@ def _alive(owner: dict, path: Path) -> bool:
     probe = path.with_name(f".clock.{os.getpid()}")
     try:
         probe.touch()
-        return probe.stat().st_mtime - path.stat().st_mtime < STALE_SECONDS
+        age = probe.stat().st_mtime - path.stat().st_mtime
+        return abs(age) < STALE_SECONDS or _beats(path)
     except FileNotFoundError:
         return False
     finally:
         probe.unlink(missing_ok=True)
+
+
+def _beats(path: Path) -> bool:
+    """Whether the lock's heartbeat moves while it is watched for one and a half beats."""
+    before, started = path.stat().st_mtime_ns, time.monotonic()
+    while time.monotonic() - started < 1.5 * HEARTBEAT_SECONDS:
+        time.sleep(HEARTBEAT_SECONDS / 20)
+        if path.stat().st_mtime_ns != before:
+            return True
+    return False
 
 
 def _process_start(pid: int) -> str:
@@ -117,5 +129,5 @@ def _process_start(pid: int) -> str:
     except ProcessLookupError:
         return ""
     except PermissionError:
-        pass  # it runs, as somebody else
+        return "running"  # as somebody else
     return "running"

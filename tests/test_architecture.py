@@ -31,7 +31,7 @@ FILES = {  # inside a package a file imports files to its left only
     "diffusion": ["path", "model", "sampling", "cost", "released", "loading"],
     "evaluation": [
         *("pixels", "metrics", "processes", "features", "protocol", "npz", "scaling", "inception", "reconstruction"),
-        *("generation", "classes", "samples", "sample_sets"),
+        *("generation", "classes", "samples", "sample_sets", "settings"),
     ],
     "training": ["common", "batches", "adversary", "objective", "step", "tokenizer", "early", "diffusion", "presets"],
     "analysis": [

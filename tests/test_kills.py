@@ -46,16 +46,23 @@ def outcome(folder):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The whole path once: its folder, and the seconds of each stage."""
-    root = tmp_path_factory.mktemp("undisturbed")
-    return root, {stage: run_stage(stage, root) for stage in STAGES}
+    """`undisturbed(stage)`: the path up to there, each stage run once: its folder, and the seconds of the stage."""
+    root, seconds = tmp_path_factory.mktemp("undisturbed"), {}
+
+    def up_to(stage):
+        for each in STAGES[: STAGES.index(stage) + 1]:
+            if each not in seconds:
+                seconds[each] = run_stage(each, root)
+        return root, seconds[stage]
+
+    return up_to
 
 
 def kill_and_continue(stage, undisturbed, root, draw):
-    whole, seconds = undisturbed
+    whole, seconds = undisturbed(stage)
     for earlier in STAGES[: STAGES.index(stage)]:
         shutil.copytree(whole / RUNS[earlier], root / RUNS[earlier])
-    run_stage(stage, root, kill_after=draw.uniform(0, seconds[stage]))
+    run_stage(stage, root, kill_after=draw.uniform(0, seconds))
     run_stage(stage, root)
     assert outcome(root / RUNS[stage]) == outcome(whole / RUNS[stage])
     assert not (root / RUNS[stage] / "lock.json").exists()

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import subprocess
+import threading
 import time
 
 import pytest
@@ -65,13 +66,48 @@ def test_a_process_id_that_was_given_again_does_not_count(path, other):
     RunLock(path).release()
 
 
-def test_another_hosts_lock_lives_as_long_as_its_heart_beats(path):
+def test_another_hosts_lock_lives_as_long_as_its_heart_beats(path, monkeypatch):
+    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.1)
     path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1"}))
     with pytest.raises(RunLocked, match="process 1 on elsewhere"):
         RunLock(path)
     late = time.time() - locks.STALE_SECONDS - 5
     os.utime(path, (late, late))
     RunLock(path).release()
+
+
+@pytest.mark.parametrize("jump", [-3600, 3600], ids=["back", "forward"])
+def test_a_clock_that_jumps_neither_kills_a_lock_nor_keeps_a_dead_one(path, monkeypatch, jump):
+    """The last beat of another host lies an hour before or after the file system's clock."""
+    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.2)
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1"}))
+    stop = threading.Event()
+
+    def beat():
+        moment = time.time() - jump
+        while not stop.wait(0.1):
+            moment += 0.1
+            os.utime(path, (moment, moment))
+
+    heart = threading.Thread(target=beat)
+    os.utime(path, (time.time() - jump,) * 2)
+    heart.start()
+    try:
+        with pytest.raises(RunLocked, match="process 1 on elsewhere"):
+            RunLock(path)
+    finally:
+        stop.set()
+        heart.join()
+    RunLock(path).release()  # the heart stands still
+    assert not path.exists()
+
+
+def test_a_clock_that_jumps_does_not_matter_on_the_owners_host(path, other):
+    path.write_text(json.dumps(owner_of(other.pid)))
+    for moment in (1, time.time() + 1e6):
+        os.utime(path, (moment, moment))
+        with pytest.raises(RunLocked, match=f"process {other.pid}"):
+            RunLock(path)
 
 
 def test_the_heart_beats_while_the_lock_is_held_and_stops_afterwards(path, monkeypatch):

@@ -1,6 +1,7 @@
 """Every notebook reads well (the lint) and runs: in order, at preset `test`, into one temporary runs folder."""
 
 import ast
+import dataclasses
 import json
 import re
 import subprocess
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from maetok_lab.workflow import run_notebook
+from maetok_lab.workflow import run_notebook, sweep
 from maetok_lab.workflow.parameters import read_cells, read_parameters
+from maetok_lab.workflow.spec import read_spec
 from maetok_lab.workflow.summary import collect
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
@@ -113,3 +115,14 @@ def test_the_main_notebook_runs_under_plain_papermill_and_finds_its_finished_run
     numbers, made = collect(read_cells(tmp_path / "out.ipynb"))
     assert numbers
     assert all((Path(run) / "summary.json").exists() for run in made)
+
+
+@pytest.mark.notebooks
+def test_the_shipped_sweep_scores_one_setting_an_entry_of_the_model_that_is_there(runs, repository):
+    spec = read_spec(repository / "notebooks" / "07_generation_sweep.toml", {"preset": "test"})
+    assert len(spec.entries) == 32
+    result = sweep(dataclasses.replace(spec, entries=spec.entries[-1:]), runs=runs)
+    assert result.table["state"].tolist() == ["done"]
+    assert (result.best["settings"], result.best["best_scale"], result.best["best_sampler"]) == (1, 4.5, "heun")
+    assert result.best["kid_floor"] != result.best["best_kid"]
+    assert {"pareto.png", "gallery.png"} <= {path.name for path in result.folder.iterdir()}

@@ -176,8 +176,9 @@ def summarise(result: SweepResult) -> dict[str, Any]:
     """Counts, and the best entry's parameters and numbers, as plain JSON."""
     counts = result.table["state"].value_counts().to_dict()
     best = result.best
-    told = None if best is None else {"entry": int(best.name), **{k: v for k, v in best.items() if not pd.isna(v)}}
-    plain = {} if told is None else {key: value.item() if hasattr(value, "item") else value for key, value in told.items()}
+    known = {} if best is None else {k: v for k, v in best.items() if not (pd.api.types.is_scalar(v) and pd.isna(v))}
+    told = {} if best is None else {"entry": int(best.name), **known}
+    plain = {key: value.item() if hasattr(value, "item") else value for key, value in told.items()}
     return {"entries": len(result.table), **counts, "best": plain, "ended": now()}
 
 

@@ -21,6 +21,7 @@ from maetok_lab.workflow.execute import NotebookFailed
 from maetok_lab.workflow.run import run_notebook
 
 LOCKED = "RunLocked: "  # how a kernel tells that a run is being written by somebody else
+OTHER_CONFIG = "was made with another config"  # and that another entry made a run of this name
 
 
 def run_entry(job: dict[str, Any]) -> dict[str, Any]:
@@ -31,6 +32,8 @@ def run_entry(job: dict[str, Any]) -> dict[str, Any]:
         return {"outcome": "locked", "error": str(problem)}
     except NotebookFailed as problem:
         line = str(problem).splitlines()[0]
+        if OTHER_CONFIG in line:
+            line += " Or put `separate_runs = true` into the sweep: each entry then has a runs folder of its own."
         return {"outcome": "locked" if LOCKED in line else "failed", "error": line}
     except Exception as problem:
         traceback.print_exc()

@@ -17,10 +17,15 @@ from maetok_lab.__main__ import main
 from maetok_lab.files import read_json, write_json
 from maetok_lab.locks import RunLocked
 from maetok_lab.runs import Run
-from maetok_lab.workflow import Halving, SweepSpec, grid, sweep
+from maetok_lab.workflow import Halving, NotebookFailed, SweepSpec, grid, sweep, worker
 from maetok_lab.workflow import run as run_module
 from maetok_lab.workflow.pool import LocalPool
 from maetok_lab.workflow.run import prepare_call, stored_result
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Toy:
+    width: int = 1
+
 
 ANSWER = "from maetok_lab.workflow import report\nreport(loss=(scale - 2) ** 2 + seed, images_per_second=10 * scale)"
 
@@ -116,6 +121,17 @@ def test_halving_goes_on_with_the_best(notebook, tmp_path, instant_pool):
     assert not again.started
 
 
+def test_parameters_may_be_lists(tmp_path, instant_pool, make_notebook):
+    path = make_notebook(tmp_path / "lists.ipynb", ANSWER)
+    cells = path.read_text().replace("scale = 1.0", "scale = [1.0]")
+    path.write_text(cells)
+    entries = ({"scale": [2.0]}, {"scale": [3.0, 4.0]})
+    pool = instant_pool(lambda parameters: {"loss": len(parameters["scale"])})
+    result = sweep(spec(path, entries=entries, quality="loss"), runs=tmp_path, pool=pool)
+    assert result.table["scale"].tolist() == [[2.0], [3.0, 4.0]]
+    assert read_json(result.folder / "summary.json")["best"]["scale"] == [2.0]
+
+
 def test_repeated_entries_run_once_and_separate_runs_get_a_folder_each(notebook, tmp_path, instant_pool):
     pool = instant_pool(loss)
     sweep(spec(notebook, scales=(1.0, 1.0, 2.0), separate_runs=True), runs=tmp_path, pool=pool)
@@ -149,6 +165,7 @@ def test_the_same_sweep_twice_at_once_is_refused(notebook, tmp_path, instant_poo
 KILLS = "import os, signal\nif scale == 2.0: os.kill(os.getppid(), signal.SIGKILL)\nif scale == 3.0: raise ValueError('three')\n"
 
 
+@pytest.mark.slow
 def test_workers_run_notebooks_and_one_that_is_killed_is_replaced(tmp_path, make_notebook, capfd):
     path = make_notebook(tmp_path / "kills.ipynb", KILLS + "print('gpu and threads')\n" + ANSWER)
     wanted = spec(path, scales=(1.0, 2.0, 3.0, 4.0), workers=2, quality="loss")
@@ -162,9 +179,25 @@ def test_workers_run_notebooks_and_one_that_is_killed_is_replaced(tmp_path, make
     assert "gpu and threads" not in capfd.readouterr().out
 
 
+def test_entries_that_disagree_about_a_run_say_how_to_separate_them(tmp_path, monkeypatch):
+    def another(path, **parameters):
+        Run.open("scores", Toy(width=1), root=tmp_path).close()
+        try:
+            Run.open("scores", Toy(width=2), root=tmp_path)
+        except ValueError as problem:
+            raise NotebookFailed(f"n.ipynb failed in section 'Scores' with ValueError: {problem}") from None
+
+    monkeypatch.setattr(worker, "run_notebook", another)
+    answer = worker.run_entry({"notebook": "n.ipynb", "parameters": {}})
+    assert answer["outcome"] == "failed"
+    assert "run scores was made with another config" in answer["error"]
+    assert "put `separate_runs = true` into the sweep" in answer["error"]
+
+
 SLEEPS = "import os, time\nprint('kernel', os.getpid(), flush=True)\ntime.sleep(0 if os.path.exists(runs + '/go') else 100)\n"
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_takes_its_workers_along_and_goes_on(tmp_path, make_notebook):
     path = make_notebook(tmp_path / "sleeps.ipynb", SLEEPS + ANSWER)
     file = tmp_path / "one.toml"
@@ -225,11 +258,6 @@ def test_an_entry_costs_at_most_three_seconds_beyond_its_cells(tmp_path, make_no
     seconds = result.table["seconds"]
     print(f"whole {(time.monotonic() - started) / 4:.1f} s an entry; each {seconds.tolist()}")
     assert seconds.min() <= 3  # the others have the noise of a shared machine
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Toy:
-    width: int = 1
 
 
 def test_a_parent_that_changed_runs_again(tmp_path, make_notebook):
