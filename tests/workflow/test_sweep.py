@@ -22,6 +22,7 @@ from maetok_lab.workflow import run as run_module
 from maetok_lab.workflow.pool import LocalPool
 from maetok_lab.workflow.run import prepare_call, stored_result
 
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Toy:
     width: int = 1
