@@ -121,6 +121,12 @@ DIFFUSION_TRAINING: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("lightningdit-b", "lightningdit-l", "lightningdit-xl"), _LIGHTNING),
 }
 
+# Either generator of the paper at any size, as changes on top of a preset. QK-norm is from Large up, in the presets themselves.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "sit": {"model.norm": "layernorm", "model.mlp": "gelu", "model.positions": "sincos", "direction_weight": 0.0},
+    "lightningdit": {"model.norm": "rmsnorm", "model.mlp": "swiglu", "model.positions": "rope", "direction_weight": 1.0},
+}
+
 
 def diffusion_training(preset: str, latents: LatentDataset, *, num_classes: int, **changes: Any) -> DiffusionTraining:
     """A preset of `DIFFUSION_TRAINING` bound to a latent cache; token count and channels come from the cache.
