@@ -239,7 +239,8 @@ def check_latents(config: DiffusionTraining, latents: LatentDataset) -> None:
     """One line when the cache is not the one of the config, or its latents are not normalised."""
     if config.latents and latents.fingerprint != config.latents:
         raise ValueError(f"the run was configured for latent cache {config.latents}, but this is {latents.fingerprint}")
-    if config.num_classes and int(latents.labels.max()) >= config.num_classes:
-        raise ValueError(f"the cache has label {int(latents.labels.max())}, but num_classes is {config.num_classes}")
+    low, high = int(latents.labels.min()), int(latents.labels.max())
+    if config.num_classes and not 0 <= low <= high < config.num_classes:
+        raise ValueError(f"the cache has labels {low} .. {high}, but num_classes is {config.num_classes}")
     x, _ = latents.batch(torch.arange(min(256, len(latents))))
     latents.space.check(x, tokenizer=config.tokenizer or None)

@@ -122,6 +122,18 @@ def test_presets_are_the_designs_and_all_run():
     assert counts["test"] < counts["tiny"] < counts["small"] < counts["sit-s"] < counts["lightningdit-b"]
 
 
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("sit-s", 33), ("sit-b", 130), ("sit-l", 458), ("sit-xl", 675),
+     ("lightningdit-b", 130), ("lightningdit-l", 458), ("lightningdit-xl", 675)],
+)  # fmt: skip
+def test_presets_have_the_papers_numbers_of_parameters(name, millions):
+    with torch.device("meta"):
+        model = DiffusionTransformer(DIFFUSION[name], num_tokens=128, latent_dim=32, num_classes=1000)
+    count = sum(p.numel() for p in model.parameters())
+    assert round(count / 1e6) == pytest.approx(millions, abs=1)
+
+
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="5 heads do not divide the width 16"):
         DiffusionConfig(width=16, depth=1, num_heads=5)

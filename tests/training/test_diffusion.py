@@ -1,22 +1,26 @@
 """Training a diffusion transformer: stopping changes nothing, processes share the work, bad caches are refused."""
 
 import dataclasses
+import itertools
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from maetok_lab.config import override
 from maetok_lab.data.latents import LatentCaching, LatentDataset, LatentSpace, write_latents
 from maetok_lab.diffusion.model import DIFFUSION, DiffusionConfig
 from maetok_lab.diffusion.path import velocity_loss
 from maetok_lab.runs import Run
-from maetok_lab.training.common import NonFiniteTraining, OptimizerConfig
+from maetok_lab.training.common import Guard, NonFiniteTraining, OptimizerConfig, make_engine
 from maetok_lab.training.diffusion import (
     DiffusionTraining,
     by_time,
     check_latents,
+    start,
     train_diffusion,
+    training_step,
     validation_loss,
 )
 from maetok_lab.training.presets import DIFFUSION_TRAINING, diffusion_training
@@ -289,6 +293,52 @@ def test_the_direction_loss_is_trained_and_logged(tmp_path, cache):
     assert found[1.0] - found[0.0] == pytest.approx(1.0, abs=1e-4)  # of a velocity of zero the cosine is 0
 
 
+# Nothing waits ----------------------------------------------------------------------------------------------------
+
+
+class Unread(TorchDispatchMode):
+    """Fails where the host reads a number off a tensor: item(), bool(), float(), an `if`."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "the host waits for a number"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's RMSNorm says it is slow so
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_step_reads_nothing_off_the_device(tmp_path, cache, monkeypatch, kind):
+    config = CONFIGS[kind]
+    run = Run.open("a", config, root=tmp_path)
+    engine = make_engine(config.batch_size, cpu=True)
+    state = start(config, cache, run, engine.device)
+    state.guard = Guard(deferred=True)  # as on a GPU
+    for name in ("tolist", "numpy", "cpu"):
+        monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("the host waits for a tensor"))
+    with Unread():
+        for state.step in range(3):
+            losses, _ = training_step(config, state, state.model, engine, cache)
+    monkeypatch.undo()
+    state.guard.settle(2, {})
+    assert losses.isfinite().all()
+    state.guard = Guard()  # it asks at every step: the test can fail
+    with Unread(), pytest.raises(AssertionError, match="the host waits for a number"):
+        training_step(config, state, state.model, engine, cache)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_step_on_a_gpu_waits_for_nothing(tmp_path, cache, kind):
+    config = override(CONFIGS[kind], {"num_steps": 12, "log_every": 100, "save_every": 100})
+    held = LatentDataset(cache.run, device="cuda")
+    steps = train_diffusion(config, held, Run.open("a", config, root=tmp_path))
+    list(itertools.islice(steps, 3))  # the first ones copy the order of the epoch, and a guard's counts
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert len(list(itertools.islice(steps, 4))) == 4
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 
@@ -297,7 +347,7 @@ def test_the_direction_loss_is_trained_and_logged(tmp_path, cache):
     [
         ({"latents": "another"}, "the run was configured for latent cache another, but this is"),
         ({"tokenizer": "others"}, "these latents belong to tokenizer weights, not to others"),
-        ({"num_classes": 2}, "the cache has label 2, but num_classes is 2"),
+        ({"num_classes": 2}, "the cache has labels 0 .. 2, but num_classes is 2"),
     ],
 )
 def test_another_cache_than_the_configs_is_one_clear_line_and_writes_nothing(tmp_path, cache, changes, message):
@@ -307,6 +357,13 @@ def test_another_cache_than_the_configs_is_one_clear_line_and_writes_nothing(tmp
         train(config, cache, run)
     assert sorted(p.name for p in run.folder.iterdir()) == ["config.json", "lock.json", "provenance.json"]
     check_latents(override(SIT, {"latents": cache.fingerprint, "tokenizer": "weights"}), cache)
+
+
+def test_a_cache_with_negative_labels_is_refused(make_cache):
+    latents = make_cache()
+    latents.labels[3] = -1
+    with pytest.raises(ValueError, match=r"the cache has labels -1 .. 2, but num_classes is 3"):
+        check_latents(SIT, latents)
 
 
 @pytest.mark.parametrize(
