@@ -7,7 +7,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from maetok_lab.analysis.mixture import Covariance, Mixture, Rows, batched, expect, maximise, moments, refill
+from maetok_lab.analysis.mixture import (
+    Covariance,
+    Mixture,
+    Rows,
+    batched,
+    expect,
+    maximise,
+    mean_log_likelihood,
+    moments,
+    refill,
+)
 from maetok_lab.analysis.preprocess import device_of
 from maetok_lab.rng import generator
 
@@ -81,15 +91,19 @@ def _best(rows: Rows, starts: Mixture, steps: int, floor: float) -> Mixture:
 
 def _iterate(rows: Rows, mixture: Mixture, steps: int, tolerance: float, floor: float) -> tuple[Mixture, Tensor, bool]:
     """Up to `steps` iterations -> mixture (R restarts), its mean log-likelihood (R,), whether it stopped gaining."""
-    before, converged = None, False
-    for step in range(steps + 1):
+    before = None
+    for _ in range(steps):
         statistics, likelihood = expect(rows, mixture)
-        converged = before is not None and bool((likelihood - before).abs().max() < tolerance)
-        if converged or step == steps:
-            break
+        if before is not None and _settled(likelihood, before, tolerance):
+            return mixture, likelihood, True
         before = likelihood
         mixture = dataclasses.replace(maximise(statistics, mixture, floor), iterations=mixture.iterations + 1)
-    return mixture, likelihood, converged
+    likelihood = mean_log_likelihood(rows, mixture)  # without the statistics: nobody would read them
+    return mixture, likelihood, before is not None and _settled(likelihood, before, tolerance)
+
+
+def _settled(likelihood: Tensor, before: Tensor, tolerance: float) -> bool:
+    return bool((likelihood - before).abs().max() < tolerance)
 
 
 # Starts ---------------------------------------------------------------------------------------------------------------

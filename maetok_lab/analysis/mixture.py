@@ -121,6 +121,14 @@ def expect(rows: Rows, mixture: Mixture, *, hard: bool = False) -> tuple[tuple[T
     return (counts, sums.view(restarts, components, -1)), likelihood / rows.count
 
 
+def mean_log_likelihood(rows: Rows, mixture: Mixture) -> Tensor:
+    """Mean log-likelihood (R,) over all rows, as `expect` gives it with the statistics."""
+    parameters, total = _natural(mixture), 0.0
+    for phi in rows.features(mixture.covariance, mixture.weights.numel()):
+        total = total + _log_joint(phi, mixture, parameters).logsumexp(dim=1).double().sum(dim=1)
+    return total / rows.count
+
+
 def maximise(statistics: tuple[Tensor, Tensor], mixture: Mixture, floor: float) -> Mixture:
     """The mixtures with the highest likelihood under given responsibilities; empty components are refilled."""
     counts, sums = statistics

@@ -81,19 +81,23 @@ def digest(parts: Iterable) -> str:
 
 # ---- folders ----
 def list_folder(root: Path) -> Listing:
-    """List root/class/*, root/train/class/* beside root/val/class/*, or a flat root/* (one class, `all`)."""
+    """List root/class/*, root/train/class/* beside root/val/class/*, or a flat root/* (one class, `all`).
+
+    A split's folder may have a year, as COCO's val2017.
+    """
     files = [Path(folder, file) for folder, _, names in os.walk(root, followlinks=True) for file in names]
     files = sorted(f for f in files if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
     if not files:
         kinds = "no *.parquet, no *.tar (compressed ones must be unpacked)"
         raise ValueError(f"{root} has no images: {kinds} and none of {', '.join(sorted(SUFFIXES))}")
     names = [file.relative_to(root).as_posix() for file in files]
-    explicit = {name.split("/")[0] for name in names if "/" in name} & {"train", "val", "valid", "validation"}
+    folders = {name.split("/")[0] for name in names if "/" in name}
+    explicit = {folder for folder in folders if _without_year(folder) in {"train", "val", "valid", "validation"}}
     splits, classes = [], []
     for name in names:
         *folders, _ = name.split("/")
         if explicit:
-            split = SPLITS.get(folders[0]) if folders else None
+            split = SPLITS.get(_without_year(folders[0])) if folders else None
             if split is None:
                 raise ValueError(f"{root} has folders {sorted(explicit)}, but {name} is in no split's folder")
             splits.append(split)
@@ -109,6 +113,10 @@ def list_folder(root: Path) -> Listing:
     records = pd.DataFrame({"path": names, "split": splits, "category": classes, "caption": captions})
     identity = digest(part for name, file in zip(names, files) for part in (name, file.stat().st_size))
     return Listing(name=str(root), records=records, files=files, identity=identity)
+
+
+def _without_year(folder: str) -> str:
+    return re.sub(r"20\d\d$", "", folder)
 
 
 # ---- Parquet ----

@@ -10,7 +10,7 @@ import torch
 from maetok_lab.evaluation.features import Reference, image_features, make_reference
 from maetok_lab.evaluation.generation import _wilson, evaluate_generation
 from maetok_lab.evaluation.metrics import feature_statistics, frechet_distance, inception_score, kernel_distance
-from maetok_lab.evaluation.protocol import EvalProtocol
+from maetok_lab.evaluation.protocol import PREVIEW_IMAGES, EvalProtocol
 from maetok_lab.rng import generator
 
 PROTOCOL = EvalProtocol(sampler="heun", steps=50, labels="equal")
@@ -154,6 +154,13 @@ def test_precision_has_wilsons_interval():
         assert abs(0.3 - bound) / math.sqrt(bound * (1 - bound) / 40) == pytest.approx(z, rel=1e-4)
     assert _wilson(0.0, 40)[0] == pytest.approx(0, abs=1e-12)
     assert 0 < _wilson(0.0, 40)[1] < 0.1
+
+
+def test_ten_thousand_images_are_no_preview(monkeypatch):
+    monkeypatch.setattr("maetok_lab.evaluation.generation.PREVIEW_IMAGES", 50)
+    assert not evaluate(images(50, "fake")).preview
+    assert evaluate(images(49, "fake")).preview
+    assert PREVIEW_IMAGES == 10_000
 
 
 def test_what_cannot_be_trusted_is_refused():

@@ -83,6 +83,15 @@ def test_references_are_images_for_any_network_and_statistics_for_inception_alon
     inception.name = "inception"
     mean, covariance = read_reference(tmp_path / "published.npz", inception).statistics
     assert (mean.shape, covariance.shape) == ((4,), (4, 4))
+    published = read_reference(tmp_path / "published.npz", inception)
+    with pytest.raises(ValueError, match="features have 3 dimensions, but the reference has 4"):
+        evaluate_generation(images(), published, net=inception, protocol=EvalProtocol(), preview=True, metrics=["fd"])
+    np.savez(tmp_path / "published.npz", mu=np.zeros(3), sigma=np.eye(3))
+    published = read_reference(tmp_path / "published.npz", inception)
+    result = evaluate_generation(images(), published, net=inception, protocol=EvalProtocol(), preview=True, metrics=["fd"])
+    want = frechet_distance(image_features(images(), inception), (np.zeros(3), np.eye(3)))
+    assert result.metrics == {"fid": pytest.approx(want)}
+    assert result.protocol.reference_sha256 == sha256(tmp_path / "published.npz")[:16]
     np.savez(tmp_path / "neither.npz", x=np.zeros(4))
     with pytest.raises(ValueError, match=r"no reference: it needs arr_0 or mu and sigma; it has \['x'\]"):
         read_reference(tmp_path / "neither.npz", TinyNet())

@@ -2,9 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from maetok_lab.data.images import open_images
 from maetok_lab.evaluation.metrics import psnr, ssim
 from maetok_lab.evaluation.protocol import EvalProtocol
 from maetok_lab.evaluation.reconstruction import evaluate_reconstruction
@@ -64,6 +67,23 @@ def test_sources_and_batch_sizes_give_the_same():
         got = evaluate_reconstruction(Shift(0.2), Source(), batch_size=batch_size)
         assert got.metrics == pytest.approx(want.metrics, rel=1e-9)
         assert (got.protocol.reference, got.protocol.reference_sha256) == ("val", "feed")
+
+
+@pytest.mark.parametrize("layout", ["val/n01440764/{}.JPEG", "val2017/{:012d}.jpg"], ids=["ImageNet", "COCO"])
+def test_folders_of_photographs_are_held_out_sources(tmp_path, layout):
+    for i in range(8):
+        path = tmp_path / layout.format(i)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    source = open_images(tmp_path, split="val", image_size=16)
+    result = evaluate_reconstruction(Shift(0.2), source, batch_size=4)
+    pictures = source.batch(torch.arange(len(source)))[0]
+    assert result.metrics["psnr"] == pytest.approx(float(psnr(pictures + 0.2, pictures).mean()), rel=1e-9)
+    stated = result.protocol
+    assert (stated.num_images, stated.reference, stated.reference_sha256) == (8, "val", source.fingerprint)
+    assert stated.crop
+    assert stated.resize
 
 
 def test_the_tokenizer_runs_in_eval_mode_and_gets_its_mode_back():

@@ -1,6 +1,7 @@
-"""The whole evaluation on shipped emoji and the shipped network: distances grow with noise and with blur."""
+"""The whole evaluation on shipped emoji and the shipped network: what worsens images worsens its numbers, nothing else does."""
 
 import itertools
+import socket
 
 import pytest
 import torch
@@ -13,9 +14,15 @@ from maetok_lab.evaluation.protocol import EvalProtocol
 from maetok_lab.nets import load_net
 from maetok_lab.rng import generator
 
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*images for 1280 dimensions")]
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*images for 1280 dimensions")
+
+def blur(images, width):
+    """Mean over a square of `width` pixels; the edge is mirrored, so that no border is drawn."""
+    padded = torch.nn.functional.pad(images, [width // 2] * 4, mode="reflect")
+    return torch.nn.functional.avg_pool2d(padded, width, 1)
+
+
 def test_distances_on_the_shipped_network_grow_with_noise_and_blur():
     source, net = open_images("emoji", split="val", image_size=64), load_net("efficientnet_lite2", input_size=128)
     images, _ = source.batch(torch.arange(0, 128, 2))
@@ -29,8 +36,8 @@ def test_distances_on_the_shipped_network_grow_with_noise_and_blur():
         return result.metrics["kid_efflite2"], result.metrics["fd_efflite2"]
 
     clean = distances(images)
-    noisy = [distances(images + sigma * noise) for sigma in (0.1, 0.3)]
-    blurred = [distances(torch.nn.functional.avg_pool2d(images, width, 1, width // 2)) for width in (3, 9)]
+    noisy = [distances(images + sigma * noise) for sigma in (0.05, 0.1, 0.2, 0.4)]
+    blurred = [distances(blur(images, width)) for width in (3, 5, 9, 15)]
     for worse in (noisy, blurred):
         for before, after in itertools.pairwise([clean, *worse]):
             assert after[0] > before[0]
@@ -39,13 +46,47 @@ def test_distances_on_the_shipped_network_grow_with_noise_and_blur():
     assert abs(frechet_distance(real.features, real.features)) < 1e-6 * trace
 
 
-@pytest.mark.slow
-def test_batch_size_does_not_change_the_numbers_of_the_shipped_network():
+def scores(batch_size):
+    """The numbers of 40 shipped images against 40 others, by the shipped network."""
     source, net = open_images("emoji", split="val", image_size=64), load_net("efficientnet_lite2", input_size=64)
-    images, real = source.batch(torch.arange(40))[0], make_reference(source.batch(torch.arange(40, 80))[0], net)
-    results = [
-        evaluate_generation(images, real, net=net, protocol=EvalProtocol(), metrics=["kid", "precision"], batch_size=size)
-        for size in (1, 7, 64)
-    ]
-    for result in results[1:]:
-        assert result.metrics == pytest.approx(results[0].metrics, rel=1e-5)
+    real = make_reference(Rows(source, range(40, 80)), net, batch_size=batch_size)
+    samples = source.batch(torch.arange(40))[0]
+    return evaluate_generation(samples, real, net=net, protocol=EvalProtocol(), preview=True, batch_size=batch_size).metrics
+
+
+class Rows:
+    """Some images of a source, as a source."""
+
+    def __init__(self, source, rows):
+        self.source, self.rows = source, torch.tensor(rows)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def batch(self, indices):
+        return self.source.batch(self.rows[indices])
+
+
+def _process(rank, port, queue):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    queue.put(scores(7))
+    torch.distributed.destroy_process_group()
+
+
+def test_neither_batch_size_nor_processes_change_the_numbers_of_the_shipped_network():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.get_context("fork")
+    queue = context.Queue()
+    workers = [context.Process(target=_process, args=(rank, port, queue)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    found = [queue.get(timeout=120) for _ in workers] + [scores(size) for size in (1, 7, 64)]
+    for worker in workers:
+        worker.join()
+    want = scores(32)
+    assert set(want) == {"kid_efflite2", "fd_efflite2", "precision_efflite2", "recall_efflite2"}
+    for metrics in found:
+        assert metrics == pytest.approx(want, rel=1e-5)
