@@ -26,25 +26,26 @@ FILES = {  # inside a package a file imports files to its left only
     "layers": ["norm", "mlp", "positions", "attention", "patches", "conditioning"],
     "tokenizer": [
         *("masking", "targets", "text", "blocks", "towers", "model", "auxiliary", "discriminators", "losses", "perceptual"),
-        *("released", "loading", "foreign"),
+        *("anatomy", "released", "loading", "foreign"),
     ],
     "diffusion": ["path", "model", "sampling", "cost", "released", "loading"],
     "evaluation": [
         *("pixels", "metrics", "processes", "features", "protocol", "npz", "scaling", "inception", "reconstruction"),
         *("generation", "classes", "samples", "sample_sets", "settings"),
     ],
-    "training": ["common", "batches", "adversary", "objective", "step", "tokenizer", "early", "diffusion", "presets"],
+    "training": ["common", "batches", "adversary", "objective", "step", "tokenizer", "early", "diffusion", "presets", "ready"],
     "analysis": [
         *("preprocess", "mixture", "fitting", "gmm", "projection", "probe", "geometry", "decoding", "card"),
-        *("tokenizers", "paper", "theory"),
+        *("tokenizers", "paper", "theory", "masks"),
     ],
+    "widgets": ["front", "latest", "uploads", "live", "mask_studio"],
     "workflow": [
         *("parameters", "summary", "execute", "run", "ladder", "spec", "pool", "worker", "board", "gallery", "cluster", "sweep"),
         *("prune", "collective", "doctor", "compare"),
     ],
 }
 LATE = {
-    *("umap", "plotly", "ipywidgets", "matplotlib", "IPython", "papermill", "nbconvert", "nbformat", "tensorboard"),
+    *("umap", "plotly", "ipywidgets", "anywidget", "traitlets", "matplotlib", "IPython", "papermill", "nbconvert", "nbformat", "tensorboard"),
     *("torch_fidelity", "diffusers", "lpips", "submitit", "torchdiffeq", "skimage", "open_clip"),
 }
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}

@@ -1,0 +1,68 @@
+"""A tokenizer to look at: one that is there already, else the main job's, trained first."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from maetok_lab.config import choose, override
+from maetok_lab.data.images import open_images
+from maetok_lab.device import pick_precision
+from maetok_lab.runs import Run, run_suffix, runs_root
+from maetok_lab.training.common import StepRecord
+from maetok_lab.training.presets import DECODER_TUNING, TOKENIZER_TRAINING
+from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
+
+PRETRAINED = Path(__file__).parents[2] / "data" / "pretrained"
+Follow = Callable[[str], Callable[[StepRecord], None]]
+
+
+def find_tokenizer(
+    preset: str, *, seed: int = 0, source: str | Path = "emoji", root: str | Path | None = None
+) -> Path | None:
+    """The folder of the main job's decoder-tuned tokenizer if its run is finished, else of shipped weights; None without.
+
+    The run comes first because it has the auxiliary decoders too. Shipped weights are of the emoji only.
+    """
+    run = runs_root(root) / f"tokenizer-{run_suffix(preset, seed, source)}-tuned"
+    if (run / "summary.json").exists():
+        return run
+    shipped = PRETRAINED / f"tokenizer-{preset}"
+    return shipped if str(source) == "emoji" and (shipped / "config.json").exists() else None
+
+
+def ready_tokenizer(
+    preset: str,
+    *,
+    seed: int = 0,
+    source: str | Path = "emoji",
+    labels: str = "category-style",
+    root: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    follow: Follow,
+    write: Callable[[str], None] = print,
+) -> Path:
+    """What `find_tokenizer` finds; where it finds nothing, trains both stages as `00_start_here` does, into the same runs.
+
+    `follow(title)` gives what takes each step's record, such as `LiveTraining(title).update`. -> the folder to load
+    """
+    found = find_tokenizer(preset, seed=seed, source=source, root=root)
+    if found is not None:
+        write(f"tokenizer: {found.name}")
+        return found
+    name, device = f"tokenizer-{run_suffix(preset, seed, source)}", torch.device(device)
+    write(f"there is no trained tokenizer {name}-tuned yet: it is trained first, and kept")
+    config = choose(preset, TOKENIZER_TRAINING, "preset")
+    train, val = (open_images(source, split=s, image_size=config.model.image_size, labels=labels) for s in ("train", "val"))
+    config = override(config, {"seed": seed, "precision": pick_precision(device), "images": train.fingerprint})
+    where = {"preview": val, "cpu": device.type == "cpu"}
+    with Run.open(name, config, root=root) as masked:
+        take = follow("tokenizer")
+        for record in train_tokenizer(config, train, masked, **where):
+            take(record)
+        tuning = decoder_tuning(config, parent=masked, **DECODER_TUNING[preset])
+        with Run.open(f"{name}-tuned", tuning, root=root, parents=[masked]) as tuned:
+            take = follow("decoder tuning")
+            for record in finetune_decoder(tuning, train, tuned, parent=masked, **where):
+                take(record)
+    return tuned.folder
