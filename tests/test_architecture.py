@@ -38,14 +38,15 @@ FILES = {  # inside a package a file imports files to its left only
         *("preprocess", "mixture", "fitting", "gmm", "projection", "probe", "geometry", "decoding", "card"),
         *("tokenizers", "paper", "theory", "masks"),
     ],
-    "widgets": ["front", "latest", "uploads", "live", "mask_studio"],
+    "widgets": ["front", "latest", "uploads", "live", "ratio_chart", "mask_studio"],
     "workflow": [
         *("parameters", "summary", "execute", "run", "ladder", "spec", "pool", "worker", "board", "gallery", "cluster", "sweep"),
         *("prune", "collective", "doctor", "compare"),
     ],
 }
 LATE = {
-    *("umap", "plotly", "ipywidgets", "anywidget", "traitlets", "matplotlib", "IPython", "papermill", "nbconvert", "nbformat", "tensorboard"),
+    *("umap", "plotly", "ipywidgets", "anywidget", "traitlets", "matplotlib", "IPython"),
+    *("papermill", "nbconvert", "nbformat", "tensorboard"),
     *("torch_fidelity", "diffusers", "lpips", "submitit", "torchdiffeq", "skimage", "open_clip"),
 }
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}

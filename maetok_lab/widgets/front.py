@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch
 from PIL import Image
 
 HERE = Path(__file__).parent
@@ -114,6 +115,22 @@ class Picture:
 def caption(text: str) -> str:
     """HTML of a picture's title."""
     return f"<b style='font-size:12px'>{text}</b>"
+
+
+def escaped(text: str) -> str:
+    """Text as HTML."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def take_images(images: Any, indices: torch.Tensor) -> torch.Tensor:
+    """Images (B, 3, H, W) of an `ImageSource`, or of a tensor of them."""
+    return images[indices] if isinstance(images, torch.Tensor) else images.batch(indices)[0]
+
+
+def image_names(images: Any) -> list[str]:
+    """A numbered name for each: a source's captions, where it has them."""
+    captions = getattr(images, "captions", None) or [f"image {index}" for index in range(len(images))]
+    return [f"{index}: {name}" for index, name in enumerate(captions)]
 
 
 @functools.cache

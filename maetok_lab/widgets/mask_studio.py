@@ -12,15 +12,30 @@ from torch import Tensor
 
 from maetok_lab.analysis.masks import MASK_KINDS, Distance, MaskStudy, draw_masks, image_targets, ratio_curve, study_mask
 from maetok_lab.data.images import ImageSource
-from maetok_lab.plots.curves import PALETTE
 from maetok_lab.plots.masks import (
-    ERROR_LIMIT, heat_picture, masked_picture, picture_of, plot_mask_study, target_pictures,
+    ERROR_LIMIT,
+    heat_picture,
+    masked_picture,
+    picture_of,
+    plot_mask_study,
+    target_pictures,
 )  # fmt: skip
 from maetok_lab.tokenizer.anatomy import SURGERIES, Surgery, footprint, occlusion, operate, token_statistics
 from maetok_lab.tokenizer.auxiliary import AuxiliaryDecoder
 from maetok_lab.tokenizer.model import Tokenizer
-from maetok_lab.widgets.front import Picture, Studio, cell_grid, figure_widget, ipywidgets, png_bytes, upload_control
+from maetok_lab.widgets.front import (
+    Picture,
+    Studio,
+    cell_grid,
+    escaped,
+    image_names,
+    ipywidgets,
+    png_bytes,
+    take_images,
+    upload_control,
+)  # fmt: skip
 from maetok_lab.widgets.latest import Latest
+from maetok_lab.widgets.ratio_chart import RatioChart
 from maetok_lab.widgets.uploads import read_upload
 
 SMALL, LARGE = 176, 256  # sides of pictures, px
@@ -51,11 +66,11 @@ class MaskStudio(Studio):
         if not isinstance(tokenizer, Tokenizer):
             raise TypeError(f"MaskStudio hides patches from a Tokenizer's encoder; a {type(tokenizer).__name__} sees all")
         self.tokenizer, self.decoders, self.distance = tokenizer.eval(), decoders or {}, distance
-        self.images, self.names = images, list(names or _names(images))
+        self.images, self.names = images, list(names or image_names(images))
         self.device = next(tokenizer.parameters()).device
         self.grid, self.patch_size = tokenizer.config.grid, tokenizer.config.patch_size
         self.ratio, self.kind, self.seed, self.index = ratio, kind, seed, 0
-        self.held_out = _take(images, torch.linspace(0, len(images) - 1, min(held_out, len(images))).long()).to(self.device)
+        self.held_out = take_images(images, torch.linspace(0, len(images) - 1, min(held_out, len(images))).long()).to(self.device)
         with torch.inference_mode():
             encoded = torch.cat([tokenizer.encode(part) for part in self.held_out.split(64)])
         self.statistics = token_statistics(encoded)
@@ -63,7 +78,7 @@ class MaskStudio(Studio):
         self._curves: dict[str, pd.DataFrame] = {}
         self._latest = Latest(self.refresh)
         self.computed = 0  # reconstructions so far
-        self.take(_take(images, torch.tensor([0]))[0])
+        self.take(take_images(images, torch.tensor([0]))[0])
 
     # State ------------------------------------------------------------------------------------------------------------
 
@@ -127,7 +142,7 @@ class MaskStudio(Studio):
         """The image that the masked image's tokens draw after `surgery`. -> (3, H, W)"""
         if self.surgery.kind == "none":
             return self.study.reconstruction
-        other = self.tokenizer.encode(_take(self.images, torch.tensor([self.other])).to(self.device))[0]
+        other = self.tokenizer.encode(take_images(self.images, torch.tensor([self.other])).to(self.device))[0]
         changed = operate(self.study.latents, self.surgery, self.statistics, other=other)
         return self.tokenizer.decode(changed[None])[0]
 
@@ -173,7 +188,7 @@ class MaskStudio(Studio):
         """The widget."""
         package, see, show = ipywidgets(), self.controls, self.pictures
         self.message, self.told = package.HTML(), package.HTML()
-        self.chart = self._chart()
+        self.chart = RatioChart(perceptual=self.distance is not None)
         self._observe()
         wrap = {"layout": {"flex_flow": "row wrap", "align_items": "flex-start", "max_width": "1160px"}}
         seen = [show[name].box for name in show if name not in ("draws", "operated")]
@@ -183,7 +198,7 @@ class MaskStudio(Studio):
             self.message,
             package.HBox([package.VBox([see.touch, see.patches, self.told]), *seen], **wrap),
             package.HBox([package.VBox([self._tokens_title, see.tokens]), show["draws"].box,
-                          package.Box([self.chart], layout={"width": "460px"})], **wrap),
+                          package.Box([self.chart.figure], layout={"width": "460px"})], **wrap),
             package.HBox([package.VBox([see.surgery, see.amount, see.other]), show["operated"].box], **wrap),
         ])  # fmt: skip
         self.refresh()
@@ -206,7 +221,7 @@ class MaskStudio(Studio):
         self.message.value = ""
         if change["new"] != OWN:
             self.index = change["new"]
-            self.take(_take(self.images, torch.tensor([self.index]))[0])
+            self.take(take_images(self.images, torch.tensor([self.index]))[0])
             self._latest.ask()
 
     def _on_upload(self, _: Any) -> None:
@@ -215,10 +230,10 @@ class MaskStudio(Studio):
         try:
             image = read_upload(bytes(sent.content), image_size=self.image.shape[-1], **about)
         except ValueError as problem:
-            self.message.value = f"<p role='alert'><b>Not taken:</b> {_escaped(str(problem))}</p>"
+            self.message.value = f"<p role='alert'><b>Not taken:</b> {escaped(str(problem))}</p>"
             return
         self.controls.image.value = OWN
-        self.message.value = f"<p role='status'>{_escaped(sent.name)}: its middle square</p>"
+        self.message.value = f"<p role='status'>{escaped(sent.name)}: its middle square</p>"
         self.take(image)
         self._latest.ask()
 
@@ -260,7 +275,7 @@ class MaskStudio(Studio):
         far = "" if study.perceptual is None else f", perceptual distance {study.perceptual:.2f}"
         self.told.value = f"{int(study.mask.sum())} of {len(study.mask)} patches hidden: {study.psnr:.2f} dB{far}"
         self._show_tokens()
-        self._show_point(study)
+        self.chart.show(self.curve, study)
 
     def _show_tokens(self) -> None:
         """How far the tokens moved, or which of them carry the picked patch; and where the last picked token draws."""
@@ -277,42 +292,8 @@ class MaskStudio(Studio):
         title = f"where token {token} draws" if token is not None else "pick a token: where it draws"
         self.pictures["draws"].show(heat_picture(drawn.view(self.grid)), title)
 
-    def _chart(self) -> Any:
-        """The curve with the present point; a second axis for the perceptual distance."""
-        chart = figure_widget(width=450, height=260, legend={"orientation": "h", "y": 1.18}, yaxis_title="PSNR, dB")
-        chart.update_layout(xaxis={"title": "share of patches hidden", "range": [-0.03, 1.03]})
-        chart.add_scatter(name="PSNR, held-out", line_color=PALETTE[0], mode="lines+markers")
-        chart.add_scatter(name="this image", mode="markers", marker={"size": 13, "color": PALETTE[0], "symbol": "circle-open"})
-        if self.distance is not None:
-            line = {"color": PALETTE[1], "dash": "dash"}
-            chart.add_scatter(name="perceptual, held-out", line=line, mode="lines+markers", yaxis="y2")
-            ring = {"size": 13, "color": PALETTE[1], "symbol": "diamond-open"}
-            chart.add_scatter(name="this image", mode="markers", marker=ring, yaxis="y2")
-            chart.update_layout(yaxis2={"title": "perceptual distance", "overlaying": "y", "side": "right", "showgrid": False})
-        return chart
-
-    def _show_point(self, study: MaskStudy) -> None:
-        curve, chart = self.curve, self.chart
-        with chart.batch_update():
-            for line, name in enumerate(["psnr", "perceptual"][: 1 + (self.distance is not None)]):
-                chart.data[2 * line].x, chart.data[2 * line].y = curve["hidden"].tolist(), curve[name].tolist()
-                chart.data[2 * line + 1].x, chart.data[2 * line + 1].y = [study.hidden], [getattr(study, name)]
-
-
-def _names(images: ImageSource | Tensor) -> list[str]:
-    captions = getattr(images, "captions", None) or [f"image {index}" for index in range(len(images))]
-    return [f"{index}: {name}" for index, name in enumerate(captions)]
-
-
-def _take(images: ImageSource | Tensor, indices: Tensor) -> Tensor:
-    return images[indices] if isinstance(images, Tensor) else images.batch(indices)[0]
-
 
 def _token_grid(count: int) -> tuple[int, int]:
     """Rows and columns for `count` cells, as square as it goes."""
     rows = next(rows for rows in range(math.isqrt(count), 0, -1) if count % rows == 0)
     return rows, count // rows
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")

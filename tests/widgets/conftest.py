@@ -1,0 +1,28 @@
+"""A small studio's parts, without a browser or a kernel."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+@pytest.fixture
+def pixels():
+    """`pixels(png)`: the uint8 (h, w, 3) picture that a widget's PNG bytes hold."""
+
+    def decode(png: bytes) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+    return decode
+
+
+@pytest.fixture(scope="session")
+def small_images():
+    """Twelve images of blobs on white (12, 3, 32, 32): flat, soft and busy patches."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.ones(12, 3, 32, 32)
+    images[:, :, 4:28, 4:20] = torch.rand(12, 3, 1, 1, generator=draw) * 2 - 1
+    images[:, :, 12:24, 12:30] = torch.rand(12, 3, 12, 18, generator=draw) * 2 - 1
+    return images

@@ -1,0 +1,59 @@
+"""Pictures as bytes, and who is looking."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from maetok_lab.widgets import front
+from maetok_lab.widgets.front import Studio, is_live, png_bytes
+
+
+def test_a_picture_is_scaled_by_whole_pixels(pixels):
+    picture = np.random.default_rng(0).integers(0, 255, (8, 6, 3), np.uint8)
+    assert np.array_equal(pixels(png_bytes(picture, size=32)), picture.repeat(4, 0).repeat(4, 1))
+    large = np.zeros((300, 200, 3), np.uint8)
+    assert pixels(png_bytes(large, size=100)).shape == large.shape, "never made smaller"
+
+
+@pytest.mark.parametrize(("stdin", "server", "live"), [(True, "", True), (False, "", False), (False, "voila/0.5", True)])
+def test_front_ends_that_take_input_and_voila_are_live(monkeypatch, stdin, server, live):
+    IPython = pytest.importorskip("IPython")
+    kernel = SimpleNamespace(get_parent=lambda channel: {"content": {"allow_stdin": stdin}})
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(kernel=kernel))
+    monkeypatch.setattr(front, "_started_by_voila", lambda: server.startswith("voila"))
+    assert is_live() == live
+
+
+def test_a_script_is_not_live():
+    assert not is_live()
+
+
+def test_a_kernel_that_voila_starts_knows_it():
+    """What voila sets is read in a process that was started with it."""
+    code = "from maetok_lab.widgets.front import _started_by_voila as v; print(v())"
+    for software, answer in (("voila/0.5.13", "True"), ("", "False")):
+        done = subprocess.run([sys.executable, "-c", code], env={"SERVER_SOFTWARE": software, "PYTHONPATH": ":".join(sys.path)},
+                              capture_output=True, text=True, check=True)  # fmt: skip
+        assert done.stdout.strip() == answer
+
+
+def test_a_studio_shows_itself_where_it_can_be_touched_and_its_twin_elsewhere(monkeypatch):
+    display = pytest.importorskip("IPython.display")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    shown = []
+    monkeypatch.setattr(display, "display", shown.append)
+
+    class Two(Studio):
+        view = "view"
+
+        def twin(self):
+            return pyplot.figure()
+
+    for live, kind in ((True, str), (False, pyplot.Figure)):
+        monkeypatch.setattr(front, "is_live", lambda live=live: live)
+        Two()._ipython_display_()
+        assert isinstance(shown.pop(), kind)
+    assert not pyplot.get_fignums(), "shown once, not again by the notebook"
