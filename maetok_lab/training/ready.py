@@ -12,23 +12,25 @@ from maetok_lab.runs import Run, run_suffix, runs_root
 from maetok_lab.training.common import StepRecord
 from maetok_lab.training.presets import DECODER_TUNING, TOKENIZER_TRAINING
 from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
+from maetok_lab.weights import SHIPPED
 
-PRETRAINED = Path(__file__).parents[2] / "data" / "pretrained"
+SHIPPED_PRESET = "tiny"
 Follow = Callable[[str], Callable[[StepRecord], None]]
 
 
 def find_tokenizer(
     preset: str, *, seed: int = 0, source: str | Path = "emoji", root: str | Path | None = None
 ) -> Path | None:
-    """The folder of the main job's decoder-tuned tokenizer if its run is finished, else of shipped weights; None without.
+    """The folder of the main job's decoder-tuned tokenizer if its run is finished, else of the shipped weights; None without.
 
-    The run comes first because it has the auxiliary decoders too. Shipped weights are of the emoji only.
+    Shipped weights are those of preset `tiny` on the emoji, seed 0.
     """
     run = runs_root(root) / f"tokenizer-{run_suffix(preset, seed, source)}-tuned"
     if (run / "summary.json").exists():
         return run
-    shipped = PRETRAINED / f"tokenizer-{preset}"
-    return shipped if str(source) == "emoji" and (shipped / "config.json").exists() else None
+    shipped = SHIPPED / "tokenizer"
+    meant = (preset, seed, str(source)) == (SHIPPED_PRESET, 0, "emoji")
+    return shipped if meant and (shipped / "config.json").exists() else None
 
 
 def ready_tokenizer(

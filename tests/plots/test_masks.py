@@ -1,6 +1,5 @@
 """Pictures of masks and predictions show the values that they were given."""
 
-import matplotlib.pyplot
 import numpy as np
 import pytest
 import torch
@@ -21,14 +20,6 @@ from maetok_lab.plots.masks import (
 )
 from maetok_lab.tokenizer.model import TOKENIZERS, Tokenizer
 from maetok_lab.tokenizer.targets import hog
-
-matplotlib.use("Agg")
-
-
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    matplotlib.pyplot.close("all")
 
 
 def stripes(axis):

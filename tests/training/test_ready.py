@@ -12,21 +12,22 @@ from maetok_lab.training.ready import find_tokenizer, ready_tokenizer
 
 @pytest.fixture
 def shipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(ready, "PRETRAINED", tmp_path / "pretrained")
-    return tmp_path / "pretrained" / "tokenizer-test"
+    monkeypatch.setattr(ready, "SHIPPED", tmp_path / "pretrained")
+    return tmp_path / "pretrained" / "tokenizer"
 
 
-def test_a_finished_run_comes_before_shipped_weights_and_those_are_of_the_emoji(shipped, tmp_path):
-    assert find_tokenizer("test", root=tmp_path) is None
-    export_tokenizer(Tokenizer(TOKENIZERS["test"]), shipped)
-    assert find_tokenizer("test", root=tmp_path) == shipped
-    assert load_tokenizer(shipped).config == TOKENIZERS["test"]
-    assert find_tokenizer("test", source=tmp_path / "photos", root=tmp_path) is None
-    run = tmp_path / "tokenizer-test-s0-tuned"
+def test_a_finished_run_comes_before_shipped_weights_and_those_are_of_one_training(shipped, tmp_path):
+    assert find_tokenizer("tiny", root=tmp_path) is None
+    export_tokenizer(Tokenizer(TOKENIZERS["tiny"]), shipped)
+    assert find_tokenizer("tiny", root=tmp_path) == shipped
+    assert load_tokenizer(shipped).config == TOKENIZERS["tiny"]
+    for other in ({"preset": "test"}, {"seed": 1}, {"source": tmp_path / "photos"}):
+        assert find_tokenizer(**{"preset": "tiny", "root": tmp_path} | other) is None
+    run = tmp_path / "tokenizer-tiny-s0-tuned"
     run.mkdir()
-    assert find_tokenizer("test", root=tmp_path) == shipped, "a run that is not finished is not taken"
+    assert find_tokenizer("tiny", root=tmp_path) == shipped, "a run that is not finished is not taken"
     (run / "summary.json").write_text("{}")
-    assert find_tokenizer("test", root=tmp_path) == run
+    assert find_tokenizer("tiny", root=tmp_path) == run
 
 
 @pytest.mark.slow

@@ -1,7 +1,5 @@
 """Pictures as bytes, and who is looking."""
 
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,13 +29,10 @@ def test_a_script_is_not_live():
     assert not is_live()
 
 
-def test_a_kernel_that_voila_starts_knows_it():
-    """What voila sets is read in a process that was started with it."""
-    code = "from maetok_lab.widgets.front import _started_by_voila as v; print(v())"
-    for software, answer in (("voila/0.5.13", "True"), ("", "False")):
-        done = subprocess.run([sys.executable, "-c", code], env={"SERVER_SOFTWARE": software, "PYTHONPATH": ":".join(sys.path)},
-                              capture_output=True, text=True, check=True)  # fmt: skip
-        assert done.stdout.strip() == answer
+@pytest.mark.parametrize(("software", "voila"), [({"SERVER_SOFTWARE": "voila/0.5.13"}, True), ({}, False)])
+def test_a_kernel_that_voila_started_carries_its_mark(monkeypatch, software, voila):
+    monkeypatch.setattr(front.psutil, "Process", lambda: SimpleNamespace(environ=lambda: software))
+    assert front._started_by_voila.__wrapped__() == voila
 
 
 def test_a_studio_shows_itself_where_it_can_be_touched_and_its_twin_elsewhere(monkeypatch):
