@@ -1,10 +1,9 @@
-"""Build data/pretrained: the tokenizer and the diffusion model that come with the project, trained on the shipped images.
+"""Build data/pretrained: the tokenizer and the diffusion model that come with the project, from the runs of the main job.
 
-    python data/build_pretrained.py [--longer 4] [--seed 0] [--runs FOLDER]
+    make demo && python data/build_pretrained.py [--runs FOLDER]
 
-Preset `tiny`, with `--longer` times its steps in every stage; can be stopped anywhere and started again. What is trained is
-rounded to fp16, and scored as it is shipped: index.json has the scores with their protocol, the sha256 of every file, and what
-the trainings record about themselves.
+They are rounded to fp16, and scored as they are shipped: index.json has the scores with their protocol, the sha256 of every
+file, and what the trainings record about themselves.
 """
 
 import argparse
@@ -12,10 +11,9 @@ import hashlib
 
 import torch
 
-from maetok_lab.config import override
 from maetok_lab.data.images import open_images
-from maetok_lab.data.latents import LatentCaching, LatentDataset, LatentSpace, load_latent_space, write_latents
-from maetok_lab.device import pick_device, pick_precision
+from maetok_lab.data.latents import LatentSpace, load_latent_space
+from maetok_lab.device import pick_device
 from maetok_lab.diffusion.loading import export_diffusion, load_diffusion
 from maetok_lab.diffusion.sampling import Guidance
 from maetok_lab.evaluation.generation import evaluate_generation, make_reference
@@ -24,69 +22,30 @@ from maetok_lab.evaluation.reconstruction import evaluate_reconstruction
 from maetok_lab.evaluation.samples import generate
 from maetok_lab.files import write_json
 from maetok_lab.nets import load_net
-from maetok_lab.runs import Run
+from maetok_lab.runs import Run, runs_root
 from maetok_lab.tokenizer.loading import export_tokenizer, load_auxiliary, load_tokenizer
-from maetok_lab.training.diffusion import train_diffusion
-from maetok_lab.training.presets import DECODER_TUNING, DIFFUSION_TRAINING, TOKENIZER_TRAINING, diffusion_training
-from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
 from maetok_lab.weights import SHIPPED
-from maetok_lab.widgets.live import LiveTraining
 
-PRESET, LABELS = "tiny", "category-style"
+LABELS = "category-style"
+RUNS = ("tokenizer-tiny-s0-tuned", "latents-tiny-s0-train", "diffusion-tiny-s0")
 SAMPLING = {"num_steps": 40, "guidance": Guidance(3.0, 0.0, 0.75)}
 
 
 def main() -> None:
-    """Train, export, score what was exported."""
+    """Export, score what was exported."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--longer", type=int, default=4, help="times the preset's steps")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", help="folder for the runs; runs/ beside the library by default")
-    options = parser.parse_args()
-    tuned, cache, diffusion = train(options.longer, options.seed, options.runs)
+    parser.add_argument("--runs", help="folder of the main job's runs; runs/ beside the library by default")
+    root = runs_root(parser.parse_args().runs)
+    tuned, cache, diffusion = (Run(root / name) for name in RUNS)
     export(tuned, cache, diffusion)
-    scores = score(options.seed)
+    scores = score(tuned.config["seed"])
     files = {str(path.relative_to(SHIPPED)): path for path in sorted(SHIPPED.rglob("*.safetensors"))}
     write_json(SHIPPED / "index.json", {
         "sha256": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()},
-        "command": f"python data/build_pretrained.py --longer {options.longer} --seed {options.seed}",
+        "command": "make demo && python data/build_pretrained.py",
         "scores": scores,
         "runs": {run.name: {"config": run.config, "provenance": run.provenance} for run in (tuned, cache, diffusion)},
     })  # fmt: skip
-
-
-def train(longer: int, seed: int, root: str | None) -> tuple[Run, Run, Run]:
-    """The three runs that are exported: tuned tokenizer, latents, diffusion."""
-    device = pick_device()
-    common = {"seed": seed, "precision": pick_precision(device)}
-    config = TOKENIZER_TRAINING[PRESET]
-    images = open_images("emoji", image_size=config.model.image_size, labels=LABELS)
-    config = override(config, common | {"num_steps": longer * config.num_steps, "images": images.fingerprint})
-    name, cpu = f"pretrained-{PRESET}-s{seed}", device.type == "cpu"
-    first = Run.open(f"{name}-tokenizer", config, root=root)
-    follow("tokenizer", train_tokenizer(config, images, first, cpu=cpu))
-    tuning = decoder_tuning(config, parent=first, **DECODER_TUNING[PRESET])
-    tuning = override(tuning, {"num_steps": longer * tuning.num_steps})
-    tuned = Run.open(f"{name}-tuned", tuning, root=root, parents=[first])
-    follow("decoder tuning", finetune_decoder(tuning, images, tuned, parent=first, cpu=cpu))
-    tokenizer = load_tokenizer(tuned.folder).to(device)
-    caching = LatentCaching(tokenizer=tokenizer.fingerprint, images=images.fingerprint, flips=True)
-    cache = Run.open(f"{name}-latents", caching, root=root, parents=[tuned])
-    for _ in write_latents(tokenizer, images, caching, cache, device=device):
-        pass
-    latents = LatentDataset(cache, device=device)
-    steps = longer * DIFFUSION_TRAINING[PRESET]["num_steps"]
-    flow = diffusion_training(PRESET, latents, num_classes=images.num_classes, **common, num_steps=steps)
-    diffusion = Run.open(f"{name}-diffusion", flow, root=root, parents=[cache])
-    follow("diffusion", train_diffusion(flow, latents, diffusion, cpu=cpu))
-    return tuned, cache, diffusion
-
-
-def follow(title: str, records) -> None:
-    """Show how far a training is."""
-    live = LiveTraining(title)
-    for record in records:
-        live.update(record)
 
 
 def export(tuned: Run, cache: Run, diffusion: Run) -> None:

@@ -1,0 +1,57 @@
+"""What is shipped under data/pretrained is what its index says, loads in two lines, and scores what the index says."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+
+from maetok_lab import weights
+from maetok_lab.data.images import open_images
+from maetok_lab.data.latents import load_latent_space
+from maetok_lab.diffusion.loading import load_diffusion
+from maetok_lab.evaluation.pixels import psnr
+from maetok_lab.evaluation.samples import generate, reconstruct
+from maetok_lab.tokenizer.loading import load_auxiliary, load_tokenizer
+
+SHIPPED = weights.SHIPPED
+LARGEST_FILE, LARGEST_SUM = 14e6, 16e6
+
+
+@pytest.fixture(scope="module")
+def index():
+    return json.loads((SHIPPED / "index.json").read_text(encoding="utf-8"))
+
+
+def test_the_files_are_those_of_the_index_and_small(index):
+    files = {path.relative_to(SHIPPED).as_posix(): path for path in SHIPPED.rglob("*.safetensors")}
+    assert {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()} == index["sha256"]
+    sizes = [path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()]
+    assert max(sizes) <= LARGEST_FILE
+    assert sum(sizes) <= LARGEST_SUM
+
+
+def test_the_tokenizer_reconstructs_test_images_as_well_as_the_index_says(index):
+    tokenizer = load_tokenizer("shipped/tokenizer")
+    test = open_images("emoji", split="test", image_size=tokenizer.config.image_size)
+    images = test.batch(torch.arange(len(test)))[0]
+    assert psnr(reconstruct(tokenizer, images), images).mean().item() == pytest.approx(
+        index["scores"]["reconstruction"]["metrics"]["psnr"], abs=0.01
+    )
+
+
+def test_the_diffusion_model_belongs_to_the_tokenizer_and_draws_pictures():
+    tokenizer, model = load_tokenizer("shipped/tokenizer"), load_diffusion("shipped/diffusion")
+    images = generate(model, tokenizer, load_latent_space("shipped/diffusion"), torch.tensor([0, 1]), num_steps=4)
+    assert images.shape == (2, 3, tokenizer.config.image_size, tokenizer.config.image_size)
+    assert images.std() > 0.1
+
+
+def test_its_auxiliary_decoders_came_along():
+    assert "hog" in load_auxiliary("shipped/tokenizer")
+
+
+@pytest.mark.parametrize("name", ["shipped/nothing", "shipped/"])
+def test_another_name_says_what_there_is(name):
+    with pytest.raises(FileNotFoundError, match="not among what is shipped"):
+        load_tokenizer(name)
