@@ -9,7 +9,7 @@ BIN := .venv/bin
 # one other busy process; no spinning (OMP_WAIT_POLICY=PASSIVE) makes it 1.6 times slower on a quiet machine.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: setup demo test lint lab
+.PHONY: setup demo test coverage lint lab
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)  ## make .venv and install everything at the tested versions
@@ -28,6 +28,9 @@ demo: $(STAMP)  ## the main job: train, sample and score at preset tiny
 
 test: $(STAMP)  ## all tests but the slow ones; no network, no GPU
 	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+coverage: $(STAMP)  ## the same tests, and the share of the library's lines that they run
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov
 
 lint: $(STAMP)  ## style of the library, the tests and the notebooks
 	$(BIN)/python -m ruff check .
