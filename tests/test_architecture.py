@@ -41,7 +41,7 @@ FILES = {  # inside a package a file imports files to its left only
     "widgets": ["front", "latest", "uploads", "live", "ratio_chart", "mask_studio"],
     "workflow": [
         *("parameters", "summary", "execute", "run", "ladder", "spec", "pool", "worker", "board", "gallery", "cluster", "sweep"),
-        *("prune", "collective", "doctor", "compare"),
+        *("prune", "collective", "doctor", "compare", "trial", "planner"),
     ],
 }
 LATE = {
