@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 
 from maetok_lab.config import override
-from maetok_lab.data.images import open_images
 from maetok_lab.data.latents import LatentCaching, LatentDataset, write_latents
 from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.rng import generator
@@ -182,7 +181,7 @@ class _RandomTokenizer(torch.nn.Module):
 
 
 def _random_latents(folder: Path, config: TokenizerConfig, device: torch.device) -> LatentDataset:
-    images = open_images("emoji", split="val", image_size=32)
+    images = _RandomImages(8, count=512)
     caching = LatentCaching(tokenizer="random", images=images.fingerprint)
     run = Run.open("latents", caching, root=folder)
     for _ in write_latents(_RandomTokenizer(config), images, caching, run, device=torch.device("cpu")):

@@ -9,11 +9,9 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -45,14 +43,14 @@ class Measured:
     images_per_second: float
     fixed_bytes: float
     bytes_per_image: float
-    update_bytes: float
+    least_bytes: float
     flop_per_image: float
     free_bytes: float
 
     def memory(self, batch: int | None = None) -> float:
         """Bytes that a step with `batch` images needs; the recipe's batch by default."""
         passes = self.fixed_bytes + self.bytes_per_image * (self.recipe_batch if batch is None else batch)
-        return max(passes, self.update_bytes)
+        return max(passes, self.least_bytes)
 
     @property
     def hours(self) -> float:
@@ -96,22 +94,24 @@ def try_training(
         except torch.OutOfMemoryError:
             break
         size = next_size(tried, recipe, weights=weights, room=ROOM * free, left=end - time.perf_counter())
-    fixed, slope = line([(each.batch, each.memory) for each in tried], at_least=weights)
+    fixed, slope = line([(each.batch, each.held) for each in tried], at_least=weights)
+    _, grown = line([(each.batch, each.peak) for each in tried], at_least=weights)
     last = tried[-1] if tried else Trial(0, math.nan, weights, math.nan, math.nan)
     return Measured(
         stage=stage, batch=last.batch, recipe_batch=recipe, images=recipe * config.num_steps,
-        images_per_second=last.batch / last.seconds, fixed_bytes=fixed, bytes_per_image=slope, update_bytes=last.update,
+        images_per_second=last.batch / last.seconds, fixed_bytes=fixed, bytes_per_image=max(slope, grown),
+        least_bytes=tried[0].peak if tried else weights,
         flop_per_image=line([(each.batch, each.work) for each in tried], at_least=0)[1], free_bytes=free,
     )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A step with `batch` images: bytes at most in both passes and in the update, FLOP, and the median of its seconds."""
+    """A step with `batch` images: bytes held when a forward pass ends, and at most, FLOP, and the median of its seconds."""
 
     batch: int
-    memory: float
-    update: float
+    held: float
+    peak: float
     work: float
     seconds: float
 
@@ -125,7 +125,7 @@ def try_batch(config: Any, batch: int, train: Train, *, device: torch.device, se
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         run = stack.enter_context(Run.open("trial", sized, root=folder))
         steps = stack.enter_context(contextlib.closing(train(sized, run)))
-        with peak_memory(device) as peaks:
+        with count_memory(device) as memory:
             with FlopCounterMode(display=False) as counter:
                 next(steps)
             next(steps)  # now with the optimizer's state
@@ -137,7 +137,7 @@ def try_batch(config: Any, batch: int, train: Train, *, device: torch.device, se
                 torch.cuda.synchronize(device)
             taken.append(time.perf_counter() - begin)
     gc.collect()
-    return Trial(batch, *peaks, counter.get_total_flops(), statistics.median(taken))
+    return Trial(batch, *memory, counter.get_total_flops(), statistics.median(taken))
 
 
 def next_size(tried: Sequence[Trial], recipe: int, *, weights: float, room: float, left: float) -> int:
@@ -148,7 +148,7 @@ def next_size(tried: Sequence[Trial], recipe: int, *, weights: float, room: floa
     last = tried[-1]
     grown = [min(GROWTH * last.batch, recipe)] if 4 * last.seconds * GROWTH < left else []
     for size in grown + [2 * last.batch] * (len(tried) == 1):
-        if size > last.batch and weights + max(last.memory - weights, 0) * size / last.batch < room:
+        if size > last.batch and weights + max(last.peak - weights, 0) * size / last.batch < room:
             return size
     return 0
 
@@ -166,38 +166,40 @@ def line(points: Sequence[tuple[int, float]], *, at_least: float) -> tuple[float
 
 
 @contextlib.contextmanager
-def peak_memory(device: torch.device) -> Iterator[list[float]]:
-    """Yields [passes, updates]: the most bytes that tensors made inside took at once, outside of optimizers' steps and in them.
+def count_memory(device: torch.device) -> Iterator[list[float]]:
+    """Yields [held, peak]: bytes of tensors made inside, at most while a forward pass kept something, and at any time.
 
-    The two are told apart because the first grows with the batch and the second does not.
+    The first grows with the batch from the start; of a few images the second is only gradients and optimizer.
     """
-    peaks = [0.0, 0.0]
-    with _cuda_peaks(device) if device.type == "cuda" else _Storages() as counted:
+    memory = [0.0, 0.0]
+    with _CudaMemory(device) if device.type == "cuda" else _Storages() as counted:
 
-        def note(which: int) -> None:
-            peaks[which] = max(peaks[which], counted.take())
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            memory[0] = max(memory[0], counted.now)
+            return tensor
 
-        before = register_optimizer_step_pre_hook(lambda *_: note(0))
-        after = register_optimizer_step_post_hook(lambda *_: note(1))
-        try:
-            yield peaks
-            note(0)
-        finally:
-            before.remove()
-            after.remove()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            yield memory
+        memory[1] = counted.peak
 
 
-@contextlib.contextmanager
-def _cuda_peaks(device: torch.device) -> Iterator[SimpleNamespace]:
-    held = torch.cuda.memory_allocated(device)
+class _CudaMemory(contextlib.AbstractContextManager):
+    """What torch holds on a GPU, beyond what it held before."""
 
-    def take() -> float:
-        peak = torch.cuda.max_memory_allocated(device) - held
+    def __init__(self, device: torch.device):
+        self.device, self._before = device, torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        return peak
 
-    torch.cuda.reset_peak_memory_stats(device)
-    yield SimpleNamespace(take=take)
+    def __exit__(self, *exception: object) -> None:
+        """Nothing is to be undone."""
+
+    @property
+    def now(self) -> int:
+        return torch.cuda.memory_allocated(self.device) - self._before
+
+    @property
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated(self.device) - self._before
 
 
 class _Storages(TorchDispatchMode):
@@ -207,11 +209,6 @@ class _Storages(TorchDispatchMode):
         super().__init__()
         self.now = self.peak = 0
         self._known: weakref.WeakSet = weakref.WeakSet()
-
-    def take(self) -> float:
-        """The peak since the last call."""
-        peak, self.peak = self.peak, self.now
-        return peak
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
