@@ -1,10 +1,12 @@
 """Atomic writes and content hashes: what every file of a run and of a cache goes through."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,25 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text())
     except json.JSONDecodeError as problem:
         raise ValueError(f"{path} is not valid JSON: {problem}") from None
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """One object a line; what follows a line cut off by a kill or a full disk is dropped with it."""
+    events = []
+    for line in path.read_text().splitlines():
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return events
+
+
+def not_written(what: str, folder: Path, size: int, problem: Exception, left: str) -> OSError:
+    """The error to raise when `size` bytes could not be written into `folder`; `left` says what is still good."""
+    free = shutil.disk_usage(folder).free
+    told = f"{what} was not written to {folder}: {problem}. It needs {size / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; "
+    told += f"{left}. Free some space (python -m maetok_lab prune) and run the same again"
+    return OSError(getattr(problem, "errno", None) or errno.ENOSPC, told)
 
 
 def finite(data: Any) -> Any:

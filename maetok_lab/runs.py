@@ -19,10 +19,11 @@ from typing import Any
 
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from maetok_lab.config import did_you_mean, differing_fields, fingerprint, from_json, to_json
-from maetok_lab.files import finite, read_json, sha256, write_json
+from maetok_lab.files import finite, not_written, read_json, read_json_lines, sha256, write_json
 from maetok_lab.locks import RunLock
 from maetok_lab.provenance import now, provenance
 
@@ -66,12 +67,16 @@ class Run:
         """Make run `name` with a config dataclass, or continue it when its fingerprint is the same.
 
         Raises ValueError for a name that is no plain folder name or a run made with another config (listing the fields that
-        differ), and RunLocked when another live process writes it.
+        differ), RunLocked when another live process writes it, and OSError for a folder that cannot be written.
         """
         folder = runs_root(root) / checked_name(name)
         record = {"class": type(config).__name__, "fingerprint": fingerprint(config), "config": to_json(config)}
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = RunLock(folder / "lock.json")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = RunLock(folder / "lock.json")
+        except OSError as problem:
+            reason = f"cannot write the run {folder} ({problem.strerror}); choose a runs folder that can be written: runs=FOLDER"
+            raise type(problem)(problem.errno, reason) from None
         try:
             if not (folder / "config.json").exists():
                 write_json(folder / "provenance.json", provenance() | {"parents": [_parent(run) for run in parents]})
@@ -137,14 +142,14 @@ class Run:
     def metrics(self, split: str | None = None) -> pd.DataFrame:
         """All logged events as a table, or those of one split ("train", "val")."""
         path = self.folder / "metrics.jsonl"
-        table = pd.DataFrame(_lines(path) if path.exists() else [])
+        table = pd.DataFrame(read_json_lines(path) if path.exists() else [])
         return table if split is None or table.empty else table[table["split"] == split].dropna(axis=1, how="all")
 
     def rewind_metrics(self, step: int) -> None:
         """Drop events after `step`: what a resumed run is about to log again."""
         path = self.folder / "metrics.jsonl"
         if path.exists():
-            kept = [json.dumps(line) for line in _lines(path) if line["step"] <= step]
+            kept = [json.dumps(line) for line in read_json_lines(path) if line["step"] <= step]
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(line + "\n" for line in kept))
             os.replace(temporary, path)
@@ -154,16 +159,26 @@ class Run:
     def save_checkpoint(
         self, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any], *, keep: int = 2
     ) -> Path:
-        """Write one checkpoint whole, then remove all but the newest `keep` and milestones. Each file's SHA-256 goes with it."""
+        """Write one checkpoint whole, then remove all but the newest `keep` and milestones. Each file's SHA-256 goes with it.
+
+        Raises OSError when it cannot be written (a full disk), which names the last good checkpoint: nothing else is touched.
+        """
         folder = self.folder / "checkpoints" / f"step-{step:07d}"
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for group, values in tensors.items():
-            plain = {key: value.detach().contiguous().cpu() for key, value in values.items()}
-            save_file(plain, temporary / f"{group}.safetensors")
-        hashes = {path.name: sha256(path) for path in sorted(temporary.glob("*.safetensors"))}
-        write_json(temporary / "state.json", {"step": step, "state": dict(state), "sha256": hashes})
+        try:
+            temporary.mkdir(parents=True)
+            for group, values in tensors.items():
+                plain = {key: value.detach().contiguous().cpu() for key, value in values.items()}
+                save_file(plain, temporary / f"{group}.safetensors")
+            hashes = {path.name: sha256(path) for path in sorted(temporary.glob("*.safetensors"))}
+            write_json(temporary / "state.json", {"step": step, "state": dict(state), "sha256": hashes})
+        except (OSError, SafetensorError) as problem:  # safetensors has an error of its own for a full disk
+            shutil.rmtree(temporary, ignore_errors=True)
+            steps = self.checkpoint_steps()
+            last = f"the last good one is that of step {steps[-1]}" if steps else "there is none before it"
+            size = sum(value.nbytes for group in tensors.values() for value in group.values())
+            raise not_written(f"the checkpoint of step {step}", self.folder, size, problem, last) from problem
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
         for old in self.superseded(keep) if keep else []:
@@ -283,14 +298,3 @@ def list_runs(root: str | Path | None = None) -> pd.DataFrame:
 
 def _parent(run: Run) -> dict[str, Any]:
     return {"run": run.name, "fingerprint": run.fingerprint, "checkpoint_sha256": run.weights_hash()}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The events of a metrics file; a last line cut off by a kill is dropped."""
-    events = []
-    for line in path.read_text().splitlines():
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return events

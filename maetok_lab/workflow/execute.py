@@ -3,6 +3,7 @@
 papermill, nbconvert and jupyter_client take seconds to import, so they are imported where they are used.
 """
 
+import html
 import logging
 import os
 import socket
@@ -133,7 +134,7 @@ def write_html(notebook: Any, path: Path, *, folder: Path) -> None:
     exporter = HTMLExporter(template_name="basic", embed_images=True, exclude_anchor_links=True)
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(folder)}})
     style = STYLE + HtmlFormatter().get_style_defs(".highlight")
-    head = f"<meta charset='utf-8'><title>{path.parent.name}</title><style>{style}</style>"
+    head = f"<meta charset='utf-8'><title>{html.escape(path.parent.name)}</title><style>{style}</style>"
     write_bytes(path, f"<!doctype html><html lang='en'><head>{head}</head><body>{body}</body></html>\n".encode())
 
 
