@@ -107,7 +107,7 @@ def test_a_read_only_runs_folder_is_one_clear_line(tmp_path):
 @pytest.mark.skipif(os.name == "posix" and os.geteuid() == 0, reason="modes do not bind root; the read-only disk above does")
 def test_a_folder_without_the_right_to_write_is_one_clear_line(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(PermissionError, match="cannot write the run .*Permission denied"):
+    with pytest.raises(PermissionError, match=r"cannot write the run .*Permission denied"):
         Run.open("a", TEST, root=tmp_path)
 
 
@@ -138,7 +138,7 @@ def test_a_data_set_that_vanishes_is_an_error_that_names_it(tmp_path, monkeypatc
     config = override(TEST, {"workers": 0, "images": images.fingerprint})
     with pytest.warns(UserWarning, match="broken"), pytest.raises(ValueError, match="more than max_broken=10 broken images"):
         train(tmp_path, images, config)
-    with pytest.raises(FileNotFoundError, match="no source .*pictures"):
+    with pytest.raises(FileNotFoundError, match=r"no source .*pictures"):
         open_images(folder, split="train", image_size=32)
 
 
