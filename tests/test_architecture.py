@@ -36,9 +36,9 @@ FILES = {  # inside a package a file imports files to its left only
     "training": ["common", "batches", "adversary", "objective", "step", "tokenizer", "early", "diffusion", "presets", "ready"],
     "analysis": [
         *("preprocess", "mixture", "fitting", "gmm", "projection", "probe", "geometry", "decoding", "card"),
-        *("tokenizers", "paper", "theory", "masks", "maps"),
+        *("tokenizers", "paper", "theory", "masks", "maps", "run_tables"),
     ],
-    "widgets": ["front", "latest", "uploads", "live", "ratio_chart", "mask_studio", "latent_map"],
+    "widgets": ["front", "latest", "uploads", "live", "ratio_chart", "mask_studio", "latent_map", "run_browser"],
     "workflow": [
         *("parameters", "summary", "execute", "run", "ladder", "spec", "pool", "worker", "board", "gallery", "cluster", "sweep"),
         *("prune", "collective", "doctor", "compare", "trial", "planner"),

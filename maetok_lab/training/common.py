@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import math
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -48,6 +49,18 @@ class StepRecord:
     images: int
     losses: dict[str, float] | None = None
     picture: str | None = None
+    stopping: threading.Event = dataclasses.field(default_factory=threading.Event, compare=False, repr=False)
+
+    def stop(self) -> None:
+        """Ask the training, from any thread, to end after this step with a checkpoint; called again, it goes on from there.
+
+        Of several processes none would know of the other's wish, so there it changes nothing.
+        """
+        self.stopping.set()
+
+    def stops(self, num_processes: int) -> bool:
+        """Whether the loop ends here, before its last step."""
+        return self.stopping.is_set() and num_processes == 1 and self.step < self.num_steps
 
 
 class NonFiniteTraining(RuntimeError):

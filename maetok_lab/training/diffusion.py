@@ -125,10 +125,18 @@ def train_diffusion(
         if writes and tokenizer is not None and (step % config.picture_every == 0 or last):
             picture = write_samples(config, state, tokenizer, latents.space, run)
         if writes and saves:
-            run.save_checkpoint(step, state.tensors(), {"skipped": state.guard.skipped, **describe_model(state.model)})
-        yield StepRecord(step, config.num_steps, step * size, record, picture)
+            save(state, run)
+        yield (told := StepRecord(step, config.num_steps, step * size, record, picture))
+        if told.stops(engine.num_processes):
+            state.guard.settle(step - 1, {"velocity": losses.mean()})
+            return save(state, run)
     if writes:
         finish(config, state, run, validation, latents.space)
+
+
+def save(state: State, run: Run) -> None:
+    """Write everything that continuing needs."""
+    run.save_checkpoint(state.step, state.tensors(), {"skipped": state.guard.skipped, **describe_model(state.model)})
 
 
 def finish(config: DiffusionTraining, state: State, run: Run, validation: LatentDataset | None, space: LatentSpace) -> None:

@@ -103,7 +103,9 @@ def _train(
             picture = write_preview(config, state, preview, run, engine.device)
         if writes and (step % config.save_every == 0 or last):
             save(state, run)
-        yield StepRecord(step, config.num_steps, step * size, losses, picture)
+        yield (record := StepRecord(step, config.num_steps, step * size, losses, picture))
+        if record.stops(engine.num_processes):
+            return save(state, run)
     if writes:
         run.finish({"steps": state.step, "images": state.step * size, "skipped": state.guard.skipped, **last_losses(run)})
 

@@ -13,7 +13,7 @@ from maetok_lab.data.latents import LatentCaching, LatentDataset, LatentSpace, w
 from maetok_lab.diffusion.model import DIFFUSION, DiffusionConfig
 from maetok_lab.diffusion.path import velocity_loss
 from maetok_lab.runs import Run
-from maetok_lab.training.common import Guard, NonFiniteTraining, OptimizerConfig, make_engine
+from maetok_lab.training.common import Guard, NonFiniteTraining, OptimizerConfig, StepRecord, make_engine
 from maetok_lab.training.diffusion import (
     DiffusionTraining,
     by_time,
@@ -90,6 +90,33 @@ def test_twenty_steps_equal_nine_a_stop_and_eleven_bit_for_bit(assert_same_end, 
     assert_same_end(whole, resumed)
     checkpoint = whole.load_checkpoint()
     assert set(checkpoint.tensors) == {"model", "optimizer", "ema-0.9", "ema-0.5"}
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+def test_a_stop_that_is_asked_for_ends_after_the_step_with_a_checkpoint_and_changes_nothing(assert_same_end, tmp_path, cache):
+    config = next(iter(CONFIGS.values()))
+    whole = Run.open("whole", config, root=tmp_path)
+    train(config, cache, whole, validation=cache)
+    run = Run.open("stopped", config, root=tmp_path)
+    for record in train_diffusion(config, cache, run, cpu=True):
+        if record.step == 5:
+            record.stop()
+    assert record.step == 5
+    assert run.checkpoint_steps() == [5]
+    assert not run.finished
+    resumed = Run.open("stopped", config, root=tmp_path)
+    assert [r.step for r in train(config, cache, resumed, validation=cache)] == list(range(6, 21))
+    assert_same_end(whole, resumed)
+
+
+def test_a_step_among_several_processes_does_not_stop_alone():
+    record = StepRecord(5, 20, 100)
+    record.stop()
+    assert record.stops(1)
+    assert not record.stops(2)
+    last = StepRecord(20, 20, 100)
+    last.stop()
+    assert not last.stops(1)
     assert checkpoint.state == {"skipped": 0, "num_tokens": 4, "latent_dim": 3, "num_classes": 3}
 
 

@@ -70,6 +70,25 @@ def test_twenty_steps_equal_nine_a_stop_and_eleven_bit_for_bit(assert_same_end, 
     assert set(whole.load_checkpoint().tensors) == groups
 
 
+def test_a_stop_that_is_asked_for_ends_after_the_step_with_a_checkpoint_and_changes_nothing(assert_same_end, tmp_path, pictures):
+    whole = Run.open("whole", AE, root=tmp_path)
+    train(AE, pictures, whole)
+    run, steps = Run.open("stopped", AE, root=tmp_path), []
+    for record in train_tokenizer(AE, pictures, run, cpu=True):
+        steps.append(record.step)
+        if record.step == 5:
+            record.stop()
+    assert steps == [1, 2, 3, 4, 5]
+    assert run.checkpoint_steps() == [5]
+    assert not run.finished
+    for record in train_tokenizer(AE, pictures, Run.open("stopped", AE, root=tmp_path), cpu=True):
+        steps.append(record.step)
+        record.stop() if record.step == 20 else None  # too late: the last step finishes the run
+    assert steps == list(range(1, 21))
+    assert run.finished
+    assert_same_end(whole, run)
+
+
 def test_a_stop_between_checkpoints_does_the_lost_steps_again_and_logs_them_once(assert_same_end, tmp_path, pictures):
     config = override(AE, {"num_steps": 8, "save_every": 3})
     whole, cut = (Run.open(name, config, root=tmp_path) for name in ("whole", "cut"))

@@ -1,0 +1,69 @@
+"""Runs side by side: only what differs, only what was logged."""
+
+import dataclasses
+import json
+
+import pytest
+
+from maetok_lab.analysis.run_tables import config_differences, logged_columns, loss_lines, notebooks_of, sample_pictures
+from maetok_lab.runs import Run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inner:
+    width: int = 8
+    targets: tuple[str, ...] = ("hog",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outer:
+    seed: int = 0
+    inner: Inner = Inner()
+
+
+@pytest.fixture
+def runs(tmp_path):
+    configs = {"a": Outer(), "b": Outer(seed=1, inner=Inner(targets=("hog", "semantic")))}
+    runs = [Run.open(name, config, root=tmp_path) for name, config in configs.items()]
+    for step in (1, 2):
+        runs[0].log({"step": step, "images": 4 * step, "split": "train", "pixel": 1 / step, "skipped": 0})
+        runs[1].log({"step": step, "split": "train", "pixel": 2 / step, "auxiliary/hog": 3.0})
+    runs[1].log({"step": 2, "split": "val", "psnr": 20.0})
+    return runs
+
+
+def test_only_fields_that_differ_are_in_the_table(runs):
+    table = config_differences(runs)
+    assert table.to_dict("index") == {"seed": {"a": "0", "b": "1"}, "inner.targets.1": {"a": "", "b": "semantic"}}
+    assert config_differences(runs[:1]).empty
+
+
+def test_columns_that_most_runs_have_come_first(runs):
+    assert logged_columns(runs) == ["pixel", "auxiliary/hog"]
+    assert logged_columns(runs, split="val") == ["psnr"]
+
+
+def test_lines_are_of_the_runs_that_have_the_column(runs):
+    lines = loss_lines(runs, "pixel")
+    assert lines["a"].to_dict("list") == {"step": [1, 2], "images": [4, 8], "pixel": [1.0, 0.5]}
+    assert lines["b"].columns.tolist() == ["step", "pixel"]
+    assert list(loss_lines(runs, "auxiliary/hog")) == ["b"]
+
+
+def test_pictures_come_by_step(runs):
+    assert sample_pictures(runs[0]) == {}
+    paths = {step: runs[0].sample_path(step) for step in (200, 10)}
+    for path in paths.values():
+        path.write_bytes(b"")
+    assert list(sample_pictures(runs[0]).items()) == [(10, paths[10]), (200, paths[200])]
+
+
+def test_a_notebook_belongs_to_the_runs_it_reported(runs, tmp_path):
+    folder = tmp_path / "notebooks" / "demo"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps({"runs": ["../../a"]}))
+    (folder / "notebook.ipynb").write_text("{}")
+    assert notebooks_of(runs[0], tmp_path) == [folder / "notebook.ipynb"]
+    (folder / "notebook.html").write_text("")
+    assert notebooks_of(runs[0], tmp_path) == [folder / "notebook.html"]
+    assert notebooks_of(runs[1], tmp_path) == []

@@ -1,0 +1,93 @@
+"""The run browser shows what the chosen runs hold."""
+
+import pytest
+
+pytest.importorskip("ipywidgets")
+pytest.importorskip("anywidget")
+
+from maetok_lab.runs import Run
+from maetok_lab.tokenizer.masking import MaskingConfig
+from maetok_lab.widgets.run_browser import RunBrowser
+
+
+@pytest.fixture
+def root(tmp_path):
+    root = tmp_path / "runs"
+    for number, name in enumerate(("one", "two", "empty")):
+        run = Run.open(name, MaskingConfig(high=0.6 + number / 10), root=root)
+        if name == "empty":
+            continue
+        for step in (1, 2):
+            run.log({"step": step, "split": "train", "pixel": number + 1 / step} | ({"kl": 1.0} if number else {}))
+        for step in (10, 20):
+            run.sample_path(step).write_bytes(f"{name} {step}".encode())
+    return root
+
+
+@pytest.fixture
+def browser(root):
+    browser = RunBrowser(root)
+    assert browser.view
+    return browser
+
+
+def drawn(browser):
+    return {line.name: list(line.y) for line in browser.chart.data}
+
+
+def test_losses_of_the_chosen_runs_are_overlaid(browser):
+    assert browser.controls.runs.options == ("empty", "one", "two")
+    assert browser.controls.column.options == ("pixel", "kl")
+    assert drawn(browser) == {"one": [1.0, 0.5], "two": [2.0, 1.5]}
+    browser.controls.column.value = "kl"
+    assert drawn(browser) == {"two": [1.0, 1.0]}
+    browser.controls.log.value = True
+    assert browser.chart.layout.yaxis.type == "log"
+
+
+def test_only_what_differs_between_configs_is_shown(browser):
+    assert "high" in browser.differences.value
+    assert "low" not in browser.differences.value
+    browser.controls.runs.value = ["two"]
+    assert browser.differences.value == ""
+    assert drawn(browser) == {"two": [2.0, 1.5]}
+
+
+def test_the_slider_walks_through_the_pictures(browser):
+    see = browser.controls
+    assert see.picture.max == 3
+    see.picture.value = 2
+    assert browser.image.value == b"two 10"
+    assert browser.shown.value == "two, step 10"
+    see.runs.value = ["empty"]
+    assert (browser.image.value, browser.shown.value) == (b"", "no pictures")
+    assert see.picture.disabled
+    assert see.column.value is None
+    assert drawn(browser) == {}
+    see.runs.value = ["one"]
+    assert browser.image.value == b"one 10"
+
+
+def test_notebooks_that_reported_a_run_are_linked(root):
+    folder = root / "notebooks" / "demo"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text('{"runs": ["../../one"]}')
+    (folder / "notebook.html").write_text("")
+    browser = RunBrowser(root, chosen=["one"])
+    assert browser.view
+    assert "href='/files/runs/notebooks/demo/notebook.html'" in browser.links.value
+
+
+def test_the_twin_has_the_same_lines(browser):
+    figure = browser.twin()
+    assert {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines} == drawn(browser)
+    assert RunBrowser(browser.root, chosen=["empty"]).twin() is None
+
+
+def test_what_is_not_there_is_said(root, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there are no runs in"):
+        RunBrowser(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="no run 'three'"):
+        RunBrowser(root, chosen=["three"])
+    with pytest.raises(ValueError, match="no column 'x' was logged; choose one of"):
+        RunBrowser(root, column="x")
