@@ -46,8 +46,8 @@ def test_losses_of_the_chosen_runs_are_overlaid(browser):
 
 
 def test_only_what_differs_between_configs_is_shown(browser):
-    assert "high" in browser.differences.value
-    assert "low" not in browser.differences.value
+    assert "<th>high</th>" in browser.differences.value
+    assert "<th>low</th>" not in browser.differences.value
     browser.controls.runs.value = ["two"]
     assert browser.differences.value == ""
     assert drawn(browser) == {"two": [2.0, 1.5]}
