@@ -33,7 +33,10 @@ FILES = {  # inside a package a file imports files to its left only
         *("pixels", "metrics", "processes", "features", "protocol", "npz", "scaling", "inception", "reconstruction"),
         *("generation", "classes", "samples", "sample_sets", "settings"),
     ],
-    "training": ["common", "batches", "adversary", "objective", "step", "tokenizer", "early", "diffusion", "presets", "ready"],
+    "training": [
+        *("records", "common", "batches", "adversary", "objective", "step", "tokenizer", "early", "diffusion", "presets"),
+        "ready",
+    ],
     "analysis": [
         *("preprocess", "mixture", "fitting", "gmm", "projection", "probe", "geometry", "decoding", "card"),
         *("tokenizers", "paper", "theory", "masks", "maps", "run_tables"),

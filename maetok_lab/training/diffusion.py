@@ -21,7 +21,8 @@ from maetok_lab.pictures import image_grid, save_png
 from maetok_lab.rng import generator, seed_step
 from maetok_lab.runs import Run
 from maetok_lab.training import common
-from maetok_lab.training.common import OptimizerConfig, StepRecord
+from maetok_lab.training.common import OptimizerConfig
+from maetok_lab.training.records import StepRecord
 
 TIME_BINS = 4  # the loss is logged over all times and over quarters of [0, 1]
 

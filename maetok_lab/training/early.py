@@ -9,8 +9,8 @@ from maetok_lab.evaluation.pixels import psnr
 from maetok_lab.evaluation.samples import reconstruct
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_tokenizer
-from maetok_lab.training.common import StepRecord
 from maetok_lab.training.objective import TokenizerTraining
+from maetok_lab.training.records import StepRecord
 from maetok_lab.training.tokenizer import train_tokenizer
 
 

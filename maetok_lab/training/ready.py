@@ -9,8 +9,8 @@ from maetok_lab.config import choose, override
 from maetok_lab.data.images import open_images
 from maetok_lab.device import pick_precision
 from maetok_lab.runs import Run, run_suffix, runs_root
-from maetok_lab.training.common import StepRecord
 from maetok_lab.training.presets import DECODER_TUNING, TOKENIZER_TRAINING
+from maetok_lab.training.records import StepRecord
 from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
 from maetok_lab.weights import SHIPPED
 

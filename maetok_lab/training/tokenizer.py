@@ -19,8 +19,9 @@ from maetok_lab.tokenizer.masking import MaskingConfig
 from maetok_lab.training import common
 from maetok_lab.training.adversary import Adversary
 from maetok_lab.training.batches import training_batches
-from maetok_lab.training.common import Share, StepRecord
+from maetok_lab.training.common import Share
 from maetok_lab.training.objective import Objective, TokenizerTraining
+from maetok_lab.training.records import StepRecord
 from maetok_lab.training.step import State, caption_batch, training_step
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from maetok_lab.plots.curves import colours_for
-from maetok_lab.training.common import StepRecord
+from maetok_lab.training.records import StepRecord
 from maetok_lab.widgets.front import escaped, figure_widget, ipywidgets, is_live
 
 SECONDS_BETWEEN_VIEWS = 0.5

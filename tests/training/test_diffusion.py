@@ -13,7 +13,7 @@ from maetok_lab.data.latents import LatentCaching, LatentDataset, LatentSpace, w
 from maetok_lab.diffusion.model import DIFFUSION, DiffusionConfig
 from maetok_lab.diffusion.path import velocity_loss
 from maetok_lab.runs import Run
-from maetok_lab.training.common import Guard, NonFiniteTraining, OptimizerConfig, StepRecord, make_engine
+from maetok_lab.training.common import Guard, NonFiniteTraining, OptimizerConfig, make_engine
 from maetok_lab.training.diffusion import (
     DiffusionTraining,
     by_time,
@@ -24,6 +24,7 @@ from maetok_lab.training.diffusion import (
     validation_loss,
 )
 from maetok_lab.training.presets import DIFFUSION_TRAINING, diffusion_training
+from maetok_lab.training.records import StepRecord
 
 SIT = DiffusionTraining(
     model=DiffusionConfig(width=16, depth=1, num_heads=2), num_classes=3, num_steps=20, batch_size=8,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from maetok_lab.training.common import StepRecord
+from maetok_lab.training.records import StepRecord
 from maetok_lab.widgets import live as live_module
 from maetok_lab.widgets.live import LiveTraining
 
