@@ -133,7 +133,7 @@ def card_correlation(
     `runs` hold a card each, or are cards by name; `metric` goes by the run's name -> index `entry`, columns `rho, low,
     high, runs`, strongest first. Resampling runs says how much a correlation hangs on single runs. Under five runs the
     intervals are NaN and a warning says that the numbers mean nothing. Raises ValueError for a run without metric, fewer
-    than three runs, and cards made with different settings.
+    than three runs, and cards made with different settings (other seeds are no other settings).
     """
     cards = runs if isinstance(runs, Mapping) else cards_of(runs)
     missing = sorted(set(cards) - set(metric))
@@ -141,7 +141,7 @@ def card_correlation(
         raise ValueError(
             f"need at least three runs with a card and a metric, not {len(cards)}; no metric for {missing}"
         )
-    settings = {name: card.attrs.get("settings") for name, card in cards.items()}
+    settings = {name: card.attrs.get("settings", {}) | {"seed": None} for name, card in cards.items()}
     if any(mine != next(iter(settings.values())) for mine in settings.values()):
         raise ValueError(f"cards made with different settings cannot be compared: {settings}")
     if len(cards) < FEWEST_RUNS:

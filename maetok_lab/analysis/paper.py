@@ -49,6 +49,48 @@ def claims_checked(table: pd.DataFrame, better: str, worse: str) -> pd.DataFrame
     return pd.DataFrame(lines).set_index("claim")
 
 
+def control_verdict(table: pd.DataFrame, better: str, control: str, *, plain: str = "ae") -> list[str]:
+    """What an equal-PSNR control does to the claim that `better` beats `plain`, in sentences that follow from the table.
+
+    `table` as for `claims_checked`, with val_psnr. First, seed by seed, whether the control has the PSNR of `better` on val:
+    one whose training ended below it is blurrier, so its seed is not counted. Then a sentence a claim over the seeds that
+    are left. Without rows of `plain` only the control is spoken of.
+    """
+    psnr = table.pivot(index="seed", columns="row", values="val_psnr")[[better, control]].dropna()
+    matched = psnr.index[psnr[control] >= psnr[better]].tolist()
+    lines = [
+        f"seed {seed}: {control} has {reached:.2f} dB on val, {better} {target:.2f} dB"
+        + ("" if seed in matched else f"; {control} never reached it, so this seed has no control and is not counted")
+        for seed, target, reached in psnr.itertuples()
+    ]
+    if not matched:
+        return [*lines, f"No seed has a control: nothing here tells what {better} gains from what blur gains."]
+    left = table[table["seed"].isin(matched)]
+    if plain not in set(left["row"]):
+        against = claims_checked(left, better, control)
+        return lines + [f"{CLAIMS[claim][0]}: {_wins(line)} against {control}" for claim, line in against.iterrows()]
+    pairs = zip(claims_checked(left, better, plain).iterrows(), claims_checked(left, better, control).iterrows())
+    return lines + [_verdict(better, plain, control, *pair) for pair in pairs]
+
+
+def _verdict(better: str, plain: str, control: str, first: tuple[str, pd.Series], second: tuple[str, pd.Series]) -> str:
+    """One claim against the plain row and against the control, and what follows."""
+    (claim, on_plain), (_, on_control) = first, second
+    if on_plain["agree"] < on_plain["seeds"]:
+        follows = f"{better} does not beat {plain} in every seed, so there is no gain to explain"
+    elif on_control["agree"] == on_control["seeds"]:
+        follows = "equal blur does not explain it"
+    elif on_control["agree"] == 0:
+        follows = f"stopping {plain} early gains as much or more: the claim does not survive the control"
+    else:
+        follows = "seeds disagree about the control: undecided"
+    return f"{CLAIMS[claim][0]}: {_wins(on_plain)} against {plain}, {_wins(on_control)} against {control}; {follows}"
+
+
+def _wins(line: pd.Series) -> str:
+    return f"better in {line['agree']} of {line['seeds']} seeds"
+
+
 def order_by(table: pd.DataFrame, column: str) -> list[str]:
     """The rows of a table, best mean over seeds first, by a column of `CLAIMS`."""
     means = table.groupby("row")[column].mean()

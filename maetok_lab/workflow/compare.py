@@ -21,7 +21,7 @@ from maetok_lab.data.latents import LatentDataset
 from maetok_lab.diffusion.loading import load_diffusion
 from maetok_lab.diffusion.sampling import Guidance
 from maetok_lab.evaluation.generation import evaluate_generation
-from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
+from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult, compare
 from maetok_lab.evaluation.samples import generate
 from maetok_lab.nets import load_net
 from maetok_lab.runs import Run
@@ -103,13 +103,18 @@ def compare_rows(rows: Sequence[Row], comparison: Comparison) -> pd.DataFrame:
         components=comparison.components, restarts=comparison.restarts, dimensions=dimensions, decoded=64, pairs=16,
         variance=comparison.variance, diffusion_steps=comparison.diffusion_steps,
     )  # fmt: skip
-    return pd.DataFrame([_line(row, comparison, settings) for row in rows])
+    scores = {row.run.name: row.ladder.score(row.run) for row in rows}
+    made = {row.run.name: generation_of(row, flow_of(row, comparison), comparison) for row in rows}
+    for results in (scores, made):
+        compare(results, allow="seed")  # else they share no table
+    return pd.DataFrame([_line(row, comparison, settings, scores[row.run.name], made[row.run.name]) for row in rows])
 
 
-def _line(row: Row, comparison: Comparison, settings: CardSettings) -> dict[str, object]:
-    flow, score = flow_of(row, comparison), row.ladder.score(row.run).metrics
-    known = {"psnr": score["psnr"], "val_psnr": validation_psnr(row.run, row.ladder.images["val"])}
-    made = generation_of(row, flow, comparison)
+def _line(
+    row: Row, comparison: Comparison, settings: CardSettings, score: EvalResult, made: EvalResult
+) -> dict[str, object]:
+    flow, settings = flow_of(row, comparison), dataclasses.replace(settings, seed=row.ladder.seed)
+    known = {"psnr": score.metrics["psnr"], "val_psnr": validation_psnr(row.run, row.ladder.images["val"])}
     train, test = row.latents("train"), row.latents("test")
     card = card_run(
         f"{row.run.name}-card-{settings.dimensions}d", train, train.labels, test, test.labels, diffusion=flow, known=known,

@@ -117,6 +117,9 @@ def test_few_runs_are_said_to_mean_nothing():
         card_correlation(made, {"run-0": 1.0, "run-2": 2.0, "run-3": 3.0})
     with pytest.raises(ValueError, match="at least three runs"):
         card_correlation({name: made[name] for name in ("run-0", "run-1")}, metric)
+    made["run-1"].attrs["settings"] = {"seed": 1}
+    with pytest.warns(UserWarning, match="over 4 runs"):
+        pd.testing.assert_frame_equal(card_correlation(made, metric), table)
     made["run-1"].attrs["settings"] = {"dimensions": 7}
     with pytest.raises(ValueError, match="different settings"):
         card_correlation(made, metric)
