@@ -181,7 +181,8 @@ def needed_dimensions(spectrum: Tensor, variance: float) -> int:
 def spectrum_of(latents: Any, *, device: torch.device | str | None = None) -> Tensor:
     """PCA variances of flattened latents, largest first, without those that are zero: (n, ...) -> (r,) float64."""
     latents = as_rows(latents)
-    return _principal_axes(latents, None, None, device_of(latents, device))[1]
+    mean, _, product, _ = _second_moments(latents, None, None, device_of(latents, device))
+    return _nonzero(torch.linalg.eigvalsh(product).flip(0), mean, width_of(latents))
 
 
 def common_dimensions(list_of_latents: Sequence[Any], variance: float = 0.9) -> int:
@@ -189,9 +190,13 @@ def common_dimensions(list_of_latents: Sequence[Any], variance: float = 0.9) -> 
 
     Raises ValueError if some latents have fewer dimensions than others need.
     """
-    if not list_of_latents:
-        raise ValueError("common_dimensions needs at least one set of latents")
-    spectra = [spectrum_of(latents) for latents in list_of_latents]
+    return shared_dimensions([spectrum_of(latents) for latents in list_of_latents], variance)
+
+
+def shared_dimensions(spectra: Sequence[Tensor], variance: float = 0.9) -> int:
+    """`common_dimensions` of latents whose spectra (r,) are known; the same errors."""
+    if not spectra:
+        raise ValueError("a common number of dimensions needs at least one set of latents")
     needed = [needed_dimensions(spectrum, variance) for spectrum in spectra]
     ranks = [len(spectrum) for spectrum in spectra]
     if max(needed) > min(ranks):
@@ -206,6 +211,22 @@ def _principal_axes(
     latents: Any, train: Tensor | None, chunk_rows: int | None, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (D,), variances (r,) and axes (D, r) of the chosen rows, the r with a variance above rounding."""
+    mean, centred, product, count = _second_moments(latents, train, chunk_rows, device)
+    values, vectors = torch.linalg.eigh(product)
+    if centred is not None:
+        vectors = centred.T @ vectors / (count * values.clamp(min=1e-300)).sqrt()
+    values = _nonzero(values.flip(0), mean, width_of(latents))
+    return mean, values, vectors.flip(1)[:, : len(values)]
+
+
+def _second_moments(
+    latents: Any, train: Tensor | None, chunk_rows: int | None, device: torch.device
+) -> tuple[Tensor, Tensor | None, Tensor, int]:
+    """Mean (D,) and covariance (D, D) of the chosen rows, and their number n.
+
+    With fewer rows than numbers a row the centred rows (n, D) and their Gram matrix over n instead, which is smaller and
+    has the same eigenvalues.
+    """
     width = width_of(latents)
     train = torch.ones(latents.shape[0], dtype=torch.bool) if train is None else train
     count = int(train.sum())
@@ -217,17 +238,19 @@ def _principal_axes(
     mean = sum(rows.sum(dim=0) for rows in chunks()) / count
     if not mean.isfinite().all():
         raise ValueError("latents hold NaN or infinite values")
-    if count < width:  # fewer rows than numbers a row: the eigenvalues of the smaller Gram matrix are the same
+    if count < width:
         centred = torch.cat(list(chunks())) - mean
-        values, vectors = torch.linalg.eigh(centred @ centred.T / count)
-        vectors = centred.T @ vectors / (count * values.clamp(min=1e-300)).sqrt()
-    else:
-        covariance = torch.zeros(width, width, dtype=torch.float64, device=device)
-        for rows in chunks():
-            covariance.addmm_((rows - mean).T, rows - mean)
-        values, vectors = torch.linalg.eigh(covariance / count)
-    values, vectors = values.flip(0), vectors.flip(1)
+        return mean, centred, centred @ centred.T / count, count
+    covariance = torch.zeros(width, width, dtype=torch.float64, device=device)
+    for rows in chunks():
+        rows = rows - mean
+        covariance.addmm_(rows.T, rows)
+    return mean, None, covariance / count, count
+
+
+def _nonzero(values: Tensor, mean: Tensor, width: int) -> Tensor:
+    """The variances, largest first, that are above rounding. Raises ValueError where there are none."""
     rank = int((values > 1e-12 * width * values[0].clamp(min=0)).sum())
     if rank == 0 or values[0] <= 1e-24 * (1 + mean.square().sum()):
         raise ValueError("latents are constant: they have no variance")
-    return mean, values[:rank], vectors[:, :rank]
+    return values[:rank]

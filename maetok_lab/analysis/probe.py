@@ -57,7 +57,7 @@ def linear_probe(
     latents (n, N, C), labels (n,), and the same for test images -> ProbeResult. Minimises mean cross-entropy in nats
     plus strength / 2 |W|^2; the strength with the best top-1 on `validation` latents and labels, or on a share
     `heldout` of the training rows, is then fitted to all training rows. Holds all rows at once, on `device`. Raises
-    ValueError for NaN, one class only, or lengths that do not match.
+    ValueError for NaN or constant latents, one class only, or lengths that do not match.
     """
     device, dtype = device_of(as_rows(latents), device), getattr(torch, precision)
     x, y = _checked(latents, labels, pool, device, dtype)
@@ -212,6 +212,8 @@ def _logits(x: Tensor, weight: Tensor) -> Tensor:
 
 def _scale(x: Tensor) -> tuple[Tensor, Tensor]:
     std = x.std(dim=0, correction=0)
+    if not std.max() > 0:
+        raise ValueError(f"latents are constant: all {len(x)} training rows are the same")
     return x.mean(dim=0), torch.where(std > 1e-12 * std.max(), std, 1.0)  # a constant column stays at zero
 
 

@@ -113,8 +113,9 @@ def test_bad_input_is_refused_with_a_reason():
             gmm_curve(bad, [2])
     with pytest.raises(ValueError, match="81 components for 80 training rows"):
         gmm_curve(x, [1, 81])
-    with pytest.raises(ValueError, match=r"variance must be in \(0, 1\]"):
-        gmm_curve(x, [2], variance=1.5)
+    for variance in (0.0, -0.1, 1.5, math.nan):
+        with pytest.raises(ValueError, match=r"variance must be in \(0, 1\]"):
+            gmm_curve(x, [2], variance=variance)
     with pytest.raises(ValueError, match="numbers >= 1"):
         gmm_curve(x, [0, 2])
     with pytest.raises(ValueError, match="dimensions must be between 1 and 6, the rank"):

@@ -13,6 +13,7 @@ from maetok_lab.analysis.preprocess import (
     fit_reducer,
     needed_dimensions,
     row_hashes,
+    shared_dimensions,
     spectrum_of,
 )
 from maetok_lab.rng import generator
@@ -62,6 +63,8 @@ def test_fewer_rows_than_numbers_a_row_give_the_same_scores():
     mean = x.flatten(1).double().mean(0)
     _, values, axes = torch.linalg.svd(x.flatten(1).double() - mean, full_matrices=False)
     torch.testing.assert_close(narrow.spectrum, values[:19] ** 2 / 20)
+    torch.testing.assert_close(spectrum_of(x), narrow.spectrum)
+    torch.testing.assert_close(spectrum_of(latents()), fit_reducer(latents(), dimensions=1).spectrum)
     torch.testing.assert_close(narrow.components.abs(), axes[:5].abs())
     torch.testing.assert_close(narrow.transform(x).std(0, correction=0), torch.ones(5).double())
 
@@ -103,6 +106,12 @@ def test_common_dimensions_satisfy_every_set_of_latents():
     few, many = latents(), torch.randn(300, 30, generator=generator(0, "white"))
     shared = common_dimensions([few, many], 0.8)
     assert shared == max(needed_dimensions(spectrum_of(x), 0.8) for x in (few, many))
+    assert shared_dimensions([spectrum_of(x) for x in (few, many)], 0.8) == shared
+    for variance in (0.0, -0.5, 1.01, math.nan):
+        with pytest.raises(ValueError, match=r"variance must be in \(0, 1\]"):
+            common_dimensions([few, many], variance)
+    with pytest.raises(ValueError, match="at least one set of latents"):
+        common_dimensions([], 0.9)
     with pytest.raises(ValueError, match="ask for less variance"):
         common_dimensions([latents(tokens=1, channels=2), many], 0.9)
 

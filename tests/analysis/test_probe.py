@@ -88,6 +88,9 @@ def test_errors_say_what_came():
     bad[3, 1, 1] = math.nan
     with pytest.raises(ValueError, match="NaN"):
         linear_probe(bad, y, x, y)
+    for probe in (linear_probe, knn_probe):
+        with pytest.raises(ValueError, match="latents are constant: all 50 training rows"):
+            probe(torch.ones_like(x), y, x, y)
     with pytest.raises(ValueError, match=r"labels must be \(50,\)"):
         linear_probe(x, y[:40], x, y)
     with pytest.raises(ValueError, match="whole numbers"):

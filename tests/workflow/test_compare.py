@@ -2,11 +2,12 @@
 
 import pytest
 
-from maetok_lab.analysis.paper import CLAIMS, claims_checked
+from maetok_lab.analysis.card import cards_of
+from maetok_lab.analysis.paper import CLAIMS, claims_checked, control_verdict
 from maetok_lab.runs import Run
 from maetok_lab.training.early import validation_psnr
 from maetok_lab.training.objective import Objective
-from maetok_lab.workflow.compare import CONTROL, compare_rows, comparison_of, gather
+from maetok_lab.workflow.compare import CONTROL, compare_rows, comparison_of, equal_psnr_control, gather
 from maetok_lab.workflow.ladder import Ladder
 
 pytestmark = pytest.mark.slow
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     """Two rungs of the ladder at preset test, compared."""
-    ladder, comparison = Ladder("test", runs=tmp_path_factory.mktemp("runs"), device="cpu"), comparison_of("test")
+    ladder, comparison = Ladder("test", seed=3, runs=tmp_path_factory.mktemp("runs"), device="cpu"), comparison_of("test")
     rows = gather([ladder], ["ae"], comparison)
     return ladder, comparison, rows, compare_rows(rows, comparison)
 
@@ -32,17 +33,37 @@ def test_every_row_has_every_number_at_one_number_of_dimensions(compared):
     assert len(claims_checked(table, "all", CONTROL)) == len(CLAIMS)
 
 
-def test_the_control_is_an_autoencoder_stopped_at_the_masked_models_psnr(compared):
-    ladder, comparison, rows, _ = compared
-    masked, control = rows[1].run, rows[3].run
+@pytest.mark.parametrize(("target", "met"), [(0.0, True), (99.0, False)])
+def test_the_control_is_an_autoencoder_stopped_at_the_masked_models_psnr(compared, tmp_path, monkeypatch, target, met):
+    _, comparison, rows, _ = compared
+    ladder = Ladder("test", seed=3, runs=tmp_path, device="cpu")
+    monkeypatch.setattr("maetok_lab.workflow.compare.validation_psnr", lambda run, images: target)
+    masked, control = rows[1].run, equal_psnr_control(ladder, rows[1].run, comparison)
     assert control.config["targets"] == []
-    target = validation_psnr(masked, ladder.images["val"])
-    if "target_psnr" in control.summary:
+    assert control.name == masked.name.replace("ladder-", "ladder-control-")
+    if met:  # at the first look
         assert control.summary["target_psnr"] == target
         assert control.summary["val_psnr"] >= target
-        assert control.summary["steps"] % comparison.check_every == 0
-    else:
+        assert control.summary["steps"] == comparison.check_every
+    else:  # the whole training, and no claim to have met anything
+        assert "target_psnr" not in control.summary
         assert control.summary["steps"] == masked.summary["steps"]
+
+
+def test_the_table_tells_whether_the_control_met_its_target(compared):
+    ladder, _, rows, table = compared
+    psnr = table.set_index("row")["val_psnr"]
+    assert psnr["all"] == validation_psnr(rows[1].run, ladder.images["val"])
+    assert ("target_psnr" in rows[3].run.summary) == (psnr[CONTROL] >= psnr["all"])
+    said = control_verdict(table, "all", CONTROL)
+    assert ("never reached it" in said[0]) == (psnr[CONTROL] < psnr["all"])
+
+
+def test_cards_and_flows_have_the_seed_of_their_ladder(compared):
+    ladder, _, _, table = compared
+    cards = cards_of(ladder.root / name for name in table["card"])
+    assert {card.attrs["settings"]["seed"] for card in cards.values()} == {ladder.seed}
+    assert {Run(ladder.root / name).config["seed"] for name in table["flow"]} == {ladder.seed}
 
 
 def test_a_second_comparison_computes_nothing(compared, monkeypatch):
