@@ -22,8 +22,10 @@ def compared(tmp_path_factory):
 
 
 def test_every_row_has_every_number_at_one_number_of_dimensions(compared):
-    _, comparison, rows, table = compared
+    ladder, comparison, rows, table = compared
     assert table["row"].tolist() == ["ae", "all", "all, tuned", CONTROL]
+    known = [ladder.name("ae"), ladder.name("all"), ladder.name("all", tuned=True)]  # what `climb` trains, if it was there
+    assert table["run"].tolist()[:3] == known
     assert table.notna().all().all()
     assert table["dimensions"].nunique() == 1
     assert (table["nll_per_dim"] * table["dimensions"] - table["nll"]).abs().max() < 1e-9
