@@ -1,8 +1,9 @@
-# Each target makes .venv first if it is missing. Options: PYTHON=python3.12, PIP_ARGS="--index-url ...", JOBS=4.
+# Each target makes .venv first if it is missing. Options: PYTHON=python3.12, PIP_ARGS="--index-url ...", JOBS=4, PORT=8866.
 PYTHON ?= python3
 PIP_ARGS ?=
 JOBS ?= logical
 NOTEBOOK ?= notebooks/00_start_here.ipynb
+PORT ?= 8866
 STAMP := .venv/.stamp
 BIN := .venv/bin
 # Waiting threads spin shortly, then give their core away. Endless spinning (the default) makes training ten times slower beside
@@ -38,3 +39,7 @@ lint: $(STAMP)  ## style of the library, the tests and the notebooks
 lab: $(STAMP)  ## JupyterLab on this machine only, behind a token
 	$(BIN)/python -m jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. \
 	--LabApp.default_url=/lab/tree/$(NOTEBOOK) $(if $(filter 0,$(shell id -u)),--allow-root)
+
+studio: $(STAMP)  ## the mask studio as a web page, on this machine only
+	$(BIN)/python -m voila notebooks/04_mask_studio.ipynb --no-browser --Voila.ip=127.0.0.1 --Voila.port=$(PORT) \
+	--Voila.root_dir=. --VoilaConfiguration.show_tracebacks=True

@@ -39,9 +39,11 @@ FILES = {  # inside a package a file imports files to its left only
     ],
     "analysis": [
         *("preprocess", "mixture", "fitting", "gmm", "projection", "probe", "geometry", "decoding", "card"),
-        *("tokenizers", "paper", "theory", "masks", "maps", "run_tables"),
+        *("tokenizers", "paper", "theory", "masks", "maps", "run_tables", "trajectories"),
     ],
-    "widgets": ["front", "latest", "uploads", "live", "ratio_chart", "mask_studio", "latent_map", "run_browser"],
+    "widgets": [
+        *("front", "latest", "uploads", "live", "ratio_chart", "mask_studio", "latent_map", "run_browser", "sampler_studio"),
+    ],
     "workflow": [
         *("parameters", "summary", "execute", "run", "ladder", "spec", "pool", "worker", "board", "gallery", "cluster", "sweep"),
         *("prune", "collective", "doctor", "compare", "trial", "planner"),

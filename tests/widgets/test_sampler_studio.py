@@ -1,0 +1,126 @@
+"""Every control of the sampler studio samples what the plain functions sample, and a new wish ends the old one."""
+
+import asyncio
+
+import pytest
+import torch
+
+pytest.importorskip("ipywidgets")
+
+from maetok_lab.data.latents import LatentSpace
+from maetok_lab.diffusion.model import DIFFUSION, DiffusionTransformer
+from maetok_lab.diffusion.sampling import Guidance
+from maetok_lab.evaluation.samples import generate
+from maetok_lab.pictures import image_grid
+from maetok_lab.tokenizer.foreign import RawPixels
+from maetok_lab.widgets.front import png_bytes
+from maetok_lab.widgets.sampler_studio import SIDE, SamplerStudio
+
+TOKENIZER = RawPixels(8)
+SPACE = LatentSpace(TOKENIZER.fingerprint, torch.tensor(0.0), torch.tensor(0.7))
+
+
+def model(seed=0, num_classes=3):
+    torch.manual_seed(seed)
+    made = DiffusionTransformer(DIFFUSION["test"], num_tokens=4, latent_dim=48, num_classes=num_classes).eval()
+    for parameter in made.parameters():  # a fresh model's velocity is zero, whatever it is asked
+        torch.nn.init.normal_(parameter, std=0.1)
+    made.tokenizer_fingerprint, made.trained_path = TOKENIZER.fingerprint, "linear"
+    return made
+
+
+MODELS = {0.9: model(), 0.5: model(1)}
+
+
+@pytest.fixture
+def studio():
+    studio = SamplerStudio(MODELS, SPACE, TOKENIZER, class_names=["cat", "dog", "fish"], count=4, num_steps=5)
+    assert studio.view
+    return studio
+
+
+def sampled(rate=0.9, labels=(0, 1, 2, 0), seed=0, **changes):
+    sampling = {"num_steps": 5, "method": "euler", "guidance": Guidance(3.0, 0.0, 0.75)} | changes
+    return generate(MODELS[rate], TOKENIZER, SPACE, torch.tensor(labels), seed=seed, **sampling)
+
+
+def assert_shows(studio, images):
+    """The last point: there the model's guess is the sample for Euler; the state is it for all."""
+    studio.controls.show.value = "state"
+    assert studio.grid.value == png_bytes(image_grid(images), size=SIDE)
+
+
+def test_each_control_samples_anew_what_it_says(studio):
+    see = studio.controls
+    assert_shows(studio, sampled())
+    see.label.value = 1
+    assert_shows(studio, sampled(labels=[1] * 4))
+    see.seed.value = 7
+    assert_shows(studio, sampled(labels=[1] * 4, seed=7))
+    see.scale.value, see.interval.value = 1.5, (0.2, 0.9)
+    now = {"labels": [1] * 4, "seed": 7, "guidance": Guidance(1.5, 0.2, 0.9)}
+    assert_shows(studio, sampled(**now))
+    see.method.value, see.steps.value = "heun", 3
+    now |= {"method": "heun", "num_steps": 3}
+    assert_shows(studio, sampled(**now))
+    see.ema.value = 0.5
+    assert_shows(studio, sampled(0.5, **now))
+
+
+def test_the_slider_walks_back_along_the_way(studio):
+    see = studio.controls
+    assert (see.place.value, see.place.max) == (5, 5)
+    see.show.value = "state"
+    ends = {}
+    for place in (0, 5):
+        see.place.value = place
+        ends[place] = studio.grid.value
+        assert f"after step {place}," in studio.told.value
+    assert ends[0] != ends[5]
+    noise = SPACE.denormalise(studio.points[0].state)
+    see.place.value = 0
+    assert studio.grid.value == png_bytes(image_grid(TOKENIZER.decode(noise).clamp(-1, 1)), size=SIDE)
+
+
+def test_the_cost_is_told_before_and_the_time_after(studio):
+    assert studio.cost.rows == 5 + 3  # the last 3 of 5 steps begin at t <= 0.75
+    assert "8 model rows an image" in studio.price.value
+    assert "took" in studio.price.value
+
+
+def test_a_new_wish_ends_the_sampling_that_runs(studio):
+    see = studio.controls
+
+    async def wishes():
+        see.steps.value = 100
+        await asyncio.sleep(0.02)
+        early = len(studio.points)
+        see.steps.value = 4
+        await studio._task
+        return early
+
+    assert asyncio.run(wishes()) < 100
+    assert len(studio.points) == 5
+    assert_shows(studio, sampled(num_steps=4))
+
+
+def test_an_unconditional_model_has_no_classes_and_no_guidance():
+    studio = SamplerStudio(model(num_classes=0), SPACE, TOKENIZER, count=2, num_steps=2)
+    assert studio.sample().shape == (2, 3, 8, 8)
+
+
+def test_the_twin_is_the_way_of_the_samples(studio):
+    import matplotlib.pyplot
+
+    figure = studio.twin()
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert words[-1] == "sample"
+    assert words[0] == "guess at t = 0.80"
+    matplotlib.pyplot.close(figure)
+
+
+def test_what_does_not_belong_together_is_refused():
+    with pytest.raises(ValueError, match="belong to tokenizer other"):
+        SamplerStudio(MODELS, LatentSpace("other", torch.tensor(0.0), torch.tensor(1.0)), TOKENIZER)
+    with pytest.raises(ValueError, match="1 class names for a model of 3"):
+        SamplerStudio(MODELS, SPACE, TOKENIZER, class_names=["cat"])
