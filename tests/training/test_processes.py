@@ -18,10 +18,10 @@ LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes",
 LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 
 
-def run(command: list[str], root: Path, name: str) -> str:
-    """What `share_work.py` prints; processes that hang are ended, children too."""
+def run(command: list[str], root: Path, name: str, *, script: Path = SCRIPT) -> str:
+    """What a script prints; processes that hang are ended, children too."""
     process = subprocess.Popen(
-        [*command, str(SCRIPT), str(root), name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [*command, str(script), str(root), name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
     )  # fmt: skip
     try:
@@ -61,3 +61,17 @@ def same_as_one(root: Path, name: str) -> None:
         for tensor, value in mine.tensors["model"].items():
             assert torch.allclose(theirs.tensors["model"][tensor], value, atol=1e-4), tensor
     assert other.summary["val_loss"] == pytest.approx(one.summary["val_loss"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_when_one_of_two_processes_is_killed_the_other_ends_too_and_the_same_command_goes_on_from_the_last_checkpoint(tmp_path):
+    script = SCRIPT.with_name("elastic_work.py")
+    with pytest.raises(AssertionError, match="exitcode: -9"):
+        run(TORCHRUN, tmp_path / "killed", "kill", script=script)
+    assert not Run(tmp_path / "killed" / "diffusion").finished
+    starts = run(TORCHRUN, tmp_path / "killed", "kill", script=script).splitlines()
+    assert sorted(starts) == ["process 0 of 2 starts after 10", "process 1 of 2 starts after 10"]
+    run(TORCHRUN, tmp_path / "whole", "", script=script)
+    killed, whole = (Run(tmp_path / name / "diffusion") for name in ("killed", "whole"))
+    assert killed.metrics("train").to_json() == whole.metrics("train").to_json()
+    assert killed.weights_hash() == whole.weights_hash()
