@@ -2,6 +2,7 @@
 
 import functools
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,14 +25,17 @@ def ipywidgets() -> ModuleType:
     return package
 
 
-def figure_widget(**layout: Any) -> Any:
-    """An empty plotly FigureWidget on white. Raises ImportError that names the extra."""
+def figure_widget(traces: Sequence[dict[str, Any]] = (), **layout: Any) -> Any:
+    """A plotly FigureWidget of `traces` on white. Raises ImportError that names the extra.
+
+    What is to be seen at first must be given here: voila's page is made from what the figure was when it was made.
+    """
     try:
         import plotly.graph_objects as plotly
     except ImportError as problem:
         raise ImportError("widgets need plotly and anywidget: pip install 'maetok-lab[notebooks]'") from problem
     room = {"l": 52, "r": 16, "t": 30, "b": 42}
-    return plotly.FigureWidget(layout={"template": "plotly_white", "margin": room, "font": {"size": 12}} | layout)
+    return plotly.FigureWidget(list(traces), layout={"template": "plotly_white", "margin": room, "font": {"size": 12}} | layout)
 
 
 def is_live() -> bool:

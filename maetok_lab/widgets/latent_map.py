@@ -154,16 +154,18 @@ class LatentMap(Studio):
         return view
 
     def _chart(self) -> Any:
-        chart = figure_widget(width=530, height=480, dragmode="lasso", showlegend=False, hovermode="closest")
         frame = self.atlas.frame
         size = float(np.clip(9000 / max(len(frame), 1), 3, 8))
-        chart.add_scattergl(x=frame["x"].to_numpy(), y=frame["y"].to_numpy(), mode="markers", hoverinfo="none",
-                            marker={"size": size, "opacity": 0.75, "cmin": 0, "cmax": len(PALETTE) - 1,
-                                    "colorscale": _steps(PALETTE)})  # fmt: skip
+        dots = {"size": size, "opacity": 0.75, "cmin": 0, "cmax": len(PALETTE) - 1, "colorscale": _steps(PALETTE)}
+        dots["color"], dots["symbol"] = self._looks()
         ends = {"size": 15, "color": "rgba(0,0,0,0)", "line": {"width": 3, "color": "black"}}
-        chart.add_scatter(mode="markers+lines", marker=ends, line={"width": 1, "color": "black"}, hoverinfo="skip")
-        chart.update_xaxes(showticklabels=False, title=f"{self.method} 1 (no unit)")
-        chart.update_yaxes(showticklabels=False, title=f"{self.method} 2 (no unit)")
+        places = {"x": frame["x"].to_numpy(), "y": frame["y"].to_numpy()}
+        points = {"type": "scattergl", "mode": "markers", "hoverinfo": "none", "marker": dots} | places
+        line = {"type": "scatter", "mode": "markers+lines", "marker": ends, "hoverinfo": "skip"}
+        axis = {f"{name}axis": {"showticklabels": False, "title": f"{self.method} {number} (no unit)"}
+                for number, name in enumerate("xy", start=1)}  # fmt: skip
+        look = {"dragmode": "lasso", "showlegend": False, "hovermode": "closest", "width": 530, "height": 480}
+        chart = figure_widget([points, line | {"line": {"width": 1, "color": "black"}}], **look, **axis)
         points = chart.data[0]
         points.on_hover(lambda _, at, __: at.point_inds and self._on_hover(at.point_inds[0]))
         points.on_click(lambda _, at, __: at.point_inds and self._take(at.point_inds[0]))
@@ -221,12 +223,16 @@ class LatentMap(Studio):
             sheet = image_grid(self.between(), columns=STRIP, padding=0)
             self.strip.value = png_bytes(sheet, size=64 * STRIP)
 
-    def _show_colours(self) -> None:
+    def _looks(self) -> tuple[np.ndarray, Any]:
+        """Colour number and symbol of each point: colours first, then other symbols."""
         codes, names = self.codes()
+        symbols = np.array(SYMBOLS)[codes // len(PALETTE) % len(SYMBOLS)]
+        return codes % len(PALETTE), SYMBOLS[0] if len(names) <= len(PALETTE) else symbols.tolist()
+
+    def _show_colours(self) -> None:
+        _, names = self.codes()
         with self.chart.batch_update():
-            self.chart.data[0].marker.color = codes % len(PALETTE)
-            symbols = np.array(SYMBOLS)[codes // len(PALETTE) % len(SYMBOLS)]
-            self.chart.data[0].marker.symbol = SYMBOLS[0] if len(names) <= len(PALETTE) else symbols.tolist()
+            self.chart.data[0].marker.color, self.chart.data[0].marker.symbol = self._looks()
         entries = [
             f"<span style='color:{PALETTE[i % len(PALETTE)]}'>{GLYPHS[i // len(PALETTE) % len(GLYPHS)]}</span> {escaped(name)}"
             for i, name in enumerate(names[:NAMED])

@@ -188,7 +188,7 @@ class MaskStudio(Studio):
         """The widget."""
         package, see, show = ipywidgets(), self.controls, self.pictures
         self.message, self.told = package.HTML(), package.HTML()
-        self.chart = RatioChart(perceptual=self.distance is not None)
+        self.chart = RatioChart(self.curve, self.study, perceptual=self.distance is not None)
         self._observe()
         wrap = {"layout": {"flex_flow": "row wrap", "align_items": "flex-start", "max_width": "1160px"}}
         seen = [show[name].box for name in show if name not in ("draws", "operated")]
@@ -197,7 +197,7 @@ class MaskStudio(Studio):
             package.HBox([see.image, see.kind, see.ratio, see.seed, see.upload], **wrap),
             self.message,
             package.HBox([package.VBox([see.touch, see.patches, self.told]), *seen], **wrap),
-            package.HBox([package.VBox([self._tokens_title, see.tokens]), show["draws"].box,
+            package.HBox([package.VBox([self._tokens_title, see.tokens], layout={"width": "270px"}), show["draws"].box,
                           package.Box([self.chart.figure], layout={"width": "460px"})], **wrap),
             package.HBox([package.VBox([see.surgery, see.amount, see.other]), show["operated"].box], **wrap),
         ])  # fmt: skip
@@ -284,7 +284,7 @@ class MaskStudio(Studio):
             patch = see.patches.last if see.patches.last in see.patches.chosen else patch
             values, title = self.occlusion[:, patch], f"tokens that carry patch {patch}: brightest"
         else:
-            values, title = self.study.moved, "how far the tokens moved"
+            values, title = self.study.moved, "how far the tokens moved: brightest"
         self._tokens_title.value = f"<b style='font-size:12px'>{title} {float(values.max()):.2f} std</b>"
         see.tokens.picture = png_bytes(heat_picture(values.view(see.tokens.rows, -1)), size=SMALL)
         token = see.tokens.last if see.tokens.last in see.tokens.chosen else None

@@ -73,7 +73,7 @@ class RunBrowser(Studio):
     def view(self) -> Any:
         """The widget."""
         package, see = ipywidgets(), self.controls
-        self.chart = figure_widget(width=640, height=330, xaxis_title="training step", showlegend=True)
+        self.chart = figure_widget(self._traces(), width=640, height=330, xaxis_title="training step", showlegend=True)
         self.image = package.Image(format="png", layout={"width": "512px", "max_height": "330px", "object_fit": "contain"})
         self.shown, self.about, self.differences, self.links = (package.HTML() for _ in range(4))
         see.runs.observe(self._on_runs, "value")
@@ -97,6 +97,7 @@ class RunBrowser(Studio):
         see.column.options = self.columns
         see.column.value = wanted
         self._show()
+        self._show_lines()
 
     def _on_column(self, change: Any) -> None:
         self.column = change["new"] or ""
@@ -114,16 +115,19 @@ class RunBrowser(Studio):
         pages = {page for run in self.runs for page in notebooks_of(run, self.root)}
         items = "".join(f"<li>{_link(page, self.root)}</li>" for page in sorted(pages))
         self.links.value = f"<b>executed notebooks</b><ul>{items}</ul>" if items else "no executed notebook reported them"
-        self._show_lines()
         self._show_picture()
 
+    def _traces(self) -> list[dict[str, Any]]:
+        lines = self.lines() if self.column else {}
+        values = {name: {"x": line["step"].tolist(), "y": line[self.column].tolist()} for name, line in lines.items()}
+        looks = {name: {"name": name, "line": {"color": colour}} for name, colour in colours_for(lines).items()}
+        return [{"type": "scatter", "mode": "lines"} | looks[name] | values[name] for name in lines]
+
     def _show_lines(self) -> None:
-        lines, chart = self.lines() if self.column else {}, self.chart
+        chart = self.chart
         with chart.batch_update():
             chart.data = ()
-            for name, colour in colours_for(lines).items():
-                x, y = (lines[name][column].tolist() for column in ("step", self.column))
-                chart.add_scatter(x=x, y=y, name=name, mode="lines", line={"color": colour})
+            chart.add_traces(self._traces())
             chart.layout.yaxis.title.text = self.column
             chart.layout.yaxis.type = "log" if self.controls.log.value else "linear"
 
