@@ -42,4 +42,4 @@ lab: $(STAMP)  ## JupyterLab on this machine only, behind a token
 
 studio: $(STAMP)  ## the mask studio as a web page, on this machine only
 	$(BIN)/python -m voila notebooks/04_mask_studio.ipynb --no-browser --Voila.ip=127.0.0.1 --Voila.port=$(PORT) \
-	--Voila.root_dir=. --VoilaConfiguration.show_tracebacks=True
+	--VoilaConfiguration.show_tracebacks=True
