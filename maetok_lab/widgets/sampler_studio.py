@@ -114,7 +114,8 @@ class SamplerStudio(Studio):
         wide = {"layout": {"width": "380px"}, "style": {"description_width": "120px"}, "continuous_update": False}
         lists = {name: value for name, value in wide.items() if name != "continuous_update"}
         names = [("one of each", -1), *((name, index) for index, name in enumerate(self.class_names))]
-        rates = [("the model's", None) if rate is None else (f"{rate:g}", rate) for rate in self.models]
+        # by number: a control whose value is None shows nothing
+        rates = [("the model's" if rate is None else f"{rate:g}", number) for number, rate in enumerate(self.models)]
         guide = now["guidance"]
         return SimpleNamespace(
             label=package.Dropdown(options=names, value=self.label, description="class", **lists),
@@ -124,7 +125,7 @@ class SamplerStudio(Studio):
                                               description="guided for t in", **wide),
             steps=package.IntSlider(value=now["num_steps"], min=1, max=100, description="steps", **wide),
             method=package.Dropdown(options=list(INTEGRATORS), value=now["method"], description="sampler", **lists),
-            ema=package.Dropdown(options=rates, value=self.ema, description="EMA rate", **lists),
+            ema=package.Dropdown(options=rates, value=0, description="EMA rate", **lists),
             place=package.IntSlider(value=0, min=0, max=0, description="step of the way", layout={"width": "500px"},
                                     style={"description_width": "120px"}),
             show=package.ToggleButtons(options=[("the model's guess", "guess"), ("the state itself", "state")],
@@ -149,7 +150,7 @@ class SamplerStudio(Studio):
 
     def _on_setting(self, _: Any) -> None:
         see = self.controls
-        self.label, self.seed, self.ema = see.label.value, see.seed.value, see.ema.value
+        self.label, self.seed, self.ema = see.label.value, see.seed.value, list(self.models)[see.ema.value]
         guidance = Guidance(see.scale.value, *see.interval.value)
         self.settings = {"method": see.method.value, "num_steps": see.steps.value, "guidance": guidance}
         self.start()

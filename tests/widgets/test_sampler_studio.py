@@ -63,7 +63,7 @@ def test_each_control_samples_anew_what_it_says(studio):
     see.method.value, see.steps.value = "heun", 3
     now |= {"method": "heun", "num_steps": 3}
     assert_shows(studio, sampled(**now))
-    see.ema.value = 0.5
+    see.ema.value = dict(see.ema.options)["0.5"]
     assert_shows(studio, sampled(0.5, **now))
 
 
