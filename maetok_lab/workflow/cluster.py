@@ -5,7 +5,9 @@ nothing that a job wrote is ever unpickled here; submitit's pickles are read by 
 """
 
 import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,51 @@ def make_executor(config: SlurmConfig, folder: Path, *, cluster: str = "slurm", 
     asked |= {"slurm_array_parallelism": config.at_once} if config.at_once else {}
     executor.update_parameters(**asked)
     return executor
+
+
+class TrainingJob:
+    """What a job of several processes runs on each of its nodes: torchrun, which starts the processes there.
+
+    The nodes meet at the first one. A worker that dies ends the job; submitted again it continues from the last checkpoint.
+    So does a job that was preempted or ran out of time: submitit queues it anew.
+    """
+
+    def __init__(self, command: Sequence[str], processes: int):
+        self.command, self.processes = list(command), processes
+
+    def __call__(self) -> int:
+        import submitit
+
+        where = submitit.JobEnvironment()
+        port = 20000 + int(where.raw_job_id) % 20000  # jobs that share a node must not meet
+        meet = ["--rdzv-backend", "c10d", "--rdzv-id", where.raw_job_id, "--rdzv-endpoint", f"{where.hostnames[0]}:{port}"]
+        nodes = ["--nnodes", str(where.num_nodes), "--nproc-per-node", str(self.processes)]
+        command = [sys.executable, "-m", "torch.distributed.run", *nodes, *meet, *self.command]
+        return subprocess.run(command, check=True).returncode
+
+    def checkpoint(self) -> Any:
+        """submitit's hook."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def submit_training(
+    command: Sequence[str],
+    config: SlurmConfig,
+    folder: Path,
+    *,
+    nodes: int = 1,
+    processes: int | None = None,
+    cluster: str = "slurm",
+) -> Any:
+    """Submit a training script (`command`: its path and arguments) to run in `processes` a node, by default one a GPU.
+
+    The script trains into a run, so that submitting it again continues. -> submitit's job: `result()` waits and raises what
+    went wrong, `cancel()`, `stdout()`; logs are in `folder`.
+    """
+    processes = processes or max(1, config.gpus)
+    return make_executor(config, folder, cluster=cluster, nodes=nodes).submit(TrainingJob(command, processes))
 
 
 def queued_jobs() -> set[str] | None:
