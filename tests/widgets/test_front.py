@@ -40,6 +40,7 @@ def test_a_studio_shows_itself_where_it_can_be_touched_and_its_twin_elsewhere(mo
     pyplot = pytest.importorskip("matplotlib.pyplot")
     shown = []
     monkeypatch.setattr(display, "display", shown.append)
+    pyplot.close("all")
 
     class Two(Studio):
         view = "view"
