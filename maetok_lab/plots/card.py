@@ -33,13 +33,16 @@ def plot_card(cards: pd.DataFrame | Mapping[str, pd.DataFrame], *, columns: int 
     curves = {title: {name: card_curve(card, title) for name, card in cards.items()} for title in PANELS}
     shown = [title for title in PANELS if any(curve is not None for curve in curves[title].values())]
     columns = min(columns, len(shown) + 1)
-    lines = -(-(len(shown) + 1) // columns)
-    figure = axes(None, size=(3.7 * columns, 3.1 * lines)).figure
+    line, first = divmod(len(shown), columns)
+    if first and columns - first < len(cards) / CARDS_A_PANEL:  # the table has no room beside the last panel
+        line, first = line + 1, 0
+    figure = axes(None, size=(3.7 * columns, 3.1 * (line + 1))).figure
     figure.clear()
-    for position, title in enumerate(shown, start=1):
-        ax = figure.add_subplot(lines, columns, position)
+    grid = figure.add_gridspec(line + 1, columns)
+    for position, title in enumerate(shown):
+        ax = figure.add_subplot(grid[divmod(position, columns)])
         _draw(ax, {name: curve for name, curve in curves[title].items() if curve is not None}, cards, *PANELS[title])
-    _draw_table(figure.add_subplot(lines, columns, len(shown) + 1), cards)
+    _draw_table(figure.add_subplot(grid[line, first:]), cards)
     return figure
 
 
@@ -62,6 +65,8 @@ def card_curve(card: pd.DataFrame, title: str) -> tuple[list[float], list[float]
         return [float(name.removeprefix(prefix)) for name in binned], card["value"][binned].tolist()
     return None
 
+
+CARDS_A_PANEL = 3  # columns of the table of numbers that are readable in a panel's width
 
 # title: x label, y label, x on a logarithmic scale
 PANELS = {
@@ -96,7 +101,7 @@ def _draw_table(ax: Any, cards: Mapping[str, pd.DataFrame]) -> None:
     table = ax.table(cells, rowLabels=list(entries.values()), colLabels=names, loc="center", edges="horizontal")
     table.auto_set_font_size(False)
     table.set_fontsize(8)
-    table.scale(0.62, 1.25)
+    table.scale(0.62 if len(cards) <= CARDS_A_PANEL else 0.85, 1.25)
 
 
 def _number(card: pd.DataFrame, entry: str) -> str:
