@@ -1,0 +1,53 @@
+"""What the browser tests show: the same seeded parts in the kernel that shows them and in the test that knows the answer."""
+
+from types import SimpleNamespace
+
+import torch
+
+from maetok_lab.data.images import open_images
+from maetok_lab.data.latents import LatentSpace
+from maetok_lab.diffusion.model import DIFFUSION, DiffusionTransformer
+from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig, AuxiliaryDecoder
+from maetok_lab.tokenizer.model import TOKENIZERS, Tokenizer
+
+
+def parts() -> SimpleNamespace:
+    """A seeded tokenizer with a HOG decoder, its latents of some images, and a seeded diffusion model on them."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # the same sums in the same order in both processes
+    tokenizer = Tokenizer(TOKENIZERS["test"]).eval()
+    tokenizer.fingerprint = "browser"
+    decoders = {"hog": AuxiliaryDecoder(AuxiliaryConfig(), TOKENIZERS["test"]).eval()}
+    source = open_images("emoji", split="val", image_size=32)
+    with torch.inference_mode():
+        latents = tokenizer.encode(source.batch(torch.arange(len(source)))[0])
+    model = DiffusionTransformer(DIFFUSION["test"], num_tokens=16, latent_dim=4, num_classes=3).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    model.tokenizer_fingerprint, model.trained_path = "browser", "linear"
+    space = LatentSpace("browser", latents.mean((0, 1)), latents.std((0, 1)))
+    return SimpleNamespace(tokenizer=tokenizer, decoders=decoders, source=source, latents=latents, model=model, space=space)
+
+
+def mask_studio():
+    """The mask studio on these parts."""
+    from maetok_lab.widgets.mask_studio import MaskStudio
+
+    made = parts()
+    return MaskStudio(made.tokenizer, made.source, decoders=made.decoders)
+
+
+def latent_map():
+    """The latent map on these parts."""
+    from maetok_lab.widgets.latent_map import LatentMap
+
+    made = parts()
+    return LatentMap(made.latents, made.source, made.tokenizer, components=0)
+
+
+def sampler_studio():
+    """The sampler studio on these parts."""
+    from maetok_lab.widgets.sampler_studio import SamplerStudio
+
+    made = parts()
+    return SamplerStudio(made.model, made.space, made.tokenizer, class_names=["cat", "dog", "fish"], count=4, num_steps=6)

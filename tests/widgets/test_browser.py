@@ -1,0 +1,284 @@
+"""The widgets in a real browser, in JupyterLab and in voila: what is touched changes the pixels as Python says it must.
+
+    pytest -m browser --basetemp artifacts        # screenshots stay in artifacts/
+
+Needs Debian's chromium and `pip install playwright`; skipped without.
+"""
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+nbformat = pytest.importorskip("nbformat")
+sync_api = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright: pip install playwright")
+
+from maetok_lab.analysis.masks import draw_masks  # noqa: E402
+from maetok_lab.pictures import image_grid  # noqa: E402
+from maetok_lab.plots.masks import heat_picture, masked_picture, picture_of  # noqa: E402
+from maetok_lab.widgets.front import png_bytes  # noqa: E402
+from maetok_lab.widgets.mask_studio import LARGE, SMALL  # noqa: E402
+from maetok_lab.widgets.sampler_studio import SIDE  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = "--no-sandbox --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+FLAGS += " --use-angle=swiftshader --enable-unsafe-swiftshader"  # the map is drawn by WebGL, here in software
+HERE = Path(__file__).parent
+PATIENCE = 60  # seconds for a picture; the machine may be busy
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="browser tests need chromium: apt install chromium"),
+]
+WIDGETS = ("mask_studio", "latent_map", "sampler_studio")
+
+
+@pytest.fixture(scope="module")
+def known():
+    """The same studios in this process: their attributes say what the page must show."""
+    sys.path.insert(0, str(HERE))
+    import browser_parts
+
+    yield {name: getattr(browser_parts, name)() for name in WIDGETS}
+    sys.path.remove(str(HERE))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def serving(command, folder, port, path):
+    """A server in `folder` until it answers at `path`; its log is in server.log."""
+    paths = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    with open(folder / "server.log", "w") as log:
+        server = subprocess.Popen([sys.executable, "-m", *command], cwd=folder, stdout=log, stderr=log,
+                                  env={**os.environ, "PYTHONPATH": paths})  # fmt: skip
+        try:
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline and server.poll() is None:
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60).close()
+                    break
+                time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def write_notebook(folder, name):
+    code = f"import browser_parts\nbrowser_parts.{name}()"
+    cell = nbformat.v4.new_code_cell(code)
+    book = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    nbformat.write(book, folder / f"{name}.ipynb")
+
+
+@pytest.fixture(scope="module", params=["lab", "voila"])
+def site(request, tmp_path_factory):
+    """(front end, address of a widget's page by name, folder for screenshots)."""
+    folder, port = tmp_path_factory.mktemp(request.param), free_port()
+    for name in WIDGETS:
+        write_notebook(folder, name)
+    if request.param == "lab":
+        command = ["jupyter", "lab", "--allow-root", "--no-browser", "--ServerApp.ip=127.0.0.1", f"--port={port}",
+                   "--IdentityProvider.token=t", f"--ServerApp.root_dir={folder}",
+                   "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]  # fmt: skip
+        path, pages = "/lab?token=t", "/lab/tree/{}.ipynb?token=t"
+    else:
+        command = ["voila", "--no-browser", "--Voila.ip=127.0.0.1", f"--port={port}", f"--Voila.root_dir={folder}"]
+        path, pages = "/", "/voila/render/{}.ipynb"
+    with serving(command, folder, port, path) as address:
+        yield request.param, lambda name: address + pages.format(name), folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as engine:
+        chromium = engine.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_widget(site, browser):
+    """`open_widget(name)`: a page that shows it; closed with a screenshot, without errors or strange requests."""
+    front, address, folder = site
+    opened = []
+
+    def show(name):
+        page = browser.new_page(viewport={"width": 1200 if front == "voila" else 1500, "height": 1100})
+        page.set_default_timeout(120_000)
+        errors, strange = [], []
+        page.on("console", lambda told: errors.append(told.text) if told.type == "error" else None)
+        page.on("pageerror", lambda problem: errors.append(str(problem)))
+        page.on("request", lambda asked: strange.append(asked.url) if not local(asked.url) else None)
+        page.goto(address(name))
+        if front == "lab":
+            page.wait_for_selector(".jp-Notebook")
+            page.wait_for_function("() => document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]')")
+            page.get_by_role("menuitem", name="Run", exact=True).click()
+            page.get_by_text("Run All Cells", exact=True).click()
+        opened.append((name, page, errors, strange))
+        return page
+
+    yield show
+    for name, page, errors, strange in opened:
+        page.screenshot(path=folder / f"{name}.png")
+        if front == "voila":  # its template asks a CDN for an icon font, which fails where there is no network
+            strange = [url for url in strange if "cdn.jsdelivr.net/npm/@fortawesome" not in url]
+            errors = [error for error in errors if not error.startswith("Failed to load resource: net::")]
+        assert not errors
+        assert not strange
+        page.close()
+
+
+def local(url):
+    return re.match(r"(data|blob|about|chrome)[:-]|(https?|wss?)://(127\.0\.0\.1|localhost)[:/]", url) is not None
+
+
+PIXELS = """() => [...document.querySelectorAll('img')].filter(i => i.complete && i.naturalWidth).map(i => {
+  const c = document.createElement('canvas'); c.width = i.naturalWidth; c.height = i.naturalHeight;
+  const pen = c.getContext('2d'); pen.drawImage(i, 0, 0); return c.toDataURL('image/png').split(',')[1]; })"""
+
+
+def shown(page):
+    """Every picture of the page as uint8 (h, w, 3)."""
+    import base64
+
+    files = [io.BytesIO(base64.b64decode(text)) for text in page.evaluate(PIXELS)]
+    return [np.asarray(Image.open(file).convert("RGB")).astype(int) for file in files]
+
+
+def assert_shows(page, pixels, size):
+    """The picture is on the page, to one level of 255, before patience ends."""
+    wanted = np.asarray(Image.open(io.BytesIO(png_bytes(pixels, size=size))).convert("RGB")).astype(int)
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with contextlib.suppress(sync_api.Error):  # a picture that was replaced while it was read
+            if any(found.shape == wanted.shape and abs(found - wanted).max() <= 1 for found in shown(page)):
+                return
+        time.sleep(0.2)
+    raise AssertionError(f"no picture of the page is the wanted one of {wanted.shape}")
+
+
+@torch.inference_mode()
+def reconstruct(studio, mask):
+    return studio.tokenizer(studio.image[None], mask=mask[None])[0]
+
+
+def slider(page, label):
+    return page.locator(".widget-slider", has_text=label)
+
+
+def test_mask_studio(open_widget, known):
+    page, studio = open_widget("mask_studio"), known["mask_studio"]
+    grids = page.locator(".maetok-grid")
+    grids.nth(1).wait_for()
+    image, masks = studio.image, {r: draw_masks(studio.image[None], 4, ratio=r)[0] for r in (0.5, 0.55)}
+    assert_shows(page, picture_of(reconstruct(studio, masks[0.5])), SMALL)
+
+    ratio = slider(page, "mask ratio")
+    ratio.locator(".noUi-handle").focus()
+    page.keyboard.press("ArrowRight")
+    assert_shows(page, picture_of(reconstruct(studio, masks[0.55])), SMALL)
+    assert_shows(page, masked_picture(image, masks[0.55], 4), LARGE)
+
+    track = ratio.locator(".noUi-target").bounding_box()
+    page.mouse.click(track["x"] + 0.2 * track["width"], track["y"] + track["height"] / 2)
+    page.wait_for_function("old => !document.body.innerText.includes(old)", arg="36 of 64 patches hidden")
+    ratio_now = float(ratio.locator(".widget-readout").inner_text())
+    assert 0.1 <= ratio_now <= 0.3
+    mask = draw_masks(image[None], 4, ratio=ratio_now)[0]
+    assert_shows(page, picture_of(reconstruct(studio, mask)), SMALL)
+
+    place = grids.nth(0).bounding_box()
+    cell, before = place["width"] / 8, mask[18].item()
+    page.mouse.move(place["x"] + 2.5 * cell, place["y"] + 2.5 * cell)
+    page.mouse.down()
+    for column in (3.5, 4.5):
+        page.mouse.move(place["x"] + column * cell, place["y"] + 2.5 * cell, steps=4)
+    page.mouse.up()
+    mask[18:21] = not before
+    assert_shows(page, masked_picture(image, mask, 4), LARGE)
+    assert_shows(page, picture_of(reconstruct(studio, mask)), SMALL)
+
+    place = grids.nth(1).bounding_box()
+    page.mouse.click(place["x"] + 2.5 * place["width"] / 4, place["y"] + 1.5 * place["height"] / 4)
+    assert_shows(page, heat_picture(studio.footprint[6].view(8, 8)), SMALL)
+
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Space")
+    assert_shows(page, heat_picture(studio.footprint[7].view(8, 8)), SMALL)  # the cursor of the keys follows the click
+
+
+def test_an_upload_that_is_no_picture_or_too_large_is_told_in_the_page(open_widget, tmp_path):
+    page = open_widget("mask_studio")
+    page.locator(".maetok-grid").nth(1).wait_for()
+    for name, content, words in (("no.png", b"hello", "is no picture"), ("huge.png", b"0" * 15_000_000, "has 15 MB")):
+        (tmp_path / name).write_bytes(content)
+        page.locator("input[type=file]").set_input_files(tmp_path / name)
+        page.get_by_text(words).wait_for()
+
+
+def test_latent_map(open_widget, known):
+    page, walk = open_widget("latent_map"), known["latent_map"]
+    page.locator(".js-plotly-plot .nsewdrag").first.wait_for()
+    where = """index => { const plot = document.querySelector('.js-plotly-plot'), box = plot.getBoundingClientRect();
+      const layout = plot._fullLayout, data = plot._fullData[0];
+      return [box.x + layout.xaxis._offset + layout.xaxis.d2p(data.x[index]),
+              box.y + layout.yaxis._offset + layout.yaxis.d2p(data.y[index])]; }"""
+    frame = walk.atlas.frame
+    far = int((frame["x"] ** 2 + frame["y"] ** 2).idxmax())  # alone at the edge, so that nothing else lies under the pointer
+    x, y = page.evaluate(where, far)
+    page.mouse.move(x - 30, y + 30)
+    page.mouse.move(x, y, steps=4)
+    assert_shows(page, picture_of(walk.original(far)), 128)
+    page.mouse.down()
+    page.mouse.up()
+    assert_shows(page, picture_of(walk.decoded(far)), 128)
+
+    drag = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
+    corners = [(0.01, 0.01), (0.99, 0.01), (0.99, 0.99), (0.01, 0.99), (0.01, 0.02)]
+    for step, (across, down) in enumerate(corners):
+        page.mouse.move(drag["x"] + across * drag["width"], drag["y"] + down * drag["height"], steps=8)
+        if not step:
+            page.mouse.down()
+    page.mouse.up()
+    page.get_by_text(f"{len(frame)} points").wait_for()
+    walk.select(list(range(len(frame))))
+    assert_shows(page, picture_of(walk.selected_mean()), 128)
+
+
+def test_sampler_studio(open_widget, known):
+    page, studio = open_widget("sampler_studio"), known["sampler_studio"]
+    box = page.get_by_label("class", exact=True)
+    box.wait_for()
+
+    def grid():
+        return image_grid(studio.sample())
+
+    assert_shows(page, grid(), SIDE)
+    box.select_option(label="dog")
+    studio.label = 1
+    assert_shows(page, grid(), SIDE)
+    slider(page, "guidance scale").locator(".noUi-handle").focus()
+    page.keyboard.press("ArrowRight")
+    now = studio.settings["guidance"]
+    studio.settings["guidance"] = type(now)(now.scale + 0.25, now.low, now.high)
+    assert_shows(page, grid(), SIDE)
