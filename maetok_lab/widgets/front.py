@@ -160,7 +160,7 @@ def _classes() -> dict[str, type]:
         label, name = (traitlets.Unicode("").tag(sync=True) for _ in range(2))
         limit = traitlets.Int(UPLOAD_LIMIT).tag(sync=True)
         length, serial = (traitlets.Int(0).tag(sync=True) for _ in range(2))
-        content = traitlets.Bytes(b"").tag(sync=True)
+        content = traitlets.CBytes(b"").tag(sync=True)  # a memoryview comes from the browser: Bytes refuses it
 
     return {"grid": Grid, "upload": Upload}
 

@@ -126,9 +126,10 @@ def test_surgery_decodes_the_changed_tokens(studio, small_images, kind):
 
 
 def upload(studio, content, name="mine.png", length=None):
+    """As a browser sends it: bytes arrive as a memoryview."""
     sent = studio.controls.upload
-    sent.name, sent.length, sent.content = name, len(content) if length is None else length, content
-    sent.serial += 1
+    length = len(content) if length is None else length
+    sent.set_state({"name": name, "length": length, "content": memoryview(content), "serial": sent.serial + 1})
 
 
 def test_an_uploaded_picture_is_studied(studio):
