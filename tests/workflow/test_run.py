@@ -188,6 +188,7 @@ def test_an_output_file_gets_the_executed_copy_and_another_kernel_named_python3_
     assert sys.executable in (tmp_path / "copy {seed}.ipynb").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_folder_refuse_and_signals_end_the_kernel(tmp_path, start):
     path = notebook(tmp_path / "wait.ipynb", WAIT)
     process, kernel = start(path, tmp_path)
@@ -196,12 +197,12 @@ def test_two_processes_on_one_folder_refuse_and_signals_end_the_kernel(tmp_path,
     with pytest.raises(RunLocked):
         run_notebook(path, runs=tmp_path)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 128 + signal.SIGTERM
+    assert process.wait(120) == 128 + signal.SIGTERM
     assert gone(kernel)
     assert {file.name for file in folder.iterdir()} == {"notebook-partial.ipynb", "parameters.json"}
     process, kernel = start(path, tmp_path)
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 128 + signal.SIGINT
+    assert process.wait(120) == 128 + signal.SIGINT
     assert "run the same again to continue" in process.stdout.read()
     assert gone(kernel)
 
