@@ -6,11 +6,12 @@ NOTEBOOK ?= notebooks/00_start_here.ipynb
 PORT ?= 8866
 STAMP := .venv/.stamp
 BIN := .venv/bin
+TESTS := $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # Waiting threads spin shortly, then give their core away. Endless spinning (the default) makes training ten times slower beside
 # one other busy process; no spinning (OMP_WAIT_POLICY=PASSIVE) makes it 1.6 times slower on a quiet machine.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: setup demo test coverage lint lab
+.PHONY: setup demo test coverage lint lab studio
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)  ## make .venv and install everything at the tested versions
@@ -28,10 +29,10 @@ demo: $(STAMP)  ## the main job: train, sample and score at preset tiny
 	$(BIN)/python -m maetok_lab run $(NOTEBOOK)
 
 test: $(STAMP)  ## all tests but the slow ones; no network, no GPU
-	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(TESTS)
 
 coverage: $(STAMP)  ## the same tests, and the share of the library's lines that they run
-	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov
+	$(TESTS) --cov
 
 lint: $(STAMP)  ## style of the library, the tests and the notebooks
 	$(BIN)/python -m ruff check .

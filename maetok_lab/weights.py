@@ -41,7 +41,8 @@ def check_shapes(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tu
         raise ValueError(f"{what}: the tensors do not fit the model\n" + "\n".join(lines))
 
 
-FILES = ("model.safetensors", "auxiliary.safetensors", "config.json", "README.md")  # the second only where there is one
+AUXILIARY = "auxiliary.safetensors"  # only where auxiliary decoders were exported too
+FILES = ("model.safetensors", AUXILIARY, "config.json", "README.md")
 SHIPPED = Path(__file__).parent.parent / "data" / "pretrained"
 
 

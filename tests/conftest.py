@@ -1,6 +1,7 @@
 """What all tests share: one thread a worker, and where the repository is."""
 
 import os
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,6 +60,29 @@ def make_pictures():
         return source
 
     return make
+
+
+@pytest.fixture(scope="session")
+def in_two_processes():
+    """`in_two_processes(work, timeout=60)`: what `work(rank, port, queue)` put into the queue in each of two processes, which
+    may meet at a port of this machine that was free."""
+    import torch
+
+    def run(work, *, timeout: float = 60) -> list:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        context = torch.multiprocessing.get_context("fork")
+        queue = context.Queue()
+        workers = [context.Process(target=work, args=(rank, port, queue)) for rank in range(2)]
+        for worker in workers:
+            worker.start()
+        found = [queue.get(timeout=timeout) for _ in workers]
+        for worker in workers:
+            worker.join()
+        return found
+
+    return run
 
 
 class Pictures(SimpleNamespace):

@@ -15,6 +15,7 @@ from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig, AuxiliaryDecoder
 from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig, num_parameters
 from maetok_lab.tokenizer.released import from_released
 from maetok_lab.weights import (
+    AUXILIARY,
     load_strictly,
     push_folder,
     read_weights,
@@ -24,8 +25,6 @@ from maetok_lab.weights import (
     write_tensors,
     write_weights,
 )
-
-AUXILIARY = "auxiliary.safetensors"
 
 
 def load_tokenizer(source: str | Path, *, root: str | Path | None = None) -> Tokenizer:

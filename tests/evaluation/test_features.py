@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import math
-import socket
 
 import pytest
 import torch
@@ -164,18 +163,8 @@ class Shift:
         return latents + 0.1
 
 
-def test_two_processes_give_what_one_gives_and_an_error_of_one_is_everybodys():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("fork")
-    queue = context.Queue()
-    workers = [context.Process(target=_process, args=(rank, port, queue)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    found = [queue.get(timeout=60) for _ in workers]
-    for worker in workers:
-        worker.join()
+def test_two_processes_give_what_one_gives_and_an_error_of_one_is_everybodys(in_two_processes):
+    found = in_two_processes(_process)
     want = make_reference(Source(images()), TinyNet())
     result = evaluate_generation(images(30, "fake"), want, net=TinyNet(), protocol=EvalProtocol(), preview=True)
     rebuilt = evaluate_reconstruction(Shift(), images(), net=TinyNet())

@@ -1,7 +1,6 @@
 """The whole evaluation on shipped emoji and the shipped network: what worsens images worsens its numbers, nothing else does."""
 
 import itertools
-import socket
 
 import pytest
 import torch
@@ -74,18 +73,8 @@ def _process(rank, port, queue):
     torch.distributed.destroy_process_group()
 
 
-def test_neither_batch_size_nor_processes_change_the_numbers_of_the_shipped_network():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("fork")
-    queue = context.Queue()
-    workers = [context.Process(target=_process, args=(rank, port, queue)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    found = [queue.get(timeout=120) for _ in workers] + [scores(size) for size in (1, 7, 64)]
-    for worker in workers:
-        worker.join()
+def test_neither_batch_size_nor_processes_change_the_numbers_of_the_shipped_network(in_two_processes):
+    found = in_two_processes(_process, timeout=120) + [scores(size) for size in (1, 7, 64)]
     want = scores(32)
     assert set(want) == {"kid_efflite2", "fd_efflite2", "precision_efflite2", "recall_efflite2"}
     for metrics in found:

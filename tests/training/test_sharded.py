@@ -4,7 +4,6 @@ torch's `fully_shard` on gloo, on the CPU; Accelerate's own FSDP2 wants GPUs. Th
 """
 
 import os
-import socket
 
 import pytest
 import torch
@@ -63,18 +62,8 @@ def _process(rank, port, queue):
 
 
 @pytest.mark.slow
-def test_two_processes_that_share_the_weights_learn_what_one_learns():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("fork")
-    queue = context.Queue()
-    workers = [context.Process(target=_process, args=(rank, port, queue)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    found = {rank: rest for rank, *rest in (queue.get(timeout=90) for _ in workers)}
-    for worker in workers:
-        worker.join()
+def test_two_processes_that_share_the_weights_learn_what_one_learns(in_two_processes):
+    found = {rank: rest for rank, *rest in in_two_processes(_process, timeout=90)}
     whole = make_model()
     losses = learn(whole, slice(None))
     total = sum(parameter.numel() for parameter in whole.parameters())
