@@ -16,43 +16,18 @@ from pathlib import Path
 import torch
 from timing import as_markdown, wait_for
 
-from maetok_lab.data.images import open_images
-from maetok_lab.data.latents import LatentCaching, LatentDataset, write_latents
+from maetok_lab.data.latents import LatentDataset
 from maetok_lab.device import DTYPES, Precision, describe, pick_device, pick_precision
 from maetok_lab.diffusion.cost import flops
 from maetok_lab.diffusion.model import DIFFUSION
-from maetok_lab.rng import generator
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.model import TOKENIZERS
 from maetok_lab.training.diffusion import DiffusionTraining, train_diffusion
 from maetok_lab.training.presets import diffusion_training
+from maetok_lab.workflow.planner import random_latents
 
 WARMUP = 3
 PASSES = 3  # backward is two products for each one of forward: one for the weights, one for what came in
-
-
-class Noise(torch.nn.Module):
-    """A tokenizer whose latents are random, of the shape that the preset is made for."""
-
-    fingerprint = "noise"
-
-    def __init__(self, preset: str):
-        super().__init__()
-        config = TOKENIZERS.get(preset, TOKENIZERS["maetok-b-128"])
-        self.shape, self.random = (config.num_latent_tokens, config.latent_dim), generator(0, "benchmark-latents")
-
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.randn(len(images), *self.shape, generator=self.random).to(images.device)
-
-
-def random_cache(preset: str, root: Path, device: torch.device) -> LatentDataset:
-    """One latent and its mirror image for each of a few hundred shipped images, held on the device if it fits."""
-    images = open_images("emoji", split="val", image_size=32)
-    config = LatentCaching(tokenizer=Noise.fingerprint, images=images.fingerprint)
-    run = Run.open("latents", config, root=root)
-    for _ in write_latents(Noise(preset), images, config, run, device=torch.device("cpu")):
-        pass
-    return LatentDataset(run, device=device)
 
 
 def seconds_a_step(config: DiffusionTraining, latents: LatentDataset, root: Path, device: torch.device) -> float:
@@ -104,7 +79,8 @@ def main(words: list[str] | None = None) -> None:
     precision, endless = pick_precision(device, options.precision), 10**9
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # torch's RMSNorm in bf16
-        latents = random_cache(options.preset, Path(folder), device)
+        tokenizer = TOKENIZERS.get(options.preset, TOKENIZERS["maetok-b-128"])
+        latents = random_latents(Path(folder), tokenizer, device)
         config = diffusion_training(
             options.preset, latents, num_classes=1000, precision=precision, compile=options.compile,
             num_steps=WARMUP + options.steps + 1, log_every=endless, save_every=endless, picture_every=endless,

@@ -85,7 +85,7 @@ def measure_diffusion(
 ) -> Measured:
     """The same of a diffusion preset on random latents of the tokenizer's shape; `changes` are further fields of its config."""
     with tempfile.TemporaryDirectory() as folder:
-        latents = _random_latents(Path(folder), tokenizer, device)
+        latents = random_latents(Path(folder), tokenizer, device)
         config = diffusion_training(preset, latents, num_classes=num_classes, **changes)
         sizes = {"num_tokens": latents.num_tokens, "latent_dim": latents.latent_dim, "num_classes": num_classes}
         weights = _count(lambda: DiffusionTransformer(config.model, **sizes)) * BYTES
@@ -180,7 +180,8 @@ class _RandomTokenizer(torch.nn.Module):
         return torch.randn(len(images), *self.shape, generator=self.draw).to(images.device)
 
 
-def _random_latents(folder: Path, config: TokenizerConfig, device: torch.device) -> LatentDataset:
+def random_latents(folder: Path, config: TokenizerConfig, device: torch.device) -> LatentDataset:
+    """A cache of 512 random latents of a tokenizer's shape, written into `folder`: what speed is measured on."""
     images = _RandomImages(8, count=512)
     caching = LatentCaching(tokenizer="random", images=images.fingerprint)
     run = Run.open("latents", caching, root=folder)
