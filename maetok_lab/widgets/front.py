@@ -96,6 +96,20 @@ def png_bytes(pixels: np.ndarray, *, size: int) -> bytes:
     return file.getvalue()
 
 
+def _clear_pixel() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGBA", (1, 1)).save(file, "PNG")
+    return file.getvalue()
+
+
+BLANK = _clear_pixel()
+
+
+def png_image(**layout: str) -> Any:
+    """An ipywidgets Image with nothing to see yet: one clear pixel, as browsers draw a torn page for no bytes at all."""
+    return ipywidgets().Image(format="png", value=BLANK, layout=layout)
+
+
 class Picture:
     """A picture in a box of its own size under a caption, so that nothing moves when it changes. `.box` is the widget."""
 
@@ -104,7 +118,7 @@ class Picture:
         self.size = size
         self.caption = package.HTML(caption(title))
         fixed = {"width": f"{size}px", "height": f"{size}px", "object_fit": "contain"}
-        self.image = package.Image(format="png", value=b"", layout=fixed)
+        self.image = png_image(**fixed)
         self.box = package.VBox([self.caption, self.image], layout={"margin": "0 10px 0 0", "overflow": "hidden"})
         self._shown: np.ndarray | None = None
 

@@ -17,7 +17,7 @@ from maetok_lab.plots.curves import PALETTE
 from maetok_lab.plots.masks import picture_of
 from maetok_lab.plots.projection import plot_projection
 from maetok_lab.tokenizer.foreign import AnyTokenizer
-from maetok_lab.widgets.front import Picture, Studio, escaped, figure_widget, ipywidgets, png_bytes, take_images
+from maetok_lab.widgets.front import Picture, Studio, escaped, figure_widget, ipywidgets, png_bytes, png_image, take_images
 
 METHODS = ("pca", "umap", "tsne")  # the last cannot place overlays
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "pentagon", "x", "star")
@@ -137,7 +137,7 @@ class LatentMap(Studio):
             "near": Picture("under the pointer", size=128), "original": Picture("clicked: image", size=128),
             "decoded": Picture("clicked: decoded", size=128), "mean": Picture("lasso: mean image", size=128),
         }  # fmt: skip
-        self.strip = package.Image(format="png", layout={"width": f"{64 * STRIP}px", "height": "64px"})
+        self.strip = png_image(width=f"{64 * STRIP}px", height="64px")
         see.method.observe(self._on_method, "value")
         see.colour.observe(self._on_colour, "value")
         see.point.observe(lambda change: self._on_click(change["new"]), "value")

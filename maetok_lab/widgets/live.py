@@ -1,5 +1,6 @@
 """Follow a training: where a person can touch it a panel with a stop button, elsewhere a line at most every few seconds."""
 
+import asyncio
 import functools
 import time
 from collections.abc import Callable
@@ -9,17 +10,17 @@ from typing import Any
 
 from maetok_lab.plots.curves import colours_for
 from maetok_lab.training.records import StepRecord
-from maetok_lab.widgets.front import escaped, figure_widget, ipywidgets, is_live
+from maetok_lab.widgets.front import escaped, figure_widget, ipywidgets, is_live, png_image
 
 SECONDS_BETWEEN_VIEWS = 0.5
 
 
 class LiveTraining:
-    """`live.update(record)` after every step.
+    """`live.update(record)` after every step; `await live.listen()` as well, in a cell, to have a stop button.
 
     Without a live front end (`live` False; None finds out) it prints when losses came in and `every` seconds have passed, and
-    at the end. With one it shows losses, speed, time left, the newest picture of fixed seeds and a stop button, which ends the
-    training after the step with a checkpoint: the same cell goes on from there.
+    at the end. With one it shows losses, speed, time left, the newest picture of fixed seeds and, once it listens, a stop button,
+    which ends the training after the step with a checkpoint: the same cell goes on from there.
     """
 
     def __init__(
@@ -57,6 +58,12 @@ class LiveTraining:
             self._told = now
             self.write(self._line(record, now))
 
+    async def listen(self) -> None:
+        """Let the kernel hear the stop button: what a page says waits while a cell runs, but for where the cell awaits."""
+        if self.live and self._start is not None:
+            self.controls.stop.layout.display = None
+        await asyncio.sleep(0)
+
     def stop(self) -> None:
         """End the training after its present step, with a checkpoint."""
         self.stop_asked = True
@@ -85,9 +92,10 @@ class LiveTraining:
         controls = SimpleNamespace(
             bar=package.IntProgress(min=0, max=1, description=self.title[:40], layout={"width": "420px"},
                                     style={"description_width": "initial"}),
-            stop=package.Button(description="stop", icon="stop", tooltip="end after this step, with a checkpoint"),
+            stop=package.Button(description="stop", icon="stop", tooltip="end after this step, with a checkpoint",
+                                layout={"display": "none"}),
             words=package.HTML(),
-            picture=package.Image(format="png", layout={"width": "512px", "height": "256px", "object_fit": "contain"}),
+            picture=png_image(width="512px", height="256px", object_fit="contain"),
             chart=figure_widget(width=520, height=256, xaxis_title="step", yaxis={"type": "log", "title": "loss"}),
         )  # fmt: skip
         controls.stop.on_click(lambda _: self._on_stop())

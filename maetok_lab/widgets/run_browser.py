@@ -11,7 +11,7 @@ from maetok_lab.analysis.run_tables import config_differences, logged_columns, l
 from maetok_lab.plots.curves import colours_for
 from maetok_lab.plots.runs import plot_run_lines
 from maetok_lab.runs import Run, list_runs, runs_root
-from maetok_lab.widgets.front import Studio, figure_widget, ipywidgets
+from maetok_lab.widgets.front import BLANK, Studio, figure_widget, ipywidgets, png_image
 
 
 class RunBrowser(Studio):
@@ -74,7 +74,7 @@ class RunBrowser(Studio):
         """The widget."""
         package, see = ipywidgets(), self.controls
         self.chart = figure_widget(self._traces(), width=640, height=330, xaxis_title="training step", showlegend=True)
-        self.image = package.Image(format="png", layout={"width": "512px", "max_height": "330px", "object_fit": "contain"})
+        self.image = png_image(width="512px", max_height="330px", object_fit="contain")
         self.shown, self.about, self.differences, self.links = (package.HTML() for _ in range(4))
         see.runs.observe(self._on_runs, "value")
         see.column.observe(self._on_column, "value")
@@ -135,7 +135,7 @@ class RunBrowser(Studio):
         pictures = self.pictures
         title, path = pictures[min(self.controls.picture.value, len(pictures) - 1)] if pictures else ("no pictures", None)
         self.shown.value = html.escape(title)
-        self.image.value = path.read_bytes() if path else b""
+        self.image.value = path.read_bytes() if path else BLANK
 
 
 def _table(frame: Any, *, index: bool = True) -> str:

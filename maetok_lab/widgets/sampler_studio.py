@@ -18,7 +18,7 @@ from maetok_lab.diffusion.sampling import INTEGRATORS, Guidance
 from maetok_lab.evaluation.samples import Autoencoder
 from maetok_lab.pictures import image_grid
 from maetok_lab.plots.images import plot_rows
-from maetok_lab.widgets.front import Studio, escaped, ipywidgets, png_bytes
+from maetok_lab.widgets.front import Studio, escaped, ipywidgets, png_bytes, png_image
 
 SIDE = 512  # px of the grid
 SECONDS_BETWEEN_PICTURES = 0.15
@@ -136,7 +136,7 @@ class SamplerStudio(Studio):
     def view(self) -> Any:
         """The widget; it samples once, when it is first shown."""
         package, see = ipywidgets(), self.controls
-        self.grid = package.Image(format="png", layout={"width": f"{SIDE}px", "height": f"{SIDE}px"})
+        self.grid = png_image(width=f"{SIDE}px", height=f"{SIDE}px")
         self.told, self.price = package.HTML(), package.HTML()
         for name in ("label", "seed", "scale", "interval", "steps", "method", "ema"):
             getattr(see, name).observe(self._on_setting, "value")

@@ -45,6 +45,23 @@ def latent_map():
     return LatentMap(made.latents, made.source, made.tokenizer, components=0)
 
 
+async def live_training():
+    """A training of far more steps than anyone waits for, into runs/ beside the notebook."""
+    from maetok_lab.runs import Run
+    from maetok_lab.training.presets import ladder_training
+    from maetok_lab.training.tokenizer import train_tokenizer
+    from maetok_lab.widgets.live import LiveTraining
+
+    torch.set_num_threads(1)
+    images = open_images("emoji", split="val", image_size=32)
+    config = ladder_training("test", "hog", images=images.fingerprint, num_steps=100_000)
+    run = Run.open("live", config, root="runs")
+    live = LiveTraining("live")
+    for record in train_tokenizer(config, images, run, cpu=True):
+        live.update(record)
+        await live.listen()
+
+
 def sampler_studio():
     """The sampler studio on these parts."""
     from maetok_lab.widgets.sampler_studio import SamplerStudio

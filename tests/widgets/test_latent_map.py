@@ -12,7 +12,7 @@ from maetok_lab.analysis.maps import decode_between
 from maetok_lab.pictures import image_grid
 from maetok_lab.plots.masks import picture_of
 from maetok_lab.tokenizer.foreign import RawPixels
-from maetok_lab.widgets.front import png_bytes
+from maetok_lab.widgets.front import BLANK, png_bytes
 from maetok_lab.widgets.latent_map import STRIP, LatentMap
 
 
@@ -76,7 +76,7 @@ def test_hover_shows_the_image_and_a_click_what_is_decoded(walk, source):
 
 def test_two_points_have_a_strip_between_them_and_are_ringed(walk):
     walk.controls.point.value = 3
-    assert walk.strip.value == b""
+    assert walk.strip.value == BLANK
     walk.controls.point.value = 8
     wanted = decode_between(walk.tokenizer, walk.atlas.latent(3), walk.atlas.latent(8), steps=STRIP)
     assert walk.strip.value == png_bytes(image_grid(wanted, columns=STRIP, padding=0), size=64 * STRIP)

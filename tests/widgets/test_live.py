@@ -1,5 +1,7 @@
 """A training says how it goes, not too often, and always at the end."""
 
+import asyncio
+
 import pytest
 
 from maetok_lab.training.records import StepRecord
@@ -83,6 +85,18 @@ def test_a_panel_has_losses_progress_and_the_newest_picture(panel, tmp_path):
         "kl": ([3], [2.0]),
     }
     assert [line.split(",")[0] for line in panel.written] == ["tiny: step 3/3"], "the last line stays in the notebook"
+
+
+def test_the_stop_button_is_there_where_a_click_can_be_heard_and_is_heard_between_two_steps(panel):
+    async def cell():
+        asyncio.get_running_loop().call_soon(panel.controls.stop.click)
+        panel.update(StepRecord(1, 9, 32))
+        assert panel.controls.stop.layout.display == "none"
+        await panel.listen()
+        assert panel.controls.stop.layout.display is None
+
+    asyncio.run(cell())
+    assert panel.stop_asked
 
 
 def test_the_stop_button_asks_the_training_to_end(panel):

@@ -7,6 +7,7 @@ pytest.importorskip("anywidget")
 
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.masking import MaskingConfig
+from maetok_lab.widgets.front import BLANK
 from maetok_lab.widgets.run_browser import RunBrowser
 
 
@@ -60,7 +61,7 @@ def test_the_slider_walks_through_the_pictures(browser):
     assert browser.image.value == b"two 10"
     assert browser.shown.value == "two, step 10"
     see.runs.value = ["empty"]
-    assert (browser.image.value, browser.shown.value) == (b"", "no pictures")
+    assert (browser.image.value, browser.shown.value) == (BLANK, "no pictures")
     assert see.picture.disabled
     assert see.column.value is None
     assert drawn(browser) == {}
