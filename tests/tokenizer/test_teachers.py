@@ -84,7 +84,8 @@ def test_the_release_names_its_teachers_and_their_widths():
 def test_the_shipped_network_is_a_target_without_any_download():
     target = make_target(AuxiliaryConfig(target="semantic"), MODEL)
     images = noise(2, 3, 16, 16)
-    expected = load_net("efficientnet_lite0").feature_map(images, grid=2)
+    net = load_net("efficientnet_lite0")
+    expected = torch.cat([net.feature_map(image, grid=2) for image in images.split(1)])
     assert torch.equal(target(images), expected.flatten(1, 2))
     assert target(images).shape == (2, 4, target.width)
 
@@ -146,9 +147,28 @@ def test_two_targets_of_one_network_load_it_once_and_ask_it_once_a_batch(monkeyp
     share_networks(both)
     found = compute_targets(both, noise(2, 3, 16, 16))
     assert len(loaded) == 1
-    assert loaded[0].asked == 1
+    assert loaded[0].asked == 2  # images, one by one on a CPU
     assert found["semantic"] is found["clip"]
     assert set(found) == set(both)
+
+
+def test_on_a_cpu_what_was_said_of_an_image_is_remembered_until_memory_is_full(monkeypatch):
+    monkeypatch.setattr("maetok_lab.tokenizer.targets.load_net", lambda *a, **o: Counted())
+    target, images = FeatureTarget(TEACHERS["semantic"], 2), noise(3, 3, 16, 16)
+    monkeypatch.setattr("maetok_lab.tokenizer.targets.REMEMBERED", 2 * target(images[:1]).nbytes)  # the first is known now
+    once = target(images)
+    assert target.net.asked == 3
+    assert torch.equal(target(images.flip(0)), once.flip(0))
+    assert target.net.asked == 4  # the third found no room
+    with torch.autocast("cpu", torch.bfloat16):
+        target(images[:1])
+    assert target.net.asked == 5  # other bits, so another question
+
+
+def test_an_images_features_are_the_same_bits_in_any_batch():
+    images = noise(5, 3, 16, 16)
+    together = FeatureTarget(TEACHERS["semantic"], 2)(images)
+    assert torch.equal(FeatureTarget(TEACHERS["semantic"], 2)(images[3:]), together[3:])
 
 
 def test_a_network_is_in_no_state_dict_and_among_no_parameters():
