@@ -45,6 +45,15 @@ def latent_map():
     return LatentMap(made.latents, made.source, made.tokenizer, components=0)
 
 
+def large_map():
+    """50,000 points: the images' latents and normal noise as an overlay."""
+    from maetok_lab.widgets.latent_map import LatentMap
+
+    made = parts()
+    noise = torch.randn(50_000 - len(made.latents), *made.latents.shape[1:], generator=torch.Generator().manual_seed(0))
+    return LatentMap(made.latents, made.source, made.tokenizer, components=0, overlays={"noise": noise}, colour="run")
+
+
 async def live_training():
     """A training of far more steps than anyone waits for, into runs/ beside the notebook."""
     from maetok_lab.runs import Run

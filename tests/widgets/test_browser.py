@@ -10,6 +10,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -44,7 +46,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="browser tests need chromium: apt install chromium"),
 ]
-WIDGETS = ("mask_studio", "latent_map", "sampler_studio", "live_training")
+WIDGETS = ("mask_studio", "latent_map", "sampler_studio")
+PAGES = (*WIDGETS, "large_map", "live_training")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def known():
     sys.path.insert(0, str(HERE))
     import browser_parts
 
-    yield {name: getattr(browser_parts, name)() for name in WIDGETS if name != "live_training"}
+    yield {name: getattr(browser_parts, name)() for name in WIDGETS}
     sys.path.remove(str(HERE))
 
 
@@ -61,6 +64,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def wait_for(server, address, *, seconds):
+    """Until the server answers, or has ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and server.poll() is None:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(address, timeout=seconds).close()
+            return
+        time.sleep(0.5)
 
 
 @contextlib.contextmanager
@@ -71,12 +84,7 @@ def serving(command, folder, port, path):
         server = subprocess.Popen([sys.executable, "-m", *command], cwd=folder, stdout=log, stderr=log,
                                   env={**os.environ, "PYTHONPATH": paths})  # fmt: skip
         try:
-            deadline = time.monotonic() + 120
-            while time.monotonic() < deadline and server.poll() is None:
-                with contextlib.suppress(OSError):
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60).close()
-                    break
-                time.sleep(0.5)
+            wait_for(server, f"http://127.0.0.1:{port}{path}", seconds=120)
             yield f"http://127.0.0.1:{port}"
         finally:
             server.terminate()
@@ -94,7 +102,7 @@ def write_notebook(folder, name):
 def site(request, tmp_path_factory):
     """(front end, address of a widget's page by name, folder for screenshots)."""
     folder, port = tmp_path_factory.mktemp(request.param), free_port()
-    for name in WIDGETS:
+    for name in PAGES:
         write_notebook(folder, name)
     if request.param == "lab":
         command = ["jupyter", "lab", "--allow-root", "--no-browser", "--ServerApp.ip=127.0.0.1", f"--port={port}",
@@ -283,6 +291,58 @@ def test_sampler_studio(open_widget, known):
     now = studio.settings["guidance"]
     studio.settings["guidance"] = type(now)(now.scale + 0.25, now.low, now.high)
     assert_shows(page, grid(), SIDE)
+
+
+NAMELESS = """() => [...document.querySelectorAll('input, select, button, [role=slider]')]
+  .filter(e => e.offsetParent && !e.closest('.modebar, .jp-Toolbar'))
+  .filter(e => !(e.ariaLabel || e.labels?.length || e.innerText || e.title || e.getAttribute('aria-labelledby')
+                 || e.closest('.widget-slider')?.querySelector('label')?.innerText)).map(e => e.outerHTML)"""
+
+
+@pytest.mark.parametrize("site", ["voila"], indirect=True)
+@pytest.mark.parametrize("name", WIDGETS)
+def test_every_control_has_a_name_and_nothing_is_wider_than_1200_px(open_widget, name):
+    page = open_widget(name)
+    page.locator(".widget-dropdown").first.wait_for()
+    assert page.evaluate(NAMELESS) == []
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 1200
+
+
+@pytest.mark.parametrize("site", ["voila"], indirect=True)
+def test_a_map_of_fifty_thousand_points_is_smooth_under_the_pointer(open_widget, site):
+    page = open_widget("large_map")
+    page.locator(".js-plotly-plot .nsewdrag").first.wait_for()
+    box = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
+    page.evaluate("""() => { window.frames_ = []; let last = performance.now();
+      const tick = now => { window.frames_.push(now - last); last = now; requestAnimationFrame(tick); };
+      requestAnimationFrame(tick); }""")
+    for step in range(60):
+        page.mouse.move(box["x"] + box["width"] * (0.2 + 0.01 * step), box["y"] + box["height"] * 0.5)
+    spent = sorted(page.evaluate("() => window.frames_"))
+    median, late = spent[len(spent) // 2], spent[int(0.95 * len(spent))]
+    (site[2] / "frames.txt").write_text(f"{len(spent)} frames, median {median:.0f} ms, 95th percentile {late:.0f} ms\n")
+    assert median < 100
+
+
+def test_make_studio_serves_the_mask_studio_on_this_machine_only(browser, tmp_path):
+    port = free_port()
+    with open(tmp_path / "server.log", "w") as log:
+        server = subprocess.Popen(["make", "studio", f"PORT={port}"], cwd=HERE.parents[1], stdout=log, stderr=log,
+                                  start_new_session=True)  # fmt: skip
+    try:
+        wait_for(server, f"http://127.0.0.1:{port}/", seconds=300)
+        page = browser.new_page(viewport={"width": 1200, "height": 1100})
+        page.set_default_timeout(120_000)
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.locator(".maetok-grid").nth(1).wait_for()
+        page.get_by_text("of 64 patches hidden").wait_for()
+        page.screenshot(path=tmp_path / "studio.png")
+        page.close()
+        addresses = {place.laddr.ip for place in psutil.net_connections("tcp") if place.laddr.port == port and place.status == "LISTEN"}
+        assert addresses == {"127.0.0.1"}
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
 
 
 @pytest.mark.parametrize("site", ["lab"], indirect=True)  # voila shows a page when its cells are done
