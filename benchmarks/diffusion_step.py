@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from timing import as_markdown, wait_for
+from timing import as_markdown, peak_gigabytes, wait_for
 
 from maetok_lab.data.latents import LatentDataset
 from maetok_lab.device import DTYPES, Precision, describe, pick_device, pick_precision
@@ -95,7 +95,7 @@ def main(words: list[str] | None = None) -> None:
         "batch": config.batch_size, "optimizer": config.optimizer.name, "ms a step": f"{1000 * seconds:.1f}",
         "images/s": f"{config.batch_size / seconds:.1f}", "GFLOP an image": f"{work / config.batch_size / 1e9:.3g}",
         "GFLOP/s": f"{work / seconds / 1e9:.0f}", "matrix products, GFLOP/s": f"{rate / 1e9:.0f}",
-        "share of it": f"{work / seconds / rate:.2%}",
+        "share of it": f"{work / seconds / rate:.2%}", "peak GB": f"{peak_gigabytes(device):.1f}",
     }  # fmt: skip
     print(as_markdown([row]))
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import torch
 
+from timing import peak_gigabytes
+
 from maetok_lab.analysis.fitting import fit_gmm
 from maetok_lab.analysis.mixture import Mixture
 from maetok_lab.device import describe, pick_device
@@ -88,7 +90,7 @@ def compare(
         **{f"seconds_{name}": round(value, 3) for name, value in least.items()},
         **{f"times_sklearn_{name}": round(least["sklearn"] / least[name], 2) for name in ("float64", "float32")},
         **{f"projected_hours_imagenet_{name}": round(value, 2) for name, value in hours.items()},
-        "paper_hours_imagenet": PAPER_HOURS,
+        "paper_hours_imagenet": PAPER_HOURS, "peak_gb": round(peak_gigabytes(device), 2),
     }  # fmt: skip
 
 

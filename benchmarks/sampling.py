@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from timing import as_markdown, seconds_in_turns
+from timing import as_markdown, peak_gigabytes, seconds_in_turns
 from torch import Tensor
 
 from maetok_lab.config import choose
@@ -142,7 +142,8 @@ def main(words: list[str] | None = None) -> None:
         table = compare(Counted(model), noise, labels, options.steps, guidance, **settings)
     print(
         f"{options.preset} on {describe(device, precision)}: {options.batch} images at once, {options.steps} Euler steps, "
-        f"guidance {guidance.scale:g} on [{guidance.low:g}, {guidance.high:g}], {forward:.3g} GFLOP a row\n"
+        f"guidance {guidance.scale:g} on [{guidance.low:g}, {guidance.high:g}], {forward:.3g} GFLOP a row, "
+        f"peak {peak_gigabytes(device):.1f} GB\n"
     )
     print(as_markdown(table))
 

@@ -6,6 +6,7 @@
 The whole step is timed, then the same step without adversary, without perceptual term, and without targets, in turns: each
 difference is the share of what was left out. Teachers, encoder and decoder are timed on their own, forward and backward;
 "rest" is what remains (optimizer, average, drawing). Pictures are random and already decoded: reading them is not in it.
+Every step is that of a first pass through the images: what a teacher remembers on a CPU is forgotten before it.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from maetok_lab.runs import Run
 from maetok_lab.tokenizer.auxiliary import compute_targets
 from maetok_lab.tokenizer.losses import pixel_loss
 from maetok_lab.tokenizer.masking import draw_mask
-from maetok_lab.tokenizer.targets import TEACHERS
+from maetok_lab.tokenizer.targets import TEACHERS, FeatureTarget
 from maetok_lab.training.batches import TrainingBatch
 from maetok_lab.training.common import make_engine
 from maetok_lab.training.objective import TokenizerTraining
@@ -123,6 +124,7 @@ class Parts:
         picked = TrainingBatch(0, self.images, torch.zeros(count).long(), torch.arange(count))
 
         def call() -> None:
+            self.forget()
             objective = self.state.objective
             objective.auxiliary = nn.ModuleDict() if "auxiliary" in without else self.whole["auxiliary"]
             objective.perceptual = None if "perceptual" in without else self.whole["perceptual"]
@@ -130,6 +132,12 @@ class Parts:
             training_step(config, self.state, objective, self.engine, picked, None)
 
         return call
+
+    def forget(self) -> None:
+        """Have every teacher look again."""
+        for decoder in self.whole["auxiliary"].values():
+            if isinstance(decoder.target, FeatureTarget):
+                decoder.target.forget()
 
     def encoder(self) -> None:
         """Forward and backward."""
@@ -148,6 +156,7 @@ class Parts:
 
     def teachers(self) -> None:
         """Every target of one batch."""
+        self.forget()
         with autocast(self.device, self.config.precision):
             compute_targets(self.whole["auxiliary"], self.there)
 

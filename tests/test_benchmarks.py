@@ -12,6 +12,7 @@ SMALLEST = {
     "gmm.py": ["--rows", "500", "--width", "8", "--components", "3", "--repeats", "1", "--threads", "1"],
     "ladder.py": ["--preset", "test", "--rungs", "ae"],
     "sampling.py": ["--preset", "test", "--batch", "2", "--steps", "4", "--repeats", "1"],
+    "tokens.py": ["--preset", "test", "--tokens", "4", "16", "--batch", "1", "--repeats", "1"],
     "tokenizer_step.py": ["--presets", "test", "--repeats", "1"],
 }
 
@@ -34,6 +35,10 @@ def test_it_runs(name, tmp_path):
         shares = [float(row[part].rstrip("%")) for part in names if row[part].endswith("%")]
         assert sum(shares) == pytest.approx(100, abs=len(shares))  # each is rounded
         assert float(row["images/s"]) > 0
+    if name == "tokens.py":
+        *_, few, many = map(columns, done.stdout.strip().splitlines())
+        assert (few[0], many[0]) == ("4", "16")
+        assert 1 < float(many[2]) == pytest.approx(float(many[1]) / float(few[1]), rel=0.01)
     if name == "diffusion_step.py":
         names, _, values = map(columns, done.stdout.strip().splitlines()[-3:])
         row = dict(zip(names, values, strict=True))

@@ -167,6 +167,10 @@ class FeatureTarget:
                 return torch.cat([self._recall(image) for image in images.split(1)])
             return self._look(images)
 
+    def forget(self) -> None:
+        """Drop what is remembered."""
+        self._known.clear()
+
     def _look(self, images: torch.Tensor) -> torch.Tensor:
         return self.net.to(images.device).feature_map(images, grid=self.grid).flatten(1, 2)
 
