@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable
 
 import torch
-
 from timing import peak_gigabytes
 
 from maetok_lab.analysis.fitting import fit_gmm
