@@ -5,41 +5,35 @@
 Needs Debian's chromium and `pip install playwright`; skipped without.
 """
 
-import contextlib
-import io
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import torch
-from PIL import Image
 
-nbformat = pytest.importorskip("nbformat")
+pytest.importorskip("nbformat")
 sync_api = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright: pip install playwright")
 
 from maetok_lab.analysis.masks import draw_masks  # noqa: E402
 from maetok_lab.pictures import image_grid  # noqa: E402
 from maetok_lab.plots.masks import heat_picture, masked_picture, picture_of  # noqa: E402
 from maetok_lab.runs import Run  # noqa: E402
-from maetok_lab.widgets.front import png_bytes  # noqa: E402
 from maetok_lab.widgets.mask_studio import LARGE, SMALL  # noqa: E402
 from maetok_lab.widgets.sampler_studio import SIDE  # noqa: E402
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(Path(__file__).parent)
+    import browser_parts
+    from browser_pages import assert_shows, free_port, local, serving, slider, wait_for, write_notebook
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = "--no-sandbox --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 FLAGS += " --use-angle=swiftshader --enable-unsafe-swiftshader"  # the map is drawn by WebGL, here in software
-HERE = Path(__file__).parent
-PATIENCE = 60  # seconds for a picture; the machine may be busy
 
 pytestmark = [
     pytest.mark.browser,
@@ -53,49 +47,7 @@ PAGES = (*WIDGETS, "large_map", "live_training")
 @pytest.fixture(scope="module")
 def known():
     """The same studios in this process: their attributes say what the page must show."""
-    sys.path.insert(0, str(HERE))
-    import browser_parts
-
-    yield {name: getattr(browser_parts, name)() for name in WIDGETS}
-    sys.path.remove(str(HERE))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(server, address, *, seconds):
-    """Until the server answers, or has ended."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and server.poll() is None:
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(address, timeout=seconds).close()
-            return
-        time.sleep(0.5)
-
-
-@contextlib.contextmanager
-def serving(command, folder, port, path):
-    """A server in `folder` until it answers at `path`; its log is in server.log."""
-    paths = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
-    with open(folder / "server.log", "w") as log:
-        server = subprocess.Popen([sys.executable, "-m", *command], cwd=folder, stdout=log, stderr=log,
-                                  env={**os.environ, "PYTHONPATH": paths})  # fmt: skip
-        try:
-            wait_for(server, f"http://127.0.0.1:{port}{path}", seconds=120)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
-            server.wait(30)
-
-
-def write_notebook(folder, name):
-    code = f"import browser_parts\n{'await ' if name == 'live_training' else ''}browser_parts.{name}()"
-    cell = nbformat.v4.new_code_cell(code)
-    book = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
-    nbformat.write(book, folder / f"{name}.ipynb")
+    return {name: getattr(browser_parts, name)() for name in WIDGETS}
 
 
 @pytest.fixture(scope="module", params=["lab", "voila"])
@@ -157,42 +109,9 @@ def open_widget(site, browser):
         page.close()
 
 
-def local(url):
-    return re.match(r"(data|blob|about|chrome)[:-]|(https?|wss?)://(127\.0\.0\.1|localhost)[:/]", url) is not None
-
-
-PIXELS = """() => [...document.querySelectorAll('img')].filter(i => i.complete && i.naturalWidth).map(i => {
-  const c = document.createElement('canvas'); c.width = i.naturalWidth; c.height = i.naturalHeight;
-  const pen = c.getContext('2d'); pen.drawImage(i, 0, 0); return c.toDataURL('image/png').split(',')[1]; })"""
-
-
-def shown(page):
-    """Every picture of the page as uint8 (h, w, 3)."""
-    import base64
-
-    files = [io.BytesIO(base64.b64decode(text)) for text in page.evaluate(PIXELS)]
-    return [np.asarray(Image.open(file).convert("RGB")).astype(int) for file in files]
-
-
-def assert_shows(page, pixels, size):
-    """The picture is on the page, to one level of 255, before patience ends."""
-    wanted = np.asarray(Image.open(io.BytesIO(png_bytes(pixels, size=size))).convert("RGB")).astype(int)
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        with contextlib.suppress(sync_api.Error):  # a picture that was replaced while it was read
-            if any(found.shape == wanted.shape and abs(found - wanted).max() <= 1 for found in shown(page)):
-                return
-        time.sleep(0.2)
-    raise AssertionError(f"no picture of the page is the wanted one of {wanted.shape}")
-
-
 @torch.inference_mode()
 def reconstruct(studio, mask):
     return studio.tokenizer(studio.image[None], mask=mask[None])[0]
-
-
-def slider(page, label):
-    return page.locator(".widget-slider", has_text=label)
 
 
 def test_mask_studio(open_widget, known):
@@ -324,10 +243,10 @@ def test_a_map_of_fifty_thousand_points_is_smooth_under_the_pointer(open_widget,
     assert median < 100
 
 
-def test_make_studio_serves_the_mask_studio_on_this_machine_only(browser, tmp_path):
+def test_make_studio_serves_the_mask_studio_on_this_machine_only(browser, repository, tmp_path):
     port = free_port()
     with open(tmp_path / "server.log", "w") as log:
-        server = subprocess.Popen(["make", "studio", f"PORT={port}"], cwd=HERE.parents[1], stdout=log, stderr=log,
+        server = subprocess.Popen(["make", "studio", f"PORT={port}"], cwd=repository, stdout=log, stderr=log,
                                   start_new_session=True)  # fmt: skip
     try:
         wait_for(server, f"http://127.0.0.1:{port}/", seconds=300)
