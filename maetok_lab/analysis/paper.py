@@ -13,12 +13,14 @@ PAPER = {
     "all": (0.85, 5.78, "Table 1b"),
     "all, tuned": (0.48, 5.69, "Table 1a"),
 }
-# column: what it is called in a sentence, and whether more is better; the paper says that the masked model is better in all
+# column: what it is called in a sentence, and whether more is better. The paper says that the masked model is better in all
+# but the last, which is its claim about generation without what the decoder loses.
 CLAIMS = {
     "nll": ("mixture NLL per image", False),
     "probe_top1": ("linear probe", True),
     "diffusion_loss": ("loss of the diffusion model", False),
     "kid": ("kernel distance of samples", False),
+    "kid_gap": ("kernel distance of samples to the tokenizer's own reconstructions", False),
 }
 
 

@@ -20,9 +20,9 @@ from maetok_lab.config import choose, override
 from maetok_lab.data.latents import LatentDataset
 from maetok_lab.diffusion.loading import load_diffusion
 from maetok_lab.diffusion.sampling import Guidance
-from maetok_lab.evaluation.generation import evaluate_generation
+from maetok_lab.evaluation.generation import evaluate_generation, make_reference
 from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult, compare
-from maetok_lab.evaluation.samples import generate
+from maetok_lab.evaluation.samples import generate, reconstruct
 from maetok_lab.nets import load_net
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_tokenizer
@@ -31,6 +31,7 @@ from maetok_lab.training.presets import diffusion_training
 from maetok_lab.workflow.ladder import Ladder
 
 CONTROL = "control"  # a plain autoencoder, stopped early
+GAP_FILE = "samples-to-reconstructions.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,9 @@ def compare_rows(rows: Sequence[Row], comparison: Comparison) -> pd.DataFrame:
     """One line a row and seed, all latents at one number of dimensions.
 
     Columns: row, seed, psnr, val_psnr, probe_top1, dimensions, dimensions_90, nll, nll_per_dim (of test images, at the
-    most components), diffusion_loss (of test images), kid and kid_low, kid_high; card, flow and run are folders' names.
+    most components), diffusion_loss (of test images), kid of samples to test images, kid_gap of samples to the tokenizer's own
+    reconstructions of them, and the ends of both 95 % intervals (kid_low, kid_high, kid_gap_low, kid_gap_high); card, flow and
+    run are folders' names.
     """
     dimensions = common_dimensions([row.latents("train") for row in rows], comparison.variance)
     settings = CardSettings(
@@ -105,13 +108,13 @@ def compare_rows(rows: Sequence[Row], comparison: Comparison) -> pd.DataFrame:
     )  # fmt: skip
     scores = {row.run.name: row.ladder.score(row.run) for row in rows}
     made = {row.run.name: generation_of(row, flow_of(row, comparison), comparison) for row in rows}
-    for results in (scores, made):
-        compare(results, allow="seed")  # else they share no table
+    compare(scores, allow="seed")  # else they share no table
+    compare({name: result for name, (result, _) in made.items()}, allow="seed")
     return pd.DataFrame([_line(row, comparison, settings, scores[row.run.name], made[row.run.name]) for row in rows])
 
 
 def _line(
-    row: Row, comparison: Comparison, settings: CardSettings, score: EvalResult, made: EvalResult
+    row: Row, comparison: Comparison, settings: CardSettings, score: EvalResult, made: tuple[EvalResult, EvalResult]
 ) -> dict[str, object]:
     flow, settings = flow_of(row, comparison), dataclasses.replace(settings, seed=row.ladder.seed)
     known = {"psnr": score.metrics["psnr"], "val_psnr": validation_psnr(row.run, row.ladder.images["val"])}
@@ -121,13 +124,16 @@ def _line(
         tokenizer=load_tokenizer(row.run.folder), settings=settings, root=row.ladder.root,
     )  # fmt: skip
     entries, most = card.summary, settings.components[-1]
-    (kid,) = made.metrics
-    low, high = made.intervals[kid]
+    kernel = {}
+    for column, result in zip(("kid", "kid_gap"), made):
+        (name,) = result.metrics
+        kernel[column] = result.metrics[name]
+        kernel[f"{column}_low"], kernel[f"{column}_high"] = result.intervals[name]
     return {
         "row": row.name, "seed": row.ladder.seed, **known, "probe_top1": entries["probe_top1"],
         "dimensions": settings.dimensions, "dimensions_90": entries["dimensions_90"],
         "nll": entries[f"gmm_nll_{most}"], "nll_per_dim": entries[f"gmm_nll_per_dim_{most}"],
-        "diffusion_loss": entries["diffusion_loss"], "kid": made.metrics[kid], "kid_low": low, "kid_high": high,
+        "diffusion_loss": entries["diffusion_loss"], **kernel,
         "card": card.name, "flow": flow.name, "run": row.run.name,
     }  # fmt: skip
 
@@ -143,8 +149,11 @@ def flow_of(row: Row, comparison: Comparison) -> Run:
     return diffusion_loss(flow, latents, row.latents("test"), f"{row.run.name}-flow", root=ladder.root, cpu=cpu)
 
 
-def generation_of(row: Row, flow: Run, comparison: Comparison) -> EvalResult:
-    """Kernel distance of samples to test images, one a test label, kept in a run of its own."""
+def generation_of(row: Row, flow: Run, comparison: Comparison) -> tuple[EvalResult, EvalResult]:
+    """Kernel distances of samples, one a test label, to test images and to the tokenizer's reconstructions of these.
+
+    The second, the generation gap, leaves out what the decoder loses. Both are kept in a run of its own.
+    """
     ladder, test = row.ladder, row.ladder.images["test"]
     guidance = Guidance(comparison.guidance, 0.0, 1.0) if comparison.guidance != 1 else None
     protocol = EvalProtocol(
@@ -152,18 +161,22 @@ def generation_of(row: Row, flow: Run, comparison: Comparison) -> EvalResult:
         seed=ladder.seed, ema=flow.config["ema_decays"][0],
     )  # fmt: skip
     with Run.open(f"{row.run.name}-evaluation", protocol, root=ladder.root, parents=[row.run, flow]) as run:
-        if run.finished:
-            return EvalResult.load(run.folder / SAMPLES_FILE)
+        files = [run.folder / SAMPLES_FILE, run.folder / GAP_FILE]
+        if all(file.exists() for file in files):
+            return tuple(EvalResult.load(file) for file in files)
         picked = torch.linspace(0, len(test) - 1, min(comparison.images, len(test))).long()
         originals, labels = test.batch(picked)
         model, tokenizer = (part.to(ladder.device) for part in (load_diffusion(flow.folder), load_tokenizer(row.run.folder)))
         sampling = {"num_steps": comparison.sampling_steps, "guidance": guidance}
         samples = generate(model, tokenizer, row.latents("train").space, labels, seed=ladder.seed, **sampling)
         net = load_net("efficientnet_lite2", input_size=comparison.net_input).to(ladder.device)
-        result = evaluate_generation(samples, originals, net=net, protocol=protocol, metrics=["kid"])
-        result.save(run.folder / SAMPLES_FILE)
-        run.finish(result.metrics)
-    return result
+        made = make_reference(samples, net, name="samples")
+        results = []
+        for file, images in zip(files, (originals, reconstruct(tokenizer, originals))):
+            results.append(evaluate_generation(made, images, net=net, protocol=protocol, metrics=["kid"]))
+            results[-1].save(file)
+        run.finish(results[0].metrics)
+    return tuple(results)
 
 
 def comparison_of(preset: str) -> Comparison:

@@ -9,15 +9,16 @@ from maetok_lab.analysis.paper import claims_checked, control_verdict, order_by,
 @pytest.fixture
 def table():
     """Two seeds of two rows: NLL agrees with the paper in both, the probe in one, the diffusion loss in none."""
-    columns = ["row", "seed", "nll", "probe_top1", "diffusion_loss", "kid"]
-    lines = [("all", 0, 1.0, 0.7, 0.5, 1.0), ("all", 1, 1.0, 0.5, 0.5, 1.0),
-             ("ae", 0, 2.0, 0.6, 0.4, 3.0), ("ae", 1, 2.0, 0.6, 0.4, 3.0), ("ae", 7, 0.0, 0.9, 0.1, 0.1)]  # fmt: skip
+    columns = ["row", "seed", "nll", "probe_top1", "diffusion_loss", "kid", "kid_gap"]
+    lines = [("all", 0, 1.0, 0.7, 0.5, 1.0, 2.0), ("all", 1, 1.0, 0.5, 0.5, 1.0, 2.0),
+             ("ae", 0, 2.0, 0.6, 0.4, 3.0, 1.0), ("ae", 1, 2.0, 0.6, 0.4, 3.0, 3.0),
+             ("ae", 7, 0.0, 0.9, 0.1, 0.1, 0.1)]  # fmt: skip
     return pd.DataFrame(lines, columns=columns)
 
 
 def test_agreement_is_counted_over_the_seeds_that_both_rows_have(table):
     checked = claims_checked(table, "all", "ae")
-    assert checked["agree"].to_dict() == {"nll": 2, "probe_top1": 1, "diffusion_loss": 0, "kid": 2}
+    assert checked["agree"].to_dict() == {"nll": 2, "probe_top1": 1, "diffusion_loss": 0, "kid": 2, "kid_gap": 1}
     assert set(checked["seeds"]) == {2}
     assert checked["sentence"]["nll"] == "mixture NLL per image: all 1, ae 2; as in the paper (2 of 2 seeds)"
     assert "mixed (1 of 2 seeds)" in checked["sentence"]["probe_top1"]
@@ -46,6 +47,7 @@ def test_the_control_decides_what_a_gain_over_the_plain_row_is_worth():
     table = compared(
         (18.0, 18.1), (17.5, 17.5),
         nll=(1.0, 2.0, 0.9), probe_top1=(0.7, 0.6, 0.6), diffusion_loss=(0.5, 0.4, 0.6), kid=(1.0, 2.0, 3.0),
+        kid_gap=(1.0, 2.0, 3.0),
     )  # fmt: skip
     table.loc[table["row"].eq("control") & table["seed"].eq(1), "kid"] = 0.5
     said = control_verdict(table, "all", "control")
@@ -65,7 +67,7 @@ def test_the_control_decides_what_a_gain_over_the_plain_row_is_worth():
 
 
 def test_a_control_that_never_reached_its_target_is_said_to_be_none():
-    numbers = dict.fromkeys(("nll", "probe_top1", "diffusion_loss", "kid"), (1.0, 2.0, 3.0))
+    numbers = dict.fromkeys(("nll", "probe_top1", "diffusion_loss", "kid", "kid_gap"), (1.0, 2.0, 3.0))
     said = control_verdict(compared((18.0, 18.1), (19.0, 18.5), **numbers), "all", "control")
     assert said[1] == (
         "seed 1: control has 18.50 dB on val, all 19.00 dB; "

@@ -4,10 +4,12 @@ import pytest
 
 from maetok_lab.analysis.card import cards_of
 from maetok_lab.analysis.paper import CLAIMS, claims_checked, control_verdict
+from maetok_lab.analysis.tokenizers import SAMPLES_FILE
+from maetok_lab.evaluation.protocol import EvalResult
 from maetok_lab.runs import Run
 from maetok_lab.training.early import validation_psnr
 from maetok_lab.training.objective import Objective
-from maetok_lab.workflow.compare import CONTROL, compare_rows, comparison_of, equal_psnr_control, gather
+from maetok_lab.workflow.compare import CONTROL, GAP_FILE, compare_rows, comparison_of, equal_psnr_control, gather
 from maetok_lab.workflow.ladder import Ladder
 
 pytestmark = pytest.mark.slow
@@ -33,6 +35,16 @@ def test_every_row_has_every_number_at_one_number_of_dimensions(compared):
     assert steps == {comparison.diffusion_steps}
     assert set(CLAIMS) <= set(table.columns)
     assert len(claims_checked(table, "all", CONTROL)) == len(CLAIMS)
+
+
+def test_the_generation_gap_is_to_the_rows_own_reconstructions(compared):
+    ladder, _, rows, table = compared
+    folders = [ladder.root / f"{row.run.name}-evaluation" for row in rows]
+    files = [[EvalResult.load(folder / name) for name in (SAMPLES_FILE, GAP_FILE)] for folder in folders]
+    assert [gap.metrics["kid_efflite2"] for _, gap in files] == table["kid_gap"].tolist()
+    references = [{result.protocol.reference_sha256 for result in results} for results in zip(*files)]
+    assert len(references[0]) == 1  # the test images
+    assert len(references[1]) == len(rows)
 
 
 @pytest.mark.parametrize(("target", "met"), [(0.0, True), (99.0, False)])
