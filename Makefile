@@ -1,4 +1,5 @@
-# Each target makes .venv first if it is missing. Options: PYTHON=python3.12, PIP_ARGS="--index-url ...", JOBS=4, PORT=8866.
+# Each target makes .venv first if it is missing. Options: PYTHON=python3.12, PIP_ARGS="--index-url ...", JOBS=4,
+# NOTEBOOK=notebooks/01_images.ipynb (of demo and lab), PORT=8866 (of studio).
 PYTHON ?= python3
 PIP_ARGS ?=
 JOBS ?= logical
@@ -34,7 +35,7 @@ test: $(STAMP)  ## all tests but the slow ones; no network, no GPU
 coverage: $(STAMP)  ## the same tests, and the share of the library's lines that they run
 	$(TESTS) --cov
 
-lint: $(STAMP)  ## style of the library, the tests and the notebooks
+lint: $(STAMP)  ## style of all Python, the notebooks included
 	$(BIN)/python -m ruff check .
 
 lab: $(STAMP)  ## JupyterLab on this machine only, behind a token

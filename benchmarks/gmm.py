@@ -1,6 +1,7 @@
 """Gaussian mixtures against scikit-learn: same rows, same start, same iterations, in one process; and what ImageNet would take.
 
-    python benchmarks/gmm.py [--rows 20000 --width 256 --components 50 --iterations 10 --threads 1 2 --device cpu --clock wall]
+    python benchmarks/gmm.py [--rows 20000 --width 256 --components 50 --iterations 10 --repeats 7 --threads 1 2
+                             --device cpu --clock wall]
 """
 
 import argparse

@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--preset", default="tiny", choices=TOKENIZER_TRAINING, help="the size of everything")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one ladder each")
     parser.add_argument("--rungs", nargs="+", default=list(LADDER), choices=LADDER, help="which rungs; all by default")
-    parser.add_argument("--source", default="emoji", help="the shipped images, or a folder or Parquet files of your own")
+    parser.add_argument("--source", default="emoji", help="the shipped images, or a folder, Parquet or tar shards of your own")
     parser.add_argument("--labels", default="category", help="what the probe reads off the latents")
     parser.add_argument("--teacher", default="semantic", help="the shipped network, or dinov2 where its weights are")
     parser.add_argument("--weights", help="a local file with the teacher's weights")

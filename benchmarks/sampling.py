@@ -1,6 +1,7 @@
 """Guided sampling three ways, at equal output, in one run: model rows counted, time measured, images/s.
 
-    python benchmarks/sampling.py [--preset tiny --batch 16 --steps 250 --scale 1.9 --high 0.75 --repeats 3 --device auto]
+    python benchmarks/sampling.py [--preset tiny --batch 16 --steps 250 --scale 1.9 --low 0 --high 0.75 --repeats 3
+                                  --device auto --precision fp32]
 
 `ours` is maetok_lab.diffusion.sampling: the null pass inside the guidance interval only. `both passes` computes it on every
 step. `authors' caller` doubles the batch before a sampler that doubles it again (but skips outside the interval), and throws
