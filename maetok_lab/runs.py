@@ -283,7 +283,7 @@ def find_run(source: str | Path, root: str | Path | None = None) -> Run | None:
 
 
 def list_runs(root: str | Path | None = None) -> pd.DataFrame:
-    """One row a run under `root`: name, class, finished, steps logged, start, fingerprint, and the summary's numbers."""
+    """One row a run under `root`: name, class, finished, newest checkpoint's step, start, fingerprint, summary's numbers."""
     rows = []
     for path in sorted(runs_root(root).glob("*/config.json")):
         run = Run(path.parent)

@@ -22,7 +22,10 @@ PIXELS, DIFFUSERS = "pixels", "diffusers:"
 
 @runtime_checkable
 class AnyTokenizer(Protocol):
-    """What caching, analysis and evaluation need. `fingerprint` names the weights, `latent_shape` is (N, C)."""
+    """What caching, analysis and evaluation need. `fingerprint` names the weights, `latent_shape` is (N, C).
+
+    They need a torch module too: it is put into eval mode, and moved to a device.
+    """
 
     fingerprint: str
     latent_shape: tuple[int, int]

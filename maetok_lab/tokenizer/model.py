@@ -18,7 +18,7 @@ class TokenizerConfig:
 
     `latent_tokens` "learnable" are extra tokens (the paper); "patches" takes the patch tokens themselves (Table 6, "no
     learnable tokens"), then `num_latent_tokens` is their number. `masked` says what hidden patches become in the encoder.
-    `modulation_init` and `latent_init`: see towers.Modulation and towers.latent_positions. `refine` is the hidden width of
+    `modulation_init` and `latent_init`: see blocks.Modulation and towers.latent_positions. `refine` is the hidden width of
     a 3 x 3 convolution pair on the decoded image, which removes the seams between patches; 0, as in the paper, has none.
     """
 

@@ -22,7 +22,7 @@ _TINY = TokenizerTraining(
     model=TOKENIZERS["tiny"], targets=(_TINY_TARGET,), optimizer=_TINY_OPTIMIZER, losses=_TINY_LOSSES, num_steps=1400,
     batch_size=32, ema_decay=0.998, log_every=50, save_every=350, picture_every=350,
 )  # fmt: skip
-# Emoji at 64 px on one GPU, about 570 times through the training images: a recipe that was not tuned yet.
+# Emoji at 64 px on one GPU, about 590 times through the training images: a recipe that was not tuned yet.
 _SMALL = override(
     _TINY,
     {"model": TOKENIZERS["small"], "targets": (AuxiliaryConfig(), AuxiliaryConfig(target="semantic")),

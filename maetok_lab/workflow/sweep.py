@@ -1,6 +1,7 @@
 """Run a notebook over many sets of parameters, each in a process of its own, and see what came of it.
 
-    runs/sweeps/NAME/  sweep.json table.csv summary.json pareto.png gallery.png logs/  and, while running, lock.json
+    runs/sweeps/NAME/  sweep.json table.csv summary.json pareto.png gallery.png logs/ pictures/  and, while running, lock.json
+                       slurm/ of jobs on a cluster; runs/ with `separate_runs`
 
 The results themselves are those of `run_notebook`, addressed by what they are made from: the notebook's code, its
 parameters and its parents. So whatever is done is skipped, also by another sweep or after a stop at any moment.
