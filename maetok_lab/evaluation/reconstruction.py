@@ -49,7 +49,7 @@ def evaluate_reconstruction(
     device = torch.device(device or _device_of(tokenizer))
 
     def measure(part: Images | Tensor) -> dict[str, Any]:
-        return _measure(_pairs(tokenizer, part, protocol, batch_size, device), perceptual, net, batch_size)
+        return _measure(_pairs(tokenizer, part, protocol, batch_size, device), perceptual, net)
 
     found = share_work(source, measure)
     metrics, intervals = {}, {}
@@ -70,7 +70,6 @@ def _measure(
     pairs: Iterable[tuple[Tensor, Tensor, int]],
     perceptual: Callable[[Tensor, Tensor], Tensor] | None,
     net: Net | None,
-    batch_size: int,
 ) -> dict[str, Any]:
     """The numbers of each pair (n,), the features (n, D) of both sides ("made", "real") where there is a net."""
     found: dict[str, list[Tensor]] = {}

@@ -11,11 +11,11 @@ NUM_FREQUENCIES = 256  # of the time embedding
 class TimeEmbedding(nn.Module):
     """256 sinusoids of t itself (cosines first, base 10000, t in [0, 1] unscaled: the release's choice), then an MLP."""
 
-    def __init__(self, width: int, *, num_frequencies: int = NUM_FREQUENCIES):
+    def __init__(self, width: int):
         super().__init__()
-        half = num_frequencies // 2
+        half = NUM_FREQUENCIES // 2
         self.register_buffer("frequencies", torch.exp(-math.log(10000) * torch.arange(half) / half), persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(num_frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
         """t (B,) -> (B, width)"""

@@ -3,16 +3,18 @@
 import asyncio
 from collections.abc import Callable
 
+SETTLE, LONGEST = 0.05, 0.2  # seconds of quiet that end a burst, and between two answers to one that goes on
+
 
 class Latest:
-    """`ask()` runs `work` now, or for a burst of moves: once now, and once when they settle for `settle` seconds.
+    """`ask()` runs `work` now, or for a burst of moves: once now, and once when they settle for `SETTLE` seconds.
 
-    A burst that goes on is answered every `longest` seconds. Without a running event loop, where nothing can follow by
+    A burst that goes on is answered every `LONGEST` seconds. Without a running event loop, where nothing can follow by
     itself, every `ask` works at once.
     """
 
-    def __init__(self, work: Callable[[], None], *, settle: float = 0.05, longest: float = 0.2):
-        self.work, self.settle, self.longest = work, settle, longest
+    def __init__(self, work: Callable[[], None]):
+        self.work = work
         self._timer: asyncio.TimerHandle | None = None
         self._waiting_since = 0.0
         self._worked = float("-inf")
@@ -26,13 +28,13 @@ class Latest:
             return
         now = loop.time()
         if self._timer is None:
-            if now - self._worked >= self.settle:
+            if now - self._worked >= SETTLE:
                 self._run(loop)
                 return
             self._waiting_since = now
         else:
             self._timer.cancel()
-        due = min(now + self.settle, self._waiting_since + self.longest)
+        due = min(now + SETTLE, self._waiting_since + LONGEST)
         self._timer = loop.call_at(due, self._run, loop)
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:

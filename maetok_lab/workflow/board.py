@@ -52,7 +52,7 @@ class Entry:
         return self.error or ""
 
 
-def table(entries: Sequence[Entry], spec: SweepSpec) -> pd.DataFrame:
+def table(entries: Sequence[Entry]) -> pd.DataFrame:
     """One row an entry: swept parameters, state, seconds, every number it reported, error, its folder and its log."""
     rows = []
     for entry in entries:
@@ -78,7 +78,7 @@ class Board:
 
     def tell(self, entry: Entry, entries: Sequence[Entry]) -> None:
         """An entry changed its state: write the table down, and show it."""
-        write_bytes(self.path, table(entries, self.spec).to_csv().encode())
+        write_bytes(self.path, table(entries).to_csv().encode())
         if self._display is None and not self._terminal:
             print(self._line(entry, entries), flush=True)
         self.show(entries, now=True)
@@ -98,7 +98,7 @@ class Board:
 
     def frame(self, entries: Sequence[Entry]) -> pd.DataFrame:
         """The live table: swept parameters, state, seconds, quality and speed, and what each does just now."""
-        whole = table(entries, self.spec)
+        whole = table(entries)
         wanted = [*self.spec.swept, "state", "seconds", self.spec.quality, self.spec.speed]
         short = whole[[name for name in wanted if name in whole]]
         return short.astype(object).assign(now=[entry.where()[:70] for entry in entries]).fillna("")

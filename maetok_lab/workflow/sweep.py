@@ -74,7 +74,7 @@ def sweep(
         write_json(folder / "sweep.json", to_json(spec))
         with contextlib.closing(pool or _pool(on, spec, folder)) as place:
             entries = _halve(first, spec, folder, runs, lambda each, shown: _run(each, shown, place, spec.retries, board))
-        frame = table(entries, spec)
+        frame = table(entries)
         write_bytes(folder / "table.csv", frame.to_csv().encode())
         result = SweepResult(folder, frame, spec)
         write_summary(folder, frame, spec)
