@@ -158,7 +158,7 @@ def load_net(
         return _load_timm(name.removeprefix("timm:"), weights, input_size, rebuilt, scaling)
     if name not in SHIPPED:
         near = difflib.get_close_matches(name, SHIPPED, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"unknown network {name!r}{hint} Choose one of {', '.join(SHIPPED)}, or timm:NAME")
     if patch_size is not None or scaling != "own":
         raise ValueError(f"patch_size and scaling are for timm:NAME, not for {name}")

@@ -25,7 +25,9 @@ def intrinsic_dimension(latents: Any, *, method: str = "twonn", neighbours: int 
     needed = {"twonn": 2, "mle": neighbours}
     if method not in needed:
         raise ValueError(f"unknown method {method!r}; choose one of {sorted(needed)}")
-    if len(rows) <= needed[method] + 1 or needed[method] < 2:
+    if needed[method] < 2:
+        raise ValueError(f"{method} needs at least 2 neighbours, not {neighbours}")
+    if len(rows) <= needed[method] + 1:
         raise ValueError(f"{method} needs more distinct latents than {len(rows)} for {needed[method]} neighbours")
     distances = _neighbour_distances(rows, needed[method])  # (n, k)
     logs = (distances[:, -1:] / distances[:, :-1]).log()  # (n, k - 1)

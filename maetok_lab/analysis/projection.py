@@ -36,7 +36,8 @@ class ProjectionSettings:
         if self.method not in ("umap", "pca", "tsne"):
             raise ValueError(f"unknown method {self.method!r}; choose one of ['pca', 'tsne', 'umap']")
         if self.max_rows < 10 or self.pca_dimensions < 2 or self.neighbours < 2:
-            raise ValueError("need max_rows >= 10, pca_dimensions >= 2 and neighbours >= 2")
+            came = f"{self.max_rows}, {self.pca_dimensions}, {self.neighbours}"
+            raise ValueError(f"need max_rows >= 10, pca_dimensions >= 2 and neighbours >= 2, not {came}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,8 @@ class ToySettings:
 
     def __post_init__(self):
         if self.time <= 0 or self.target <= 0 or self.repeats < 1 or self.steps < 2:
-            raise ValueError("need time > 0, target > 0, repeats >= 1 and steps >= 2")
+            came = f"{self.time}, {self.target}, {self.repeats}, {self.steps}"
+            raise ValueError(f"need time > 0, target > 0, repeats >= 1 and steps >= 2, not {came}")
 
 
 def sample_complexity(

@@ -278,5 +278,5 @@ def _check(what: str, value: str, choices: Sequence[str]) -> None:
     if value in choices:
         return
     near = difflib.get_close_matches(str(value), list(choices), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     raise ValueError(f"unknown {what}: {value!r}{hint} Choose one of {', '.join(choices)}")

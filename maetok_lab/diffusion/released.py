@@ -41,7 +41,7 @@ def to_released(model: DiffusionTransformer) -> dict[str, torch.Tensor]:
     """The weights under the authors' names. Raises ValueError for a model that their SiT cannot express."""
     config = model.config
     if config != DiffusionConfig(width=config.width, depth=config.depth, num_heads=config.num_heads):
-        raise ValueError("only SiT (LayerNorm, GELU, fixed 1-D sines, no QK-norm) has a released form")
+        raise ValueError(f"only SiT (LayerNorm, GELU, fixed 1-D sines, no QK-norm) has a released form, not {config}")
     return dict(model.state_dict())
 
 

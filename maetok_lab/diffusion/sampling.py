@@ -216,7 +216,8 @@ def draw_noise(seeds: Sequence[int], num_tokens: int, latent_dim: int, *, device
 
 def _sde_noise(noise: torch.Tensor, seeds: Sequence[int] | None, num_steps: int) -> torch.Tensor:
     if seeds is None or len(seeds) != len(noise):
-        raise ValueError("euler_maruyama needs one seed a sample (seeds), or its noise itself (sde_noise)")
+        came = "neither came" if seeds is None else f"{len(seeds)} seeds came for {len(noise)} samples"
+        raise ValueError(f"euler_maruyama needs one seed a sample (seeds), or its noise itself (sde_noise); {came}")
     shape = (num_steps - 1, *noise.shape[1:])
     rows = [torch.randn(shape, generator=generator(seed, "sde"), dtype=torch.float64) for seed in seeds]
     return torch.stack(rows, dim=1).to(noise.device)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from maetok_lab.config import differing_fields, to_json
 from maetok_lab.data.latents import LatentSpace
 from maetok_lab.data.readers import read_rgb
 from maetok_lab.diffusion.model import DiffusionTransformer
@@ -45,7 +46,8 @@ def class_labels(protocol: EvalProtocol, num_classes: int, *, pool: torch.Tensor
     "random" draws from `pool`, the labels of real images, with their frequencies, or evenly from all classes without one.
     """
     if protocol.num_images is None or protocol.labels is None:
-        raise ValueError("the protocol must state num_images and labels before samples can be drawn")
+        stated = f"{protocol.num_images} and {protocol.labels}"
+        raise ValueError(f"the protocol must state num_images and labels before samples can be drawn, not {stated}")
     if protocol.labels == "equal":
         return torch.arange(protocol.num_images) % num_classes
     if protocol.labels == "none":
@@ -99,8 +101,10 @@ def write_samples(
     """
     if run.finished:
         return
-    if sample_set(config.protocol, model, tokenizer, labels) != config:
-        raise ValueError(f"run {run.name} was configured for another model, tokenizer or other labels")
+    given = sample_set(config.protocol, model, tokenizer, labels)
+    if given != config:
+        lines = "; ".join(differing_fields(to_json(given), to_json(config)))
+        raise ValueError(f"run {run.name} was configured for another model, tokenizer or other labels: {lines}")
     rank, processes = process_group()
     folder = run.folder / "images"
     folder.mkdir(exist_ok=True)

@@ -62,9 +62,15 @@ def to_released(tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
     Raises ValueError for a tokenizer that their model cannot express.
     """
     config = tokenizer.config
-    expressible = config.class_token and config.layer_scale and config.decoder_modulation and not config.refine
-    if not expressible or config.bottleneck != "ae" or {config.encoder.rope, config.decoder.rope} != {"mixed"}:
-        raise ValueError("only tokenizers built like maetok-b-128 (plain, mixed RoPE, modulated decoder) have a released form")
+    alike = {
+        "class_token": config.class_token, "layer_scale": config.layer_scale, "refine": not config.refine,
+        "decoder_modulation": config.decoder_modulation, "bottleneck": config.bottleneck == "ae",
+        "rope": {config.encoder.rope, config.decoder.rope} == {"mixed"},
+    }  # fmt: skip
+    if not all(alike.values()):
+        differs = ", ".join(name for name, same in alike.items() if not same)
+        wanted = "only tokenizers built like maetok-b-128 (plain, mixed RoPE, modulated decoder) have a released form"
+        raise ValueError(f"{wanted}; this one differs in {differs}")
     tensors = {}
     for name, value in tokenizer.state_dict().items():
         if name != "encoder.mask_token" and not name.startswith("unused."):

@@ -156,7 +156,8 @@ class PatchEncoder(nn.Module):
         """Places in the sequence of every token that is not hidden: (B, S'). All images must hide the same number."""
         hidden = mask.sum(1)
         if (hidden != hidden[0]).any():
-            raise ValueError('masked="drop" needs the same number of hidden patches in every image of a batch')
+            counts = sorted(set(hidden.tolist()))
+            raise ValueError(f'masked="drop" needs the same number of hidden patches in every image of a batch, not {counts}')
         full = mask.new_zeros(len(mask), length)
         full[:, before : before + mask.shape[1]] = mask
         return full.int().argsort(dim=1, stable=True)[:, : length - int(hidden[0])]

@@ -64,7 +64,8 @@ class TokenizerTraining:
         if len(set(names)) < len(names):
             raise ValueError(f"each target can be asked for once, not {names}")
         if self.trains == "decoder" and (self.targets or self.parent is None):
-            raise ValueError("decoder tuning needs a parent run and has no auxiliary targets")
+            came = f"parent {self.parent!r} and targets {names}"
+            raise ValueError(f"decoder tuning needs a parent run and has no auxiliary targets, not {came}")
         if self.latent_noise and self.trains == "all":
             raise ValueError("latent_noise is for decoder tuning: there the latents no longer change")
         adversarial = self.losses.adversarial

@@ -117,7 +117,8 @@ def start(config: TokenizerTraining, run: Run, parent: Run | None, device: torch
     objective, frozen = Objective(config).to(device), {}
     if config.trains == "decoder":
         if parent is None or parent.fingerprint != config.parent:
-            raise ValueError(f"decoder tuning needs the run with fingerprint {config.parent} as its parent")
+            came = "none" if parent is None else f"run {parent.name} with {parent.fingerprint}"
+            raise ValueError(f"decoder tuning needs the run with fingerprint {config.parent} as its parent, not {came}")
         trained = parent.load_checkpoint(groups=["ema"])
         if trained is None:
             raise ValueError(f"decoder tuning starts from run {parent.name}, which has no checkpoint yet")

@@ -177,6 +177,8 @@ def _entries(data: dict[str, Any], path: Path) -> Entries:
     if found[0] == "list":
         return [dict(entry) for entry in content]
     _check_keys(content, {"count", "seed", "parameters"}, f"{path} [random]")
+    if "parameters" not in content:
+        raise ValueError(f"{path} [random] needs a table [random.parameters], and has only {sorted(content)}")
     return draw(content["parameters"], count=content.get("count", 0), seed=content.get("seed", 0))
 
 

@@ -90,6 +90,8 @@ def test_errors_say_what_came(monkeypatch):
     x, labels = clusters()
     with pytest.raises(ValueError, match="unknown method 'isomap'"):
         project(x, method="isomap")
+    with pytest.raises(ValueError, match="neighbours >= 2, not 20000, 50, 1"):
+        project(x, method="pca", neighbours=1)
     with pytest.raises(ValueError, match="labels must be"):
         project(x, method="pca", labels=labels[:20])
     with pytest.raises(ValueError, match="one line only"):

@@ -261,6 +261,7 @@ def test_what_a_large_source_could_not_read_is_told_and_counted_but_changes_no_f
     ({"source": "emojis"}, "no source 'emojis'; it must be 'emoji', an image folder, or Parquet"),
     ({"split": "tran"}, "unknown split: 'tran'; did you mean 'train'"),
     ({"labels": "catgory"}, "unknown labels for emoji: 'catgory'; did you mean 'category'"),
+    ({"split": "xyz"}, r"unknown split: 'xyz'\. Choose one of train, val, test"),
     ({"crop": "centre"}, "unknown crop: 'centre'; did you mean 'center'"),
     ({"image_size": 65}, "emoji has images of 64 px, so image_size=65 is too large"),
     ({"image_size": 0}, "image_size must be a whole number of pixels >= 1, got 0"),

@@ -113,7 +113,7 @@ def test_masks_that_do_not_fit_are_refused():
     uneven = MASK.clone()
     uneven[0, 1] = True
     tokenizer.encode(images, mask=uneven)
-    with pytest.raises(ValueError, match='masked="drop" needs the same number of hidden patches in every image'):
+    with pytest.raises(ValueError, match='masked="drop" needs the same number of hidden patches in every image of a batch, not'):
         make({"masked": "drop"}).encode(images, mask=uneven)
 
 

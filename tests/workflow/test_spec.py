@@ -74,6 +74,7 @@ def test_a_file_is_read_with_everything_in_it(tmp_path):
         ('notebook = "n.ipynb"\nretrys = 1\n[grid]\na = [1]', "no key 'retrys'; did you mean 'retries'"),
         ('notebook = "n.ipynb"\n[grid]\na = [1]\n[slurm]\ngpu = 1', "did you mean 'gpus'"),
         ('notebook = "n.ipynb"\n[fixed]\na = 1\n[grid]\na = [1]', "fixed and swept"),
+        ('notebook = "n.ipynb"\n[random]\ncount = 3', r"needs a table \[random\.parameters\], and has only \['count'\]"),
         ("notebook = ", "not valid TOML"),
     ],
 )
