@@ -1,5 +1,6 @@
 """The benchmarks' commands run, at their smallest."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ SMALLEST = {
     "gmm.py": ["--rows", "500", "--width", "8", "--components", "3", "--repeats", "1", "--threads", "1"],
     "ladder.py": ["--preset", "test", "--rungs", "ae"],
     "sampling.py": ["--preset", "test", "--batch", "2", "--steps", "4", "--repeats", "1"],
+    "studio.py": ["--preset", "test", "--moves", "2"],
     "tokens.py": ["--preset", "test", "--tokens", "4", "16", "--batch", "1", "--repeats", "1"],
     "tokenizer_step.py": ["--presets", "test", "--repeats", "1"],
 }
@@ -26,6 +28,8 @@ def columns(line):
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in SMALLEST])
 def test_it_runs(name, tmp_path):
+    if name == "studio.py":
+        pytest.importorskip("plotly")
     words = [*SMALLEST[name], *(["--runs", str(tmp_path)] if name == "ladder.py" else [])]
     done = subprocess.run([sys.executable, str(BENCHMARKS / name), *words], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -35,6 +39,9 @@ def test_it_runs(name, tmp_path):
         shares = [float(row[part].rstrip("%")) for part in names if row[part].endswith("%")]
         assert sum(shares) == pytest.approx(100, abs=len(shares))  # each is rounded
         assert float(row["images/s"]) > 0
+    if name == "studio.py":
+        assert "2 moves" in done.stdout
+        assert 1 <= int(re.search(r"ten quick moves: (\d+)", done.stdout)[1]) <= 10
     if name == "tokens.py":
         *_, few, many = map(columns, done.stdout.strip().splitlines())
         assert (few[0], many[0]) == ("4", "16")
