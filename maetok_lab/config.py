@@ -81,6 +81,11 @@ def fingerprint(config: Any, *, length: int = 16) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:length]
 
 
+def fingerprint_of(data: Any) -> str:
+    """Short hash of any plain JSON."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def differing_fields(mine: Any, theirs: Any, prefix: str = "") -> list[str]:
     """One line `path: mine, not theirs` for each field in which two plain-JSON configs differ."""
     if isinstance(mine, dict) and isinstance(theirs, dict):

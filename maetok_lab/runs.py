@@ -7,7 +7,6 @@ last, and its presence means that the run finished. Nothing that is loaded from 
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -22,7 +21,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from maetok_lab.config import did_you_mean, differing_fields, fingerprint, from_json, to_json
+from maetok_lab.config import did_you_mean, differing_fields, fingerprint, fingerprint_of, from_json, to_json
+from maetok_lab.events import Events
 from maetok_lab.files import finite, not_written, read_json, read_json_lines, sha256, write_json
 from maetok_lab.locks import RunLock
 from maetok_lab.provenance import now, provenance
@@ -61,6 +61,7 @@ class Run:
         self.name = self.folder.name
         self.class_name, self.config, self.fingerprint = record["class"], record["config"], record["fingerprint"]
         self._lock: RunLock | None = None
+        self._events = Events(self.folder / "tensorboard")
 
     @classmethod
     def open(cls, name: str, config: Any, *, root: str | Path | None = None, parents: Iterable["Run"] = ()) -> "Run":
@@ -122,6 +123,7 @@ class Run:
 
     def close(self) -> None:
         """Give up the lock; the run can be continued later."""
+        self._events.close()
         if self._lock:
             self._lock.release()
             self._lock = None
@@ -135,9 +137,10 @@ class Run:
     # Metrics ----------------------------------------------------------------------------------------------------------
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append one event, at least {"step": ..., "split": ...}, to metrics.jsonl."""
+        """Append one event, at least {"step": ..., "split": ...}, to metrics.jsonl (and TensorBoard files: see `events`)."""
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(finite(dict(record))) + "\n")
+        self._events.add(record)
 
     def metrics(self, split: str | None = None) -> pd.DataFrame:
         """All logged events as a table, or those of one split ("train", "val")."""
@@ -153,6 +156,7 @@ class Run:
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(line + "\n" for line in kept))
             os.replace(temporary, path)
+        self._events.rewind(step)
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
@@ -263,11 +267,6 @@ def run_suffix(preset: str, seed: int, source: str | Path = "emoji") -> str:
         return f"{preset}-s{seed}"
     stem = re.sub(r"[^A-Za-z0-9._]+", "-", Path(source).resolve().stem).strip("-.") or "images"
     return f"{preset}-{stem[:60]}-s{seed}"
-
-
-def fingerprint_of(data: Any) -> str:
-    """Short hash of any plain JSON."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def find_run(source: str | Path, root: str | Path | None = None) -> Run | None:

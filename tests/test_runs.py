@@ -10,9 +10,9 @@ import sys
 import pytest
 import torch
 
-from maetok_lab.config import not_in_fingerprint
+from maetok_lab.config import fingerprint_of, not_in_fingerprint
 from maetok_lab.locks import RunLocked
-from maetok_lab.runs import Run, checked_name, fingerprint_of, list_runs, runs_root
+from maetok_lab.runs import Run, checked_name, list_runs, runs_root
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

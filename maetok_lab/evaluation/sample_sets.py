@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from maetok_lab.config import differing_fields, to_json
+from maetok_lab.config import differing_fields, fingerprint_of, to_json
 from maetok_lab.data.latents import LatentSpace
 from maetok_lab.data.readers import read_rgb
 from maetok_lab.diffusion.model import DiffusionTransformer
@@ -26,7 +26,7 @@ from maetok_lab.evaluation.samples import Autoencoder, draw
 from maetok_lab.files import atomic_path
 from maetok_lab.pictures import to_uint8
 from maetok_lab.rng import generator
-from maetok_lab.runs import Run, fingerprint_of
+from maetok_lab.runs import Run
 from maetok_lab.weights import tensors_fingerprint
 
 

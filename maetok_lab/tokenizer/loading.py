@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from maetok_lab.config import from_json, to_json
+from maetok_lab.config import fingerprint_of, from_json, to_json
 from maetok_lab.files import read_json
-from maetok_lab.runs import Run, find_run, fingerprint_of
+from maetok_lab.runs import Run, find_run
 from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig, AuxiliaryDecoder
 from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig, num_parameters
 from maetok_lab.tokenizer.released import from_released

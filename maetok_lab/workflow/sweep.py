@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from maetok_lab.config import to_json
+from maetok_lab.config import fingerprint_of, to_json
 from maetok_lab.files import write_bytes, write_json
 from maetok_lab.locks import RunLock
 from maetok_lab.provenance import now
-from maetok_lab.runs import fingerprint_of, runs_root
+from maetok_lab.runs import runs_root
 from maetok_lab.workflow.board import Board, Entry, table
 from maetok_lab.workflow.gallery import write_summary
 from maetok_lab.workflow.pool import Job, LocalPool, Outcome, Pool
