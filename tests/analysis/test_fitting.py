@@ -176,7 +176,8 @@ def test_errors_say_what_came():
         fit_gmm(points, 2).log_prob(points[:, :1])
 
 
-def test_the_benchmark_compares_with_scikit_learn_and_projects(repository, capsys):
+def test_the_benchmark_compares_with_scikit_learn_and_projects(repository, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(repository / "benchmarks")
     main = runpy.run_path(str(repository / "benchmarks" / "gmm.py"))["main"]
     main(["--rows", "300", "--width", "8", "--components", "4", "--iterations", "3", "--repeats", "1", "--threads", "1"])
     line = json.loads(capsys.readouterr().out)
