@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from maetok_lab.data.images import ImageSource, open_images
-from maetok_lab.data.latents import LatentCaching, LatentDataset, LatentSpace, load_latent_space, write_latents
+from maetok_lab.data.latents import LatentDataset, LatentSpace, load_latent_space
 from maetok_lab.device import pick_device, pick_precision
 from maetok_lab.diffusion.loading import export_diffusion, load_diffusion
 from maetok_lab.diffusion.sampling import Guidance
@@ -28,7 +28,7 @@ from maetok_lab.runs import Run, runs_root
 from maetok_lab.tokenizer.loading import export_tokenizer, load_auxiliary, load_tokenizer
 from maetok_lab.training.diffusion import train_diffusion
 from maetok_lab.training.presets import DECODER_TUNING, diffusion_training, ladder_training
-from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
+from maetok_lab.training.ready import ready_latents, train_both_stages
 from maetok_lab.weights import SHIPPED
 from maetok_lab.widgets.live import LiveTraining
 
@@ -44,8 +44,12 @@ def main() -> None:
     parser.add_argument("--runs", help="folder of its runs; runs/ beside the library by default")
     root = runs_root(parser.parse_args().runs)
     images = {split: open_images("emoji", split=split, image_size=32, labels=LABELS) for split in ("train", "val", "test")}
-    masked, tuned = train_both_stages(images, root)
-    latents = {split: cache_latents(tuned, split, images[split], root) for split in ("train", "test")}
+    masked, tuned = train_tokenizer(images, root)
+    where = {"root": root, "device": pick_device()}
+    latents = {
+        split: ready_latents(tuned, images[split], f"pretrained-latents-{split}", flips=split == "train", **where)
+        for split in ("train", "test")
+    }
     diffusion = train_generator(latents, images["train"].num_classes, root)
     export(tuned, latents["train"].run, diffusion)
     scores = score(tuned.config["seed"])
@@ -59,32 +63,13 @@ def main() -> None:
     })  # fmt: skip
 
 
-def train_both_stages(images: dict[str, ImageSource], root: Path) -> tuple[Run, Run]:
+def train_tokenizer(images: dict[str, ImageSource], root: Path) -> tuple[Run, Run]:
     """The masked tokenizer and, from it, the one with a tuned decoder."""
     device = pick_device()
     changes = {"images": images["train"].fingerprint, "precision": pick_precision(device), "num_steps": STEPS["tokenizer"]}
-    config = ladder_training("tiny", RUNG, **changes)
-    where = {"preview": images["val"], "cpu": device.type == "cpu"}
-    masked = Run.open("pretrained-tokenizer", config, root=root)
-    live = LiveTraining("tokenizer")
-    for record in train_tokenizer(config, images["train"], masked, **where):
-        live.update(record)
-    tuning = decoder_tuning(config, parent=masked, **DECODER_TUNING["tiny"] | {"num_steps": STEPS["decoder"]})
-    tuned = Run.open("pretrained-tokenizer-tuned", tuning, root=root, parents=[masked])
-    live = LiveTraining("decoder tuning")
-    for record in finetune_decoder(tuning, images["train"], tuned, parent=masked, **where):
-        live.update(record)
-    return masked, tuned
-
-
-def cache_latents(tuned: Run, split: str, images: ImageSource, root: Path) -> LatentDataset:
-    """The latents of a split, of the training set mirrored too."""
-    device, tokenizer = pick_device(), load_tokenizer(tuned.folder)
-    caching = LatentCaching(tokenizer=tokenizer.fingerprint, images=images.fingerprint, flips=split == "train")
-    cache = Run.open(f"pretrained-latents-{split}", caching, root=root, parents=[tuned])
-    for done, total in write_latents(tokenizer.to(device), images, caching, cache, device=device):
-        print(f"latents, {split}: {done} of {total}")
-    return LatentDataset(cache, device=device)
+    config, tuning = ladder_training("tiny", RUNG, **changes), DECODER_TUNING["tiny"] | {"num_steps": STEPS["decoder"]}
+    where = {"root": root, "device": device, "follow": lambda title: LiveTraining(title).update}
+    return train_both_stages("pretrained-tokenizer", config, tuning, images["train"], images["val"], **where)
 
 
 def train_generator(latents: dict[str, LatentDataset], num_classes: int, root: Path) -> Run:

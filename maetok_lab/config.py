@@ -5,13 +5,14 @@ misspelt field or a wrong type is one clear line and never a silently ignored op
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from maetok_lab.hints import did_you_mean
 
 Config = TypeVar("Config")
 
@@ -19,13 +20,6 @@ Config = TypeVar("Config")
 def not_in_fingerprint(default: Any) -> Any:
     """A dataclass field that does not change the result (device, workers, intervals) and so stays out of `fingerprint`."""
     return dataclasses.field(default=default, metadata={"fingerprint": False})
-
-
-def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the nearest of `choices`, or the list of them when nothing is near."""
-    choices = sorted(map(str, choices))
-    near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else f"; choose one of {choices}"
 
 
 def choose(name: str, choices: Mapping[str, Any], what: str) -> Any:

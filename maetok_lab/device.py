@@ -9,7 +9,7 @@ from typing import Literal
 import psutil
 import torch
 
-from maetok_lab.config import did_you_mean
+from maetok_lab.hints import did_you_mean
 
 Precision = Literal["bf16", "fp16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

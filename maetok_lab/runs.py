@@ -21,9 +21,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from maetok_lab.config import did_you_mean, differing_fields, fingerprint, fingerprint_of, from_json, to_json
+from maetok_lab.config import differing_fields, fingerprint, fingerprint_of, from_json, to_json
 from maetok_lab.events import Events
 from maetok_lab.files import finite, not_written, read_json, read_json_lines, sha256, write_json
+from maetok_lab.hints import did_you_mean
 from maetok_lab.locks import RunLock
 from maetok_lab.provenance import now, provenance
 

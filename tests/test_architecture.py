@@ -8,7 +8,7 @@ import pytest
 
 LIBRARY = Path(__file__).parent.parent / "maetok_lab"
 ROWS = [  # a row imports rows above it only; rows on one line do not know each other. The first row's files: left to right
-    ["_torchvision", "config", "events", "files", "locks", "provenance", "rng", "device", "pictures", "weights"],
+    ["_torchvision", "hints", "config", "events", "files", "locks", "provenance", "rng", "device", "pictures", "weights"],
     ["runs"],
     ["data"],
     ["layers", "nets"],

@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from maetok_lab.config import did_you_mean
 from maetok_lab.evaluation.pixels import psnr
+from maetok_lab.hints import did_you_mean
 from maetok_lab.layers.patches import patchify
 from maetok_lab.rng import generator
 from maetok_lab.tokenizer.anatomy import TokenStatistics, error_map, token_shift

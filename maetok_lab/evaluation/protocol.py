@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from maetok_lab.config import did_you_mean, from_json, to_json
+from maetok_lab.config import from_json, to_json
 from maetok_lab.device import Precision
 from maetok_lab.files import finite, read_json, write_json
+from maetok_lab.hints import did_you_mean
 
 PREVIEW_IMAGES = 10_000  # a generation metric on fewer images is marked a preview
 

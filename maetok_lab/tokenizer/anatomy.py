@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from maetok_lab.config import did_you_mean
+from maetok_lab.hints import did_you_mean
 from maetok_lab.layers.patches import patchify
 from maetok_lab.rng import generator
 

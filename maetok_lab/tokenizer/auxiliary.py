@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from maetok_lab.config import did_you_mean
+from maetok_lab.hints import did_you_mean
 from maetok_lab.nets import check_timm_name
 from maetok_lab.tokenizer.blocks import init_weights
 from maetok_lab.tokenizer.model import TokenizerConfig

@@ -1,14 +1,18 @@
-"""A tokenizer to look at: one that is there already, else the main job's, trained first."""
+"""A tokenizer to look at, and its latents: what is there already, else trained or made first."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from maetok_lab.config import choose, override
-from maetok_lab.data.images import open_images
+from maetok_lab.data.images import ImageSource, open_images
+from maetok_lab.data.latents import LatentCaching, LatentDataset, write_latents
 from maetok_lab.device import pick_precision
 from maetok_lab.runs import Run, run_suffix, runs_root
+from maetok_lab.tokenizer.loading import load_tokenizer
+from maetok_lab.training.objective import TokenizerTraining
 from maetok_lab.training.presets import DECODER_TUNING, TOKENIZER_TRAINING
 from maetok_lab.training.records import StepRecord
 from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
@@ -57,14 +61,43 @@ def ready_tokenizer(
     config = choose(preset, TOKENIZER_TRAINING, "preset")
     train, val = (open_images(source, split=s, image_size=config.model.image_size, labels=labels) for s in ("train", "val"))
     config = override(config, {"seed": seed, "precision": pick_precision(device), "images": train.fingerprint})
+    _, tuned = train_both_stages(name, config, DECODER_TUNING[preset], train, val, root=root, device=device, follow=follow)
+    return tuned.folder
+
+
+def train_both_stages(
+    name: str,
+    config: TokenizerTraining,
+    tuning: Mapping[str, Any],
+    train: ImageSource,
+    val: ImageSource,
+    *,
+    root: str | Path | None,
+    device: torch.device,
+    follow: Follow,
+) -> tuple[Run, Run]:
+    """The tokenizer's training into run NAME, and its decoder's tuning, by `decoder_tuning`'s changes, into NAME-tuned."""
     where = {"preview": val, "cpu": device.type == "cpu"}
     with Run.open(name, config, root=root) as masked:
         take = follow("tokenizer")
         for record in train_tokenizer(config, train, masked, **where):
             take(record)
-        tuning = decoder_tuning(config, parent=masked, **DECODER_TUNING[preset])
-        with Run.open(f"{name}-tuned", tuning, root=root, parents=[masked]) as tuned:
+        second = decoder_tuning(config, parent=masked, **tuning)
+        with Run.open(f"{name}-tuned", second, root=root, parents=[masked]) as tuned:
             take = follow("decoder tuning")
-            for record in finetune_decoder(tuning, train, tuned, parent=masked, **where):
+            for record in finetune_decoder(second, train, tuned, parent=masked, **where):
                 take(record)
-    return tuned.folder
+    return masked, tuned
+
+
+def ready_latents(
+    run: Run, images: ImageSource, name: str, *, flips: bool, root: str | Path | None, device: torch.device
+) -> LatentDataset:
+    """The latents of a finished tokenizer's run, read from run `name`, or made first and kept there."""
+    tokenizer = load_tokenizer(run.folder).to(device)
+    caching = LatentCaching(tokenizer=tokenizer.fingerprint, images=images.fingerprint, flips=flips)
+    with Run.open(name, caching, root=root, parents=[run]) as cache:
+        if not cache.finished:
+            for _ in write_latents(tokenizer, images, caching, cache, device=device):
+                pass
+    return LatentDataset(cache, device=device)

@@ -87,7 +87,7 @@ class Studio:
 
 
 def png_bytes(pixels: np.ndarray, *, size: int) -> bytes:
-    """A uint8 picture (h, w, 3) as PNG, each pixel as many times as large as brings its longer side nearest to `size`."""
+    """A uint8 picture (h, w, 3 or 4) as PNG, each pixel as many times as large as brings its longer side nearest to `size`."""
     scale = max(1, round(size / max(pixels.shape[:2])))
     if scale > 1:
         pixels = pixels.repeat(scale, 0).repeat(scale, 1)
@@ -96,13 +96,7 @@ def png_bytes(pixels: np.ndarray, *, size: int) -> bytes:
     return file.getvalue()
 
 
-def _clear_pixel() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGBA", (1, 1)).save(file, "PNG")
-    return file.getvalue()
-
-
-BLANK = _clear_pixel()
+BLANK = png_bytes(np.zeros((1, 1, 4), np.uint8), size=1)  # one clear pixel
 
 
 def png_image(**layout: str) -> Any:

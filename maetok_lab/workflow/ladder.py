@@ -16,7 +16,7 @@ import pandas as pd
 from maetok_lab.analysis.probe import linear_probe
 from maetok_lab.config import choose
 from maetok_lab.data.images import open_images
-from maetok_lab.data.latents import LatentCaching, LatentDataset, write_latents
+from maetok_lab.data.latents import LatentDataset
 from maetok_lab.device import pick_device, pick_precision
 from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
 from maetok_lab.evaluation.reconstruction import evaluate_reconstruction
@@ -26,6 +26,7 @@ from maetok_lab.tokenizer.loading import load_tokenizer
 from maetok_lab.tokenizer.perceptual import SqueezePerceptual
 from maetok_lab.training.objective import TokenizerTraining
 from maetok_lab.training.presets import DECODER_TUNING, LADDER, TOKENIZER_TRAINING, ladder_training
+from maetok_lab.training.ready import ready_latents
 from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
 from maetok_lab.widgets.live import LiveTraining
 
@@ -100,13 +101,8 @@ class Ladder:
 
     def latents(self, run: Run, split: str) -> LatentDataset:
         """The cached latents of a row, with mirrored ones for training: a run of its own, `NAME-latents-SPLIT`."""
-        tokenizer, images = load_tokenizer(run.folder).to(self.device), self.images[split]
-        caching = LatentCaching(tokenizer=tokenizer.fingerprint, images=images.fingerprint, flips=split == "train")
-        with Run.open(f"{run.name}-latents-{split}", caching, root=self.root, parents=[run]) as cache:
-            if not cache.finished:
-                for _ in write_latents(tokenizer, images, caching, cache, device=self.device):
-                    pass
-        return LatentDataset(cache, device=self.device)
+        where = {"flips": split == "train", "root": self.root, "device": self.device}
+        return ready_latents(run, self.images[split], f"{run.name}-latents-{split}", **where)
 
     def score(self, run: Run) -> EvalResult:
         """Held-out numbers of a finished row, computed once and kept in its folder as ladder.json.

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from maetok_lab.config import did_you_mean
+from maetok_lab.hints import did_you_mean
 
 PLAIN = (str, bool, int, float, type(None))
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from maetok_lab.config import did_you_mean
+from maetok_lab.hints import did_you_mean
 from maetok_lab.rng import generator
 from maetok_lab.runs import checked_name
 
