@@ -27,10 +27,14 @@ from maetok_lab.training.presets import diffusion_training
 from maetok_lab.workflow.planner import random_latents
 
 WARMUP = 3
-PASSES = 3  # backward is two products for each one of forward: one for the weights, one for what came in
+PASSES = (
+    3  # backward is two products for each one of forward: one for the weights, one for what came in
+)
 
 
-def seconds_a_step(config: DiffusionTraining, latents: LatentDataset, root: Path, device: torch.device) -> float:
+def seconds_a_step(
+    config: DiffusionTraining, latents: LatentDataset, root: Path, device: torch.device
+) -> float:
     """Of a training that is left before its last step, where it would log and save."""
     run = Run.open("training", config, root=root)
     steps = train_diffusion(config, latents, run, cpu=device.type == "cpu")
@@ -62,7 +66,9 @@ def matrix_rate(device: torch.device, precision: Precision, *, seconds: float = 
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="tiny", choices=DIFFUSION)
     parser.add_argument("--batch", type=int, help="the preset's by default")
     parser.add_argument("--steps", type=int, default=20)
@@ -78,25 +84,45 @@ def main(words: list[str] | None = None) -> None:
     device = pick_device(options.device)
     precision, endless = pick_precision(device, options.precision), 10**9
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # torch's RMSNorm in bf16
+        warnings.filterwarnings(
+            "ignore", message="Mismatch dtype between input and weight"
+        )  # torch's RMSNorm in bf16
         tokenizer = TOKENIZERS.get(options.preset, TOKENIZERS["maetok-b-128"])
         latents = random_latents(Path(folder), tokenizer, device)
         config = diffusion_training(
-            options.preset, latents, num_classes=1000, precision=precision, compile=options.compile,
-            num_steps=WARMUP + options.steps + 1, log_every=endless, save_every=endless, picture_every=endless,
+            options.preset,
+            latents,
+            num_classes=1000,
+            precision=precision,
+            compile=options.compile,
+            num_steps=WARMUP + options.steps + 1,
+            log_every=endless,
+            save_every=endless,
+            picture_every=endless,
             **({"batch_size": options.batch} if options.batch else {}),
-        )  # fmt: skip
+        )
         before = matrix_rate(device, precision)
         seconds = seconds_a_step(config, latents, Path(folder), device)
         rate = max(before, matrix_rate(device, precision))
-    work = PASSES * flops(config.model, latents.num_tokens, latent_dim=latents.latent_dim) * config.batch_size
-    print(f"{options.preset} on {describe(device, precision)}: {latents.num_tokens} x {latents.latent_dim} latents\n")
+    work = (
+        PASSES
+        * flops(config.model, latents.num_tokens, latent_dim=latents.latent_dim)
+        * config.batch_size
+    )
+    print(
+        f"{options.preset} on {describe(device, precision)}: {latents.num_tokens} x {latents.latent_dim} latents\n"
+    )
     row = {
-        "batch": config.batch_size, "optimizer": config.optimizer.name, "ms a step": f"{1000 * seconds:.1f}",
-        "images/s": f"{config.batch_size / seconds:.1f}", "GFLOP an image": f"{work / config.batch_size / 1e9:.3g}",
-        "GFLOP/s": f"{work / seconds / 1e9:.0f}", "matrix products, GFLOP/s": f"{rate / 1e9:.0f}",
-        "share of it": f"{work / seconds / rate:.2%}", "peak GB": f"{peak_gigabytes(device):.1f}",
-    }  # fmt: skip
+        "batch": config.batch_size,
+        "optimizer": config.optimizer.name,
+        "ms a step": f"{1000 * seconds:.1f}",
+        "images/s": f"{config.batch_size / seconds:.1f}",
+        "GFLOP an image": f"{work / config.batch_size / 1e9:.3g}",
+        "GFLOP/s": f"{work / seconds / 1e9:.0f}",
+        "matrix products, GFLOP/s": f"{rate / 1e9:.0f}",
+        "share of it": f"{work / seconds / rate:.2%}",
+        "peak GB": f"{peak_gigabytes(device):.1f}",
+    }
     print(as_markdown([row]))
 
 

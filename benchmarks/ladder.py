@@ -12,13 +12,29 @@ from maetok_lab.workflow.ladder import Ladder, climb, markdown
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line, climb, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="tiny", choices=TOKENIZER_TRAINING, help="the size of everything")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--preset", default="tiny", choices=TOKENIZER_TRAINING, help="the size of everything"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one ladder each")
-    parser.add_argument("--rungs", nargs="+", default=list(LADDER), choices=LADDER, help="which rungs; all by default")
-    parser.add_argument("--source", default="emoji", help="the shipped images, or a folder, Parquet or tar shards of your own")
+    parser.add_argument(
+        "--rungs",
+        nargs="+",
+        default=list(LADDER),
+        choices=LADDER,
+        help="which rungs; all by default",
+    )
+    parser.add_argument(
+        "--source",
+        default="emoji",
+        help="the shipped images, or a folder, Parquet or tar shards of your own",
+    )
     parser.add_argument("--labels", default="category", help="what the probe reads off the latents")
-    parser.add_argument("--teacher", default="semantic", help="the shipped network, or dinov2 where its weights are")
+    parser.add_argument(
+        "--teacher", default="semantic", help="the shipped network, or dinov2 where its weights are"
+    )
     parser.add_argument("--weights", help="a local file with the teacher's weights")
     parser.add_argument("--runs", help="folder for the runs; runs/ beside the library by default")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")

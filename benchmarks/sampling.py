@@ -24,7 +24,10 @@ from maetok_lab.diffusion.sampling import Guidance, draw_noise, sample
 from maetok_lab.rng import generator, seeds_for
 from maetok_lab.tokenizer.model import TOKENIZERS
 
-AGREEMENT = {"fp32": 1e-4, "bf16": 0.05}  # largest difference over the outputs' std: rounding differs with the batch size
+AGREEMENT = {
+    "fp32": 1e-4,
+    "bf16": 0.05,
+}  # largest difference over the outputs' std: rounding differs with the batch size
 
 
 class Counted:
@@ -38,13 +41,17 @@ class Counted:
         return self.model(x_t, t, labels)
 
 
-def ours(model: Counted, noise: Tensor, labels: Tensor, num_steps: int, guidance: Guidance) -> Tensor:
+def ours(
+    model: Counted, noise: Tensor, labels: Tensor, num_steps: int, guidance: Guidance
+) -> Tensor:
     """The library's sampler: B rows a step outside the interval, 2B inside."""
     return sample(model, noise, labels, num_steps=num_steps, guidance=guidance, path="linear")
 
 
 @torch.no_grad()
-def both_passes(model: Counted, noise: Tensor, labels: Tensor, num_steps: int, guidance: Guidance) -> Tensor:
+def both_passes(
+    model: Counted, noise: Tensor, labels: Tensor, num_steps: int, guidance: Guidance
+) -> Tensor:
     """The usual loop: label and null on every step, 2B rows; outside the interval the scale is 1."""
     x, labels = noise.double(), torch.cat([labels, torch.full_like(labels, model.num_classes)])
     times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
@@ -57,14 +64,21 @@ def both_passes(model: Counted, noise: Tensor, labels: Tensor, num_steps: int, g
 
 
 @torch.no_grad()
-def authors_caller(model: Counted, noise: Tensor, labels: Tensor, num_steps: int, guidance: Guidance) -> Tensor:
+def authors_caller(
+    model: Counted, noise: Tensor, labels: Tensor, num_steps: int, guidance: Guidance
+) -> Tensor:
     """Their script doubles noise and labels, their sampler doubles again where it guides: 2B rows outside, 4B inside."""
     count = len(noise)
-    noise, labels = noise.repeat(2, 1, 1), torch.cat([labels, torch.full_like(labels, model.num_classes)])
+    noise, labels = (
+        noise.repeat(2, 1, 1),
+        torch.cat([labels, torch.full_like(labels, model.num_classes)]),
+    )
     return _their_sampler(model, noise, labels, num_steps, guidance)[:count]
 
 
-def _their_sampler(model: Counted, noise: Tensor, labels: Tensor, num_steps: int, guidance: Guidance) -> Tensor:
+def _their_sampler(
+    model: Counted, noise: Tensor, labels: Tensor, num_steps: int, guidance: Guidance
+) -> Tensor:
     x, null = noise.double(), torch.full_like(labels, model.num_classes)
     times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
     for t, after in zip(times[:-1], times[1:]):
@@ -84,7 +98,11 @@ CALLERS = {"ours": ours, "both passes": both_passes, "authors' caller": authors_
 def make_model(preset: str, device: torch.device) -> DiffusionTransformer:
     """A preset at its tokenizer's token count, every weight random: a fresh model says zero, whatever it is asked."""
     latents = TOKENIZERS.get(preset, TOKENIZERS["maetok-b-128"])
-    sizes = {"num_tokens": latents.num_latent_tokens, "latent_dim": latents.latent_dim, "num_classes": 1000}
+    sizes = {
+        "num_tokens": latents.num_latent_tokens,
+        "latent_dim": latents.latent_dim,
+        "num_classes": 1000,
+    }
     model = DiffusionTransformer(choose(preset, DIFFUSION, "preset"), **sizes)
     random = generator(0, "benchmark-sampling")
     for parameter in model.parameters():
@@ -93,9 +111,15 @@ def make_model(preset: str, device: torch.device) -> DiffusionTransformer:
 
 
 def compare(
-    model: Counted, noise: Tensor, labels: Tensor, num_steps: int, guidance: Guidance, *,
-    repeats: int, tolerance: float,
-) -> list[dict[str, str]]:  # fmt: skip
+    model: Counted,
+    noise: Tensor,
+    labels: Tensor,
+    num_steps: int,
+    guidance: Guidance,
+    *,
+    repeats: int,
+    tolerance: float,
+) -> list[dict[str, str]]:
     """Rows an image and the median seconds of every caller, alternating. SystemExit where their outputs differ."""
     rows, outputs = {}, {}
 
@@ -104,21 +128,33 @@ def compare(
         outputs[name] = CALLERS[name](model, noise, labels, num_steps, guidance)
         rows[name] = model.rows / len(noise)
 
-    seconds = seconds_in_turns({name: partial(call, name) for name in CALLERS}, repeats, noise.device)
+    seconds = seconds_in_turns(
+        {name: partial(call, name) for name in CALLERS}, repeats, noise.device
+    )
     for name, output in outputs.items():
         apart = ((output - outputs["ours"]).abs().max() / outputs["ours"].std()).item()
         if not apart <= tolerance:
-            raise SystemExit(f"{name} and ours differ by {apart:.2g} standard deviations; {tolerance:g} is rounding")
+            raise SystemExit(
+                f"{name} and ours differ by {apart:.2g} standard deviations; {tolerance:g} is rounding"
+            )
     return [
-        {"sampler": name, "rows an image": f"{rows[name]:g}", "rows / ours": f"{rows[name] / rows['ours']:.2f}",
-         "seconds": f"{taken:.2f}", "time / ours": f"{taken / seconds['ours']:.2f}", "images/s": f"{len(noise) / taken:.3g}"}
+        {
+            "sampler": name,
+            "rows an image": f"{rows[name]:g}",
+            "rows / ours": f"{rows[name] / rows['ours']:.2f}",
+            "seconds": f"{taken:.2f}",
+            "time / ours": f"{taken / seconds['ours']:.2f}",
+            "images/s": f"{len(noise) / taken:.3g}",
+        }
         for name, taken in seconds.items()
-    ]  # fmt: skip
+    ]
 
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="tiny", choices=DIFFUSION)
     for name, value in {"batch": 16, "steps": 250, "repeats": 3}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -133,9 +169,14 @@ def main(words: list[str] | None = None) -> None:
     """Print the setting and a Markdown table."""
     options = arguments(words)
     device = pick_device(options.device)
-    precision, guidance = pick_precision(device, options.precision), Guidance(options.scale, options.low, options.high)
+    precision, guidance = (
+        pick_precision(device, options.precision),
+        Guidance(options.scale, options.low, options.high),
+    )
     model = make_model(options.preset, device)
-    noise = draw_noise(seeds_for(0, options.batch), model.num_tokens, model.latent_dim, device=device)
+    noise = draw_noise(
+        seeds_for(0, options.batch), model.num_tokens, model.latent_dim, device=device
+    )
     labels = (torch.arange(options.batch) % model.num_classes).to(device)
     forward = flops(model.config, model.num_tokens, latent_dim=model.latent_dim) / 1e9
     with autocast(device, precision):

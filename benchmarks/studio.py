@@ -53,7 +53,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     asked = parser.parse_args()
     device, model = pick_device(asked.device), TOKENIZERS[asked.preset]
-    images = open_images("emoji", split="val", image_size=model.image_size).batch(torch.arange(64))[0]
+    images = open_images("emoji", split="val", image_size=model.image_size).batch(torch.arange(64))[
+        0
+    ]
     decoders = {"hog": AuxiliaryDecoder(AuxiliaryConfig(), model).eval().to(device)}
     distance = make_perceptual(LossConfig(perceptual="squeezenet")).to(device)
     studio = MaskStudio(Tokenizer(model).to(device), images, decoders=decoders, distance=distance)
@@ -61,7 +63,9 @@ def main() -> None:
     moves_one_by_one(studio, 10)
     milliseconds = 1000 * moves_one_by_one(studio, asked.moves)
     print(f"{describe(device, 'fp32')}, preset {asked.preset}, {asked.moves} moves")
-    print(f"median {np.median(milliseconds):.0f} ms, 95th percentile {np.percentile(milliseconds, 95):.0f} ms")
+    print(
+        f"median {np.median(milliseconds):.0f} ms, 95th percentile {np.percentile(milliseconds, 95):.0f} ms"
+    )
     print(f"ten quick moves: {reconstructions_of_ten(studio)} reconstructions")
 
 

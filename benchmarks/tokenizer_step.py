@@ -41,20 +41,42 @@ def main(words: list[str] | None = None) -> None:
     device, rows = pick_device(options.device), []
     for preset in options.presets:
         config = training(preset, options, pick_precision(device))
-        print(preset, describe(device, config.precision), f"{torch.get_num_threads()} threads", sep="; ")
-        rows.append({"preset": preset, "batch": config.batch_size, **Parts(config, device).measure(options.repeats)})
+        print(
+            preset,
+            describe(device, config.precision),
+            f"{torch.get_num_threads()} threads",
+            sep="; ",
+        )
+        rows.append(
+            {
+                "preset": preset,
+                "batch": config.batch_size,
+                **Parts(config, device).measure(options.repeats),
+            }
+        )
     print(as_markdown(rows))
 
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--presets", nargs="+", default=["tiny", "small"], choices=TOKENIZER_TRAINING)
-    parser.add_argument("--rung", default="all", choices=LADDER, help="of the small presets; the paper's have all targets")
+    parser.add_argument(
+        "--presets", nargs="+", default=["tiny", "small"], choices=TOKENIZER_TRAINING
+    )
+    parser.add_argument(
+        "--rung",
+        default="all",
+        choices=LADDER,
+        help="of the small presets; the paper's have all targets",
+    )
     parser.add_argument("--batch", type=int, help="images a step instead of the preset's")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--random-weights", type=Path, help="networks that are not shipped get random weights, kept here")
+    parser.add_argument(
+        "--random-weights",
+        type=Path,
+        help="networks that are not shipped get random weights, kept here",
+    )
     return parser.parse_args(words)
 
 
@@ -74,7 +96,9 @@ def with_random_weights(config: TokenizerTraining, folder: Path) -> TokenizerTra
     """Files of random weights in place of those on the hub: a step takes as long with them."""
     folder.mkdir(parents=True, exist_ok=True)
     targets = tuple(
-        override(target, {"weights": timm_file(TEACHERS[target.target].net, folder)}) if target.target != "hog" else target
+        override(target, {"weights": timm_file(TEACHERS[target.target].net, folder)})
+        if target.target != "hog"
+        else target
         for target in config.targets
     )
     critic, vgg = timm_file("timm:vit_small_patch16_224.dino", folder), folder / "vgg16.safetensors"
@@ -102,21 +126,35 @@ class Parts:
 
     def __init__(self, config: TokenizerTraining, device: torch.device):
         self.config, self.device = config, device
-        self.engine = make_engine(config.batch_size, cpu=device.type == "cpu", all_weights_used=False)
-        with tempfile.TemporaryDirectory() as folder, Run.open("benchmark", config, root=folder) as run:
+        self.engine = make_engine(
+            config.batch_size, cpu=device.type == "cpu", all_weights_used=False
+        )
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Run.open("benchmark", config, root=folder) as run,
+        ):
             self.state = start(config, run, None, device)
         self.state.step = config.num_steps - 1  # every term counts by then
         objective = self.state.objective
-        self.whole = {"auxiliary": objective.auxiliary, "perceptual": objective.perceptual, "adversary": self.state.adversary}
+        self.whole = {
+            "auxiliary": objective.auxiliary,
+            "perceptual": objective.perceptual,
+            "adversary": self.state.adversary,
+        }
         size, draw = config.model.image_size, generator(0, "benchmark")
         self.images = torch.rand(config.batch_size, 3, size, size, generator=draw) * 2 - 1
         self.there = self.images.to(device)
-        mask = draw_mask(config.masking, config.batch_size, config.model.grid, progress=1.0, generator=draw)
+        mask = draw_mask(
+            config.masking, config.batch_size, config.model.grid, progress=1.0, generator=draw
+        )
         self.mask = None if mask is None else mask.to(device)
 
     def step(self, *without: str) -> Callable[[], object]:
         """A training step that leaves out some parts."""
-        losses = {"perceptual": {"losses.perceptual": "none"}, "adversary": {"losses.adversarial": None}}
+        losses = {
+            "perceptual": {"losses.perceptual": "none"},
+            "adversary": {"losses.adversarial": None},
+        }
         changes = {"targets": ()} if "auxiliary" in without else {}
         for name in set(without) - {"auxiliary"}:
             changes |= losses[name]
@@ -126,7 +164,9 @@ class Parts:
         def call() -> None:
             self.forget()
             objective = self.state.objective
-            objective.auxiliary = nn.ModuleDict() if "auxiliary" in without else self.whole["auxiliary"]
+            objective.auxiliary = (
+                nn.ModuleDict() if "auxiliary" in without else self.whole["auxiliary"]
+            )
             objective.perceptual = None if "perceptual" in without else self.whole["perceptual"]
             self.state.adversary = None if "adversary" in without else self.whole["adversary"]
             training_step(config, self.state, objective, self.engine, picked, None)
@@ -151,7 +191,9 @@ class Parts:
         shape = (len(self.images), model.num_latent_tokens, model.latent_dim)
         latents = torch.ones(shape, device=self.device, requires_grad=True)
         with autocast(self.device, self.config.precision):
-            loss = pixel_loss(self.config.losses, self.state.objective.tokenizer.decode(latents), self.there)
+            loss = pixel_loss(
+                self.config.losses, self.state.objective.tokenizer.decode(latents), self.there
+            )
         loss.backward()
 
     def teachers(self) -> None:
@@ -170,8 +212,12 @@ class Parts:
         """Images/s of the whole step and of reconstruction, the parts' shares of the step, peak memory."""
         there = [name for name in ("adversary", "perceptual", "auxiliary") if self.whole[name]]
         less = [there[: n + 1] for n in range(len(there))]  # one part after the other is left out
-        calls = {"whole": self.step()} | {name: self.step(*without) for name, without in zip(there, less)}
-        calls |= {name: getattr(self, name) for name in ("teachers", "encoder", "decoder", "reconstruct")}
+        calls = {"whole": self.step()} | {
+            name: self.step(*without) for name, without in zip(there, less)
+        }
+        calls |= {
+            name: getattr(self, name) for name in ("teachers", "encoder", "decoder", "reconstruct")
+        }
         seconds = seconds_in_turns(calls, repeats, self.device)
         whole = seconds["whole"]
         left_out = dict.fromkeys(self.whole, 0.0)

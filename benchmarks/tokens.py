@@ -24,7 +24,9 @@ LATENT_DIM = 32  # channels of the paper's latents
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="tiny", choices=DIFFUSION)
     parser.add_argument("--tokens", type=int, nargs=2, default=[128, 1024], metavar=("FEW", "MANY"))
     parser.add_argument("--batch", type=int, default=4)
@@ -42,25 +44,43 @@ def main(words: list[str] | None = None) -> None:
     precision = pick_precision(device, options.precision)
     config, calls = choose(options.preset, DIFFUSION, "preset"), {}
     for count in options.tokens:
-        model = DiffusionTransformer(config, num_tokens=count, latent_dim=LATENT_DIM, num_classes=1000).to(device).eval()
-        x = torch.randn(options.batch, count, LATENT_DIM, generator=generator(0, "benchmark-tokens")).to(device)
-        t, labels = (torch.zeros(options.batch, dtype=kind, device=device) for kind in (torch.float32, torch.long))
+        model = (
+            DiffusionTransformer(config, num_tokens=count, latent_dim=LATENT_DIM, num_classes=1000)
+            .to(device)
+            .eval()
+        )
+        x = torch.randn(
+            options.batch, count, LATENT_DIM, generator=generator(0, "benchmark-tokens")
+        ).to(device)
+        t, labels = (
+            torch.zeros(options.batch, dtype=kind, device=device)
+            for kind in (torch.float32, torch.long)
+        )
         calls[count] = partial(model, x, t, labels)
     with autocast(device, precision):
         seconds = seconds_in_turns(calls, options.repeats, device)
     few, many = options.tokens
     work = {count: flops(config, count, latent_dim=LATENT_DIM) for count in options.tokens}
-    print(f"{options.preset} on {describe(device, precision)}: {options.batch} at once, peak {peak_gigabytes(device):.1f} GB\n")
+    print(
+        f"{options.preset} on {describe(device, precision)}: {options.batch} at once, peak {peak_gigabytes(device):.1f} GB\n"
+    )
     rows = []
     for count in options.tokens:
         slower = seconds[count] / seconds[few]
-        rows.append({
-            "tokens": count, "GFLOP a pass": f"{work[count] / 1e9:.3g}", "FLOPs / fewest": f"{work[count] / work[few]:.2f}",
-            "ms a pass and image": f"{1000 * seconds[count] / options.batch:.2f}", "time / fewest": f"{slower:.2f}",
-        })  # fmt: skip
+        rows.append(
+            {
+                "tokens": count,
+                "GFLOP a pass": f"{work[count] / 1e9:.3g}",
+                "FLOPs / fewest": f"{work[count] / work[few]:.2f}",
+                "ms a pass and image": f"{1000 * seconds[count] / options.batch:.2f}",
+                "time / fewest": f"{slower:.2f}",
+            }
+        )
     print(as_markdown(rows))
     if (few, many) == (128, 1024):
-        print(f"\nThe paper's ratio is {PAPER:.1f}: {PAPER / slower:.1f} times what the passes here differ by.")
+        print(
+            f"\nThe paper's ratio is {PAPER:.1f}: {PAPER / slower:.1f} times what the passes here differ by."
+        )
 
 
 if __name__ == "__main__":

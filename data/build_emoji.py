@@ -48,8 +48,16 @@ EXPECTED = {  # set -> (images, content hash)
 }
 PEOPLE_CAP = 3000  # images of People & Body in the set with skin tones; all the others are 4,261
 NEAR = 16.0  # root mean square difference (0..255, at 16 px) below which two emoji of one style are look-alikes
-TONES = {"1F3FB": "light", "1F3FC": "medium-light", "1F3FD": "medium", "1F3FE": "medium-dark", "1F3FF": "dark"}
-COLOURS = re.compile(r"(red|orange|yellow|green|blue|light|purple|brown|black|white|grey|pink)_|(large|medium|small)_")
+TONES = {
+    "1F3FB": "light",
+    "1F3FC": "medium-light",
+    "1F3FD": "medium",
+    "1F3FE": "medium-dark",
+    "1F3FF": "dark",
+}
+COLOURS = re.compile(
+    r"(red|orange|yellow|green|blue|light|purple|brown|black|white|grey|pink)_|(large|medium|small)_"
+)
 
 
 # ---- packages ----
@@ -74,22 +82,44 @@ def read_members(archive: tarfile.TarFile, folder: str) -> dict[str, bytes]:
 # ---- which names go to the same side ----
 def sequence_key(record: dict) -> str:
     """Reduce an emoji to what its gender, skin tone, age-mate and direction forms share."""
-    if record["subcategory"] == "family" or 0x1F550 <= int(record["unified"].split("-")[0], 16) <= 0x1F567:
+    if (
+        record["subcategory"] == "family"
+        or 0x1F550 <= int(record["unified"].split("-")[0], 16) <= 0x1F567
+    ):
         return "clock face" if record["subcategory"] != "family" else "family"
     dropped = {*TONES, "FE0F", "200D", "2640", "2642"}
     codes = [code for code in record["unified"].split("-") if code not in dropped]
     codes = codes[:1] + [code for code in codes[1:] if code != "27A1"]  # facing right
     same = {"1F468": "P", "1F469": "P", "1F9D1": "P", "1F466": "C", "1F467": "C", "1F9D2": "C"}
-    same |= {"1F474": "O", "1F475": "O", "1F9D3": "O", "1F930": "1FAC3", "1FAC4": "1FAC3", "1F483": "1F57A"}
+    same |= {
+        "1F474": "O",
+        "1F475": "O",
+        "1F9D3": "O",
+        "1F930": "1FAC3",
+        "1FAC4": "1FAC3",
+        "1F483": "1F57A",
+    }
     key = "-".join(same.get(code, code) for code in codes)
-    twins = {"1F385": "P-1F384", "1F936": "P-1F384", "1F934": "P-1F451", "1F478": "P-1F451", "1F931": "P-1F37C"}
+    twins = {
+        "1F385": "P-1F384",
+        "1F936": "P-1F384",
+        "1F934": "P-1F451",
+        "1F478": "P-1F451",
+        "1F931": "P-1F37C",
+    }
     couples = {"1F46B", "1F46C", "1F46D", "P-1F91D-P", "1F48F", "1F491"}
-    return "family" if key in couples or re.fullmatch(r"[PC](-2764)?(-1F48B)?(-[PC])+", key) else twins.get(key, key)
+    return (
+        "family"
+        if key in couples or re.fullmatch(r"[PC](-2764)?(-1F48B)?(-[PC])+", key)
+        else twins.get(key, key)
+    )
 
 
 def near_pairs(pixels: np.ndarray) -> list[tuple[int, int]]:
     """Find images (n, 64, 64, 3) that nearly equal another one or its mirror images."""
-    small = pixels.reshape(len(pixels), 16, 4, 16, 4, 3).astype(np.float64).mean(axis=(2, 4))  # (n, 16, 16, 3)
+    small = (
+        pixels.reshape(len(pixels), 16, 4, 16, 4, 3).astype(np.float64).mean(axis=(2, 4))
+    )  # (n, 16, 16, 3)
     pairs = set()
     for flipped in (small, small[:, :, ::-1], small[:, ::-1], small[:, ::-1, ::-1]):
         a, b = small.reshape(len(small), -1), flipped.reshape(len(small), -1)
@@ -154,16 +184,29 @@ def variants(record: dict, *, skin_tones: bool) -> list[tuple[str, str, str]]:
     """List (unicode sequence, file name, tone) of an emoji, the plain one first."""
     found = [(record["unified"], record["image"], "")]
     for key, variant in record.get("skin_variations", {}).items() if skin_tones else ():
-        found.append((variant["unified"], variant["image"], " and ".join(TONES[part] for part in key.split("-"))))
+        found.append(
+            (
+                variant["unified"],
+                variant["image"],
+                " and ".join(TONES[part] for part in key.split("-")),
+            )
+        )
     return found
 
 
-def collect(archives: list[tarfile.TarFile], *, skin_tones: bool) -> tuple[pd.DataFrame, list[dict]]:
+def collect(
+    archives: list[tarfile.TarFile], *, skin_tones: bool
+) -> tuple[pd.DataFrame, list[dict]]:
     """Decode every wanted picture once, in the order of emoji.json and of the styles; exact copies are dropped."""
-    images = [read_members(archives[0], "package/img/google/64/"), read_members(archives[1], "package/img/twitter/64/")]
+    images = [
+        read_members(archives[0], "package/img/google/64/"),
+        read_members(archives[1], "package/img/twitter/64/"),
+    ]
     images.append(read_members(archives[2], "package/assets/"))
     records = json.load(archives[0].extractfile("package/emoji.json"))
-    records = sorted((r for r in records if r["category"] != "Component"), key=lambda r: r["sort_order"])
+    records = sorted(
+        (r for r in records if r["category"] != "Component"), key=lambda r: r["sort_order"]
+    )
     rows, seen = [], set()
     for record in records:
         for unified, file, tone in variants(record, skin_tones=skin_tones):
@@ -171,15 +214,24 @@ def collect(archives: list[tarfile.TarFile], *, skin_tones: bool) -> tuple[pd.Da
             fluent = stem if f"{stem}.webp" in images[2] else stem.replace("-fe0f", "")
             for style, package in STYLES.items():
                 path = f"{fluent}.webp" if style == "fluent" else file
-                if path not in images[package] or (style == "fluent" and record["category"] == "Flags"):
+                if path not in images[package] or (
+                    style == "fluent" and record["category"] == "Flags"
+                ):
                     continue
                 pixels = np.asarray(pad_square(read_rgb(images[package][path], name=path), SIZE))
                 if pixels.tobytes() in seen:
                     continue
                 seen.add(pixels.tobytes())
-                rows.append({"pixels": pixels, "path": f"{style}/{Path(path).stem}.webp", "style": style, "tone": tone}
-                            | {key: record[key] for key in ("category", "subcategory")}
-                            | {"name": record["short_name"], "caption": readable(record, tone)})
+                rows.append(
+                    {
+                        "pixels": pixels,
+                        "path": f"{style}/{Path(path).stem}.webp",
+                        "style": style,
+                        "tone": tone,
+                    }
+                    | {key: record[key] for key in ("category", "subcategory")}
+                    | {"name": record["short_name"], "caption": readable(record, tone)}
+                )
     return pd.DataFrame(rows), records
 
 
@@ -187,7 +239,12 @@ def cap_people(frame: pd.DataFrame) -> pd.DataFrame:
     """Keep all plain People and as many of their skin tones, in the order of a hash, as PEOPLE_CAP allows."""
     people = frame["category"] == "People & Body"
     toned = frame[people & (frame["tone"] != "")]
-    order = toned["path"].map(lambda path: hashlib.sha256(path.encode()).hexdigest()).sort_values().index
+    order = (
+        toned["path"]
+        .map(lambda path: hashlib.sha256(path.encode()).hexdigest())
+        .sort_values()
+        .index
+    )
     room = PEOPLE_CAP - int((people & (frame["tone"] == "")).sum())
     return frame.drop(index=order[room:]).reset_index(drop=True)
 
@@ -196,7 +253,15 @@ def content_hash(frame: pd.DataFrame) -> str:
     """Hash decoded pixels and metadata, row by row."""
     digest = hashlib.sha256()
     for row in frame.itertuples():
-        fields = [row.path, row.category, row.style, row.subcategory, row.name, row.caption, row.split]
+        fields = [
+            row.path,
+            row.category,
+            row.style,
+            row.subcategory,
+            row.name,
+            row.caption,
+            row.split,
+        ]
         digest.update(json.dumps(fields, ensure_ascii=True).encode() + row.pixels.tobytes())
     return digest.hexdigest()
 
@@ -214,11 +279,18 @@ def write(frame: pd.DataFrame, path: Path, content: str) -> None:
     image = [{"bytes": encode(row.pixels), "path": row.path} for row in frame.itertuples()]
     columns = ["category", "style", "subcategory", "name", "caption", "split"]
     arrays = [pa.array(image, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))]
-    table = pa.table(arrays + [pa.array(frame[name].tolist(), pa.string()) for name in columns], ["image", *columns])
+    table = pa.table(
+        arrays + [pa.array(frame[name].tolist(), pa.string()) for name in columns],
+        ["image", *columns],
+    )
     string = {"dtype": "string", "_type": "Value"}
-    features = {"info": {"features": {"image": {"_type": "Image"}} | dict.fromkeys(columns, string)}}
+    features = {
+        "info": {"features": {"image": {"_type": "Image"}} | dict.fromkeys(columns, string)}
+    }
     facts = {"content": content, "max_size": SIZE, "keep_direction": ["Symbols", "Flags"]}
-    table = table.replace_schema_metadata({"huggingface": json.dumps(features), "maetok_lab": json.dumps(facts)})
+    table = table.replace_schema_metadata(
+        {"huggingface": json.dumps(features), "maetok_lab": json.dumps(facts)}
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     pq.write_table(table, partial, compression="zstd", row_group_size=500)
@@ -230,13 +302,17 @@ def report(frame: pd.DataFrame, groups: dict[str, str]) -> None:
     for column in ("style", "split"):
         print(pd.crosstab(frame["category"], frame[column], margins=True), "\n")
     sizes = Counter(groups.values())
-    print(f"{frame['name'].nunique()} names in {len(sizes)} groups; the largest: {sizes.most_common(12)}")
+    print(
+        f"{frame['name'].nunique()} names in {len(sizes)} groups; the largest: {sizes.most_common(12)}"
+    )
     print(f"subcategories with >= 60 images: {(frame['subcategory'].value_counts() >= 60).sum()}")
 
 
 def main() -> None:
     """Build one set, check it, and say what is in it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", nargs="?", type=Path, default=HERE / "cache" / "npm")
     parser.add_argument("--skin-tones", action="store_true")
     arguments = parser.parse_args()
@@ -246,7 +322,11 @@ def main() -> None:
     frame["split"] = frame["name"].map(assign_splits(records, groups))
     kind, path = "plain", HERE / "emoji.parquet"
     if arguments.skin_tones:
-        kind, path, frame = "skin-tones", HERE / "cache" / "emoji-skin-tones.parquet", cap_people(frame)
+        kind, path, frame = (
+            "skin-tones",
+            HERE / "cache" / "emoji-skin-tones.parquet",
+            cap_people(frame),
+        )
     report(frame, groups)
     found = (len(frame), content_hash(frame))
     if found != EXPECTED[kind]:

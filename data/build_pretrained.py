@@ -34,7 +34,11 @@ from maetok_lab.widgets.live import LiveTraining
 
 LABELS = "category-style"
 RUNG = "all"
-STEPS = {"tokenizer": 5600, "decoder": 1500, "diffusion": 5400}  # the main job has 1400, 500 and 1800
+STEPS = {
+    "tokenizer": 5600,
+    "decoder": 1500,
+    "diffusion": 5400,
+}  # the main job has 1400, 500 and 1800
 SAMPLING = {"num_steps": 40, "guidance": Guidance(3.0, 0.0, 0.75)}
 
 
@@ -43,33 +47,56 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", help="folder of its runs; runs/ beside the library by default")
     root = runs_root(parser.parse_args().runs)
-    images = {split: open_images("emoji", split=split, image_size=32, labels=LABELS) for split in ("train", "val", "test")}
+    images = {
+        split: open_images("emoji", split=split, image_size=32, labels=LABELS)
+        for split in ("train", "val", "test")
+    }
     masked, tuned = train_tokenizer(images, root)
     where = {"root": root, "device": pick_device()}
     latents = {
-        split: ready_latents(tuned, images[split], f"pretrained-latents-{split}", flips=split == "train", **where)
+        split: ready_latents(
+            tuned, images[split], f"pretrained-latents-{split}", flips=split == "train", **where
+        )
         for split in ("train", "test")
     }
     diffusion = train_generator(latents, images["train"].num_classes, root)
     export(tuned, latents["train"].run, diffusion)
     scores = score(tuned.config["seed"])
     runs = (masked, tuned, latents["train"].run, diffusion)
-    files = {str(path.relative_to(SHIPPED)): path for path in sorted(SHIPPED.rglob("*.safetensors"))}
-    write_json(SHIPPED / "index.json", {
-        "sha256": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()},
-        "command": "python data/build_pretrained.py",
-        "scores": scores,
-        "runs": {run.name: {"config": run.config, "provenance": run.provenance} for run in runs},
-    })  # fmt: skip
+    files = {
+        str(path.relative_to(SHIPPED)): path for path in sorted(SHIPPED.rglob("*.safetensors"))
+    }
+    write_json(
+        SHIPPED / "index.json",
+        {
+            "sha256": {
+                name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()
+            },
+            "command": "python data/build_pretrained.py",
+            "scores": scores,
+            "runs": {
+                run.name: {"config": run.config, "provenance": run.provenance} for run in runs
+            },
+        },
+    )
 
 
 def train_tokenizer(images: dict[str, ImageSource], root: Path) -> tuple[Run, Run]:
     """The masked tokenizer and, from it, the one with a tuned decoder."""
     device = pick_device()
-    changes = {"images": images["train"].fingerprint, "precision": pick_precision(device), "num_steps": STEPS["tokenizer"]}
-    config, tuning = ladder_training("tiny", RUNG, **changes), DECODER_TUNING["tiny"] | {"num_steps": STEPS["decoder"]}
+    changes = {
+        "images": images["train"].fingerprint,
+        "precision": pick_precision(device),
+        "num_steps": STEPS["tokenizer"],
+    }
+    config, tuning = (
+        ladder_training("tiny", RUNG, **changes),
+        DECODER_TUNING["tiny"] | {"num_steps": STEPS["decoder"]},
+    )
     where = {"root": root, "device": device, "follow": lambda title: LiveTraining(title).update}
-    return train_both_stages("pretrained-tokenizer", config, tuning, images["train"], images["val"], **where)
+    return train_both_stages(
+        "pretrained-tokenizer", config, tuning, images["train"], images["val"], **where
+    )
 
 
 def train_generator(latents: dict[str, LatentDataset], num_classes: int, root: Path) -> Run:
@@ -79,7 +106,9 @@ def train_generator(latents: dict[str, LatentDataset], num_classes: int, root: P
     config = diffusion_training("tiny", latents["train"], num_classes=num_classes, **changes)
     run = Run.open("pretrained-diffusion", config, root=root, parents=[latents["train"].run])
     live = LiveTraining("diffusion")
-    for record in train_diffusion(config, latents["train"], run, validation=latents["test"], cpu=device.type == "cpu"):
+    for record in train_diffusion(
+        config, latents["train"], run, validation=latents["test"], cpu=device.type == "cpu"
+    ):
         live.update(record)
     return run
 
@@ -91,34 +120,64 @@ def export(tuned: Run, cache: Run, diffusion: Run) -> None:
     auxiliary = load_auxiliary(tuned.folder)
     export_tokenizer(tokenizer, SHIPPED / "tokenizer", about=about, auxiliary=auxiliary, dtype=half)
     space, model = load_latent_space(cache.folder), load_diffusion(diffusion.folder)
-    export_diffusion(model, SHIPPED / "diffusion", space=space, tokenizer=tokenizer, about=about, dtype=half)
+    export_diffusion(
+        model, SHIPPED / "diffusion", space=space, tokenizer=tokenizer, about=about, dtype=half
+    )
 
 
 def score(seed: int) -> dict[str, object]:
     """What the shipped files give on test images, each with its protocol."""
     device = pick_device()
-    tokenizer, space = load_tokenizer("shipped/tokenizer").to(device), load_latent_space("shipped/diffusion")
+    tokenizer, space = (
+        load_tokenizer("shipped/tokenizer").to(device),
+        load_latent_space("shipped/diffusion"),
+    )
     size = tokenizer.config.image_size
-    test, train = (open_images("emoji", split=split, image_size=size, labels=LABELS) for split in ("test", "train"))
-    rebuilt = evaluate_reconstruction(tokenizer, test, protocol=EvalProtocol(task="reconstruction"), device=device)
-    return {"reconstruction": rebuilt.to_json(), "generation": generation(tokenizer, space, test, train, seed).to_json()}
+    test, train = (
+        open_images("emoji", split=split, image_size=size, labels=LABELS)
+        for split in ("test", "train")
+    )
+    rebuilt = evaluate_reconstruction(
+        tokenizer, test, protocol=EvalProtocol(task="reconstruction"), device=device
+    )
+    return {
+        "reconstruction": rebuilt.to_json(),
+        "generation": generation(tokenizer, space, test, train, seed).to_json(),
+    }
 
 
 def generation(tokenizer, space: LatentSpace, test, train, seed: int):
     """KID of guided samples, of the test images' classes, to the test images."""
     device = pick_device()
-    net, model = load_net("efficientnet_lite2", input_size=128).to(device), load_diffusion("shipped/diffusion").to(device)
+    net, model = (
+        load_net("efficientnet_lite2", input_size=128).to(device),
+        load_diffusion("shipped/diffusion").to(device),
+    )
     samples = generate(model, tokenizer, space.to(device), test.labels, seed=seed + 1, **SAMPLING)
     picked = torch.linspace(0, len(train) - 1, len(test)).long()
-    pictures = {"samples": samples, "test": test.batch(torch.arange(len(test)))[0], "train": train.batch(picked)[0]}
+    pictures = {
+        "samples": samples,
+        "test": test.batch(torch.arange(len(test)))[0],
+        "train": train.batch(picked)[0],
+    }
     sets = {name: make_reference(images, net, name=name) for name, images in pictures.items()}
     guidance = SAMPLING["guidance"]
     protocol = EvalProtocol(
-        sampler="euler", steps=SAMPLING["num_steps"], path=model.trained_path, guidance_scale=guidance.scale,
-        guidance_low=guidance.low, guidance_high=guidance.high, seed=seed + 1,
-    )  # fmt: skip
+        sampler="euler",
+        steps=SAMPLING["num_steps"],
+        path=model.trained_path,
+        guidance_scale=guidance.scale,
+        guidance_low=guidance.low,
+        guidance_high=guidance.high,
+        seed=seed + 1,
+    )
     return evaluate_generation(
-        sets["samples"], sets["test"], second_reference=sets["train"], net=net, protocol=protocol, metrics=["kid"]
+        sets["samples"],
+        sets["test"],
+        second_reference=sets["train"],
+        net=net,
+        protocol=protocol,
+        metrics=["kid"],
     )
 
 

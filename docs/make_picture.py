@@ -21,16 +21,25 @@ def main() -> None:
     """The notebook's own seed and guidance: test images above their reconstructions, then eight samples of each class."""
     from matplotlib import pyplot
 
-    tokenizer, model = load_tokenizer("tokenizer-tiny-s0-tuned"), load_diffusion("diffusion-tiny-s0")
-    test = open_images("emoji", split="test", image_size=tokenizer.config.image_size, labels="category-style")
+    tokenizer, model = (
+        load_tokenizer("tokenizer-tiny-s0-tuned"),
+        load_diffusion("diffusion-tiny-s0"),
+    )
+    test = open_images(
+        "emoji", split="test", image_size=tokenizer.config.image_size, labels="category-style"
+    )
     originals = test.batch(torch.linspace(0, len(test) - 1, 48).long())[0]
     labels = torch.arange(test.num_classes).repeat_interleave(8)
     space = load_latent_space("latents-tiny-s0-train")
-    samples = generate(model, tokenizer, space, labels, seed=0, num_steps=40, guidance=Guidance(3.0, 0.0, 0.75))
+    samples = generate(
+        model, tokenizer, space, labels, seed=0, num_steps=40, guidance=Guidance(3.0, 0.0, 0.75)
+    )
     rows = {}
     for name, images in zip(test.class_names, samples.split(8)):
         rows.setdefault(name.split(" / ")[0], []).append(images)
-    figure, (above, below) = pyplot.subplots(2, 1, figsize=(11, 5.6), height_ratios=[4, 9], layout="constrained")
+    figure, (above, below) = pyplot.subplots(
+        2, 1, figsize=(11, 5.6), height_ratios=[4, 9], layout="constrained"
+    )
     plot_reconstructions(originals, reconstruct(tokenizer, originals), columns=24, ax=above)
     plot_rows({name: torch.cat(parts) for name, parts in rows.items()}, ax=below)
     figure.savefig(PICTURE, dpi=110, bbox_inches="tight")

@@ -22,22 +22,53 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m maetok_lab", description=__doc__.splitlines()[0])
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="run a notebook, or say that it is finished")
-    run.add_argument("notebook", help="such as notebooks/00_start_here.ipynb; `show` it to see its parameters")
-    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
-    run.add_argument("-o", metavar="OUTPUT", dest="output", help="folder for the executed copy, or a name.ipynb")
-    swept = commands.add_parser("sweep", help="run a notebook over many sets of parameters; again: continue")
-    swept.add_argument("spec", help="a TOML file: notebook, [fixed], and [grid], [[list]] or [random]")
-    swept.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
-    swept.add_argument("--on", choices=["local", "slurm"], default="local", help="this machine, or a Slurm cluster")
+    run.add_argument(
+        "notebook", help="such as notebooks/00_start_here.ipynb; `show` it to see its parameters"
+    )
+    run.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters"
+    )
+    run.add_argument(
+        "-o", metavar="OUTPUT", dest="output", help="folder for the executed copy, or a name.ipynb"
+    )
+    swept = commands.add_parser(
+        "sweep", help="run a notebook over many sets of parameters; again: continue"
+    )
+    swept.add_argument(
+        "spec", help="a TOML file: notebook, [fixed], and [grid], [[list]] or [random]"
+    )
+    swept.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters"
+    )
+    swept.add_argument(
+        "--on", choices=["local", "slurm"], default="local", help="this machine, or a Slurm cluster"
+    )
     listing = commands.add_parser("list", help="all runs and their numbers")
-    show = commands.add_parser("show", help="one run's config and numbers, a sweep's table and logs, or a notebook's parameters")
+    show = commands.add_parser(
+        "show",
+        help="one run's config and numbers, a sweep's table and logs, or a notebook's parameters",
+    )
     show.add_argument("name", help="a run's name or folder, a sweep's name, or a notebook")
-    pruned = commands.add_parser("prune", help="free superseded checkpoints of finished runs, and leftovers of kills")
-    pruned.add_argument("--yes", action="store_true", help="remove them; without it they are only listed")
-    doctor = commands.add_parser("doctor", help="whether this machine can do the work, and what to do if not")
+    pruned = commands.add_parser(
+        "prune", help="free superseded checkpoints of finished runs, and leftovers of kills"
+    )
+    pruned.add_argument(
+        "--yes", action="store_true", help="remove them; without it they are only listed"
+    )
+    doctor = commands.add_parser(
+        "doctor", help="whether this machine can do the work, and what to do if not"
+    )
     names = [field.name for field in dataclasses.fields(Examination) if field.name != "runs"]
     told = f"one of {', '.join(names)}"
-    doctor.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters", help=told)
+    doctor.add_argument(
+        "-p",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        dest="parameters",
+        help=told,
+    )
     for command in (swept, listing, show, pruned, doctor):
         command.add_argument("--runs", metavar="FOLDER", help="where runs live (default: runs/)")
     return top
@@ -82,7 +113,9 @@ def _sweep(arguments: argparse.Namespace) -> int:
     short = result.table.drop(columns=["folder", "log"]).dropna(axis=1, how="all")
     print(short.astype(object).fillna("").to_string())
     if result.best is not None:
-        print(f"best {spec.quality}: entry {result.best.name}, {result.best[spec.quality]:.4g}, in {result.best['folder']}")
+        print(
+            f"best {spec.quality}: entry {result.best.name}, {result.best[spec.quality]:.4g}, in {result.best['folder']}"
+        )
     for number, row in result.failed.iterrows():
         print(f"entry {number} failed: {row['error']}\n  log {row['log']}")
     print(f"Where to look: {result.folder}")
@@ -98,13 +131,21 @@ def _prune(runs: str | None, yes: bool) -> None:
     elif yes:
         print(f"freed {prune(found) / 1e6:.1f} MB")
     else:
-        print(f"{found['bytes'].sum() / 1e6:.1f} MB can be freed: the same command with --yes does it")
+        print(
+            f"{found['bytes'].sum() / 1e6:.1f} MB can be freed: the same command with --yes does it"
+        )
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    defaults = {field.name: field.default for field in dataclasses.fields(Examination) if field.name != "runs"}
+    defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(Examination)
+        if field.name != "runs"
+    }
     declared = {name: Parameter(name, default, "") for name, default in defaults.items()}
-    asked = override(Examination(runs=arguments.runs), parse_parameters(declared, arguments.parameters))
+    asked = override(
+        Examination(runs=arguments.runs), parse_parameters(declared, arguments.parameters)
+    )
     verdicts = []
     for verdict in examine(asked):
         print(verdict, flush=True)
@@ -129,7 +170,11 @@ def _show(name: str, runs: str | None) -> None:
     run = Run(name if Path(name).is_dir() else runs_root(runs) / checked_name(name))
     state = "finished" if run.finished else "not finished"
     print(f"{run.folder}: {run.class_name}, {state}, fingerprint {run.fingerprint}")
-    for title, content in (("config", run.config), ("provenance", run.provenance), ("summary", run.summary)):
+    for title, content in (
+        ("config", run.config),
+        ("provenance", run.provenance),
+        ("summary", run.summary),
+    ):
         print(f"{title}: {json.dumps(content, indent=2)}")
     events = run.metrics()
     if len(events):

@@ -18,7 +18,12 @@ _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 def make_importable() -> torch.library.Library | None:
     """Declare torchvision's `nms` and `qnms` if its compiled part cannot load beside a CPU torch; else do nothing."""
     spec = importlib.util.find_spec("torchvision")
-    if torch.version.cuda or torch.version.hip or spec is None or hasattr(torch.ops.torchvision, "nms"):
+    if (
+        torch.version.cuda
+        or torch.version.hip
+        or spec is None
+        or hasattr(torch.ops.torchvision, "nms")
+    ):
         return None
     try:
         for path in sorted(Path(spec.origin).parent.glob("_C*.so")):

@@ -40,13 +40,17 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     for path, value in changes.items():
         name, _, rest = path.partition(".")
         if name not in hints:
-            raise ValueError(f"{type(config).__name__} has no field {name!r}{did_you_mean(name, hints)}")
+            raise ValueError(
+                f"{type(config).__name__} has no field {name!r}{did_you_mean(name, hints)}"
+            )
         if not rest:
             direct[name] = _checked(value, hints[name], f"{type(config).__name__}.{name}")
         elif dataclasses.is_dataclass(getattr(config, name)):
             nested.setdefault(name, {})[rest] = value
         else:
-            raise ValueError(f"{type(config).__name__}.{name} has no fields of its own, but {path!r} asks for one")
+            raise ValueError(
+                f"{type(config).__name__}.{name} has no fields of its own, but {path!r} asks for one"
+            )
     for name, inner in nested.items():
         direct[name] = override(direct.get(name, getattr(config, name)), inner)
     return dataclasses.replace(config, **direct)
@@ -62,11 +66,18 @@ def from_json(cls: type[Config], data: Mapping[str, Any]) -> Config:
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(data) - set(hints))
     if unknown:
-        raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}{did_you_mean(unknown[0], hints)}")
+        raise ValueError(
+            f"{cls.__name__} has no field {unknown[0]!r}{did_you_mean(unknown[0], hints)}"
+        )
     missing = sorted(set(hints) - set(data))
     if missing:
         raise ValueError(f"{cls.__name__} needs the fields {missing}, which are not there")
-    return cls(**{name: _checked(value, hints[name], f"{cls.__name__}.{name}") for name, value in data.items()})
+    return cls(
+        **{
+            name: _checked(value, hints[name], f"{cls.__name__}.{name}")
+            for name, value in data.items()
+        }
+    )
 
 
 def fingerprint(config: Any, *, length: int = 16) -> str:
@@ -94,13 +105,24 @@ def differing_fields(mine: Any, theirs: Any, prefix: str = "") -> list[str]:
 def _identity(value: Any, hint: Any = Any) -> Any:
     if dataclasses.is_dataclass(value):
         hints = typing.get_type_hints(type(value))
-        kept = [field.name for field in dataclasses.fields(value) if field.metadata.get("fingerprint", True)]
-        return {"class": type(value).__name__} | {name: _identity(getattr(value, name), hints[name]) for name in kept}
+        kept = [
+            field.name
+            for field in dataclasses.fields(value)
+            if field.metadata.get("fingerprint", True)
+        ]
+        return {"class": type(value).__name__} | {
+            name: _identity(getattr(value, name), hints[name]) for name in kept
+        }
     if isinstance(value, tuple | list):
         return [_identity(item, hint) for item in value]
     named = _types_in(hint)
     # Weight 1 is weight 1.0: without this a config built by hand would not be the one that from_json gives back.
-    if isinstance(value, int) and not isinstance(value, bool) and float in named and int not in named:
+    if (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and float in named
+        and int not in named
+    ):
         return float(value)
     return value
 
@@ -123,21 +145,28 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         return _checked_union(value, arguments, where)
     if origin is Literal:
-        if value not in arguments or isinstance(value, bool) != any(isinstance(a, bool) for a in arguments if a == value):
+        if value not in arguments or isinstance(value, bool) != any(
+            isinstance(a, bool) for a in arguments if a == value
+        ):
             raise ValueError(f"{where} must be one of {list(arguments)}, not {value!r}")
         return value
     if origin is tuple and isinstance(value, tuple | list):
         inner = arguments if Ellipsis not in arguments else (arguments[0],) * len(value)
         if len(inner) != len(value):
             raise TypeError(f"{where} needs {len(inner)} values, not {value!r}")
-        return tuple(_checked(item, item_hint, f"{where}[{i}]") for i, (item, item_hint) in enumerate(zip(value, inner)))
+        return tuple(
+            _checked(item, item_hint, f"{where}[{i}]")
+            for i, (item, item_hint) in enumerate(zip(value, inner))
+        )
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return from_json(hint, value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     expected = origin or hint
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise TypeError(f"{where} must be {getattr(hint, '__name__', hint)}, not {type(value).__name__} {value!r}")
+        raise TypeError(
+            f"{where} must be {getattr(hint, '__name__', hint)}, not {type(value).__name__} {value!r}"
+        )
     return value
 
 

@@ -24,7 +24,9 @@ class Events:
             return None
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self.folder), purge_step=self._purge_step, max_queue=1000, flush_secs=30)
+        return SummaryWriter(
+            str(self.folder), purge_step=self._purge_step, max_queue=1000, flush_secs=30
+        )
 
     def add(self, record: Mapping[str, Any]) -> None:
         """One event of a run's metrics."""

@@ -68,7 +68,9 @@ class RunLock:
             os.rename(self.path, grave)
         except FileNotFoundError:
             return
-        if _owner(grave) != owner:  # another process took the stale lock over a moment ago: put its lock back
+        if (
+            _owner(grave) != owner
+        ):  # another process took the stale lock over a moment ago: put its lock back
             with contextlib.suppress(FileExistsError):
                 os.link(grave, self.path)
         grave.unlink(missing_ok=True)
@@ -82,7 +84,11 @@ class RunLock:
 
 
 def _me() -> dict:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _process_start(os.getpid())}
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": _process_start(os.getpid()),
+    }
 
 
 def _owner(path: Path) -> dict | None:
@@ -120,7 +126,9 @@ def _process_start(pid: int) -> str:
     """When process `pid` started, in the kernel's ticks; "" when it does not run. Guards against reused process ids."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if state[0] in "ZX" else state[19]  # dead, only nobody has asked for its exit code yet
+        return (
+            "" if state[0] in "ZX" else state[19]
+        )  # dead, only nobody has asked for its exit code yet
     except FileNotFoundError:
         if Path("/proc/self/stat").exists():
             return ""

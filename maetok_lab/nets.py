@@ -41,14 +41,23 @@ class NetSpec:
 
 SHIPPED = {
     "squeezenet1_1": NetSpec(
-        file="squeezenet1_1.safetensors", input_size=227, mean=(123.68, 116.779, 103.939), std=(1.0, 1.0, 1.0),
+        file="squeezenet1_1.safetensors",
+        input_size=227,
+        mean=(123.68, 116.779, 103.939),
+        std=(1.0, 1.0, 1.0),
         order="bgr",  # Keras's port of the Caffe network
     ),
     "efficientnet_lite0": NetSpec(
-        file="tf_efficientnet_lite0.safetensors", input_size=224, mean=(127.0,) * 3, std=(128.0,) * 3
+        file="tf_efficientnet_lite0.safetensors",
+        input_size=224,
+        mean=(127.0,) * 3,
+        std=(128.0,) * 3,
     ),
     "efficientnet_lite2": NetSpec(
-        file="tf_efficientnet_lite2.safetensors", input_size=260, mean=(127.0,) * 3, std=(128.0,) * 3
+        file="tf_efficientnet_lite2.safetensors",
+        input_size=260,
+        mean=(127.0,) * 3,
+        std=(128.0,) * 3,
     ),
 }
 
@@ -60,12 +69,26 @@ class FeatureNet(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, *, name: str, mean: Sequence[float], std: Sequence[float], order: str, input_size: int,
+        self,
+        model: nn.Module,
+        *,
+        name: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        order: str,
+        input_size: int,
         weight_hash: str,
     ):
         super().__init__()
-        self.model = model.to(memory_format=torch.channels_last)  # a fifth faster on a CPU, more on a GPU
-        self.name, self.order, self.input_size, self.weight_hash = name, order, input_size, weight_hash
+        self.model = model.to(
+            memory_format=torch.channels_last
+        )  # a fifth faster on a CPU, more on a GPU
+        self.name, self.order, self.input_size, self.weight_hash = (
+            name,
+            order,
+            input_size,
+            weight_hash,
+        )
         self.is_squeezenet = name == "squeezenet1_1"
         self.num_features = SQUEEZENET_WIDTH if self.is_squeezenet else model.num_features
         # on [-1, 1] the scaling is one multiplication and one addition
@@ -82,9 +105,13 @@ class FeatureNet(nn.Module):
     def prepare(self, images: torch.Tensor, size: int | None = None) -> torch.Tensor:
         """Resize (antialiased bilinear) and scale as the network wants. (B, 3, H, W) -> (B, 3, size, size)"""
         if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"{self.name} wants images (B, 3, H, W) in [-1, 1], got {tuple(images.shape)}")
+            raise ValueError(
+                f"{self.name} wants images (B, 3, H, W) in [-1, 1], got {tuple(images.shape)}"
+            )
         if size is not None and images.shape[-2:] != (size, size):
-            images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+            images = F.interpolate(
+                images, size=(size, size), mode="bilinear", antialias=True, align_corners=False
+            )
         scaled = images * self.scale + self.shift
         return scaled.flip(1) if self.order == "bgr" else scaled
 
@@ -105,11 +132,15 @@ class FeatureNet(nn.Module):
         else:
             found = self.model.forward_features(self.prepare(images, self._stride() * grid))
         if found.ndim == 3:  # a transformer's tokens, class and register tokens first
-            return rearrange(found[:, self.model.num_prefix_tokens :], "b (h w) d -> b h w d", h=grid)
+            return rearrange(
+                found[:, self.model.num_prefix_tokens :], "b (h w) d -> b h w d", h=grid
+            )
         channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
         found = found if channels_last else rearrange(found, "b d h w -> b h w d")
         if found.shape[1:3] != (grid, grid):
-            raise ValueError(f"{self.name} gives a map of {tuple(found.shape[1:3])}, not {grid} x {grid}")
+            raise ValueError(
+                f"{self.name} gives a map of {tuple(found.shape[1:3])}, not {grid} x {grid}"
+            )
         return found
 
     def _stride(self) -> int:
@@ -153,29 +184,48 @@ def load_net(
     """
     if name.startswith("timm:"):
         if patch_size is not None and input_size is None:
-            raise ValueError(f"{name} can be rebuilt with patches of {patch_size} px only for a given input_size")
+            raise ValueError(
+                f"{name} can be rebuilt with patches of {patch_size} px only for a given input_size"
+            )
         rebuilt = {"patch_size": patch_size, "img_size": input_size} if patch_size else {}
         return _load_timm(name.removeprefix("timm:"), weights, input_size, rebuilt, scaling)
     if name not in SHIPPED:
         near = difflib.get_close_matches(name, SHIPPED, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"unknown network {name!r}{hint} Choose one of {', '.join(SHIPPED)}, or timm:NAME")
+        raise ValueError(
+            f"unknown network {name!r}{hint} Choose one of {', '.join(SHIPPED)}, or timm:NAME"
+        )
     if patch_size is not None or scaling != "own":
         raise ValueError(f"patch_size and scaling are for timm:NAME, not for {name}")
     spec = SHIPPED[name]
-    state, weight_hash = _read_weights(Path(weights) if weights else WEIGHTS / spec.file, shipped=weights is None)
+    state, weight_hash = _read_weights(
+        Path(weights) if weights else WEIGHTS / spec.file, shipped=weights is None
+    )
     model = _build(spec.file.removesuffix(".safetensors"))
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{weights} does not fit {name}: {str(error).splitlines()[-1].strip()}") from error
-    return FeatureNet(model, name=name, mean=spec.mean, std=spec.std, order=spec.order,
-                      input_size=input_size or spec.input_size, weight_hash=weight_hash)
+        raise ValueError(
+            f"{weights} does not fit {name}: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    return FeatureNet(
+        model,
+        name=name,
+        mean=spec.mean,
+        std=spec.std,
+        order=spec.order,
+        input_size=input_size or spec.input_size,
+        weight_hash=weight_hash,
+    )
 
 
 def feature_width(name: str) -> int:
     """Count the channels of a network's features without loading or making its weights."""
-    model = name.removeprefix("timm:") if name.startswith("timm:") else SHIPPED[name].file.removesuffix(".safetensors")
+    model = (
+        name.removeprefix("timm:")
+        if name.startswith("timm:")
+        else SHIPPED[name].file.removesuffix(".safetensors")
+    )
     if model == "squeezenet1_1":
         return SQUEEZENET_WIDTH
     if name.startswith("timm:"):
@@ -197,23 +247,33 @@ def _build(name: str) -> nn.Module:
 
 def _read_weights(path: Path, *, shipped: bool) -> tuple[dict[str, torch.Tensor], str]:
     """Read a safetensors file as fp32, and its hash; a shipped one must be the one in the index."""
-    remake = "; restore it from the repository, or run `python data/build_weights.py`" if shipped else ""
+    remake = (
+        "; restore it from the repository, or run `python data/build_weights.py`" if shipped else ""
+    )
     if not path.exists():
         raise FileNotFoundError(f"no weights at {path}{remake}")
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     if shipped:
         expected = json.loads((path.parent / "index.json").read_text())[path.name]["sha256"]
         if sha256 != expected:
-            raise ValueError(f"{path} is damaged: sha256 {sha256[:16]}, expected {expected[:16]}{remake}")
+            raise ValueError(
+                f"{path} is damaged: sha256 {sha256[:16]}, expected {expected[:16]}{remake}"
+            )
     try:
         state = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is no readable safetensors file: {error}") from error
-    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}, sha256[:16]
+    return {
+        key: value.float() if value.is_floating_point() else value for key, value in state.items()
+    }, sha256[:16]
 
 
 def _load_timm(
-    name: str, weights: str | Path | None, input_size: int | None, rebuilt: dict[str, int], scaling: str
+    name: str,
+    weights: str | Path | None,
+    input_size: int | None,
+    rebuilt: dict[str, int],
+    scaling: str,
 ) -> FeatureNet:
     """Load a network of timm, its weights from a local file or the hub."""
     check_timm_name(name)
@@ -225,10 +285,17 @@ def _load_timm(
         weight_hash = hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:16]
     else:
         weight_hash = _hash_state(model)
-    mean, std = (config["mean"], config["std"]) if scaling == "own" else (IMAGENET_MEAN, IMAGENET_STD)
+    mean, std = (
+        (config["mean"], config["std"]) if scaling == "own" else (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return FeatureNet(
-        model, name=f"timm:{name}", mean=[255 * value for value in mean], std=[255 * value for value in std], order="rgb",
-        input_size=input_size or config["input_size"][-1], weight_hash=weight_hash,
+        model,
+        name=f"timm:{name}",
+        mean=[255 * value for value in mean],
+        std=[255 * value for value in std],
+        order="rgb",
+        input_size=input_size or config["input_size"][-1],
+        weight_hash=weight_hash,
     )
 
 
@@ -239,7 +306,10 @@ def check_timm_name(name: str) -> None:
     base = name.split(".")[0]
     if not timm.is_model(base):
         near = difflib.get_close_matches(base, timm.list_models(), n=1)
-        raise ValueError(f"timm {timm.__version__} has no {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        raise ValueError(
+            f"timm {timm.__version__} has no {name!r}"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+        )
 
 
 def _create_timm(name: str, weights: str | Path | None, rebuilt: dict[str, int]) -> nn.Module:
@@ -261,7 +331,9 @@ def _create_timm(name: str, weights: str | Path | None, rebuilt: dict[str, int])
         if weights:
             raise ValueError(f"{weights} does not fit timm:{name} ({reason})") from error
         hub = timm.get_pretrained_cfg(name)
-        where = f"hf.co/{hub.hf_hub_id} (model.safetensors)" if hub and hub.hf_hub_id else "timm's site"
+        where = (
+            f"hf.co/{hub.hf_hub_id} (model.safetensors)" if hub and hub.hf_hub_id else "timm's site"
+        )
         raise FileNotFoundError(
             f"the weights of timm:{name} are not here and could not be fetched from {where}: {reason}. "
             "Download the file elsewhere and give it as weights=FILE"
@@ -290,5 +362,8 @@ def _hash_state(model: nn.Module) -> str:
     """Hash all weights of a model."""
     sha256 = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
-        sha256.update(key.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        sha256.update(
+            key.encode()
+            + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
     return sha256.hexdigest()[:16]

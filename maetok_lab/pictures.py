@@ -55,7 +55,9 @@ def save_png(path: str | Path, pixels: np.ndarray, *, scale: int = 1) -> None:
         raise TypeError(f"save_png wants uint8 (H, W, 3), got {pixels.dtype}; image_grid makes it")
     picture = Image.fromarray(pixels)
     if scale != 1:
-        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+        picture = picture.resize(
+            (picture.width * scale, picture.height * scale), Image.Resampling.NEAREST
+        )
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     write_bytes(path, buffer.getvalue())

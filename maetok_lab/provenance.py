@@ -9,7 +9,16 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("maetok-lab", "torch", "torchvision", "timm", "numpy", "accelerate", "safetensors", "scikit-learn")
+PACKAGES = (
+    "maetok-lab",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "accelerate",
+    "safetensors",
+    "scikit-learn",
+)
 
 
 def provenance() -> dict[str, Any]:
@@ -34,7 +43,9 @@ def now() -> str:
 def _git(*words: str) -> str | None:
     folder = Path(__file__).parent
     try:
-        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=False
+        )
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -60,19 +60,34 @@ class Run:
             raise FileNotFoundError(f"{self.folder} is not a run: it has no config.json{hint}")
         record = read_json(self.folder / "config.json")
         self.name = self.folder.name
-        self.class_name, self.config, self.fingerprint = record["class"], record["config"], record["fingerprint"]
+        self.class_name, self.config, self.fingerprint = (
+            record["class"],
+            record["config"],
+            record["fingerprint"],
+        )
         self._lock: RunLock | None = None
         self._events = Events(self.folder / "tensorboard")
 
     @classmethod
-    def open(cls, name: str, config: Any, *, root: str | Path | None = None, parents: Iterable["Run"] = ()) -> "Run":
+    def open(
+        cls,
+        name: str,
+        config: Any,
+        *,
+        root: str | Path | None = None,
+        parents: Iterable["Run"] = (),
+    ) -> "Run":
         """Make run `name` with a config dataclass, or continue it when its fingerprint is the same.
 
         Raises ValueError for a name that is no plain folder name or a run made with another config (listing the fields that
         differ), RunLocked when another live process writes it, and OSError for a folder that cannot be written.
         """
         folder = runs_root(root) / checked_name(name)
-        record = {"class": type(config).__name__, "fingerprint": fingerprint(config), "config": to_json(config)}
+        record = {
+            "class": type(config).__name__,
+            "fingerprint": fingerprint(config),
+            "config": to_json(config),
+        }
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = RunLock(folder / "lock.json")
@@ -81,11 +96,16 @@ class Run:
             raise type(problem)(problem.errno, reason) from None
         try:
             if not (folder / "config.json").exists():
-                write_json(folder / "provenance.json", provenance() | {"parents": [_parent(run) for run in parents]})
+                write_json(
+                    folder / "provenance.json",
+                    provenance() | {"parents": [_parent(run) for run in parents]},
+                )
                 write_json(folder / "config.json", record)
             run = cls(folder)
             if run.fingerprint != record["fingerprint"]:
-                lines = differing_fields(json.loads(json.dumps(finite(record["config"]))), run.config)
+                lines = differing_fields(
+                    json.loads(json.dumps(finite(record["config"]))), run.config
+                )
                 raise ValueError(
                     f"run {name} was made with another config; choose another name. It differs in:\n  "
                     + "\n  ".join(lines or [f"class: {record['class']}, not {run.class_name}"])
@@ -99,7 +119,9 @@ class Run:
     def load_config(self, config_class: type) -> Any:
         """The run's config as the dataclass it was made from; another class is an error."""
         if config_class.__name__ != self.class_name:
-            raise ValueError(f"run {self.name} holds a {self.class_name}, not a {config_class.__name__}")
+            raise ValueError(
+                f"run {self.name} holds a {self.class_name}, not a {config_class.__name__}"
+            )
         return from_json(config_class, self.config)
 
     # State ------------------------------------------------------------------------------------------------------------
@@ -147,7 +169,11 @@ class Run:
         """All logged events as a table, or those of one split ("train", "val")."""
         path = self.folder / "metrics.jsonl"
         table = pd.DataFrame(read_json_lines(path) if path.exists() else [])
-        return table if split is None or table.empty else table[table["split"] == split].dropna(axis=1, how="all")
+        return (
+            table
+            if split is None or table.empty
+            else table[table["split"] == split].dropna(axis=1, how="all")
+        )
 
     def rewind_metrics(self, step: int) -> None:
         """Drop events after `step`: what a resumed run is about to log again."""
@@ -162,7 +188,12 @@ class Run:
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
     def save_checkpoint(
-        self, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any], *, keep: int = 2
+        self,
+        step: int,
+        tensors: Mapping[str, Mapping[str, torch.Tensor]],
+        state: Mapping[str, Any],
+        *,
+        keep: int = 2,
     ) -> Path:
         """Write one checkpoint whole, then remove all but the newest `keep` and milestones. Each file's SHA-256 goes with it.
 
@@ -177,13 +208,24 @@ class Run:
                 plain = {key: value.detach().contiguous().cpu() for key, value in values.items()}
                 save_file(plain, temporary / f"{group}.safetensors")
             hashes = {path.name: sha256(path) for path in sorted(temporary.glob("*.safetensors"))}
-            write_json(temporary / "state.json", {"step": step, "state": dict(state), "sha256": hashes})
-        except (OSError, SafetensorError) as problem:  # safetensors has an error of its own for a full disk
+            write_json(
+                temporary / "state.json", {"step": step, "state": dict(state), "sha256": hashes}
+            )
+        except (
+            OSError,
+            SafetensorError,
+        ) as problem:  # safetensors has an error of its own for a full disk
             shutil.rmtree(temporary, ignore_errors=True)
             steps = self.checkpoint_steps()
-            last = f"the last good one is that of step {steps[-1]}" if steps else "there is none before it"
+            last = (
+                f"the last good one is that of step {steps[-1]}"
+                if steps
+                else "there is none before it"
+            )
             size = sum(value.nbytes for group in tensors.values() for value in group.values())
-            raise not_written(f"the checkpoint of step {step}", self.folder, size, problem, last) from problem
+            raise not_written(
+                f"the checkpoint of step {step}", self.folder, size, problem, last
+            ) from problem
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
         for old in self.superseded(keep) if keep else []:
@@ -215,7 +257,9 @@ class Run:
         """Steps that have a checkpoint, ascending."""
         return sorted(int(path.name[5:]) for path in (self.folder / "checkpoints").glob("step-*"))
 
-    def load_checkpoint(self, step: int | None = None, *, groups: Iterable[str] | None = None) -> Checkpoint | None:
+    def load_checkpoint(
+        self, step: int | None = None, *, groups: Iterable[str] | None = None
+    ) -> Checkpoint | None:
         """A checkpoint (the newest sound one by default), all its groups of tensors or those named; None if there is none.
 
         A damaged newest checkpoint is passed over with a warning that names it; a damaged one asked for by step is an error.
@@ -232,9 +276,15 @@ class Run:
     def _read_checkpoint(self, step: int, groups: Iterable[str] | None) -> Checkpoint:
         folder = self.folder / "checkpoints" / f"step-{step:07d}"
         if not (folder / "state.json").exists():
-            raise ValueError(f"run {self.name} has no checkpoint of step {step}; it has {self.checkpoint_steps()}")
+            raise ValueError(
+                f"run {self.name} has no checkpoint of step {step}; it has {self.checkpoint_steps()}"
+            )
         record = read_json(folder / "state.json")
-        wanted = [name for name in record["sha256"] if groups is None or name.removesuffix(".safetensors") in set(groups)]
+        wanted = [
+            name
+            for name in record["sha256"]
+            if groups is None or name.removesuffix(".safetensors") in set(groups)
+        ]
         for name in wanted:
             if not (folder / name).exists() or sha256(folder / name) != record["sha256"][name]:
                 raise ValueError(f"checkpoint file {folder / name} is damaged")
@@ -258,7 +308,9 @@ class Run:
 def checked_name(name: str) -> str:
     """`name`, if it is a plain folder name; ValueError for path separators, a leading dot, or anything odd."""
     if not NAME.fullmatch(name) or len(name) > 120:
-        raise ValueError(f"a run's name is letters, digits, '.', '_' and '-' (120 at most, no leading dot), not {name!r}")
+        raise ValueError(
+            f"a run's name is letters, digits, '.', '_' and '-' (120 at most, no leading dot), not {name!r}"
+        )
     return name
 
 
@@ -289,7 +341,12 @@ def list_runs(root: str | Path | None = None) -> pd.DataFrame:
         run = Run(path.parent)
         steps = run.checkpoint_steps()
         rows.append(
-            {"run": run.name, "kind": run.class_name, "finished": run.finished, "step": steps[-1] if steps else None}
+            {
+                "run": run.name,
+                "kind": run.class_name,
+                "finished": run.finished,
+                "step": steps[-1] if steps else None,
+            }
             | {"started": run.provenance.get("started"), "fingerprint": run.fingerprint}
             | {key: value for key, value in run.summary.items() if isinstance(value, int | float)}
         )
@@ -297,4 +354,8 @@ def list_runs(root: str | Path | None = None) -> pd.DataFrame:
 
 
 def _parent(run: Run) -> dict[str, Any]:
-    return {"run": run.name, "fingerprint": run.fingerprint, "checkpoint_sha256": run.weights_hash()}
+    return {
+        "run": run.name,
+        "fingerprint": run.fingerprint,
+        "checkpoint_sha256": run.weights_hash(),
+    }

@@ -21,7 +21,9 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, torch.Tensor], what: 
     module.load_state_dict(dict(tensors))
 
 
-def check_shapes(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], what: str) -> None:
+def check_shapes(
+    expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], what: str
+) -> None:
     """ValueError with one line a tensor that is missing, unexpected, or of another shape (20 at most of each kind)."""
     kinds = {
         "missing": [f"{name} {expected[name]}" for name in expected if name not in given],
@@ -46,7 +48,9 @@ FILES = ("model.safetensors", AUXILIARY, "config.json", "README.md")
 SHIPPED = Path(__file__).parent.parent / "data" / "pretrained"
 
 
-def write_weights(folder: str | Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], card: str) -> Path:
+def write_weights(
+    folder: str | Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], card: str
+) -> Path:
     """A folder as the hub has it: model.safetensors, config.json, README.md (the model card). -> the folder"""
     folder = Path(folder)
     write_tensors(folder / "model.safetensors", tensors)
@@ -58,12 +62,17 @@ def write_weights(folder: str | Path, tensors: Mapping[str, torch.Tensor], confi
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """One safetensors file, whole or not at all."""
     with atomic_path(path) as temporary:
-        save_file({name: value.detach().contiguous().cpu() for name, value in tensors.items()}, temporary)
+        save_file(
+            {name: value.detach().contiguous().cpu() for name, value in tensors.items()}, temporary
+        )
 
 
 def stored_as(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """What is kept of float tensors at `dtype`; others as they are."""
-    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+    return {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in tensors.items()
+    }
 
 
 def weights_folder(source: str | Path) -> Path:
@@ -101,7 +110,9 @@ def read_weights(source: str | Path) -> tuple[dict[str, torch.Tensor], dict[str,
 
 def _download(repository: str) -> Path:
     if repository.count("/") != 1:
-        raise FileNotFoundError(f"{repository!r} is neither a run, nor a folder, nor a hub name OWNER/NAME")
+        raise FileNotFoundError(
+            f"{repository!r} is neither a run, nor a folder, nor a hub name OWNER/NAME"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

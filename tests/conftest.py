@@ -36,8 +36,16 @@ def make_pictures():
     must not be mirrored. `images` (n, 3, H, W) can be changed."""
     import torch
 
-    def make(count: int, image_size: int, *, seed: int = 0, num_classes: int = 3) -> SimpleNamespace:
-        images = torch.rand(count, 3, image_size, image_size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    def make(
+        count: int, image_size: int, *, seed: int = 0, num_classes: int = 3
+    ) -> SimpleNamespace:
+        images = (
+            torch.rand(
+                count, 3, image_size, image_size, generator=torch.Generator().manual_seed(seed)
+            )
+            * 2
+            - 1
+        )
         labels, flippable = torch.arange(count) % num_classes, torch.arange(count) % 4 != 3
 
         def batch(indices, *, flip=None):
@@ -50,13 +58,22 @@ def make_pictures():
 
         def read(indices, *, flip=None, scale_crops=None):
             assert scale_crops is None
-            return SimpleNamespace(images=source.batch(indices, flip=flip)[0], indices=indices, broken=())
+            return SimpleNamespace(
+                images=source.batch(indices, flip=flip)[0], indices=indices, broken=()
+            )
 
         source = Pictures(
-            images=images, labels=labels, flippable=flippable, batch=batch, read=read, image_size=image_size,
-            num_classes=num_classes, fingerprint=f"pictures-{count}-{image_size}-{seed}", in_memory=True,
+            images=images,
+            labels=labels,
+            flippable=flippable,
+            batch=batch,
+            read=read,
+            image_size=image_size,
+            num_classes=num_classes,
+            fingerprint=f"pictures-{count}-{image_size}-{seed}",
+            in_memory=True,
             count_broken=lambda messages: None,
-        )  # fmt: skip
+        )
         return source
 
     return make
@@ -105,7 +122,10 @@ def make_notebook():
     v4 = nbformat.v4
 
     def make(path: Path, *code: str) -> Path:
-        cells = [v4.new_markdown_cell("# Title"), v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})]
+        cells = [
+            v4.new_markdown_cell("# Title"),
+            v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
+        ]
         for number, source in enumerate(code, start=1):
             cells += [v4.new_markdown_cell(f"## Part {number}"), v4.new_code_cell(source)]
         nbformat.write(v4.new_notebook(cells=cells), path)

@@ -21,7 +21,12 @@ def first(root: Path) -> tuple[Run, object]:
     """The first stage's config and images."""
     config = TOKENIZER_TRAINING["test"]
     images = open_images("emoji", split="val", image_size=config.model.image_size)
-    changes = {"images": images.fingerprint, "precision": "fp32", "save_every": 2, "picture_every": 4}
+    changes = {
+        "images": images.fingerprint,
+        "precision": "fp32",
+        "save_every": 2,
+        "picture_every": 4,
+    }
     return override(config, changes), images
 
 
@@ -50,7 +55,9 @@ def caching(root: Path) -> None:
 def diffusion(root: Path) -> None:
     latents = LatentDataset(Run(root / "latents"))
     classes = int(latents.labels.max()) + 1
-    config = diffusion_training("test", latents, num_classes=classes, precision="fp32", save_every=2)
+    config = diffusion_training(
+        "test", latents, num_classes=classes, precision="fp32", save_every=2
+    )
     with Run.open("diffusion", config, root=root, parents=[latents.run]) as run:
         list(train_diffusion(config, latents, run, validation=latents, cpu=True))
 

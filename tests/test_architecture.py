@@ -8,7 +8,19 @@ import pytest
 
 LIBRARY = Path(__file__).parent.parent / "maetok_lab"
 ROWS = [  # a row imports rows above it only; rows on one line do not know each other. The first row's files: left to right
-    ["_torchvision", "hints", "config", "events", "files", "locks", "provenance", "rng", "device", "pictures", "weights"],
+    [
+        "_torchvision",
+        "hints",
+        "config",
+        "events",
+        "files",
+        "locks",
+        "provenance",
+        "rng",
+        "device",
+        "pictures",
+        "weights",
+    ],
     ["runs"],
     ["data"],
     ["layers", "nets"],
@@ -25,27 +37,92 @@ FILES = {  # inside a package a file imports files to its left only
     "data": ["readers", "tars", "sources", "images", "shards", "latents"],
     "layers": ["norm", "mlp", "positions", "attention", "patches", "conditioning"],
     "tokenizer": [
-        *("masking", "targets", "text", "blocks", "towers", "model", "auxiliary", "discriminators", "losses", "perceptual"),
+        *(
+            "masking",
+            "targets",
+            "text",
+            "blocks",
+            "towers",
+            "model",
+            "auxiliary",
+            "discriminators",
+            "losses",
+            "perceptual",
+        ),
         *("anatomy", "released", "loading", "foreign"),
     ],
     "diffusion": ["path", "model", "sampling", "cost", "released", "loading"],
     "evaluation": [
-        *("pixels", "metrics", "processes", "features", "protocol", "npz", "scaling", "inception", "reconstruction"),
+        *(
+            "pixels",
+            "metrics",
+            "processes",
+            "features",
+            "protocol",
+            "npz",
+            "scaling",
+            "inception",
+            "reconstruction",
+        ),
         *("generation", "classes", "samples", "sample_sets", "settings"),
     ],
     "training": [
-        *("records", "common", "batches", "adversary", "objective", "step", "tokenizer", "early", "diffusion", "presets"),
+        *(
+            "records",
+            "common",
+            "batches",
+            "adversary",
+            "objective",
+            "step",
+            "tokenizer",
+            "early",
+            "diffusion",
+            "presets",
+        ),
         "ready",
     ],
     "analysis": [
-        *("preprocess", "mixture", "fitting", "gmm", "projection", "probe", "geometry", "decoding", "card"),
+        *(
+            "preprocess",
+            "mixture",
+            "fitting",
+            "gmm",
+            "projection",
+            "probe",
+            "geometry",
+            "decoding",
+            "card",
+        ),
         *("tokenizers", "paper", "theory", "masks", "maps", "run_tables", "trajectories"),
     ],
     "widgets": [
-        *("front", "latest", "uploads", "live", "ratio_chart", "mask_studio", "latent_map", "run_browser", "sampler_studio"),
+        *(
+            "front",
+            "latest",
+            "uploads",
+            "live",
+            "ratio_chart",
+            "mask_studio",
+            "latent_map",
+            "run_browser",
+            "sampler_studio",
+        )
     ],
     "workflow": [
-        *("parameters", "summary", "execute", "run", "ladder", "spec", "pool", "worker", "board", "gallery", "cluster", "sweep"),
+        *(
+            "parameters",
+            "summary",
+            "execute",
+            "run",
+            "ladder",
+            "spec",
+            "pool",
+            "worker",
+            "board",
+            "gallery",
+            "cluster",
+            "sweep",
+        ),
         *("prune", "collective", "doctor", "compare", "trial", "planner"),
     ],
 }
@@ -58,7 +135,9 @@ RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
 MODULES = sorted(LIBRARY.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 
-each_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(LIBRARY).as_posix())
+each_module = pytest.mark.parametrize(
+    "path", MODULES, ids=lambda path: path.relative_to(LIBRARY).as_posix()
+)
 
 
 def imports(nodes):
@@ -93,7 +172,10 @@ def may_import(here, there):
         return RANK[there[0]] < RANK[here[0]]
     if len(there) == 1:  # the package itself, from one of its files
         return False
-    order = [*FILES.get(here[0], sorted(path.stem for path in (LIBRARY / here[0]).glob("*.py"))), "__init__"]
+    order = [
+        *FILES.get(here[0], sorted(path.stem for path in (LIBRARY / here[0]).glob("*.py"))),
+        "__init__",
+    ]
     unlisted = {here[1], there[1]} - set(order)
     assert not unlisted, f"{unlisted} of {here[0]} is in no order yet: add it to FILES"
     return order.index(there[1]) < order.index(here[1]) or here[0] not in FILES
@@ -105,18 +187,24 @@ def test_a_file_imports_only_what_is_above_it(path):
     assert here == ("__init__",) or here[0] in RANK, f"{here[0]} has no rank yet: add it to ROWS"
     for name in imports(ast.walk(TREES[path])):
         if name.startswith("maetok_lab."):
-            assert may_import(here, tuple(name.split(".")[1:])), f"{'.'.join(here)} must not import {name}"
+            assert may_import(here, tuple(name.split(".")[1:])), (
+                f"{'.'.join(here)} must not import {name}"
+            )
 
 
 @each_module
 def test_optional_packages_are_imported_where_they_are_used(path):
-    heavy = {name for name in imports(at_import_time(TREES[path])) if name.partition(".")[0] in LATE}
+    heavy = {
+        name for name in imports(at_import_time(TREES[path])) if name.partition(".")[0] in LATE
+    }
     assert not heavy
 
 
 @each_module
 def test_no_hidden_state(path):
-    attributes = {ast.unparse(node) for node in ast.walk(TREES[path]) if isinstance(node, ast.Attribute)}
+    attributes = {
+        ast.unparse(node) for node in ast.walk(TREES[path]) if isinstance(node, ast.Attribute)
+    }
     banned = r"(np|numpy)\.random\..*|random\.(seed|random|shuffle|choice)|os\.(environ|getenv).*|torch\.set_default_.*"
     banned += "" if path.name == "rng.py" else r"|torch\.(cuda\.)?manual_seed.*"
     assert not [name for name in attributes if re.fullmatch(banned, name)]
@@ -124,17 +212,25 @@ def test_no_hidden_state(path):
 
 def options():
     """(class, field) of every config: the frozen keyword-only dataclasses with defaults (results have none)."""
-    for node in (node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+    for node in (
+        node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
+    ):
         words = " ".join(ast.unparse(word) for word in node.decorator_list)
         fields = [line for line in node.body if isinstance(line, ast.AnnAssign)]
-        if "frozen=True" in words and "kw_only=True" in words and any(field.value for field in fields):
+        if (
+            "frozen=True" in words
+            and "kw_only=True" in words
+            and any(field.value for field in fields)
+        ):
             yield from ((node.name, field.target.id) for field in fields)
 
 
 def test_every_option_is_read_somewhere():
     nodes = [node for tree in TREES.values() for node in ast.walk(tree)]
     read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    read |= {node.value for node in nodes if isinstance(node, ast.Constant)}  # getattr(config, name) for name in (...)
+    read |= {
+        node.value for node in nodes if isinstance(node, ast.Constant)
+    }  # getattr(config, name) for name in (...)
     assert not [f"{owner}.{name}" for owner, name in options() if name not in read]
 
 
@@ -146,8 +242,15 @@ def test_every_option_is_varied_by_a_preset_a_notebook_or_a_test(repository):
 
 
 def test_files_and_functions_stay_small():
-    long = [path.name for path in MODULES if len(path.read_text(encoding="utf-8").splitlines()) > 300]
-    functions = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    long = [
+        path.name for path in MODULES if len(path.read_text(encoding="utf-8").splitlines()) > 300
+    ]
+    functions = [
+        node
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    ]
     long += [node.name for node in functions if node.end_lineno - node.lineno >= 60]
     assert not long
 
@@ -155,6 +258,10 @@ def test_files_and_functions_stay_small():
 @each_module
 def test_public_names_and_modules_say_what_they_are(path):
     tree = TREES[path]
-    public = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"]
+    public = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"
+    ]
     assert not [node.name for node in public if not ast.get_docstring(node)]
     assert ast.get_docstring(tree) or not tree.body

@@ -10,7 +10,18 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SMALLEST = {
     "diffusion_step.py": ["--preset", "test", "--batch", "4", "--steps", "2"],
-    "gmm.py": ["--rows", "500", "--width", "8", "--components", "3", "--repeats", "1", "--threads", "1"],
+    "gmm.py": [
+        "--rows",
+        "500",
+        "--width",
+        "8",
+        "--components",
+        "3",
+        "--repeats",
+        "1",
+        "--threads",
+        "1",
+    ],
     "ladder.py": ["--preset", "test", "--rungs", "ae"],
     "sampling.py": ["--preset", "test", "--batch", "2", "--steps", "4", "--repeats", "1"],
     "studio.py": ["--preset", "test", "--moves", "2"],
@@ -26,12 +37,19 @@ def columns(line):
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in SMALLEST])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in SMALLEST]
+)
 def test_it_runs(name, tmp_path):
     if name == "studio.py":
         pytest.importorskip("plotly")
     words = [*SMALLEST[name], *(["--runs", str(tmp_path)] if name == "ladder.py" else [])]
-    done = subprocess.run([sys.executable, str(BENCHMARKS / name), *words], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / name), *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     if name == "tokenizer_step.py":
         names, _, values = map(columns, done.stdout.strip().splitlines()[-3:])
@@ -55,6 +73,10 @@ def test_it_runs(name, tmp_path):
 
 def test_every_benchmark_is_named_in_its_readme():
     text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
-    scripts = [path.name for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")]
+    scripts = [
+        path.name
+        for path in BENCHMARKS.glob("*.py")
+        if "__main__" in path.read_text(encoding="utf-8")
+    ]
     assert scripts
     assert not [name for name in scripts if f"benchmarks/{name}" not in text]

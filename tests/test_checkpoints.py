@@ -78,11 +78,18 @@ def test_a_last_line_cut_off_by_a_kill_is_dropped(run):
 
 def test_a_checkpoint_comes_back_bit_for_bit(run):
     values = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
-    tensors = {"model": {"a": values.t(), "b.c": values[0].bfloat16()}, "optimizer": {"step": torch.tensor(3)}}
+    tensors = {
+        "model": {"a": values.t(), "b.c": values[0].bfloat16()},
+        "optimizer": {"step": torch.tensor(3)},
+    }
     tensors["empty"] = {}
     run.save_checkpoint(7, tensors, {"skipped": 2})
     found = run.load_checkpoint()
-    assert (found.step, found.state, set(found.tensors)) == (7, {"skipped": 2}, {"model", "optimizer", "empty"})
+    assert (found.step, found.state, set(found.tensors)) == (
+        7,
+        {"skipped": 2},
+        {"model", "optimizer", "empty"},
+    )
     assert torch.equal(found.tensors["model"]["a"], values.t())
     assert found.tensors["model"]["b.c"].dtype == torch.bfloat16
     assert found.tensors["optimizer"]["step"].dtype == torch.int64
@@ -132,7 +139,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(run, damage):
     run.save_checkpoint(10, weights(1.0), {})
     run.save_checkpoint(20, weights(2.0), {})
     damage(run.folder / "checkpoints" / "step-0000020")
-    with pytest.warns(UserWarning, match=r"(step-0000020|step 20).*; falling back to the checkpoint before it"):
+    with pytest.warns(
+        UserWarning, match=r"(step-0000020|step 20).*; falling back to the checkpoint before it"
+    ):
         found = run.load_checkpoint()
     assert found.step == 10
     assert found.tensors["model"]["w"][0, 0] == 1
@@ -158,10 +167,15 @@ def test_a_half_written_checkpoint_is_never_read_and_the_next_save_replaces_it(r
         save_file(tensors, path)
 
     monkeypatch.setattr(runs_module, "save_file", full_disk)
-    with pytest.raises(OSError, match=r"step 20 was not written .* No space left .* last good one is that of step 10"):
+    with pytest.raises(
+        OSError,
+        match=r"step 20 was not written .* No space left .* last good one is that of step 10",
+    ):
         run.save_checkpoint(20, weights(2.0), {})
     monkeypatch.undo()
-    assert not any("tmp" in name for name in files(run.folder))  # what was written of it goes, to free the space
+    assert not any(
+        "tmp" in name for name in files(run.folder)
+    )  # what was written of it goes, to free the space
     (run.folder / "checkpoints" / ".step-0000020.tmp").mkdir()  # as a kill leaves it
     assert run.checkpoint_steps() == [10]
     assert run.load_checkpoint().step == 10

@@ -52,9 +52,17 @@ class Whole:
 
 
 DIFFUSION_CONFIG = DiffusionTraining(
-    model=DIFFUSION["lightningdit-l"], num_classes=9, ema_decays=(0.9, 0.9999), **{"num_steps": 3, "batch_size": 2}
+    model=DIFFUSION["lightningdit-l"],
+    num_classes=9,
+    ema_decays=(0.9, 0.9999),
+    **{"num_steps": 3, "batch_size": 2},
 )
-CONFIGS = [Whole(), LatentCaching(tokenizer="a", images="b"), DIFFUSION_CONFIG, *TOKENIZER_TRAINING.values()]
+CONFIGS = [
+    Whole(),
+    LatentCaching(tokenizer="a", images="b"),
+    DIFFUSION_CONFIG,
+    *TOKENIZER_TRAINING.values(),
+]
 
 
 def test_override_changes_nested_fields_and_leaves_the_rest_and_the_original():
@@ -66,12 +74,17 @@ def test_override_changes_nested_fields_and_leaves_the_rest_and_the_original():
 
 
 def test_override_can_replace_a_part_and_change_a_field_of_the_new_one():
-    for changes in ({"part": Part(kind="square"), "part.width": 3}, {"part.width": 3, "part": Part(kind="square")}):
+    for changes in (
+        {"part": Part(kind="square"), "part.width": 3},
+        {"part.width": 3, "part": Part(kind="square")},
+    ):
         assert override(Whole(), changes).part == Part(width=3, kind="square")
 
 
 def test_override_reaches_three_levels_down():
-    changed = override(TOKENIZER_TRAINING["tiny"], {"model.encoder.depth": 6, "losses.perceptual": "none"})
+    changed = override(
+        TOKENIZER_TRAINING["tiny"], {"model.encoder.depth": 6, "losses.perceptual": "none"}
+    )
     assert (changed.model.encoder.depth, changed.losses.perceptual) == (6, "none")
     assert changed.model.decoder == TOKENIZERS["tiny"].decoder
 
@@ -79,9 +92,13 @@ def test_override_reaches_three_levels_down():
 def test_an_unknown_field_is_refused_with_the_nearest_name():
     with pytest.raises(ValueError, match=r"Part has no field 'widht'; did you mean 'width'\?"):
         override(Whole(), {"part.widht": 3})
-    with pytest.raises(ValueError, match=r"Whole has no field 'zzzz'; choose one of \['fast', 'flag', 'name'"):
+    with pytest.raises(
+        ValueError, match=r"Whole has no field 'zzzz'; choose one of \['fast', 'flag', 'name'"
+    ):
         override(Whole(), {"zzzz": 3})
-    with pytest.raises(ValueError, match=r"Whole.rate has no fields of its own, but 'rate.size' asks for one"):
+    with pytest.raises(
+        ValueError, match=r"Whole.rate has no fields of its own, but 'rate.size' asks for one"
+    ):
         override(Whole(), {"rate.size": 3})
 
 
@@ -101,7 +118,11 @@ def test_an_unknown_field_is_refused_with_the_nearest_name():
         ({"pair": 1.0}, TypeError, r"Whole.pair must be .*tuple.*, not float 1.0"),
         ({"pair": (1.0, "x")}, TypeError, r"Whole.pair\[1\] must be float, not str 'x'"),
         ({"parts": (Part(), 3)}, TypeError, r"Whole.parts\[1\] must be Part, not int 3"),
-        ({"part.kind": "rond"}, ValueError, r"Part.kind must be one of \['round', 'square'\], not 'rond'"),
+        (
+            {"part.kind": "rond"},
+            ValueError,
+            r"Part.kind must be one of \['round', 'square'\], not 'rond'",
+        ),
         ({"flag": 1}, ValueError, r"Whole.flag must be one of \[True, 'auto'\], not 1"),
         ({"rate": -1.0}, ValueError, "rate must be 0 or more, not -1.0"),
     ],
@@ -112,7 +133,10 @@ def test_a_value_of_the_wrong_type_is_refused_with_what_came(changes, error, mes
 
 
 def test_what_is_nearly_right_becomes_right():
-    changed = override(Whole(), {"pair": [1, 2], "parts": [Part(width=3), {"width": 5, "kind": "square"}], "scale": 2})
+    changed = override(
+        Whole(),
+        {"pair": [1, 2], "parts": [Part(width=3), {"width": 5, "kind": "square"}], "scale": 2},
+    )
     assert changed.pair == (1.0, 2.0)
     assert changed.parts == (Part(width=3), Part(width=5, kind="square"))
     assert isinstance(changed.scale, float)
@@ -132,7 +156,9 @@ def test_a_config_written_with_whole_numbers_keeps_its_fingerprint_through_json(
     overridden = override(Whole(), {"rate": 0.0, "pair": (0.0, 1.0), "scale": 2.0})
     assert fingerprint(again) == fingerprint(config) == fingerprint(overridden)
     training = TOKENIZER_TRAINING["test"]
-    direct = dataclasses.replace(training, losses=dataclasses.replace(training.losses, perceptual_weight=0))
+    direct = dataclasses.replace(
+        training, losses=dataclasses.replace(training.losses, perceptual_weight=0)
+    )
     assert fingerprint(direct) == fingerprint(override(training, {"losses.perceptual_weight": 0}))
 
 
@@ -140,7 +166,9 @@ def test_json_with_unknown_or_missing_fields_is_refused():
     data = to_json(Whole())
     with pytest.raises(ValueError, match=r"Whole has no field 'nam'; did you mean 'name'\?"):
         from_json(Whole, data | {"nam": 3})
-    with pytest.raises(ValueError, match=r"Whole needs the fields \['name', 'rate'\], which are not there"):
+    with pytest.raises(
+        ValueError, match=r"Whole needs the fields \['name', 'rate'\], which are not there"
+    ):
         from_json(Whole, {key: value for key, value in data.items() if key not in ("name", "rate")})
     with pytest.raises(TypeError, match=r"Part.width must be int"):
         from_json(Whole, data | {"part": {"width": "8", "kind": "round"}})
@@ -173,14 +201,18 @@ def test_the_fingerprint_changes_with_every_field_that_matters_and_no_other(conf
                 walk(value, lambda new, name=field.name: rebuild(changed(inner, name, new)))
                 continue
             other = rebuild(changed(inner, field.name, other_value(value, field.type)))
-            assert (fingerprint(other) != fingerprint(config)) == field.metadata.get("fingerprint", True), field.name
+            assert (fingerprint(other) != fingerprint(config)) == field.metadata.get(
+                "fingerprint", True
+            ), field.name
 
     walk(config, lambda new: new)
 
 
 def test_only_what_changes_no_result_stays_out_of_the_fingerprint():
     out = {
-        cls.__name__: {f.name for f in dataclasses.fields(cls) if not f.metadata.get("fingerprint", True)}
+        cls.__name__: {
+            f.name for f in dataclasses.fields(cls) if not f.metadata.get("fingerprint", True)
+        }
         for cls in (TokenizerTraining, DiffusionTraining, LatentCaching)
     }
     intervals = {"log_every", "save_every", "picture_every"}
@@ -200,7 +232,9 @@ def test_the_fingerprint_covers_the_class_and_the_items_of_tuples():
     assert fingerprint(Twin()) != fingerprint(Part())
     assert fingerprint(Whole(parts=(Part(), Part(width=5)))) != fingerprint(Whole())
     training = TOKENIZER_TRAINING["tiny"]
-    assert fingerprint(dataclasses.replace(training, targets=(AuxiliaryConfig(weight=0.7),))) != fingerprint(training)
+    assert fingerprint(
+        dataclasses.replace(training, targets=(AuxiliaryConfig(weight=0.7),))
+    ) != fingerprint(training)
     assert len(fingerprint(Part(), length=40)) == 40
 
 
@@ -211,7 +245,11 @@ def test_the_fingerprint_is_the_same_in_another_process():
         "print(fingerprint(MaskingConfig(low=0.25, high=0.5)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONHASHSEED": "7"},
     )
     from maetok_lab.tokenizer.masking import MaskingConfig
 
@@ -222,7 +260,9 @@ def test_differing_fields_are_listed_with_their_paths():
     mine, theirs = to_json(Whole(rate=0.25)), to_json(Whole(part=Part(width=9)))
     del theirs["name"]
     assert differing_fields(mine, theirs) == [
-        "name: 'whole', not '(absent)'", "part.width: 8, not 9", "rate: 0.25, not 0.5"
+        "name: 'whole', not '(absent)'",
+        "part.width: 8, not 9",
+        "rate: 0.25, not 0.5",
     ]
     assert differing_fields(mine, mine) == []
 

@@ -30,7 +30,9 @@ def test_a_device_that_is_unknown_or_not_there_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ValueError, match=r"unknown device 'cud'; did you mean 'cuda'\?"):
         pick_device("cud")
-    with pytest.raises(ValueError, match="device 'cuda:2' was asked for, but torch sees 2 CUDA devices"):
+    with pytest.raises(
+        ValueError, match="device 'cuda:2' was asked for, but torch sees 2 CUDA devices"
+    ):
         pick_device("cuda:2")
     with pytest.raises(ValueError, match="device 'mps' was asked for, but torch sees none"):
         pick_device("mps")

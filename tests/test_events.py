@@ -28,7 +28,12 @@ def test_numbers_are_shown_by_split_and_name_and_a_resumed_run_shows_each_step_o
     shown = accumulator.EventAccumulator(str(tmp_path / "one" / "tensorboard"))
     shown.Reload()
     assert shown.Tags()["scalars"] == ["train/loss"]
-    assert [(event.step, event.value) for event in shown.Scalars("train/loss")] == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0)]
+    assert [(event.step, event.value) for event in shown.Scalars("train/loss")] == [
+        (1, 0.25),
+        (2, 0.5),
+        (3, 0.75),
+        (4, 1.0),
+    ]
 
 
 def test_without_tensorboard_and_without_metrics_there_are_no_files(tmp_path, monkeypatch):

@@ -37,10 +37,20 @@ def outcome(folder):
     """Everything that a run computed, without times of day: numbers, hashes of its newest weights, latents and pictures."""
     run = Run(folder)
     assert run.finished
-    tables = run.metrics().drop(columns=["time", "seconds"], errors="ignore").to_json() if run.metrics().size else ""
-    summary = {key: value for key, value in run.summary.items() if key != "ended" and "second" not in key}
+    tables = (
+        run.metrics().drop(columns=["time", "seconds"], errors="ignore").to_json()
+        if run.metrics().size
+        else ""
+    )
+    summary = {
+        key: value for key, value in run.summary.items() if key != "ended" and "second" not in key
+    }
     patterns = ("samples/*.png", "latents/*.npy", "*.npy", "latent_space.safetensors")
-    files = {p.relative_to(folder).as_posix(): sha256(p) for pattern in patterns for p in folder.glob(pattern)}
+    files = {
+        p.relative_to(folder).as_posix(): sha256(p)
+        for pattern in patterns
+        for p in folder.glob(pattern)
+    }
     return run.checkpoint_steps(), run.weights_hash(), tables, summary, files
 
 
@@ -82,9 +92,21 @@ def test_a_killed_stage_ends_with_the_same_result(undisturbed, tmp_path, stage, 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", range(4))
 def test_a_killed_sweep_repeats_nothing_that_is_finished(tmp_path, moment, make_notebook):
-    make_notebook(tmp_path / "toy.ipynb", "from maetok_lab.workflow import report\nreport(loss=scale)")
-    (tmp_path / "toy.toml").write_text('notebook = "toy.ipynb"\nquality = "loss"\n[grid]\nscale = [1.0, 2.0, 3.0]\n')
-    command = [sys.executable, "-m", "maetok_lab", "sweep", str(tmp_path / "toy.toml"), "--runs", str(tmp_path / "runs")]
+    make_notebook(
+        tmp_path / "toy.ipynb", "from maetok_lab.workflow import report\nreport(loss=scale)"
+    )
+    (tmp_path / "toy.toml").write_text(
+        'notebook = "toy.ipynb"\nquality = "loss"\n[grid]\nscale = [1.0, 2.0, 3.0]\n'
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "maetok_lab",
+        "sweep",
+        str(tmp_path / "toy.toml"),
+        "--runs",
+        str(tmp_path / "runs"),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         process.wait(4 + random.Random(moment).uniform(0, 12))

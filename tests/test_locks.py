@@ -41,7 +41,9 @@ def test_a_lock_names_its_owner_and_goes_when_released(path):
 
 def test_a_live_owner_is_an_error_that_names_it(path, other):
     path.write_text(json.dumps(owner_of(other.pid)))
-    with pytest.raises(RunLocked, match=f"written by process {other.pid} on {socket.gethostname()}; wait for it"):
+    with pytest.raises(
+        RunLocked, match=f"written by process {other.pid} on {socket.gethostname()}; wait for it"
+    ):
         RunLock(path)
     assert json.loads(path.read_text()) == owner_of(other.pid)
     assert list(path.parent.iterdir()) == [path]

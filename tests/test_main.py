@@ -24,9 +24,16 @@ def runs(tmp_path):
 
 
 def test_help_fits_a_screen_and_has_no_model_settings():
-    done = subprocess.run([sys.executable, "-m", "maetok_lab", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "maetok_lab", "--help"], capture_output=True, text=True, check=True
+    )
     assert len(done.stdout.splitlines()) < 25
-    done = subprocess.run([sys.executable, "-m", "maetok_lab", "run", "-h"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "maetok_lab", "run", "-h"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.count("  -") <= 3  # -h, -p, -o: whatever else is a parameter of the notebook
 
 

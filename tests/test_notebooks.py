@@ -41,7 +41,9 @@ def test_only_the_first_code_cell_holds_parameters_and_preset_comes_first(path):
     assert len(lines) == len(parameters), "one assignment a line"
     for parameter in parameters.values():
         assert parameter.description, f"{parameter.name} needs a comment"
-        assert not isinstance(parameter.default, tuple), f"{parameter.name}: papermill turns tuples into strings"
+        assert not isinstance(parameter.default, tuple), (
+            f"{parameter.name}: papermill turns tuples into strings"
+        )
 
 
 @each_notebook
@@ -50,10 +52,14 @@ def test_cells_are_short_and_hold_no_machinery(path):
         source = cell["source"]
         assert source.strip(), "an empty cell"
         assert len(source.splitlines()) <= LONGEST_CELL, source
-        assert not re.search(r"^\s*[!%]|sys\.path|filterwarnings|pip install", source, re.MULTILINE), source
+        assert not re.search(
+            r"^\s*[!%]|sys\.path|filterwarnings|pip install", source, re.MULTILINE
+        ), source
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno - node.lineno < LONGEST_FUNCTION, f"{node.name} belongs into the library"
+                assert node.end_lineno - node.lineno < LONGEST_FUNCTION, (
+                    f"{node.name} belongs into the library"
+                )
 
 
 @each_notebook
@@ -67,7 +73,12 @@ def test_there_is_prose_for_the_code(path):
 
 @each_notebook
 def test_lines_of_code_fit(path):
-    assert not [line for cell in code_cells(path) for line in cell["source"].splitlines() if len(line) > LONGEST_LINE]
+    assert not [
+        line
+        for cell in code_cells(path)
+        for line in cell["source"].splitlines()
+        if len(line) > LONGEST_LINE
+    ]
 
 
 @each_notebook
@@ -106,12 +117,21 @@ def test_it_runs_and_leaves_finished_runs(path, runs):
 
 
 @pytest.mark.notebooks
-@pytest.mark.skipif(MAIN not in [path.name for path in NOTEBOOKS], reason="there is no main notebook")
-def test_the_main_notebook_runs_under_plain_papermill_and_finds_its_finished_runs(runs, tmp_path, repository):
+@pytest.mark.skipif(
+    MAIN not in [path.name for path in NOTEBOOKS], reason="there is no main notebook"
+)
+def test_the_main_notebook_runs_under_plain_papermill_and_finds_its_finished_runs(
+    runs, tmp_path, repository
+):
     path = repository / "notebooks" / MAIN
     words = [word for name, value in asked(path, runs).items() for word in ("-p", name, value)]
     command = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar"]
-    subprocess.run([*command, str(path), str(tmp_path / "out.ipynb"), *words], check=True, cwd=tmp_path, timeout=500)
+    subprocess.run(
+        [*command, str(path), str(tmp_path / "out.ipynb"), *words],
+        check=True,
+        cwd=tmp_path,
+        timeout=500,
+    )
     numbers, made = collect(read_cells(tmp_path / "out.ipynb"))
     assert numbers
     assert all((Path(run) / "summary.json").exists() for run in made)
@@ -123,6 +143,10 @@ def test_the_shipped_sweep_scores_one_setting_an_entry_of_the_model_that_is_ther
     assert len(spec.entries) == 32
     result = sweep(dataclasses.replace(spec, entries=spec.entries[-1:]), runs=runs)
     assert result.table["state"].tolist() == ["done"]
-    assert (result.best["settings"], result.best["best_scale"], result.best["best_sampler"]) == (1, 4.5, "heun")
+    assert (result.best["settings"], result.best["best_scale"], result.best["best_sampler"]) == (
+        1,
+        4.5,
+        "heun",
+    )
     assert result.best["kid_floor"] != result.best["best_kid"]
     assert {"pareto.png", "gallery.png"} <= {path.name for path in result.folder.iterdir()}

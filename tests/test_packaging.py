@@ -22,7 +22,11 @@ def requirements(project):
 
 @pytest.fixture(scope="module")
 def pinned(repository):
-    lines = [Requirement(line) for line in (repository / "constraints.txt").read_text().splitlines() if line]
+    lines = [
+        Requirement(line)
+        for line in (repository / "constraints.txt").read_text().splitlines()
+        if line
+    ]
     return {canonicalize_name(line.name): line.specifier for line in lines}
 
 
@@ -50,7 +54,9 @@ def test_pip_lines_only_point_at_pyproject_and_constraints(environment, project,
 
 
 def test_make_installs_all_extras_at_the_tested_versions(repository, project):
-    install = next(line for line in (repository / "Makefile").read_text().splitlines() if "pip install" in line)
+    install = next(
+        line for line in (repository / "Makefile").read_text().splitlines() if "pip install" in line
+    )
     assert "-c constraints.txt" in install
     assert f"-e '.[{','.join(project['optional-dependencies'])}]'" in install
 

@@ -25,7 +25,9 @@ def index():
 
 def test_the_files_are_those_of_the_index_and_small(index):
     files = {path.relative_to(SHIPPED).as_posix(): path for path in SHIPPED.rglob("*.safetensors")}
-    assert {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()} == index["sha256"]
+    assert {
+        name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()
+    } == index["sha256"]
     sizes = [path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()]
     assert max(sizes) <= LARGEST_FILE
     assert sum(sizes) <= LARGEST_SUM
@@ -42,7 +44,9 @@ def test_the_tokenizer_reconstructs_test_images_as_well_as_the_index_says(index)
 
 def test_the_diffusion_model_belongs_to_the_tokenizer_and_draws_pictures():
     tokenizer, model = load_tokenizer("shipped/tokenizer"), load_diffusion("shipped/diffusion")
-    images = generate(model, tokenizer, load_latent_space("shipped/diffusion"), torch.tensor([0, 1]), num_steps=4)
+    images = generate(
+        model, tokenizer, load_latent_space("shipped/diffusion"), torch.tensor([0, 1]), num_steps=4
+    )
     assert images.shape == (2, 3, tokenizer.config.image_size, tokenizer.config.image_size)
     assert images.std() > 0.1
 

@@ -19,7 +19,9 @@ def test_provenance_names_versions_platform_and_start_as_plain_json():
 
 
 def test_the_commit_is_the_checkouts_and_null_without_git(monkeypatch, repository):
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True, check=False)
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True, check=False
+    )
     assert provenance()["commit"] == (head.stdout.strip() if head.returncode == 0 else None)
 
     def no_git(*_, **__):

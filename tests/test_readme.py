@@ -42,7 +42,9 @@ def check_run(words):
 
 def check_papermill(words):
     declared = read_parameters(ROOT / next(word for word in words if word.endswith(".ipynb")))
-    given = [(name, value) for flag, name, value in zip(words, words[1:], words[2:]) if flag == "-p"]
+    given = [
+        (name, value) for flag, name, value in zip(words, words[1:], words[2:]) if flag == "-p"
+    ]
     check_parameters(declared, parse_parameters(declared, given))
 
 
@@ -71,7 +73,9 @@ def test_a_command_of_the_readme_exists(words):
 def links():
     """Every link and picture, in Markdown or HTML, outside of code."""
     prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", README, flags=re.MULTILINE | re.DOTALL)
-    found = re.findall(r"\]\(([^)\s]+)[^)]*\)", prose) + re.findall(r"(?:src|href)=[\"']([^\"']+)", prose)
+    found = re.findall(r"\]\(([^)\s]+)[^)]*\)", prose) + re.findall(
+        r"(?:src|href)=[\"']([^\"']+)", prose
+    )
     return sorted({link for link in found if not link.startswith(ELSEWHERE)})
 
 
@@ -83,7 +87,9 @@ def test_a_link_of_the_readme_resolves(link):
     assert target.resolve().is_relative_to(ROOT)
     if anchor and target.suffix == ".md":
         headings = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), re.MULTILINE)
-        assert anchor in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        assert anchor in [
+            re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
+        ]
 
 
 def test_the_notebooks_it_names_exist():

@@ -14,7 +14,15 @@ def test_a_stream_gives_the_same_numbers_whatever_was_drawn_before():
 
 
 def test_every_part_of_a_stream_counts():
-    streams = [(0,), (1,), (0, "mask"), (0, "mask", 1), (0, "mask", 2), (0, "mask", "1"), (0, "flip", 1)]
+    streams = [
+        (0,),
+        (1,),
+        (0, "mask"),
+        (0, "mask", 1),
+        (0, "mask", 2),
+        (0, "mask", "1"),
+        (0, "flip", 1),
+    ]
     streams.append((1, "mask", 1))
     seeds = [stream_seed(*stream) for stream in streams]
     assert len(set(seeds)) == len(seeds)

@@ -23,7 +23,10 @@ from maetok_lab.workflow import summary
 from maetok_lab.workflow.doctor import Examination, check_run
 from maetok_lab.workflow.execute import write_html
 
-TEST = override(TOKENIZER_TRAINING["test"], {"precision": "fp32", "num_steps": 6, "save_every": 2, "picture_every": 100})
+TEST = override(
+    TOKENIZER_TRAINING["test"],
+    {"precision": "fp32", "num_steps": 6, "save_every": 2, "picture_every": 100},
+)
 
 
 def train(root, images, config=TEST):
@@ -38,7 +41,10 @@ def small_disk(folder, megabytes):
     """A file system of its own with little room; skips where nothing can be mounted."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(command, capture_output=True, check=False).returncode
+    ):
         pytest.skip("no tmpfs can be mounted here: it takes root and the right to mount")
     try:
         yield folder
@@ -50,13 +56,22 @@ def state_of(run):
     return run.checkpoint_steps(), run.weights_hash(), run.summary["steps"]
 
 
-def test_a_full_disk_stops_with_a_clear_error_and_the_last_good_checkpoint_intact(tmp_path, make_pictures):
+def test_a_full_disk_stops_with_a_clear_error_and_the_last_good_checkpoint_intact(
+    tmp_path, make_pictures
+):
     images = make_pictures(16, 32)
     whole = train(tmp_path / "whole", images)
-    size = sum(path.stat().st_size for path in (whole.folder / "checkpoints" / "step-0000006").iterdir())
+    size = sum(
+        path.stat().st_size for path in (whole.folder / "checkpoints" / "step-0000006").iterdir()
+    )
     with small_disk(tmp_path / "small", 8) as root:
-        (root / "other").write_bytes(b"0" * (8_000_000 - int(1.6 * size)))  # room for one checkpoint and a half
-        with pytest.raises(OSError, match=r"step 4 was not written.*MB are free; the last good one is that of step 2"):
+        (root / "other").write_bytes(
+            b"0" * (8_000_000 - int(1.6 * size))
+        )  # room for one checkpoint and a half
+        with pytest.raises(
+            OSError,
+            match=r"step 4 was not written.*MB are free; the last good one is that of step 2",
+        ):
             train(root, images)
         stopped = Run(root / "a")
         assert stopped.checkpoint_steps() == [2]
@@ -78,7 +93,9 @@ def test_a_file_size_limit_is_a_full_disk_too(tmp_path, make_pictures):
                 break
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-            with pytest.raises(OSError, match=r"step 4 was not written.*the last good one is that of step 2"):
+            with pytest.raises(
+                OSError, match=r"step 4 was not written.*the last good one is that of step 2"
+            ):
                 next(steps)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -89,7 +106,10 @@ def test_a_file_size_limit_is_a_full_disk_too(tmp_path, make_pictures):
 
 def test_a_runs_folder_that_cannot_be_made_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(OSError, match=r"cannot write the run .*file/runs/a .*; choose a runs folder that can be written"):
+    with pytest.raises(
+        OSError,
+        match=r"cannot write the run .*file/runs/a .*; choose a runs folder that can be written",
+    ):
         Run.open("a", TEST, root=tmp_path / "file" / "runs")
 
 
@@ -97,14 +117,20 @@ def test_a_read_only_runs_folder_is_one_clear_line(tmp_path):
     with small_disk(tmp_path / "there", 1) as root:
         remount = ["mount", "-o", "remount,ro", str(root)]
         subprocess.run(remount, check=True)
-        with pytest.raises(OSError, match=r"cannot write the run .* \(Read-only file system\); choose a runs folder"):
+        with pytest.raises(
+            OSError,
+            match=r"cannot write the run .* \(Read-only file system\); choose a runs folder",
+        ):
             Run.open("a", TEST, root=root)
         verdict = check_run(Examination(runs=str(root)))
         assert verdict.verdict == "bad"
         assert verdict.advice == "choose a folder that you may write to: --runs FOLDER"
 
 
-@pytest.mark.skipif(os.name == "posix" and os.geteuid() == 0, reason="modes do not bind root; the read-only disk above does")
+@pytest.mark.skipif(
+    os.name == "posix" and os.geteuid() == 0,
+    reason="modes do not bind root; the read-only disk above does",
+)
 def test_a_folder_without_the_right_to_write_is_one_clear_line(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError, match=r"cannot write the run .*Permission denied"):
@@ -114,7 +140,9 @@ def test_a_folder_without_the_right_to_write_is_one_clear_line(tmp_path):
 def picture_folder(folder, count=24):
     (folder / "things").mkdir(parents=True)
     for number in range(count):
-        Image.new("RGB", (32, 32), (10 * number, 100, 200)).save(folder / "things" / f"{number:02d}.png")
+        Image.new("RGB", (32, 32), (10 * number, 100, 200)).save(
+            folder / "things" / f"{number:02d}.png"
+        )
     return folder
 
 
@@ -136,13 +164,18 @@ def test_a_data_set_that_vanishes_is_an_error_that_names_it(tmp_path, monkeypatc
     images = open_images(folder, split="train", image_size=32)
     shutil.rmtree(folder)
     config = override(TEST, {"workers": 0, "images": images.fingerprint})
-    with pytest.warns(UserWarning, match="broken"), pytest.raises(ValueError, match="more than max_broken=10 broken images"):
+    with (
+        pytest.warns(UserWarning, match="broken"),
+        pytest.raises(ValueError, match="more than max_broken=10 broken images"),
+    ):
         train(tmp_path, images, config)
     with pytest.raises(FileNotFoundError, match=r"no source .*pictures"):
         open_images(folder, split="train", image_size=32)
 
 
-def test_a_training_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_the_same(tmp_path, make_pictures):
+def test_a_training_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_the_same(
+    tmp_path, make_pictures
+):
     images = make_pictures(16, 32)
     whole = train(tmp_path / "whole", images)
     with Run.open("a", TEST, root=tmp_path) as run:
@@ -153,7 +186,10 @@ def test_a_training_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_th
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.warns(UserWarning, match=r"step-0000004/model.safetensors is damaged; falling back to the checkpoint before it"):
+    with pytest.warns(
+        UserWarning,
+        match=r"step-0000004/model.safetensors is damaged; falling back to the checkpoint before it",
+    ):
         again = train(tmp_path, images)
     assert state_of(again) == state_of(whole)
 
@@ -167,8 +203,12 @@ def test_a_class_name_full_of_html_does_nothing_in_a_page(tmp_path):
     shown = [
         v4.new_output("stream", text=f"best class: {HOSTILE}\n"),
         v4.new_output("execute_result", {"text/plain": HOSTILE, "text/html": table.to_html()}),
-        v4.new_output("display_data", {"text/html": summary._html({HOSTILE: HOSTILE}, [f"runs/{HOSTILE}"])}),
-        v4.new_output("error", ename="ValueError", evalue=HOSTILE, traceback=[f"ValueError: {HOSTILE}"]),
+        v4.new_output(
+            "display_data", {"text/html": summary._html({HOSTILE: HOSTILE}, [f"runs/{HOSTILE}"])}
+        ),
+        v4.new_output(
+            "error", ename="ValueError", evalue=HOSTILE, traceback=[f"ValueError: {HOSTILE}"]
+        ),
     ]
     cells = [v4.new_code_cell(f"name = {HOSTILE!r}", outputs=shown)]
     page = tmp_path / "<script>1<" / "notebook.html"
@@ -188,7 +228,9 @@ def test_a_class_name_full_of_html_is_plain_text_in_a_gallery(tmp_path):
     figure.canvas.draw()
 
 
-def test_a_parent_on_record_that_leads_elsewhere_is_not_followed_out_of_the_runs_folder(tmp_path, capsys):
+def test_a_parent_on_record_that_leads_elsewhere_is_not_followed_out_of_the_runs_folder(
+    tmp_path, capsys
+):
     assert main(["show", "../../no-such-folder", "--runs", str(tmp_path)]) == 2
     assert "a run's name is" in capsys.readouterr().err
     for name in ("../a", "/a", "a/../../b", "..", "a\0"):

@@ -60,19 +60,30 @@ def test_a_new_run_has_its_config_and_provenance_before_anything_else(run):
     assert run.summary == {}
 
 
-def test_a_run_is_continued_under_the_same_name_and_fingerprint_and_its_config_never_changes(tmp_path):
+def test_a_run_is_continued_under_the_same_name_and_fingerprint_and_its_config_never_changes(
+    tmp_path,
+):
     Run.open("a", Job(), root=tmp_path).close()
-    before = (tmp_path / "a" / "config.json").read_bytes(), (tmp_path / "a" / "provenance.json").read_bytes()
+    before = (
+        (tmp_path / "a" / "config.json").read_bytes(),
+        (tmp_path / "a" / "provenance.json").read_bytes(),
+    )
     with Run.open("a", Job(log_every=99), root=tmp_path) as run:
         assert run.config["log_every"] == 10
-    assert before == ((tmp_path / "a" / "config.json").read_bytes(), (tmp_path / "a" / "provenance.json").read_bytes())
+    assert before == (
+        (tmp_path / "a" / "config.json").read_bytes(),
+        (tmp_path / "a" / "provenance.json").read_bytes(),
+    )
 
 
 def test_another_config_is_refused_with_every_field_that_differs(tmp_path):
     Run.open("a", Job(), root=tmp_path).close()
     with pytest.raises(ValueError, match="made with another config") as caught:
         Run.open("a", Job(model=Model(width=9), rate=0.25), root=tmp_path)
-    assert str(caught.value).splitlines()[1:] == ["  model.width: 9, not 8", "  rate: 0.25, not 0.5"]
+    assert str(caught.value).splitlines()[1:] == [
+        "  model.width: 9, not 8",
+        "  rate: 0.25, not 0.5",
+    ]
     with pytest.raises(ValueError, match="class: OtherJob, not Job"):
         Run.open("a", OtherJob(), root=tmp_path)
     assert "lock.json" not in files(tmp_path / "a")
@@ -87,7 +98,22 @@ def test_a_run_stopped_before_it_had_a_config_is_made_anew(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "..", "../a", "a/b", "/tmp/a", "a\\b", ".hidden", "-p", "a b", "a\n", "ä", "x" * 121, "a\0"]
+    "name",
+    [
+        "",
+        "..",
+        "../a",
+        "a/b",
+        "/tmp/a",
+        "a\\b",
+        ".hidden",
+        "-p",
+        "a b",
+        "a\n",
+        "ä",
+        "x" * 121,
+        "a\0",
+    ],
 )
 def test_a_name_that_is_no_plain_folder_name_is_refused_and_writes_nothing(tmp_path, name):
     with pytest.raises(ValueError, match="a run's name is letters, digits"):
@@ -102,7 +128,9 @@ def test_plain_names_pass():
 
 def test_reading_what_is_no_run_names_the_nearest(tmp_path):
     Run.open("tokenizer-tiny", Job(), root=tmp_path).close()
-    with pytest.raises(FileNotFoundError, match=r"it has no config.json; did you mean 'tokenizer-tiny'\?"):
+    with pytest.raises(
+        FileNotFoundError, match=r"it has no config.json; did you mean 'tokenizer-tiny'\?"
+    ):
         Run(tmp_path / "tokenizer-tinny")
     with pytest.raises(FileNotFoundError, match=r"is not a run: it has no config.json$"):
         Run(tmp_path / "nowhere" / "x")
@@ -135,7 +163,9 @@ time.sleep(60)
 
 def test_a_second_process_is_refused_at_once_and_a_killed_ones_run_is_taken_over(tmp_path):
     here = os.path.dirname(__file__)
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), here], stdout=subprocess.PIPE, text=True)
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path), here], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert writer.stdout.readline() == "open\n"
         with pytest.raises(RunLocked, match=f"is being written by process {writer.pid}"):

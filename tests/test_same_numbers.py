@@ -73,9 +73,13 @@ def first_edition_runs(tmp_path):
 
 
 def test_run_folders_of_the_first_edition_load_and_go_on_to_the_same_numbers(first_edition_runs):
-    root, before = first_edition_runs, json.loads((FIXTURES / "first_edition_runs.json").read_text())
+    root, before = (
+        first_edition_runs,
+        json.loads((FIXTURES / "first_edition_runs.json").read_text()),
+    )
     images = {
-        split: open_images("emoji", split=split, image_size=32, labels="category-style") for split in ("train", "val")
+        split: open_images("emoji", split=split, image_size=32, labels="category-style")
+        for split in ("train", "val")
     }
     parent = Run(root / "tokenizer")
     tuning = Run(root / "tokenizer-tuned").load_config(TokenizerTraining)
@@ -87,9 +91,25 @@ def test_run_folders_of_the_first_edition_load_and_go_on_to_the_same_numbers(fir
     with Run.open("diffusion", training, root=root) as diffusion:
         for _ in train_diffusion(training, latents, diffusion, cpu=True):
             pass
-    numbers = {name: seeded_numbers.run_numbers(Run(root / run)) for name, run in (("tuned", "tokenizer-tuned"), ("diffusion", "diffusion"))}
-    tokenizer, model = load_tokenizer("tokenizer", root=root), load_diffusion("diffusion", root=root)
-    samples = generate(model, tokenizer, load_latent_space("latents", root=root), images["val"].labels[:6], seed=1, num_steps=3)
-    numbers["samples"] = {"mean": samples.mean().item(), "hashes": {"images": seeded_numbers.tensor_hash(samples)}}
+    numbers = {
+        name: seeded_numbers.run_numbers(Run(root / run))
+        for name, run in (("tuned", "tokenizer-tuned"), ("diffusion", "diffusion"))
+    }
+    tokenizer, model = (
+        load_tokenizer("tokenizer", root=root),
+        load_diffusion("diffusion", root=root),
+    )
+    samples = generate(
+        model,
+        tokenizer,
+        load_latent_space("latents", root=root),
+        images["val"].labels[:6],
+        seed=1,
+        num_steps=3,
+    )
+    numbers["samples"] = {
+        "mean": samples.mean().item(),
+        "hashes": {"images": seeded_numbers.tensor_hash(samples)},
+    }
     assert_same_numbers(json.loads(json.dumps(numbers)), before)
     assert list(load_auxiliary("tokenizer", root=root)) == ["hog"]

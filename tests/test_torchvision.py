@@ -14,7 +14,11 @@ def test_the_real_torchvision_runs_a_model():
 
     model = torchvision.models.squeezenet1_1(weights=None).eval()
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)
-    assert torchvision.utils.make_grid(torch.zeros(4, 3, 8, 8), padding=0, nrow=2).shape == (3, 16, 16)
+    assert torchvision.utils.make_grid(torch.zeros(4, 3, 8, 8), padding=0, nrow=2).shape == (
+        3,
+        16,
+        16,
+    )
 
 
 def test_the_real_timm_runs_a_model():
@@ -32,5 +36,7 @@ def test_calling_twice_is_harmless():
 
 
 def test_importing_the_package_does_not_import_torchvision():
-    code = "import sys, maetok_lab; assert 'torchvision' not in sys.modules; import torchvision, timm"
+    code = (
+        "import sys, maetok_lab; assert 'torchvision' not in sys.modules; import torchvision, timm"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -17,7 +17,12 @@ import torch
 from torch import Tensor
 
 from maetok_lab.analysis.decoding import Decode, decoder_robustness, interpolation_smoothness
-from maetok_lab.analysis.geometry import channel_statistics, intrinsic_dimension, spectrum_numbers, token_correlation
+from maetok_lab.analysis.geometry import (
+    channel_statistics,
+    intrinsic_dimension,
+    spectrum_numbers,
+    token_correlation,
+)
 from maetok_lab.analysis.gmm import gmm_curve
 from maetok_lab.analysis.preprocess import as_rows, spectrum_of
 from maetok_lab.analysis.probe import knn_probe, linear_probe
@@ -92,7 +97,11 @@ def diffusability_card(
         losses = diffusion_loss() if callable(diffusion_loss) else diffusion_loss
         rows += [_row("diffusion", f"diffusion_{name}", value) for name, value in losses.items()]
     card = pd.DataFrame(rows).set_index("entry")
-    card.attrs = {"settings": to_json(settings), "gmm_protocol": curve.attrs["protocol"], "curves": curves}
+    card.attrs = {
+        "settings": to_json(settings),
+        "gmm_protocol": curve.attrs["protocol"],
+        "curves": curves,
+    }
     return card
 
 
@@ -141,15 +150,24 @@ def card_correlation(
         raise ValueError(
             f"need at least three runs with a card and a metric, not {len(cards)}; no metric for {missing}"
         )
-    settings = {name: card.attrs.get("settings", {}) | {"seed": None} for name, card in cards.items()}
+    settings = {
+        name: card.attrs.get("settings", {}) | {"seed": None} for name, card in cards.items()
+    }
     if any(mine != next(iter(settings.values())) for mine in settings.values()):
         raise ValueError(f"cards made with different settings cannot be compared: {settings}")
     if len(cards) < FEWEST_RUNS:
-        warnings.warn(f"correlations over {len(cards)} runs mean nothing; take at least {FEWEST_RUNS}", stacklevel=2)
-    table = pd.DataFrame({name: card["value"] for name, card in cards.items()}).dropna().T  # (runs, entries)
+        warnings.warn(
+            f"correlations over {len(cards)} runs mean nothing; take at least {FEWEST_RUNS}",
+            stacklevel=2,
+        )
+    table = (
+        pd.DataFrame({name: card["value"] for name, card in cards.items()}).dropna().T
+    )  # (runs, entries)
     target = pd.Series(metric)[table.index].astype(float)
     rows = [
-        _correlate(entry, table[entry], target, draws, seed) for entry in table.columns if table[entry].nunique() > 1
+        _correlate(entry, table[entry], target, draws, seed)
+        for entry in table.columns
+        if table[entry].nunique() > 1
     ]
     if not rows:
         raise ValueError("no entry differs between the cards")
@@ -157,11 +175,23 @@ def card_correlation(
     return result.reindex(result.rho.abs().sort_values(ascending=False, kind="stable").index)
 
 
-def _correlate(entry: str, values: pd.Series, target: pd.Series, draws: int, seed: int) -> dict[str, Any]:
-    row = {"entry": entry, "rho": _spearman(values, target), "low": math.nan, "high": math.nan, "runs": len(values)}
+def _correlate(
+    entry: str, values: pd.Series, target: pd.Series, draws: int, seed: int
+) -> dict[str, Any]:
+    row = {
+        "entry": entry,
+        "rho": _spearman(values, target),
+        "low": math.nan,
+        "high": math.nan,
+        "runs": len(values),
+    }
     if len(values) >= FEWEST_RUNS:
-        picks = torch.randint(len(values), (draws, len(values)), generator=generator(seed, "card-correlation"))
-        drawn = pd.Series([_spearman(values.iloc[pick], target.iloc[pick]) for pick in picks.numpy()]).dropna()
+        picks = torch.randint(
+            len(values), (draws, len(values)), generator=generator(seed, "card-correlation")
+        )
+        drawn = pd.Series(
+            [_spearman(values.iloc[pick], target.iloc[pick]) for pick in picks.numpy()]
+        ).dropna()
         row["low"], row["high"] = drawn.quantile([0.025, 0.975]).tolist()
     return row
 
@@ -175,8 +205,16 @@ def _spearman(first: pd.Series, second: pd.Series) -> float:
 # Entries --------------------------------------------------------------------------------------------------------------
 
 
-def _row(group: str, entry: str, value: float, error: float = math.nan, unit: str = "") -> dict[str, Any]:
-    return {"entry": entry, "group": group, "value": float(value), "error": float(error), "unit": unit}
+def _row(
+    group: str, entry: str, value: float, error: float = math.nan, unit: str = ""
+) -> dict[str, Any]:
+    return {
+        "entry": entry,
+        "group": group,
+        "value": float(value),
+        "error": float(error),
+        "unit": unit,
+    }
 
 
 def _mixture_rows(curve: pd.DataFrame) -> list[dict[str, Any]]:
@@ -184,10 +222,19 @@ def _mixture_rows(curve: pd.DataFrame) -> list[dict[str, Any]]:
     for _, line in curve.iterrows():
         count = int(line["components"])
         rows.append(_row("mixture", f"gmm_nll_{count}", line["heldout_nll"], unit="nats per image"))
-        rows.append(_row("mixture", f"gmm_nll_per_dim_{count}", line["heldout_nll_per_dim"], unit="nats"))
+        rows.append(
+            _row("mixture", f"gmm_nll_per_dim_{count}", line["heldout_nll_per_dim"], unit="nats")
+        )
     best = curve.loc[curve["bic"].idxmin()]
     rows.append(_row("mixture", "gmm_components_by_bic", best["components"]))
-    rows.append(_row("mixture", "gmm_max_mean_norm", curve["max_mean_norm"].iloc[-1], unit="standard deviations"))
+    rows.append(
+        _row(
+            "mixture",
+            "gmm_max_mean_norm",
+            curve["max_mean_norm"].iloc[-1],
+            unit="standard deviations",
+        )
+    )
     return rows
 
 
@@ -195,7 +242,11 @@ def _shape_rows(latents: Any, seed: int) -> list[dict[str, Any]]:
     rows = [_row("shape", name, value) for name, value in spectrum_numbers(latents).items()]
     for method in ("twonn", "mle"):
         rows.append(
-            _row("shape", f"intrinsic_dimension_{method}", intrinsic_dimension(latents, method=method, seed=seed))
+            _row(
+                "shape",
+                f"intrinsic_dimension_{method}",
+                intrinsic_dimension(latents, method=method, seed=seed),
+            )
         )
     if len(latents.shape) == 3 and latents.shape[1] > 1:
         rows.append(_row("shape", "token_correlation", token_correlation(latents)))
@@ -205,12 +256,21 @@ def _shape_rows(latents: Any, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _probe_rows(latents: Any, labels: Tensor, test: Any, test_labels: Tensor, seed: int) -> list[dict[str, Any]]:
+def _probe_rows(
+    latents: Any, labels: Tensor, test: Any, test_labels: Tensor, seed: int
+) -> list[dict[str, Any]]:
     results = {"probe": linear_probe(latents, labels, test, test_labels, seed=seed)}
     if len(latents.shape) == 3:
-        results["probe_pooled"] = linear_probe(latents, labels, test, test_labels, pool=True, seed=seed)
-    results["knn"] = knn_probe(latents, labels, test, test_labels, neighbours=min(20, latents.shape[0]))
-    rows = [_row("probe", f"{name}_top1", result.top1, result.standard_error) for name, result in results.items()]
+        results["probe_pooled"] = linear_probe(
+            latents, labels, test, test_labels, pool=True, seed=seed
+        )
+    results["knn"] = knn_probe(
+        latents, labels, test, test_labels, neighbours=min(20, latents.shape[0])
+    )
+    rows = [
+        _row("probe", f"{name}_top1", result.top1, result.standard_error)
+        for name, result in results.items()
+    ]
     return [
         *rows,
         _row("probe", "probe_top5", results["probe"].top5),
@@ -218,12 +278,19 @@ def _probe_rows(latents: Any, labels: Tensor, test: Any, test_labels: Tensor, se
     ]
 
 
-def _decoder_rows(decode: Decode, latents: Any, settings: CardSettings) -> tuple[list[dict[str, Any]], list[dict]]:
+def _decoder_rows(
+    decode: Decode, latents: Any, settings: CardSettings
+) -> tuple[list[dict[str, Any]], list[dict]]:
     chosen = latents[: settings.decoded]
     chosen = (chosen if isinstance(chosen, Tensor) else torch.tensor(chosen)).float()
     curve = decoder_robustness(decode, chosen, levels=settings.noise_levels, seed=settings.seed)
-    rows = [_row("decoder", f"psnr_at_noise_{n:g}", p, e, "dB") for n, p, e in curve.itertuples(index=False)]
+    rows = [
+        _row("decoder", f"psnr_at_noise_{n:g}", p, e, "dB")
+        for n, p, e in curve.itertuples(index=False)
+    ]
     smooth = interpolation_smoothness(decode, chosen, pairs=settings.pairs, seed=settings.seed)
     for name in ("detour", "unevenness"):
-        rows.append(_row("decoder", f"interpolation_{name}", smooth[name].mean(), smooth[name].sem()))
+        rows.append(
+            _row("decoder", f"interpolation_{name}", smooth[name].mean(), smooth[name].sem())
+        )
     return rows, curve.to_dict("records")

@@ -33,9 +33,20 @@ def decoder_robustness(
     clean = [decode(part) for part in latents.split(batch_size)]
     for level in levels:
         moved = (latents + level * std * noise).to(latents.dtype)
-        values = torch.cat([psnr(decode(part).float(), x.float()) for part, x in zip(moved.split(batch_size), clean)])
+        values = torch.cat(
+            [
+                psnr(decode(part).float(), x.float())
+                for part, x in zip(moved.split(batch_size), clean)
+            ]
+        )
         values = values.clamp(max=100)  # a decoder that does not look at its latents has no error
-        rows.append({"noise": level, "psnr": float(values.mean()), "error": float(values.std() / len(values) ** 0.5)})
+        rows.append(
+            {
+                "noise": level,
+                "psnr": float(values.mean()),
+                "error": float(values.std() / len(values) ** 0.5),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -53,15 +64,24 @@ def interpolation_smoothness(
         raise ValueError(f"need at least two latents and two steps, not {len(latents)} and {steps}")
     random = generator(seed, "interpolation")
     first = torch.randint(len(latents), (pairs,), generator=random)
-    other = (first + torch.randint(1, len(latents), (pairs,), generator=random)) % len(latents)  # never the same
+    other = (first + torch.randint(1, len(latents), (pairs,), generator=random)) % len(
+        latents
+    )  # never the same
     rows = []
     for a, b in zip(latents[first.to(latents.device)], latents[other.to(latents.device)]):
-        t = torch.linspace(0, 1, steps + 1, device=latents.device, dtype=latents.dtype)[:, None, None]
+        t = torch.linspace(0, 1, steps + 1, device=latents.device, dtype=latents.dtype)[
+            :, None, None
+        ]
         images = decode(torch.lerp(a[None], b[None], t)).double().flatten(1)  # (steps + 1, pixels)
         moves = (images[1:] - images[:-1]).norm(dim=1)
         direct = (images[-1] - images[0]).norm()
         if direct > 0:
-            rows.append({"detour": float(moves.sum() / direct), "unevenness": float(moves.max() / moves.mean())})
+            rows.append(
+                {
+                    "detour": float(moves.sum() / direct),
+                    "unevenness": float(moves.max() / moves.mean()),
+                }
+            )
     if not rows:
         raise ValueError("all pairs of latents decode to one image; there is nothing between them")
     return pd.DataFrame(rows)

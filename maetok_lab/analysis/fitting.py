@@ -47,7 +47,9 @@ def fit_gmm(
     a half of the heaviest. `start` replaces the restarts. Raises ValueError for NaN, constant rows, or components > n.
     """
     device = device_of(points, device)
-    rows = Rows(points, device, {"float64": torch.float64, "float32": torch.float32}[precision], chunk_rows)
+    rows = Rows(
+        points, device, {"float64": torch.float64, "float32": torch.float32}[precision], chunk_rows
+    )
     _check_rows(rows, components, covariance)
     if start is None:
         restarts = 1 if components == 1 else restarts
@@ -71,7 +73,9 @@ def split_heaviest(mixture: Mixture, components: int) -> Mixture:
     batch = batched(mixture)
     extra = components - batch.weights.shape[-1]
     if extra < 0:
-        raise ValueError(f"cannot go from {batch.weights.shape[-1]} components to {components} by splitting")
+        raise ValueError(
+            f"cannot go from {batch.weights.shape[-1]} components to {components} by splitting"
+        )
     weights, means, covariances = (
         torch.cat([part, part.new_zeros(1, extra, *part.shape[2:])], dim=1)
         for part in (batch.weights, batch.means, batch.covariances)
@@ -85,11 +89,16 @@ def _best(rows: Rows, starts: Mixture, steps: int, floor: float) -> Mixture:
     mixture, likelihood, _ = _iterate(rows, starts, steps, 0.0, floor)
     best = likelihood.argmax()[None]
     return dataclasses.replace(
-        mixture, weights=mixture.weights[best], means=mixture.means[best], covariances=mixture.covariances[best]
+        mixture,
+        weights=mixture.weights[best],
+        means=mixture.means[best],
+        covariances=mixture.covariances[best],
     )
 
 
-def _iterate(rows: Rows, mixture: Mixture, steps: int, tolerance: float, floor: float) -> tuple[Mixture, Tensor, bool]:
+def _iterate(
+    rows: Rows, mixture: Mixture, steps: int, tolerance: float, floor: float
+) -> tuple[Mixture, Tensor, bool]:
     """Up to `steps` iterations -> mixture (R restarts), its mean log-likelihood (R,), whether it stopped gaining."""
     before = None
     for _ in range(steps):
@@ -97,8 +106,12 @@ def _iterate(rows: Rows, mixture: Mixture, steps: int, tolerance: float, floor: 
         if before is not None and _settled(likelihood, before, tolerance):
             return mixture, likelihood, True
         before = likelihood
-        mixture = dataclasses.replace(maximise(statistics, mixture, floor), iterations=mixture.iterations + 1)
-    likelihood = mean_log_likelihood(rows, mixture)  # without the statistics: nobody would read them
+        mixture = dataclasses.replace(
+            maximise(statistics, mixture, floor), iterations=mixture.iterations + 1
+        )
+    likelihood = mean_log_likelihood(
+        rows, mixture
+    )  # without the statistics: nobody would read them
     return mixture, likelihood, before is not None and _settled(likelihood, before, tolerance)
 
 
@@ -110,12 +123,22 @@ def _settled(likelihood: Tensor, before: Tensor, tolerance: float) -> bool:
 
 
 def _starts(
-    rows: Rows, components: int, covariance: Covariance, restarts: int, start_rows: int, floor: float, seed: int
+    rows: Rows,
+    components: int,
+    covariance: Covariance,
+    restarts: int,
+    start_rows: int,
+    floor: float,
+    seed: int,
 ) -> Mixture:
     random = generator(seed, "gmm", "start", components)
     sample = rows
     if rows.count > max(start_rows, components):
-        pick = torch.randperm(rows.count, generator=random)[: max(start_rows, components)].sort().values
+        pick = (
+            torch.randperm(rows.count, generator=random)[: max(start_rows, components)]
+            .sort()
+            .values
+        )
         sample = Rows(rows[pick], rows.device, rows.dtype, rows.chunk_rows)
     means = _plus_plus(sample[:], components, restarts, random)
     ones = torch.ones(rows.width, dtype=rows.dtype, device=rows.device)
@@ -136,12 +159,16 @@ def _plus_plus(points: Tensor, components: int, restarts: int, random: torch.Gen
     """Greedy k-means++ (Arthur and Vassilvitskii 2007), 2 + log K candidates a centre: (m, d) -> (R, K, d)."""
     trials = 2 + int(math.log(components))
     squares = points.square().sum(dim=1)
-    uniform = torch.rand(components, restarts, trials, generator=random, dtype=torch.float64).to(points.device)
+    uniform = torch.rand(components, restarts, trials, generator=random, dtype=torch.float64).to(
+        points.device
+    )
     chosen = [(uniform[0, :, 0] * len(points)).long()]  # each (R,)
     nearest = _distances(points, squares, chosen[0])  # (R, m) squared
     for step in range(1, components):
         reach = nearest.cumsum(dim=1)
-        picks = torch.searchsorted(reach, (uniform[step] * reach[:, -1:]).to(reach.dtype)).clamp(max=len(points) - 1)
+        picks = torch.searchsorted(reach, (uniform[step] * reach[:, -1:]).to(reach.dtype)).clamp(
+            max=len(points) - 1
+        )
         distances = _distances(points, squares, picks.flatten()).view(restarts, trials, -1)
         distances = torch.minimum(distances, nearest[:, None])
         best = distances.sum(dim=2).argmin(dim=1)  # (R,)
@@ -152,14 +179,22 @@ def _plus_plus(points: Tensor, components: int, restarts: int, random: torch.Gen
 
 
 def _distances(points: Tensor, squares: Tensor, picks: Tensor) -> Tensor:
-    return torch.addmm(squares, points[picks], points.T, alpha=-2).add_(squares[picks, None]).clamp_(min=0)
+    return (
+        torch.addmm(squares, points[picks], points.T, alpha=-2)
+        .add_(squares[picks, None])
+        .clamp_(min=0)
+    )
 
 
 # Checks ---------------------------------------------------------------------------------------------------------------
 
 
 def _checked_start(start: Mixture, components: int, covariance: Covariance, rows: Rows) -> Mixture:
-    if start.weights.shape != (components,) or start.covariance != covariance or start.means.shape[1] != rows.width:
+    if (
+        start.weights.shape != (components,)
+        or start.covariance != covariance
+        or start.means.shape[1] != rows.width
+    ):
         raise ValueError(
             f"the start has {tuple(start.means.shape)} means and {start.covariance} covariances, but "
             f"({components}, {rows.width}) and {covariance} are to be fitted"
@@ -171,10 +206,14 @@ def _check_rows(rows: Rows, components: int, covariance: str) -> None:
     if covariance not in ("diag", "full"):
         raise ValueError(f"unknown covariance {covariance!r}; choose one of ['diag', 'full']")
     if not 1 <= components <= rows.count:
-        raise ValueError(f"components must be between 1 and {rows.count}, the number of rows, not {components}")
+        raise ValueError(
+            f"components must be between 1 and {rows.count}, the number of rows, not {components}"
+        )
     for start in range(0, rows.count, 1 << 16):
         part = rows[start : start + (1 << 16)]
-        if not part.sum().isfinite() and not part.isfinite().all():  # the sum alone clears nearly all rows, in one pass
+        if (
+            not part.sum().isfinite() and not part.isfinite().all()
+        ):  # the sum alone clears nearly all rows, in one pass
             raise ValueError(f"points hold NaN or infinite values, after row {start}")
     # the first two rows tell varied ones from constant ones nearly always
     if rows.count > 1 and all(bool((rows[:1] == rows[1:stop]).all()) for stop in (2, 1 << 16)):

@@ -14,7 +14,9 @@ from maetok_lab.rng import generator
 MAX_ROWS = 5000  # pairs of all rows are compared
 
 
-def intrinsic_dimension(latents: Any, *, method: str = "twonn", neighbours: int = 10, seed: int = 0) -> float:
+def intrinsic_dimension(
+    latents: Any, *, method: str = "twonn", neighbours: int = 10, seed: int = 0
+) -> float:
     """How many numbers the latents need locally, from distances to nearest neighbours: (n, ...) -> a dimension > 0.
 
     "twonn" (Facco et al. 2017) uses the ratio of the second to the first distance, "mle" (Levina and Bickel 2005, with
@@ -28,7 +30,9 @@ def intrinsic_dimension(latents: Any, *, method: str = "twonn", neighbours: int 
     if needed[method] < 2:
         raise ValueError(f"{method} needs at least 2 neighbours, not {neighbours}")
     if len(rows) <= needed[method] + 1:
-        raise ValueError(f"{method} needs more distinct latents than {len(rows)} for {needed[method]} neighbours")
+        raise ValueError(
+            f"{method} needs more distinct latents than {len(rows)} for {needed[method]} neighbours"
+        )
     distances = _neighbour_distances(rows, needed[method])  # (n, k)
     logs = (distances[:, -1:] / distances[:, :-1]).log()  # (n, k - 1)
     if method == "twonn":
@@ -71,7 +75,9 @@ def channel_statistics(latents: Any) -> pd.DataFrame:
         "skewness": third / variance**1.5,
         "kurtosis": fourth / variance**2 - 3,
     }
-    return pd.DataFrame({name: values.numpy() for name, values in columns.items()}).rename_axis("channel")
+    return pd.DataFrame({name: values.numpy() for name, values in columns.items()}).rename_axis(
+        "channel"
+    )
 
 
 def token_correlation(latents: Any) -> float:
@@ -82,15 +88,23 @@ def token_correlation(latents: Any) -> float:
     """
     latents = as_rows(latents)
     if len(latents.shape) != 3 or latents.shape[1] < 2:
-        raise ValueError(f"tokens are compared in latents (n, N, C) with N > 1, not {tuple(latents.shape)}")
+        raise ValueError(
+            f"tokens are compared in latents (n, N, C) with N > 1, not {tuple(latents.shape)}"
+        )
     _, tokens, channels = latents.shape
     count, first, second = 0, 0.0, torch.zeros(channels, tokens, tokens, dtype=torch.float64)
     offset = None
     for _, rows in flat_chunks(latents, device="cpu"):
         x = rows.view(len(rows), tokens, channels).permute(2, 0, 1)  # (C, b, N)
-        offset = x.mean(dim=1, keepdim=True) if offset is None else offset  # near the mean: no cancellation
+        offset = (
+            x.mean(dim=1, keepdim=True) if offset is None else offset
+        )  # near the mean: no cancellation
         x = x - offset
-        count, first, second = count + len(rows), first + x.sum(dim=1), second + x.transpose(1, 2) @ x
+        count, first, second = (
+            count + len(rows),
+            first + x.sum(dim=1),
+            second + x.transpose(1, 2) @ x,
+        )
     mean = first / count
     covariance = second / count - mean[:, :, None] * mean[:, None, :]
     std = covariance.diagonal(dim1=1, dim2=2).clamp(min=1e-300).sqrt()
@@ -103,7 +117,9 @@ def _sample(latents: Any, most: int, seed: int) -> Tensor:
     """At most `most` random rows, flattened, float64 on the CPU."""
     latents = as_rows(latents)
     width_of(latents)
-    pick = torch.randperm(latents.shape[0], generator=generator(seed, "geometry"))[:most].sort().values
+    pick = (
+        torch.randperm(latents.shape[0], generator=generator(seed, "geometry"))[:most].sort().values
+    )
     rows = latents[pick.to(latents.device) if isinstance(latents, Tensor) else pick.numpy()]
     rows = rows if isinstance(rows, Tensor) else torch.tensor(rows)
     if not rows.isfinite().all():
@@ -115,7 +131,9 @@ def _neighbour_distances(rows: Tensor, neighbours: int) -> Tensor:
     """Distances to the nearest other rows, nearest first: (n, D) -> (n, k)."""
     found = []
     for start in range(0, len(rows), 512):
-        part = torch.cdist(rows[start : start + 512], rows, compute_mode="donot_use_mm_for_euclid_dist")
+        part = torch.cdist(
+            rows[start : start + 512], rows, compute_mode="donot_use_mm_for_euclid_dist"
+        )
         part.diagonal(start).fill_(math.inf)
         found.append(part.topk(neighbours, largest=False).values)
     return torch.cat(found)

@@ -40,7 +40,15 @@ COLUMNS = [
     *("max_mean_norm", "min_mean_distance", "converged"),
 ]
 FIT_FIELDS = [
-    *("covariance", "restarts", "max_iterations", "tolerance", "covariance_floor", "screen_iterations", "start_rows"),
+    *(
+        "covariance",
+        "restarts",
+        "max_iterations",
+        "tolerance",
+        "covariance_floor",
+        "screen_iterations",
+        "start_rows",
+    ),
     *("precision", "seed"),
 ]
 MEMORY = 2 << 30  # bytes of scores that are kept in memory; more of them go to a memory-mapped file
@@ -109,16 +117,29 @@ def gmm_curve(
     """
     latents, components = as_rows(latents), _checked_components(components)
     if restarts is None:
-        restarts = 10 if latents.shape[0] * components[-1] * (dimensions or width_of(latents)) <= 1e10 else 3
+        restarts = (
+            10
+            if latents.shape[0] * components[-1] * (dimensions or width_of(latents)) <= 1e10
+            else 3
+        )
     if heldout_latents is not None:
         settings["heldout"] = 0.0
     protocol = GmmProtocol(
-        dimensions=dimensions, variance=variance, covariance=covariance, restarts=restarts, seed=seed, **settings
+        dimensions=dimensions,
+        variance=variance,
+        covariance=covariance,
+        restarts=restarts,
+        seed=seed,
+        **settings,
     )
-    data = _prepare(latents, heldout_latents, components[-1], protocol, device_of(latents, device), chunk_rows)
+    data = _prepare(
+        latents, heldout_latents, components[-1], protocol, device_of(latents, device), chunk_rows
+    )
     rows, mixture = [], None
     for count in components:
-        row, mixture = _finished(folder, data, protocol, count) or _fit_row(data, protocol, count, mixture, chunk_rows)
+        row, mixture = _finished(folder, data, protocol, count) or _fit_row(
+            data, protocol, count, mixture, chunk_rows
+        )
         _keep(folder, data, protocol, row, mixture)
         if on_row:
             on_row(row, mixture)
@@ -154,7 +175,9 @@ def _prepare(
     shuffled = torch.randperm(len(hashes), generator=generator(protocol.seed, "gmm", "heldout"))
     train[shuffled[: round(protocol.heldout * len(hashes))]] = False
     if most > int(train.sum()):
-        raise ValueError(f"{most} components for {int(train.sum())} training rows; there can be no more than rows")
+        raise ValueError(
+            f"{most} components for {int(train.sum())} training rows; there can be no more than rows"
+        )
     chosen = {"dimensions": protocol.dimensions, "variance": protocol.variance}
     reducer = fit_reducer(latents, train=train, chunk_rows=chunk_rows, device=device, **chosen)
     scratch = tempfile.TemporaryDirectory(prefix="gmm-scores-")
@@ -164,12 +187,21 @@ def _prepare(
     scores = _room(int(train.sum()), reducer.dimensions, protocol, device, scratch)
     reducer.transform(latents, rows=train, chunk_rows=chunk_rows, out=scores)
     held = reducer.transform(others, rows=chosen_rows, chunk_rows=chunk_rows).to(scores.dtype)
-    facts = {"data": data_hash(hashes), "rows": len(scores), "heldout_rows": len(held), "explained": reducer.explained}
+    facts = {
+        "data": data_hash(hashes),
+        "rows": len(scores),
+        "heldout_rows": len(held),
+        "explained": reducer.explained,
+    }
     return _Data(scores, held, facts, scratch)
 
 
 def _room(
-    rows: int, width: int, protocol: GmmProtocol, device: torch.device, scratch: tempfile.TemporaryDirectory
+    rows: int,
+    width: int,
+    protocol: GmmProtocol,
+    device: torch.device,
+    scratch: tempfile.TemporaryDirectory,
 ) -> Tensor:
     """An empty (rows, width) tensor: on the GPU where half its free memory will do, else in memory or on disk."""
     dtype = getattr(torch, protocol.precision)
@@ -193,7 +225,11 @@ def _checked_components(components: Sequence[int]) -> list[int]:
 
 
 def _fit_row(
-    data: _Data, protocol: GmmProtocol, components: int, before: Mixture | None, chunk_rows: int | None
+    data: _Data,
+    protocol: GmmProtocol,
+    components: int,
+    before: Mixture | None,
+    chunk_rows: int | None,
 ) -> tuple[dict[str, Any], Mixture]:
     mixture = fit_gmm(
         data.train,
@@ -213,7 +249,9 @@ def _fit_row(
         "heldout_nll_per_dim": heldout / width,
         "bic": 2 * count * mixture.train_nll + mixture.num_parameters * math.log(count),
         "max_mean_norm": float(mixture.means.norm(dim=1).max()),
-        "min_mean_distance": float(torch.pdist(mixture.means).min()) if components > 1 else math.nan,
+        "min_mean_distance": float(torch.pdist(mixture.means).min())
+        if components > 1
+        else math.nan,
         "converged": mixture.converged,
     }
     return row, mixture
@@ -223,10 +261,19 @@ def _path(folder: str | Path, data: _Data, protocol: GmmProtocol, components: in
     return Path(folder) / f"gmm-{fingerprint(protocol)}-{data.facts['data']}-{components}.json"
 
 
-def _keep(folder: str | Path | None, data: _Data, protocol: GmmProtocol, row: dict[str, Any], mixture: Mixture) -> None:
+def _keep(
+    folder: str | Path | None,
+    data: _Data,
+    protocol: GmmProtocol,
+    row: dict[str, Any],
+    mixture: Mixture,
+) -> None:
     if folder is None or (path := _path(folder, data, protocol, row["components"])).exists():
         return
-    tensors = {name: getattr(mixture, name).cpu().contiguous() for name in ("weights", "means", "covariances")}
+    tensors = {
+        name: getattr(mixture, name).cpu().contiguous()
+        for name in ("weights", "means", "covariances")
+    }
     with atomic_path(path.with_suffix(".safetensors")) as temporary:
         save_file(tensors, temporary)
     write_json(path, {"row": row, "iterations": mixture.iterations, "protocol": to_json(protocol)})
@@ -240,5 +287,11 @@ def _finished(
         return None
     record = read_json(path)
     row = {name: math.nan if value is None else value for name, value in record["row"].items()}
-    facts = {"train_nll": row["train_nll"], "iterations": record["iterations"], "converged": row["converged"]}
-    return row, Mixture(**load_file(path.with_suffix(".safetensors")), **facts).to(data.heldout.device)
+    facts = {
+        "train_nll": row["train_nll"],
+        "iterations": record["iterations"],
+        "converged": row["converged"],
+    }
+    return row, Mixture(**load_file(path.with_suffix(".safetensors")), **facts).to(
+        data.heldout.device
+    )

@@ -54,7 +54,9 @@ def make_atlas(
     if as_rows(latents).shape[0] != len(source):
         raise ValueError(f"{len(latents)} latents for {len(source)} images")
     overlays = dict(overlays or {})
-    projection = fit_projection(latents, labels=source.labels, method=method, seed=seed, max_rows=max_rows)
+    projection = fit_projection(
+        latents, labels=source.labels, method=method, seed=seed, max_rows=max_rows
+    )
     frame = projection.frame.drop(columns="label").assign(run=REAL)
     frame["class"] = np.asarray(source.class_names)[projection.frame["label"]]
     records = getattr(source, "records", None)
@@ -74,14 +76,22 @@ def make_atlas(
 
 
 def _components(
-    projection: Projection, latents: Any, frame: pd.DataFrame, overlays: Mapping[str, Any], components: int, seed: int
+    projection: Projection,
+    latents: Any,
+    frame: pd.DataFrame,
+    overlays: Mapping[str, Any],
+    components: int,
+    seed: int,
 ) -> list[str]:
     """The most probable Gaussian of each point, fitted to the real ones."""
     rows = torch.tensor(frame.loc[frame["run"] == REAL, "row"].tolist())
     scores = projection.reducer.transform(as_rows(latents)[rows])
     components = min(components, len(scores) // 2)
     mixture = fit_gmm(scores, components, restarts=1, seed=seed)
-    found = [mixture.predict(scores), *(mixture.predict(projection.reducer.transform(as_rows(z))) for z in overlays.values())]
+    found = [
+        mixture.predict(scores),
+        *(mixture.predict(projection.reducer.transform(as_rows(z))) for z in overlays.values()),
+    ]
     width = len(str(components))
     return [f"component {index + 1:0{width}}" for index in torch.cat(found).tolist()]
 
@@ -101,7 +111,9 @@ def mean_image(source: ImageSource, rows: Tensor, *, limit: int = 512) -> Tensor
 
 
 @torch.inference_mode()
-def decode_between(tokenizer: AnyTokenizer, first: Tensor, second: Tensor, *, steps: int = 9) -> Tensor:
+def decode_between(
+    tokenizer: AnyTokenizer, first: Tensor, second: Tensor, *, steps: int = 9
+) -> Tensor:
     """Images on the straight line between two latents (N, C), both ends among them. -> (steps, 3, H, W)"""
     if steps < 2:
         raise ValueError(f"a line needs at least its two ends, not {steps} steps")

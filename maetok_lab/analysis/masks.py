@@ -18,7 +18,9 @@ from maetok_lab.tokenizer.masking import block_mask, random_mask
 from maetok_lab.tokenizer.model import Tokenizer
 
 PatchClass = Literal["flat", "soft", "busy"]
-PATCH_CLASSES: dict[PatchClass, tuple[float, float]] = {  # std of a patch's pixels, on the scale of [-1, 1]
+PATCH_CLASSES: dict[
+    PatchClass, tuple[float, float]
+] = {  # std of a patch's pixels, on the scale of [-1, 1]
     "flat": (0.0, 0.02),
     "soft": (0.02, 0.25),
     "busy": (0.25, float("inf")),
@@ -33,7 +35,9 @@ def patch_contrast(images: Tensor, patch_size: int) -> Tensor:
     return (pixels - pixels.mean(2, keepdim=True)).square().mean((2, 3)).sqrt()
 
 
-def draw_masks(images: Tensor, patch_size: int, *, kind: str = "random", ratio: float, seed: int = 0) -> Tensor:
+def draw_masks(
+    images: Tensor, patch_size: int, *, kind: str = "random", ratio: float, seed: int = 0
+) -> Tensor:
     """One mask an image, from `seed`: "random" patches, a "block", or a share of one class of patches.
 
     The classes are "flat" (one colour), "soft" and "busy" (edges, drawings), by contrast (`PATCH_CLASSES`); of those the
@@ -44,7 +48,10 @@ def draw_masks(images: Tensor, patch_size: int, *, kind: str = "random", ratio: 
         raise ValueError(f"a mask ratio is in [0, 1], not {ratio}")
     if kind not in MASK_KINDS:
         raise ValueError(f"unknown kind of mask {kind!r}{did_you_mean(kind, MASK_KINDS)}")
-    grid, draw = (images.shape[-2] // patch_size, images.shape[-1] // patch_size), generator(seed, "studio", kind)
+    grid, draw = (
+        (images.shape[-2] // patch_size, images.shape[-1] // patch_size),
+        generator(seed, "studio", kind),
+    )
     if kind == "block":
         return block_mask(len(images), grid, ratio, generator=draw).to(images.device)
     if kind == "random":
@@ -108,10 +115,17 @@ def study_mask(
     score = psnr(reconstruction, image[None]).clamp(max=100).item()
     seen = {name: decoders[name](latents)[0].float() for name in targets}
     return MaskStudy(
-        image, mask, latents[0], token_shift(latents[0], whole, statistics.std), reconstruction[0],
-        error_map(image, reconstruction[0]), score,
-        None if distance is None else float(distance(reconstruction, image[None])), seen, targets,
-    )  # fmt: skip
+        image,
+        mask,
+        latents[0],
+        token_shift(latents[0], whole, statistics.std),
+        reconstruction[0],
+        error_map(image, reconstruction[0]),
+        score,
+        None if distance is None else float(distance(reconstruction, image[None])),
+        seen,
+        targets,
+    )
 
 
 @torch.inference_mode()
@@ -142,9 +156,17 @@ def ratio_curve(
         mask = draw_masks(images, tokenizer.config.patch_size, kind=kind, ratio=ratio, seed=seed)
         parts = list(zip(images.split(batch_size), mask.split(batch_size)))
         made = [tokenizer(part, mask=hidden) for part, hidden in parts]
-        scores = torch.cat([psnr(picture, part) for picture, (part, _) in zip(made, parts)]).clamp(max=100)
-        row = {"ratio": float(ratio), "hidden": float(mask.float().mean()), "psnr": float(scores.mean())}
-        row["psnr_error"] = float(scores.std() / len(scores) ** 0.5) if len(scores) > 1 else float("nan")
+        scores = torch.cat([psnr(picture, part) for picture, (part, _) in zip(made, parts)]).clamp(
+            max=100
+        )
+        row = {
+            "ratio": float(ratio),
+            "hidden": float(mask.float().mean()),
+            "psnr": float(scores.mean()),
+        }
+        row["psnr_error"] = (
+            float(scores.std() / len(scores) ** 0.5) if len(scores) > 1 else float("nan")
+        )
         if distance is not None:
             found = [distance(picture, part) for picture, (part, _) in zip(made, parts)]
             row["perceptual"] = float(torch.cat(found).mean())

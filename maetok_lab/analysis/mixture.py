@@ -17,7 +17,10 @@ from maetok_lab.analysis.preprocess import device_of
 
 Covariance = Literal["diag", "full"]
 KEEP = 1 << 28  # bytes of features that are kept from one iteration to the next
-CHUNK_VALUES = {"cpu": 1 << 19, "cuda": 1 << 26}  # features and log-densities that exist at a time; on a CPU for each thread
+CHUNK_VALUES = {
+    "cpu": 1 << 19,
+    "cuda": 1 << 26,
+}  # features and log-densities that exist at a time; on a CPU for each thread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +56,16 @@ class Mixture:
 
     def to(self, target: torch.device | torch.dtype) -> "Mixture":
         """A copy with its tensors on another device or of another dtype."""
-        moved = {name: getattr(self, name).to(target) for name in ("weights", "means", "covariances")}
+        moved = {
+            name: getattr(self, name).to(target) for name in ("weights", "means", "covariances")
+        }
         return dataclasses.replace(self, **moved)
 
     def _joint_chunks(self, points: Any) -> Iterator[Tensor]:
         if points.shape[1:] != self.means.shape[-1:]:
-            raise ValueError(f"points must be (n, {self.means.shape[-1]}), not {tuple(points.shape)}")
+            raise ValueError(
+                f"points must be (n, {self.means.shape[-1]}), not {tuple(points.shape)}"
+            )
         rows = Rows(points, device_of(points))
         mixture = self.to(rows.device).to(torch.float64)
         for phi in rows.features(self.covariance, self.weights.shape[-1]):
@@ -68,7 +75,13 @@ class Mixture:
 class Rows:
     """Rows (n, d) of a tensor, array or memory map, given out as features on the device where they are used."""
 
-    def __init__(self, points: Any, device: torch.device, dtype: torch.dtype = torch.float64, chunk_rows: int = 0):
+    def __init__(
+        self,
+        points: Any,
+        device: torch.device,
+        dtype: torch.dtype = torch.float64,
+        chunk_rows: int = 0,
+    ):
         if len(points.shape) != 2:
             raise ValueError(f"points must be (n, d), not {tuple(points.shape)}")
         self.points, self.device, self.dtype, self.chunk_rows = points, device, dtype, chunk_rows
@@ -86,7 +99,11 @@ class Rows:
     def features(self, covariance: Covariance, mixtures: int) -> Iterator[Tensor]:
         """phi of consecutive chunks (b, F), small enough for `mixtures` log-densities a row beside it."""
         wide = self.width + (self.width if covariance == "diag" else _pairs(self.width))
-        values = CHUNK_VALUES["cuda"] if self.device.type == "cuda" else CHUNK_VALUES["cpu"] * torch.get_num_threads()
+        values = (
+            CHUNK_VALUES["cuda"]
+            if self.device.type == "cuda"
+            else CHUNK_VALUES["cpu"] * torch.get_num_threads()
+        )
         size = self.chunk_rows or max(16, values // (wide + mixtures))
         keep = self.count * wide * self.dtype.itemsize <= KEEP
         if keep and (self._kept is None or self._kept.shape[1] != wide):
@@ -99,7 +116,9 @@ class Rows:
 # Expectation and maximisation -----------------------------------------------------------------------------------------
 
 
-def expect(rows: Rows, mixture: Mixture, *, hard: bool = False) -> tuple[tuple[Tensor, Tensor], Tensor]:
+def expect(
+    rows: Rows, mixture: Mixture, *, hard: bool = False
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Sufficient statistics (R, K), (R, K, F) and mean log-likelihood (R,) over all rows.
 
     Responsibilities are soft, or those of the nearest component alone (`hard`).
@@ -110,7 +129,9 @@ def expect(rows: Rows, mixture: Mixture, *, hard: bool = False) -> tuple[tuple[T
     for phi in rows.features(mixture.covariance, restarts * components):
         joint = _log_joint(phi, mixture, parameters)  # (R, K, b)
         if hard:
-            joint = torch.full_like(joint, -torch.inf).scatter_(1, joint.argmax(dim=1, keepdim=True), 0.0)
+            joint = torch.full_like(joint, -torch.inf).scatter_(
+                1, joint.argmax(dim=1, keepdim=True), 0.0
+            )
         top = joint.amax(dim=1, keepdim=True)
         shares = joint.sub_(top).exp_()  # log-sum-exp, with one pass of exp
         total = shares.sum(dim=1, keepdim=True)
@@ -158,7 +179,9 @@ def refill(weights: Tensor, means: Tensor, covariances: Tensor, empty: list[int]
     """
     for component in empty:
         heaviest = int(weights.argmax())
-        spread = covariances[heaviest] if covariances.ndim == 2 else covariances[heaviest].diagonal()
+        spread = (
+            covariances[heaviest] if covariances.ndim == 2 else covariances[heaviest].diagonal()
+        )
         step = torch.zeros_like(means[heaviest])
         step[spread.argmax()] = spread.max().sqrt()
         means[component], means[heaviest] = means[heaviest] + step, means[heaviest] - step
@@ -168,13 +191,21 @@ def refill(weights: Tensor, means: Tensor, covariances: Tensor, empty: list[int]
 
 def _natural(mixture: Mixture) -> tuple[Tensor, Tensor]:
     """Slopes (R K, F) and offsets (R K, 1) of all components: log weight + log-density = slopes @ phi + offset."""
-    weights, means, covariances = (part.flatten(0, 1) for part in (mixture.weights, mixture.means, mixture.covariances))
+    weights, means, covariances = (
+        part.flatten(0, 1) for part in (mixture.weights, mixture.means, mixture.covariances)
+    )
     if mixture.covariance == "diag":
-        linear, quadratic, logdet = means / covariances, -0.5 / covariances, covariances.log().sum(dim=1)
+        linear, quadratic, logdet = (
+            means / covariances,
+            -0.5 / covariances,
+            covariances.log().sum(dim=1),
+        )
     else:
         factor, failed = torch.linalg.cholesky_ex(covariances)
         if failed.any():
-            raise ValueError("a covariance is not positive definite; raise covariance_floor or use precision='float64'")
+            raise ValueError(
+                "a covariance is not positive definite; raise covariance_floor or use precision='float64'"
+            )
         inverse = torch.cholesky_inverse(factor)
         linear = (inverse @ means[..., None])[..., 0]
         left, right = torch.triu_indices(means.shape[1], means.shape[1], device=means.device)
@@ -184,7 +215,9 @@ def _natural(mixture: Mixture) -> tuple[Tensor, Tensor]:
     return torch.cat([linear, quadratic], dim=1), (weights.log() - 0.5 * constant)[:, None]
 
 
-def _log_joint(phi: Tensor, mixture: Mixture, parameters: tuple[Tensor, Tensor] | None = None) -> Tensor:
+def _log_joint(
+    phi: Tensor, mixture: Mixture, parameters: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """log weight + log density of each component: phi (b, F) -> (R, K, b).
 
     Rows come last: with the few components last, MKL's product takes up to twice as long and does not use more threads.

@@ -44,14 +44,30 @@ def claims_checked(table: pd.DataFrame, better: str, worse: str) -> pd.DataFrame
     for column, (name, more) in CLAIMS.items():
         ours, theirs = (side.loc[seeds, column].astype(float) for side in sides)
         agreeing = int(((ours > theirs) if more else (ours < theirs)).sum())
-        words = "as in the paper" if agreeing == len(seeds) else "not the paper's order" if agreeing == 0 else "mixed"
+        words = (
+            "as in the paper"
+            if agreeing == len(seeds)
+            else "not the paper's order"
+            if agreeing == 0
+            else "mixed"
+        )
         says = f"{name}: {better} {ours.mean():.4g}, {worse} {theirs.mean():.4g}; {words} ({agreeing} of {len(seeds)} seeds)"
-        lines.append({"claim": column, better: ours.mean(), worse: theirs.mean(), "seeds": len(seeds), "agree": agreeing,
-                      "sentence": says})  # fmt: skip
+        lines.append(
+            {
+                "claim": column,
+                better: ours.mean(),
+                worse: theirs.mean(),
+                "seeds": len(seeds),
+                "agree": agreeing,
+                "sentence": says,
+            }
+        )
     return pd.DataFrame(lines).set_index("claim")
 
 
-def control_verdict(table: pd.DataFrame, better: str, control: str, *, plain: str = "ae") -> list[str]:
+def control_verdict(
+    table: pd.DataFrame, better: str, control: str, *, plain: str = "ae"
+) -> list[str]:
     """What an equal-PSNR control does to the claim that `better` beats `plain`, in sentences that follow from the table.
 
     `table` as for `claims_checked`, with val_psnr. First, seed by seed, whether the control has the PSNR of `better` on val:
@@ -62,20 +78,39 @@ def control_verdict(table: pd.DataFrame, better: str, control: str, *, plain: st
     matched = psnr.index[psnr[control] >= psnr[better]].tolist()
     lines = [
         f"seed {seed}: {control} has {reached:.2f} dB on val, {better} {target:.2f} dB"
-        + ("" if seed in matched else f"; {control} never reached it, so this seed has no control and is not counted")
+        + (
+            ""
+            if seed in matched
+            else f"; {control} never reached it, so this seed has no control and is not counted"
+        )
         for seed, target, reached in psnr.itertuples()
     ]
     if not matched:
-        return [*lines, f"No seed has a control: nothing here tells what {better} gains from what blur gains."]
+        return [
+            *lines,
+            f"No seed has a control: nothing here tells what {better} gains from what blur gains.",
+        ]
     left = table[table["seed"].isin(matched)]
     if plain not in set(left["row"]):
         against = claims_checked(left, better, control)
-        return lines + [f"{CLAIMS[claim][0]}: {_wins(line)} against {control}" for claim, line in against.iterrows()]
-    pairs = zip(claims_checked(left, better, plain).iterrows(), claims_checked(left, better, control).iterrows())
+        return lines + [
+            f"{CLAIMS[claim][0]}: {_wins(line)} against {control}"
+            for claim, line in against.iterrows()
+        ]
+    pairs = zip(
+        claims_checked(left, better, plain).iterrows(),
+        claims_checked(left, better, control).iterrows(),
+    )
     return lines + [_verdict(better, plain, control, *pair) for pair in pairs]
 
 
-def _verdict(better: str, plain: str, control: str, first: tuple[str, pd.Series], second: tuple[str, pd.Series]) -> str:
+def _verdict(
+    better: str,
+    plain: str,
+    control: str,
+    first: tuple[str, pd.Series],
+    second: tuple[str, pd.Series],
+) -> str:
     """One claim against the plain row and against the control, and what follows."""
     (claim, on_plain), (_, on_control) = first, second
     if on_plain["agree"] < on_plain["seeds"]:
@@ -83,7 +118,9 @@ def _verdict(better: str, plain: str, control: str, first: tuple[str, pd.Series]
     elif on_control["agree"] == on_control["seeds"]:
         follows = "equal blur does not explain it"
     elif on_control["agree"] == 0:
-        follows = f"stopping {plain} early gains as much or more: the claim does not survive the control"
+        follows = (
+            f"stopping {plain} early gains as much or more: the claim does not survive the control"
+        )
     else:
         follows = "seeds disagree about the control: undecided"
     return f"{CLAIMS[claim][0]}: {_wins(on_plain)} against {plain}, {_wins(on_control)} against {control}; {follows}"

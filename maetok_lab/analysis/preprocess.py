@@ -34,7 +34,11 @@ class CachedRows:
 
 def as_rows(latents: Any) -> Any:
     """Latents as they are, except that a LatentDataset becomes `CachedRows`."""
-    return CachedRows(latents) if hasattr(latents, "latents") and hasattr(latents, "num_tokens") else latents
+    return (
+        CachedRows(latents)
+        if hasattr(latents, "latents") and hasattr(latents, "num_tokens")
+        else latents
+    )
 
 
 def width_of(latents: Any) -> int:
@@ -66,13 +70,18 @@ def device_of(latents: Any, device: torch.device | str | None = None) -> torch.d
 
 def row_hashes(latents: Any, *, chunk_rows: int | None = None) -> Tensor:
     """A 64-bit hash of each row's float64 values: (n, ...) -> (n,) int64. Raises ValueError for NaN or infinities."""
-    weights = torch.randint(-(2**62), 2**62, (width_of(latents),), generator=generator(0, "row-hash")) * 2 + 1
+    weights = (
+        torch.randint(-(2**62), 2**62, (width_of(latents),), generator=generator(0, "row-hash")) * 2
+        + 1
+    )
     hashes = []
     for start, rows in flat_chunks(latents, chunk_rows=chunk_rows, device="cpu"):
         if not rows.isfinite().all():
             bad = int((~rows.isfinite()).any(dim=1).nonzero()[0])
             raise ValueError(f"latents hold NaN or infinite values, first in row {start + bad}")
-        hashes.append((rows.view(torch.int64) * weights).sum(dim=1))  # wraps around: exact arithmetic modulo 2^64
+        hashes.append(
+            (rows.view(torch.int64) * weights).sum(dim=1)
+        )  # wraps around: exact arithmetic modulo 2^64
     return torch.cat(hashes)
 
 
@@ -96,7 +105,9 @@ def check_latents(latents: Any, *, chunk_rows: int | None = None) -> Tensor:
     if distinct == 1:
         raise ValueError(f"latents are constant: all {len(hashes)} rows are the same")
     if distinct < (1 - DUPLICATES) * len(hashes):
-        raise ValueError(f"duplicated latents: only {distinct} of {len(hashes)} rows are distinct; drop the copies")
+        raise ValueError(
+            f"duplicated latents: only {distinct} of {len(hashes)} rows are distinct; drop the copies"
+        )
     return hashes
 
 
@@ -123,7 +134,12 @@ class Reducer:
         return float(self.spectrum[: self.dimensions].sum() / self.spectrum.sum())
 
     def transform(
-        self, latents: Any, *, rows: Tensor | None = None, chunk_rows: int | None = None, out: Tensor | None = None
+        self,
+        latents: Any,
+        *,
+        rows: Tensor | None = None,
+        chunk_rows: int | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Scores of latents of the same width, or of those where `rows` (n,) bool is true: (n, ...) -> (m, d) float64.
 
@@ -134,7 +150,9 @@ class Reducer:
             raise ValueError(f"fitted to rows of {len(self.mean)} numbers, not {width_of(latents)}")
         rows = torch.ones(latents.shape[0], dtype=torch.bool) if rows is None else rows
         if out is None:
-            out = torch.empty(int(rows.sum()), self.dimensions, dtype=torch.float64, device=self.mean.device)
+            out = torch.empty(
+                int(rows.sum()), self.dimensions, dtype=torch.float64, device=self.mean.device
+            )
         projection, done = (self.components / self.scale[:, None]).T, 0  # (D, d)
         for start, chunk in flat_chunks(latents, chunk_rows=chunk_rows, device=self.mean.device):
             chunk = chunk[rows[start : start + len(chunk)].to(chunk.device)]
@@ -163,7 +181,9 @@ def fit_reducer(
     mean, values, vectors = _principal_axes(latents, train, chunk_rows, device_of(latents, device))
     kept = dimensions or needed_dimensions(values, variance)
     if not 1 <= kept <= len(values):
-        raise ValueError(f"dimensions must be between 1 and {len(values)}, the rank of the latents, not {dimensions}")
+        raise ValueError(
+            f"dimensions must be between 1 and {len(values)}, the rank of the latents, not {dimensions}"
+        )
     axes = vectors[:, :kept].T
     axes = axes * axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)).sign()
     scale = values[:kept].sqrt() if standardise else torch.ones_like(values[:kept])

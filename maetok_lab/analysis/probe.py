@@ -64,7 +64,9 @@ def linear_probe(
     x_test, y_test = _checked(test_latents, test_labels, pool, device, dtype)
     classes = int(max(y.max(), y_test.max())) + 1
     if len(y.unique()) < 2:
-        raise ValueError(f"a probe needs at least two classes among the training labels, not only {int(y[0])}")
+        raise ValueError(
+            f"a probe needs at least two classes among the training labels, not only {int(y[0])}"
+        )
     basis = _Basis.of(x)
     x, x_test = basis(x), basis(x_test)
     if validation is None:
@@ -74,7 +76,9 @@ def linear_probe(
     else:
         x_held, y_held = _checked(*validation, pool, device, dtype)
         parts = (x, y, basis(x_held), y_held)
-    strength, heldout_top1, begun = _choose_strength(*parts, basis.variances, classes, strengths, max_iterations)
+    strength, heldout_top1, begun = _choose_strength(
+        *parts, basis.variances, classes, strengths, max_iterations
+    )
     weight = _fit(x, y, basis.variances, classes, [strength], max_iterations, begun)[0]
     return _result(_logits(x_test, weight), y, y_test, strength, heldout_top1, classes, pool)
 
@@ -98,14 +102,18 @@ def knn_probe(
     x, y = _checked(latents, labels, pool, device, torch.float64)
     x_test, y_test = _checked(test_latents, test_labels, pool, device, torch.float64)
     if not 1 <= neighbours <= len(x):
-        raise ValueError(f"neighbours must be between 1 and {len(x)}, the training rows, not {neighbours}")
+        raise ValueError(
+            f"neighbours must be between 1 and {len(x)}, the training rows, not {neighbours}"
+        )
     mean, std = _scale(x)
     x, x_test = (torch.nn.functional.normalize((rows - mean) / std, dim=1) for rows in (x, x_test))
     classes = int(max(y.max(), y_test.max())) + 1
     votes = []
     for rows in x_test.split(1024):
         near = (rows @ x.T).topk(neighbours, dim=1)
-        votes.append(rows.new_zeros(len(rows), classes).scatter_add_(1, y[near.indices], 1 + near.values))
+        votes.append(
+            rows.new_zeros(len(rows), classes).scatter_add_(1, y[near.indices], 1 + near.values)
+        )
     return _result(torch.cat(votes), y, y_test, float(neighbours), math.nan, classes, pool)
 
 
@@ -194,7 +202,9 @@ def _fit(
             line_search_fn="strong_wolfe",
         )
 
-        def closure(scaled: Tensor = scaled, unit: Tensor = unit, penalty: Tensor = penalty) -> Tensor:
+        def closure(
+            scaled: Tensor = scaled, unit: Tensor = unit, penalty: Tensor = penalty
+        ) -> Tensor:
             now = scaled.detach() * unit
             log_p = (x @ now).log_softmax(dim=1)
             scaled.grad = unit * (x.T @ ((log_p.exp() - truth) / len(x)) + penalty * now)
@@ -214,7 +224,9 @@ def _scale(x: Tensor) -> tuple[Tensor, Tensor]:
     std = x.std(dim=0, correction=0)
     if not std.max() > 0:
         raise ValueError(f"latents are constant: all {len(x)} training rows are the same")
-    return x.mean(dim=0), torch.where(std > 1e-12 * std.max(), std, 1.0)  # a constant column stays at zero
+    return x.mean(dim=0), torch.where(
+        std > 1e-12 * std.max(), std, 1.0
+    )  # a constant column stays at zero
 
 
 # Checks and results ---------------------------------------------------------------------------------------------------
@@ -231,7 +243,9 @@ def _checked(
         )
     if pool and len(latents.shape) != 3:
         raise ValueError(f"only latents (n, N, C) can be pooled, not {tuple(latents.shape)}")
-    rows = torch.empty(latents.shape[0], latents.shape[-1] if pool else width, dtype=dtype, device=device)
+    rows = torch.empty(
+        latents.shape[0], latents.shape[-1] if pool else width, dtype=dtype, device=device
+    )
     for start, chunk in flat_chunks(latents, device=device):
         chunk = chunk.unflatten(1, tuple(latents.shape[1:])).mean(dim=1) if pool else chunk
         rows[start : start + len(chunk)] = chunk.to(dtype)
@@ -245,7 +259,13 @@ def _shuffled(count: int, seed: int, device: torch.device) -> Tensor:
 
 
 def _result(
-    scores: Tensor, y: Tensor, y_test: Tensor, strength: float, heldout_top1: float, classes: int, pooled: bool
+    scores: Tensor,
+    y: Tensor,
+    y_test: Tensor,
+    strength: float,
+    heldout_top1: float,
+    classes: int,
+    pooled: bool,
 ) -> ProbeResult:
     ranked = scores.topk(min(5, classes), dim=1).indices == y_test[:, None]
     top1 = float(ranked[:, 0].double().mean())

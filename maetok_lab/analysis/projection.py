@@ -34,10 +34,14 @@ class ProjectionSettings:
 
     def __post_init__(self):
         if self.method not in ("umap", "pca", "tsne"):
-            raise ValueError(f"unknown method {self.method!r}; choose one of ['pca', 'tsne', 'umap']")
+            raise ValueError(
+                f"unknown method {self.method!r}; choose one of ['pca', 'tsne', 'umap']"
+            )
         if self.max_rows < 10 or self.pca_dimensions < 2 or self.neighbours < 2:
             came = f"{self.max_rows}, {self.pca_dimensions}, {self.neighbours}"
-            raise ValueError(f"need max_rows >= 10, pca_dimensions >= 2 and neighbours >= 2, not {came}")
+            raise ValueError(
+                f"need max_rows >= 10, pca_dimensions >= 2 and neighbours >= 2, not {came}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +59,17 @@ class Projection:
         if self.settings.method == "tsne":
             raise TypeError("t-SNE has no transform for new latents; use umap or pca")
         scores = self.reducer.transform(as_rows(latents)).cpu().numpy()
-        points = scores[:, :2] if self.mapper is None else self.mapper.transform(scores.astype(np.float32))
+        points = (
+            scores[:, :2]
+            if self.mapper is None
+            else self.mapper.transform(scores.astype(np.float32))
+        )
         return pd.DataFrame(points, columns=["x", "y"]).astype(float)
 
 
-def project(latents: Any, *, labels: Tensor | None = None, stability: bool = False, **settings: Any) -> pd.DataFrame:
+def project(
+    latents: Any, *, labels: Tensor | None = None, stability: bool = False, **settings: Any
+) -> pd.DataFrame:
     """The `frame` of `fit_projection`: columns x, y, row (and label); quality and settings in `.attrs`."""
     return fit_projection(latents, labels=labels, stability=stability, **settings).frame
 
@@ -88,7 +98,9 @@ def fit_projection(
     frame = pd.DataFrame({"x": points[:, 0], "y": points[:, 1], "row": rows.numpy()})
     if labels is not None:
         frame["label"] = labels.numpy()
-    quality = {"explained": reducer.explained} | map_quality(points, scores, labels, seed=settings.seed)
+    quality = {"explained": reducer.explained} | map_quality(
+        points, scores, labels, seed=settings.seed
+    )
     if stability:
         others = [_embed(scores, settings, settings.seed + more)[0] for more in (1, 2)]
         quality["disparity"] = _disparity([points, *others])
@@ -107,7 +119,9 @@ def map_quality(
     from sklearn.manifold import trustworthiness
     from sklearn.metrics import silhouette_score
 
-    chosen = torch.randperm(len(points), generator=generator(seed, "projection", "quality"))[:QUALITY_ROWS].numpy()
+    chosen = torch.randperm(len(points), generator=generator(seed, "projection", "quality"))[
+        :QUALITY_ROWS
+    ].numpy()
     points, scores = points[chosen], scores[chosen]
     near = min(MAP_NEIGHBOURS, (len(points) - 1) // 2)
     quality = {"trustworthiness": float(trustworthiness(scores, points, n_neighbors=near))}
@@ -139,7 +153,9 @@ def _fit_pca(latents: Any, settings: ProjectionSettings) -> Reducer:
     kept = min(settings.pca_dimensions, everything.dimensions)
     if kept < 2:
         raise ValueError("the latents vary along one line only; there is no map of them")
-    return dataclasses.replace(everything, components=everything.components[:kept], scale=everything.scale[:kept])
+    return dataclasses.replace(
+        everything, components=everything.components[:kept], scale=everything.scale[:kept]
+    )
 
 
 def _embed(scores: np.ndarray, settings: ProjectionSettings, seed: int) -> tuple[np.ndarray, Any]:
@@ -156,7 +172,9 @@ def _embed(scores: np.ndarray, settings: ProjectionSettings, seed: int) -> tuple
         try:
             from umap import UMAP
         except ImportError as problem:
-            raise ImportError("UMAP maps need umap-learn: pip install 'maetok-lab[notebooks]'") from problem
+            raise ImportError(
+                "UMAP maps need umap-learn: pip install 'maetok-lab[notebooks]'"
+            ) from problem
         # a seeded UMAP runs on one thread; said here, it does not warn
         mapper = UMAP(
             n_neighbors=min(settings.neighbours, len(scores) - 1),
@@ -180,4 +198,6 @@ def _disparity(maps: list[np.ndarray]) -> float:
     """Mean Procrustes disparity between maps (n, 2): 0 if they differ by shift, scale and rotation alone, at most 1."""
     unit = [(m - m.mean(0)) / np.linalg.norm(m - m.mean(0)) for m in maps]
     pairs = [(a, b) for i, a in enumerate(unit) for b in unit[i + 1 :]]
-    return float(np.mean([1 - np.linalg.svd(a.T @ b, compute_uv=False).sum() ** 2 for a, b in pairs]))
+    return float(
+        np.mean([1 - np.linalg.svd(a.T @ b, compute_uv=False).sum() ** 2 for a, b in pairs])
+    )

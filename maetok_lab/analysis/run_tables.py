@@ -21,7 +21,13 @@ def config_differences(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 def _leaves(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
-    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
+    parts = (
+        value.items()
+        if isinstance(value, Mapping)
+        else enumerate(value)
+        if isinstance(value, list)
+        else None
+    )
     if parts is None or not value:
         yield path, value
         return
@@ -29,7 +35,9 @@ def _leaves(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
         yield from _leaves(part, f"{path}.{key}" if path else str(key))
 
 
-def loss_lines(runs: Iterable[Run], column: str, *, split: str = "train") -> dict[str, pd.DataFrame]:
+def loss_lines(
+    runs: Iterable[Run], column: str, *, split: str = "train"
+) -> dict[str, pd.DataFrame]:
     """`step`, `images` and one logged column of each run that has it, by the run's name."""
     found = {}
     for run in runs:
@@ -47,19 +55,26 @@ def logged_columns(runs: Iterable[Run], *, split: str = "train") -> list[str]:
     for name in (name for table in tables for name in table.columns):
         counts[name] = counts.get(name, 0) + 1
     left_out = {"step", "images", "split", "skipped"}
-    return sorted((name for name in counts if name not in left_out), key=lambda name: (-counts[name], "/" in name, name))
+    return sorted(
+        (name for name in counts if name not in left_out),
+        key=lambda name: (-counts[name], "/" in name, name),
+    )
 
 
 def sample_pictures(run: Run) -> dict[int, Path]:
     """The pictures a run left while it trained, by step."""
-    return {int(path.stem[5:]): path for path in sorted((run.folder / "samples").glob("step-*.png"))}
+    return {
+        int(path.stem[5:]): path for path in sorted((run.folder / "samples").glob("step-*.png"))
+    }
 
 
 def notebooks_of(run: Run, root: str | Path | None = None) -> list[Path]:
     """The executed notebooks that reported this run, as pages where there are some."""
     found = []
     for path in sorted((runs_root(root) / "notebooks").glob("*/summary.json")):
-        made = {os.path.normpath(path.parent / folder) for folder in read_json(path).get("runs", [])}
+        made = {
+            os.path.normpath(path.parent / folder) for folder in read_json(path).get("runs", [])
+        }
         if os.path.normpath(run.folder) in made:
             pages = [path.with_name(name) for name in ("notebook.html", "notebook.ipynb")]
             found += [page for page in pages if page.exists()][:1]

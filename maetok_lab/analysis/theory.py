@@ -55,12 +55,16 @@ def sample_complexity(
     """
     settings = settings or ToySettings()
     if min(components) < 2 or min(samples) < max(components):
-        raise ValueError(f"need K >= 2 and at least K samples, not {list(components)} and {list(samples)}")
+        raise ValueError(
+            f"need K >= 2 and at least K samples, not {list(components)} and {list(samples)}"
+        )
     rows = []
     for count in components:
         means = separated_means(count, settings)
         for number in samples:
-            errors = torch.tensor([_learn(means, number, settings, repeat) for repeat in range(settings.repeats)])
+            errors = torch.tensor(
+                [_learn(means, number, settings, repeat) for repeat in range(settings.repeats)]
+            )
             error = float(errors.square().mean().sqrt())
             spread = float(errors.std()) if settings.repeats > 1 else math.nan
             rows.append({"components": count, "samples": number, "error": error, "spread": spread})
@@ -100,7 +104,9 @@ def _learn(truth: Tensor, number: int, settings: ToySettings, repeat: int) -> fl
     """The largest distance of a learned mean from the truth, after gradient descent on one set of samples."""
     random = generator(settings.seed, "toy", len(truth), number, repeat)
     count, width = truth.shape
-    clean = truth[torch.arange(number) % count] + torch.randn(number, width, generator=random, dtype=torch.float64)
+    clean = truth[torch.arange(number) % count] + torch.randn(
+        number, width, generator=random, dtype=torch.float64
+    )
     offset = torch.randn(count, width, generator=random, dtype=torch.float64)
     means = truth + settings.start * offset / offset.norm(dim=1, keepdim=True)
     average = torch.zeros_like(means)
@@ -109,7 +115,9 @@ def _learn(truth: Tensor, number: int, settings: ToySettings, repeat: int) -> fl
         noise = torch.randn(number, width, generator=random, dtype=torch.float64)
         # antithetic pairs: the noise of the noise cancels, what is left is the samples'
         both = torch.cat([noise, -noise])
-        gradient = torch.autograd.grad(denoising_loss(means, clean.repeat(2, 1), both, settings.time), means)[0]
+        gradient = torch.autograd.grad(
+            denoising_loss(means, clean.repeat(2, 1), both, settings.time), means
+        )[0]
         # each mean sees a share 1 / K of the samples; the curvature of the loss is 2 exp(-2 t) / K
         means = means - 0.25 * count * math.exp(2 * settings.time) * gradient
         if step >= settings.steps // 2:
@@ -119,7 +127,10 @@ def _learn(truth: Tensor, number: int, settings: ToySettings, repeat: int) -> fl
 
 def _crossing(part: pd.DataFrame, target: float) -> float:
     """Samples at which the error falls through `target`, linear between logarithms; NaN if it never does."""
-    log_n, log_error = (torch.tensor(part[name].to_list(), dtype=torch.float64).log() for name in ("samples", "error"))
+    log_n, log_error = (
+        torch.tensor(part[name].to_list(), dtype=torch.float64).log()
+        for name in ("samples", "error")
+    )
     for i in range(1, len(part)):
         high, low = log_error[i - 1] - math.log(target), log_error[i] - math.log(target)
         if high >= 0 > low:

@@ -84,9 +84,15 @@ def diffusion_loss(
 
 def loss_by_time(run: Run) -> dict[str, float]:
     """Held-out losses of a finished diffusion run: {"loss": ..., "loss/t0.00": ...}; t = 1 is noise."""
-    losses = {key.removeprefix("val_"): value for key, value in run.summary.items() if key.startswith("val_loss")}
+    losses = {
+        key.removeprefix("val_"): value
+        for key, value in run.summary.items()
+        if key.startswith("val_loss")
+    }
     if not losses:
-        raise ValueError(f"run {run.name} has no loss on held-out latents{'' if run.finished else ': it is not finished'}")
+        raise ValueError(
+            f"run {run.name} has no loss on held-out latents{'' if run.finished else ': it is not finished'}"
+        )
     return losses
 
 
@@ -98,7 +104,9 @@ def generation_scores(root: str | Path | None = None) -> pd.DataFrame:
     were made under different protocols: they share no figure.
     """
     found: dict[str, EvalResult] = {}
-    for path in sorted(runs_root(root).glob(f"*/{SAMPLES_FILE}"), key=lambda path: path.stat().st_mtime):
+    for path in sorted(
+        runs_root(root).glob(f"*/{SAMPLES_FILE}"), key=lambda path: path.stat().st_mtime
+    ):
         run = Run(path.parent)
         for parent in run.provenance["parents"] if run.finished else []:
             folder = runs_root(root) / parent["run"]
@@ -142,17 +150,27 @@ def card_run(
     """
     settings = settings or CardSettings()
     if (trained := diffusion.summary["steps"] if diffusion else 0) != settings.diffusion_steps:
-        raise ValueError(f"the card is to hold the loss after {settings.diffusion_steps} steps, but there were {trained}")
+        raise ValueError(
+            f"the card is to hold the loss after {settings.diffusion_steps} steps, but there were {trained}"
+        )
     hashes = torch.cat([row_hashes(part[:, None].double()) for part in (labels, test_labels)])
     config = CardOfLatents(
-        latents=latents.fingerprint, test=test.fingerprint, labels=data_hash(hashes), settings=settings,
+        latents=latents.fingerprint,
+        test=test.fingerprint,
+        labels=data_hash(hashes),
+        settings=settings,
         diffusion=diffusion.fingerprint if diffusion else "",
-    )  # fmt: skip
+    )
     parents = [latents.run, test.run, *([diffusion] if diffusion else [])]
     with Run.open(name, config, root=root, parents=parents) as run:
         if not run.finished:
             losses = loss_by_time(diffusion) if diffusion else None
-            parts: dict[str, Any] = {"diffusion_loss": losses, "known": known, "settings": settings, "folder": run.folder}
+            parts: dict[str, Any] = {
+                "diffusion_loss": losses,
+                "known": known,
+                "settings": settings,
+                "folder": run.folder,
+            }
             decode = tokenizer.decode if tokenizer else None
             card = diffusability_card(latents, labels, test, test_labels, decode=decode, **parts)
             write_card(card, run.folder / CARD_FILE)

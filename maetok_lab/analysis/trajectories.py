@@ -43,7 +43,9 @@ def trajectory(
 
 
 @torch.inference_mode()
-def decode_point(point: TrajectoryPoint, tokenizer: Autoencoder, space: LatentSpace, *, show: Shown = "guess") -> Tensor:
+def decode_point(
+    point: TrajectoryPoint, tokenizer: Autoencoder, space: LatentSpace, *, show: Shown = "guess"
+) -> Tensor:
     """Images of a point's guess, or of its state as it is. -> (B, 3, H, W) in [-1, 1] on the CPU
 
     Of the noise there is no guess yet: it shows the mean of all latents, decoded.

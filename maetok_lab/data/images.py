@@ -42,8 +42,12 @@ def open_images(
     _check("crop", crop, CROPS)
     listing = list_source(source)
     if listing.max_size and image_size > listing.max_size:
-        raise ValueError(f"{listing.name} has images of {listing.max_size} px, so image_size={image_size} is too large")
-    return ImageSource(listing, split=split, image_size=image_size, labels=labels, crop=crop, max_broken=max_broken)
+        raise ValueError(
+            f"{listing.name} has images of {listing.max_size} px, so image_size={image_size} is too large"
+        )
+    return ImageSource(
+        listing, split=split, image_size=image_size, labels=labels, crop=crop, max_broken=max_broken
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,15 +72,26 @@ class ImageSource(Dataset):
     """
 
     def __init__(
-        self, listing: Listing, *, split: str, image_size: int, labels: str, crop: str, max_broken: int | None
+        self,
+        listing: Listing,
+        *,
+        split: str,
+        image_size: int,
+        labels: str,
+        crop: str,
+        max_broken: int | None,
     ):
         values, self.class_names = _label_values(listing, labels)
         rows = np.flatnonzero(listing.records["split"] == split)
         if not len(rows):
             have = sorted(listing.records["split"].unique())
-            raise ValueError(f"{listing.name} has no images in split {split!r}; it has {', '.join(have)}")
+            raise ValueError(
+                f"{listing.name} has no images in split {split!r}; it has {', '.join(have)}"
+            )
         if (values[rows] < 0).any():
-            raise ValueError(f"{listing.name}: {int((values[rows] < 0).sum())} rows of {split} have no {labels}")
+            raise ValueError(
+                f"{listing.name}: {int((values[rows] < 0).sum())} rows of {split} have no {labels}"
+            )
         self.split, self.image_size = split, image_size
         # artwork has hard edges and is square already: Lanczos, as when the set was made
         self.crop = "pad" if listing.max_size else crop
@@ -88,14 +103,18 @@ class ImageSource(Dataset):
         if len(rows) * 3 * image_size**2 < _IN_MEMORY:
             self._pixels = torch.empty((len(rows), 3, image_size, image_size), dtype=torch.uint8)
             self._ready = torch.zeros(len(rows), dtype=torch.bool)
-            if listing.name != "emoji":  # the shipped set has no broken pictures: it is decoded when asked for
+            if (
+                listing.name != "emoji"
+            ):  # the shipped set has no broken pictures: it is decoded when asked for
                 self._leave_out_broken()
 
     def _leave_out_broken(self) -> None:
         """Decode the whole split and drop the rows that cannot be read."""
         self._fill(torch.arange(len(self)))
         if not self._ready.any():
-            raise ValueError(f"{self._listing.name}: not one image of split {self.split!r} can be read")
+            raise ValueError(
+                f"{self._listing.name}: not one image of split {self.split!r} can be read"
+            )
         self._left_out = tuple(self.broken)
         self._rows = self._rows[self._ready.numpy()]
         self._pixels, self._ready = self._pixels[self._ready], self._ready[self._ready]
@@ -110,7 +129,9 @@ class ImageSource(Dataset):
                 else:
                     self._pixels[i], self._ready[i] = pixels, True
 
-    def _decode(self, row: int, crop: tuple[float, ...] | None = None) -> torch.Tensor | BrokenImageError:
+    def _decode(
+        self, row: int, crop: tuple[float, ...] | None = None
+    ) -> torch.Tensor | BrokenImageError:
         """Read one row of the listing, cut by (scale, down, across) or as the source is -> uint8 (3, H, W), or why not."""
         path = self._listing.records["path"].iloc[row]
         try:
@@ -132,9 +153,13 @@ class ImageSource(Dataset):
             warnings.warn(f"skipped a broken image: {message}", stacklevel=2)
             if len(self.broken) > self.max_broken:
                 name, limit = self._listing.name, self.max_broken
-                raise ValueError(f"{name}: more than max_broken={limit} broken images; the last one: {message}")
+                raise ValueError(
+                    f"{name}: more than max_broken={limit} broken images; the last one: {message}"
+                )
 
-    def _decode_next(self, index: int, crop: tuple[float, ...] | None) -> tuple[torch.Tensor, int, list[str]]:
+    def _decode_next(
+        self, index: int, crop: tuple[float, ...] | None
+    ) -> tuple[torch.Tensor, int, list[str]]:
         """Decode image index, or the next one that can be read -> uint8 (3, H, W), its index, what was passed over."""
         passed = []
         for step in range(len(self)):
@@ -185,9 +210,13 @@ class ImageSource(Dataset):
         """
         indices = self._check_indices(indices)
         if flip is not None and (flip.dtype != torch.bool or flip.shape != indices.shape):
-            raise ValueError(f"flip must be bool ({len(indices)},), got {flip.dtype} {tuple(flip.shape)}")
+            raise ValueError(
+                f"flip must be bool ({len(indices)},), got {flip.dtype} {tuple(flip.shape)}"
+            )
         if scale_crops is not None and scale_crops.shape != (len(indices), 3):
-            raise ValueError(f"scale_crops must be ({len(indices)}, 3), got {tuple(scale_crops.shape)}")
+            raise ValueError(
+                f"scale_crops must be ({len(indices)}, 3), got {tuple(scale_crops.shape)}"
+            )
         broken: list[str] = []
         if self._pixels is not None and scale_crops is None:
             if not self._ready[indices].all():
@@ -210,10 +239,14 @@ class ImageSource(Dataset):
             return torch.arange(len(self))[indices]
         indices = torch.as_tensor(indices).cpu()
         if indices.dtype == torch.bool:
-            raise TypeError("indices must be whole numbers, got a bool mask; use mask.nonzero()[:, 0]")
+            raise TypeError(
+                "indices must be whole numbers, got a bool mask; use mask.nonzero()[:, 0]"
+            )
         indices = indices.long().reshape(-1)
         if len(indices) and not -len(self) <= int(indices.min()) <= int(indices.max()) < len(self):
-            raise IndexError(f"indices {int(indices.min())}..{int(indices.max())} are not inside 0..{len(self) - 1}")
+            raise IndexError(
+                f"indices {int(indices.min())}..{int(indices.max())} are not inside 0..{len(self) - 1}"
+            )
         return torch.where(indices < 0, indices + len(self), indices)
 
     @property
@@ -266,9 +299,13 @@ def _label_values(listing: Listing, labels: str) -> tuple[np.ndarray, list[str]]
     if {"category", "style"} <= set(choices):
         choices.append("category-style")
     _check(f"labels for {listing.name}", labels, choices)
-    column = records[labels] if labels in records else records["category"] + " / " + records["style"]
+    column = (
+        records[labels] if labels in records else records["category"] + " / " + records["style"]
+    )
     values, names = pd.factorize(column, sort=True)
-    if isinstance(column.dtype, pd.CategoricalDtype):  # the file's own numbering, classes without images included
+    if isinstance(
+        column.dtype, pd.CategoricalDtype
+    ):  # the file's own numbering, classes without images included
         values, names = column.cat.codes.to_numpy(), column.cat.categories
     return values.astype(np.int64), [str(name) for name in names]
 

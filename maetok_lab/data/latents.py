@@ -17,7 +17,16 @@ from safetensors.torch import load_file, save_file
 
 from maetok_lab.config import not_in_fingerprint
 from maetok_lab.data.images import ImageSource
-from maetok_lab.data.shards import check_room, complete, from_array, is_sound, open_shards, shard_path, to_array, write_shard
+from maetok_lab.data.shards import (
+    check_room,
+    complete,
+    from_array,
+    is_sound,
+    open_shards,
+    shard_path,
+    to_array,
+    write_shard,
+)
 from maetok_lab.device import DTYPES, Precision, autocast, free_memory
 from maetok_lab.files import atomic_path
 from maetok_lab.runs import Run, find_run
@@ -72,15 +81,23 @@ class LatentSpace:
     def check(self, latents: torch.Tensor, *, tokenizer: str | None = None) -> str:
         """One line with mean and std of a normalised batch. ValueError when its std leaves [0.5, 2] or the tokenizer differs."""
         if tokenizer is not None and tokenizer != self.tokenizer:
-            raise ValueError(f"these latents belong to tokenizer {self.tokenizer}, not to {tokenizer}")
+            raise ValueError(
+                f"these latents belong to tokenizer {self.tokenizer}, not to {tokenizer}"
+            )
         mean, std = latents.float().mean().item(), latents.float().std().item()
         if not 0.5 <= std <= 2:
-            raise ValueError(f"normalised latents should have a std near 1, but this batch has mean {mean:.3f}, std {std:.3f}")
+            raise ValueError(
+                f"normalised latents should have a std near 1, but this batch has mean {mean:.3f}, std {std:.3f}"
+            )
         return f"normalised latents: mean {mean:+.3f}, std {std:.3f}"
 
     def save(self, path: Path) -> None:
         with atomic_path(path) as temporary:
-            save_file({"mean": self.mean.contiguous(), "std": self.std.contiguous()}, temporary, {"tokenizer": self.tokenizer})
+            save_file(
+                {"mean": self.mean.contiguous(), "std": self.std.contiguous()},
+                temporary,
+                {"tokenizer": self.tokenizer},
+            )
 
 
 def load_latent_space(source: str | Path, *, root: str | Path | None = None) -> LatentSpace:
@@ -94,20 +111,34 @@ def load_latent_space(source: str | Path, *, root: str | Path | None = None) -> 
         tensors, config = read_weights(source)
         if "latent_space" in config:
             known = config["latent_space"]
-            return LatentSpace(known["tokenizer"], torch.tensor(known["mean"]), torch.tensor(known["std"]))
+            return LatentSpace(
+                known["tokenizer"], torch.tensor(known["mean"]), torch.tensor(known["std"])
+            )
         if "class" in config:
-            raise ValueError(f"{source} holds weights without latent statistics; they are in the cache of the latents")
-        mean, std = (torch.tensor(float(config.get(key, value))) for key, value in (("vq_mean", 0.0), ("vq_std", 1.0)))
+            raise ValueError(
+                f"{source} holds weights without latent statistics; they are in the cache of the latents"
+            )
+        mean, std = (
+            torch.tensor(float(config.get(key, value)))
+            for key, value in (("vq_mean", 0.0), ("vq_std", 1.0))
+        )
         return LatentSpace(tensors_fingerprint(tensors), mean, std)
     path = run.folder / "latent_space.safetensors"
     if not path.exists():
-        raise FileNotFoundError(f"{run.folder} holds no latent space: it needs {path.name}, written at the end of caching")
+        raise FileNotFoundError(
+            f"{run.folder} holds no latent space: it needs {path.name}, written at the end of caching"
+        )
     tensors = load_file(path)
     return LatentSpace(run.config["tokenizer"], tensors["mean"], tensors["std"])
 
 
 def write_latents(
-    tokenizer: Encoder, images: ImageSource, config: LatentCaching, run: Run, *, device: torch.device
+    tokenizer: Encoder,
+    images: ImageSource,
+    config: LatentCaching,
+    run: Run,
+    *,
+    device: torch.device,
 ) -> Iterator[tuple[int, int]]:
     """Encode every image (and its mirror image) once into `run`; yields (images done, images in all) after each shard.
 
@@ -118,9 +149,13 @@ def write_latents(
     if run.finished:
         return
     if images.fingerprint != config.images:
-        raise ValueError(f"the cache was configured for images {config.images}, but these are {images.fingerprint}")
+        raise ValueError(
+            f"the cache was configured for images {config.images}, but these are {images.fingerprint}"
+        )
     if getattr(tokenizer, "fingerprint", config.tokenizer) != config.tokenizer:
-        raise ValueError(f"the cache was configured for tokenizer {config.tokenizer}, but this is {tokenizer.fingerprint}")
+        raise ValueError(
+            f"the cache was configured for tokenizer {config.tokenizer}, but this is {tokenizer.fingerprint}"
+        )
     processes = PartialState(cpu=device.type == "cpu")
     total, count = len(images), math.ceil(len(images) / config.shard_size)
     (run.folder / "latents").mkdir(exist_ok=True)
@@ -142,14 +177,21 @@ def write_latents(
         with atomic_path(run.folder / "labels.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, images.labels.numpy())
         complete(run.folder, count)
-        statistics(open_shards(run.folder, verify=False), config).save(run.folder / "latent_space.safetensors")
+        statistics(open_shards(run.folder, verify=False), config).save(
+            run.folder / "latent_space.safetensors"
+        )
         run.finish({"images": total, "views": 1 + config.flips, "shards": count})
     processes.wait_for_everyone()
 
 
 @torch.inference_mode()
 def _encode_range(
-    encode: Callable, images: ImageSource, start: int, stop: int, config: LatentCaching, device: torch.device
+    encode: Callable,
+    images: ImageSource,
+    start: int,
+    stop: int,
+    config: LatentCaching,
+    device: torch.device,
 ) -> np.ndarray:
     """Latents of images start .. stop - 1. -> (views, n, N, C)"""
     views = []
@@ -162,7 +204,9 @@ def _encode_range(
             with autocast(device, config.precision):
                 latents = encode(batch.to(device)).float().to(DTYPES[config.dtype]).cpu()
             if not latents.isfinite().all():  # in fp16 also when they are larger than 65504
-                raise ValueError(f"latents of images {first} to {int(indices[-1])} are not finite in {config.dtype}")
+                raise ValueError(
+                    f"latents of images {first} to {int(indices[-1])} are not finite in {config.dtype}"
+                )
             chunks.append(to_array(latents, config.dtype))
         views.append(np.concatenate(chunks))
     return np.stack(views)
@@ -173,12 +217,16 @@ def statistics(shards: list[np.ndarray], config: LatentCaching) -> LatentSpace:
     axes = {"scalar": (0, 1, 2), "channel": (0, 1), "element": (0,)}[config.statistics]
     if config.dtype == "bf16":
         shards = [from_array(np.array(shard[:1]), "bf16").float().numpy() for shard in shards]
-    count = sum(shard[0].size for shard in shards) / np.prod([n for a, n in enumerate(shards[0][0].shape) if a not in axes])
+    count = sum(shard[0].size for shard in shards) / np.prod(
+        [n for a, n in enumerate(shards[0][0].shape) if a not in axes]
+    )
     mean = sum(shard[0].sum(axes, dtype=np.float64) for shard in shards) / count
     variance = sum(np.square(shard[0] - mean).sum(axes) for shard in shards) / count
     if not (variance > 0).all():
         raise ValueError("the latents are constant in some channel: there is nothing to normalise")
-    return LatentSpace(config.tokenizer, torch.tensor(mean).float(), torch.tensor(variance).sqrt().float())
+    return LatentSpace(
+        config.tokenizer, torch.tensor(mean).float(), torch.tensor(variance).sqrt().float()
+    )
 
 
 class LatentDataset:
@@ -190,7 +238,12 @@ class LatentDataset:
     """
 
     def __init__(
-        self, run: Run, *, device: torch.device | str = "cpu", memory_limit: float | None = None, verify: bool = True
+        self,
+        run: Run,
+        *,
+        device: torch.device | str = "cpu",
+        memory_limit: float | None = None,
+        verify: bool = True,
     ):
         if not run.finished:
             raise ValueError(f"latent cache {run.name} is not finished; write_latents continues it")
@@ -201,7 +254,9 @@ class LatentDataset:
         self._shards = open_shards(run.folder, verify=verify)
         self._starts = np.cumsum([0] + [shard.shape[1] for shard in self._shards])
         if self._starts[-1] != len(self.labels):
-            raise ValueError(f"latent cache {run.name} has {self._starts[-1]} latents for {len(self.labels)} labels")
+            raise ValueError(
+                f"latent cache {run.name} has {self._starts[-1]} latents for {len(self.labels)} labels"
+            )
         self.views, _, self.num_tokens, self.latent_dim = self._shards[0].shape
         self._all = None
         limit = free_memory(self.device) / 2 if memory_limit is None else memory_limit
@@ -216,20 +271,27 @@ class LatentDataset:
 
     def latents(self, indices: torch.Tensor, *, view: torch.Tensor | int = 0) -> torch.Tensor:
         """Raw latents, float32 on the device. indices (B,), view () or (B,) -> (B, N, C)"""
-        indices, views = indices.to(self.place), torch.as_tensor(view, device=self.place).expand(len(indices))
+        indices, views = (
+            indices.to(self.place),
+            torch.as_tensor(view, device=self.place).expand(len(indices)),
+        )
         if self._all is not None:
             return self._all[views, indices].float()
         rows = [self._row(int(v), int(i)) for v, i in zip(views, indices)]
         return from_array(np.stack(rows), self._dtype).to(self.device).float()
 
-    def batch(self, indices: torch.Tensor, *, view: torch.Tensor | int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(
+        self, indices: torch.Tensor, *, view: torch.Tensor | int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised latents (B, N, C) and labels (B,), on the device."""
         labels = self._labels[indices.to(self.place)].to(self.device)
         return self._space.normalise(self.latents(indices, view=view)), labels
 
     def all_latents(self) -> torch.Tensor:
         """Every image's raw latent, unmirrored, float32 on the CPU: what the analysis takes. -> (n, N, C)"""
-        return torch.cat([from_array(np.array(shard[0]), self._dtype) for shard in self._shards]).float()
+        return torch.cat(
+            [from_array(np.array(shard[0]), self._dtype) for shard in self._shards]
+        ).float()
 
     def _row(self, view: int, index: int) -> np.ndarray:
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1

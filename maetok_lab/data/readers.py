@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
 
 
 class BrokenImageError(ValueError):
@@ -30,7 +32,9 @@ def read_rgb(file: Path | str | bytes, *, name: str | None = None) -> Image.Imag
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert to 8-bit RGB: transparency goes on white, 16-bit grey is scaled (Pillow's own conversion clips it)."""
     if image.mode == "F":
-        raise ValueError("32-bit float pixels have no agreed range; save the picture with 8 or 16 bits")
+        raise ValueError(
+            "32-bit float pixels have no agreed range; save the picture with 8 or 16 bits"
+        )
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
@@ -49,7 +53,9 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def scale_crop(image: Image.Image, size: int, *, scale: float, down: float, across: float) -> Image.Image:
+def scale_crop(
+    image: Image.Image, size: int, *, scale: float, down: float, across: float
+) -> Image.Image:
     """Crop a square whose side is scale (0, 1] of the short side; down and across in [0, 1] say where it lies.
 
     The release's training crop, with scale drawn from 0.8 to 1 (ADM's random crop); the paper says centre crop.

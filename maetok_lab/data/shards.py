@@ -81,10 +81,14 @@ def open_shards(folder: Path, *, verify: bool) -> list[np.ndarray]:
     paths = [folder / "latents" / name for name in names]
     there = [path for path in paths if path.exists()]
     if len(there) < len(paths):
-        raise ValueError(f"latent cache {folder.name} is incomplete: {len(there)} of {len(paths)} shards. {_REPAIR}")
+        raise ValueError(
+            f"latent cache {folder.name} is incomplete: {len(there)} of {len(paths)} shards. {_REPAIR}"
+        )
     damaged = [path.name for path in paths if verify and not is_sound(path)]
     if damaged:
-        raise ValueError(f"latent cache {folder.name} is damaged: {', '.join(damaged)} do not match their checksums. {_REPAIR}")
+        raise ValueError(
+            f"latent cache {folder.name} is damaged: {', '.join(damaged)} do not match their checksums. {_REPAIR}"
+        )
     return [np.load(path, mmap_mode="r") for path in paths]
 
 

@@ -21,8 +21,17 @@ from maetok_lab.data.readers import SUFFIXES
 from maetok_lab.data.tars import COMPRESSED, TarImages, index_shards
 
 EMOJI = Path(__file__).resolve().parents[2] / "data" / "emoji.parquet"
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
-_IN_MEMORY = 2 << 30  # encoded bytes of Parquet images that are kept rather than read again by row group
+SPLITS = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+}
+_IN_MEMORY = (
+    2 << 30
+)  # encoded bytes of Parquet images that are kept rather than read again by row group
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -44,16 +53,25 @@ def list_source(source: str | Path) -> Listing:
     """List the shipped set ("emoji"), an image folder, or one or more Parquet files or tar shards (a file or a folder)."""
     if source == "emoji":
         if not EMOJI.exists():
-            raise FileNotFoundError(f"the shipped set is missing: {EMOJI}; make it with `python data/build_emoji.py`")
+            raise FileNotFoundError(
+                f"the shipped set is missing: {EMOJI}; make it with `python data/build_emoji.py`"
+            )
         return list_parquet([EMOJI], root=EMOJI.parent, name="emoji")
     path = Path(source).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"no source {str(source)!r}; it must be 'emoji', an image folder, or Parquet or tar file(s)")
+        raise FileNotFoundError(
+            f"no source {str(source)!r}; it must be 'emoji', an image folder, or Parquet or tar file(s)"
+        )
     root = path if path.is_dir() else path.parent
     files = [*path.glob("*"), *path.glob("*/*")] if path.is_dir() else [path]
-    parquet, tars = (sorted(f for f in files if f.suffix.lower() == suffix and f.is_file()) for suffix in (".parquet", ".tar"))
+    parquet, tars = (
+        sorted(f for f in files if f.suffix.lower() == suffix and f.is_file())
+        for suffix in (".parquet", ".tar")
+    )
     if parquet and tars:
-        raise ValueError(f"{path} holds both Parquet and tar shards; name a file or folder of one kind")
+        raise ValueError(
+            f"{path} holds both Parquet and tar shards; name a file or folder of one kind"
+        )
     if parquet:
         return list_parquet(parquet, root=root, name=str(path))
     if tars:
@@ -61,13 +79,17 @@ def list_source(source: str | Path) -> Listing:
     if path.is_dir():
         return list_folder(path)
     if path.name.lower().endswith(COMPRESSED):
-        raise ValueError(f"{path} is compressed; pictures are read at random, so unpack it to a plain .tar")
+        raise ValueError(
+            f"{path} is compressed; pictures are read at random, so unpack it to a plain .tar"
+        )
     raise ValueError(f"{path} is neither a folder nor a .parquet or .tar file")
 
 
 def split_by_name(name: str) -> str:
     """Draw a split from a file's relative name alone: 80% train, 10% val, 10% test, the same on every machine."""
-    fraction = int(hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8], 16) / 2**32
+    fraction = (
+        int(hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8], 16) / 2**32
+    )
     return "train" if fraction < 0.8 else "val" if fraction < 0.9 else "test"
 
 
@@ -85,21 +107,29 @@ def list_folder(root: Path) -> Listing:
 
     A split's folder may have a year, as COCO's val2017.
     """
-    files = [Path(folder, file) for folder, _, names in os.walk(root, followlinks=True) for file in names]
+    files = [
+        Path(folder, file) for folder, _, names in os.walk(root, followlinks=True) for file in names
+    ]
     files = sorted(f for f in files if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
     if not files:
         kinds = "no *.parquet, no *.tar (compressed ones must be unpacked)"
         raise ValueError(f"{root} has no images: {kinds} and none of {', '.join(sorted(SUFFIXES))}")
     names = [file.relative_to(root).as_posix() for file in files]
     folders = {name.split("/")[0] for name in names if "/" in name}
-    explicit = {folder for folder in folders if _without_year(folder) in {"train", "val", "valid", "validation"}}
+    explicit = {
+        folder
+        for folder in folders
+        if _without_year(folder) in {"train", "val", "valid", "validation"}
+    }
     splits, classes = [], []
     for name in names:
         *folders, _ = name.split("/")
         if explicit:
             split = SPLITS.get(_without_year(folders[0])) if folders else None
             if split is None:
-                raise ValueError(f"{root} has folders {sorted(explicit)}, but {name} is in no split's folder")
+                raise ValueError(
+                    f"{root} has folders {sorted(explicit)}, but {name} is in no split's folder"
+                )
             splits.append(split)
             folders = folders[1:]
         else:
@@ -109,9 +139,15 @@ def list_folder(root: Path) -> Listing:
         beside = names[classes.index("")]
         raise ValueError(f"{root} mixes class folders with images beside them ({beside})")
     classes = [name or "all" for name in classes]
-    captions = [file.stem if name == "all" else f"{name}/{file.stem}" for file, name in zip(files, classes)]
-    records = pd.DataFrame({"path": names, "split": splits, "category": classes, "caption": captions})
-    identity = digest(part for name, file in zip(names, files) for part in (name, file.stat().st_size))
+    captions = [
+        file.stem if name == "all" else f"{name}/{file.stem}" for file, name in zip(files, classes)
+    ]
+    records = pd.DataFrame(
+        {"path": names, "split": splits, "category": classes, "caption": captions}
+    )
+    identity = digest(
+        part for name, file in zip(names, files) for part in (name, file.stat().st_size)
+    )
     return Listing(name=str(root), records=records, files=files, identity=identity)
 
 
@@ -177,15 +213,26 @@ def list_parquet(shards: list[Path], *, root: Path, name: str) -> Listing:
             frame = pd.DataFrame(index=range(pq.read_metadata(shard).num_rows))
         inside = table.column(column).combine_chunks() if field else None
         paths = inside.field("path").to_pylist() if field else [None] * len(frame)
-        frame["path"] = [f"{relative}:{row}" + (f":{path}" if path else "") for row, path in enumerate(paths)]
+        frame["path"] = [
+            f"{relative}:{row}" + (f":{path}" if path else "") for row, path in enumerate(paths)
+        ]
         frame["split"] = _splits_of(frame, relative)
         frames.append(frame)
     records = _with_category(pd.concat(frames, ignore_index=True), schema)
     facts = json.loads((schema.metadata or {}).get(b"maetok_lab", b"{}"))
     identity = facts.get("content") or digest(
-        part for shard in shards for part in (shard.relative_to(root), shard.stat().st_size, pq.read_metadata(shard)))
-    return Listing(name=name, records=records, files=ParquetImages(shards, column, field), identity=identity,
-                   max_size=facts.get("max_size"), keep_direction=tuple(facts.get("keep_direction", ())))
+        part
+        for shard in shards
+        for part in (shard.relative_to(root), shard.stat().st_size, pq.read_metadata(shard))
+    )
+    return Listing(
+        name=name,
+        records=records,
+        files=ParquetImages(shards, column, field),
+        identity=identity,
+        max_size=facts.get("max_size"),
+        keep_direction=tuple(facts.get("keep_direction", ())),
+    )
 
 
 def _is_plain(kind: pa.DataType) -> bool:
@@ -196,11 +243,19 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 def _image_column(schema: pa.Schema, shard: Path) -> tuple[str, str | None]:
     """Find the column of pictures, and its field of bytes where it is a struct."""
-    structs = [f.name for f in schema if pa.types.is_struct(f.type) and {"bytes", "path"} <= {g.name for g in f.type}]
-    binaries = [f.name for f in schema if pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type)]
+    structs = [
+        f.name
+        for f in schema
+        if pa.types.is_struct(f.type) and {"bytes", "path"} <= {g.name for g in f.type}
+    ]
+    binaries = [
+        f.name for f in schema if pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type)
+    ]
     found = structs or binaries
     if not found:
-        raise ValueError(f"{shard} has no image column {{bytes, path}} and no binary column; it has {schema.names}")
+        raise ValueError(
+            f"{shard} has no image column {{bytes, path}} and no binary column; it has {schema.names}"
+        )
     column = "image" if "image" in found else found[0]
     return column, "bytes" if structs else None
 
@@ -210,7 +265,9 @@ def _splits_of(frame: pd.DataFrame, relative: str) -> list[str]:
     if "split" in frame:
         unknown = sorted(set(frame["split"]) - set(SPLITS), key=str)
         if unknown:
-            raise ValueError(f"{relative}: unknown split {unknown[0]!r} in column split; choose from {list(SPLITS)}")
+            raise ValueError(
+                f"{relative}: unknown split {unknown[0]!r} in column split; choose from {list(SPLITS)}"
+            )
         return frame["split"].map(SPLITS).tolist()
     for part in relative.split("/"):
         word = part.removesuffix(".parquet").split("-")[0].split("_")[0]
@@ -221,7 +278,9 @@ def _splits_of(frame: pd.DataFrame, relative: str) -> list[str]:
 
 def _with_category(records: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
     """Give records a category (from `label`, by its ClassLabel names where the file tells them) and a caption."""
-    label = next((name for name in ("category", "label", "labels", "class") if name in records), None)
+    label = next(
+        (name for name in ("category", "label", "labels", "class") if name in records), None
+    )
     if label is None:
         records["category"] = "all"
     elif label != "category":
@@ -230,7 +289,9 @@ def _with_category(records: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
         values = records[label]
         records["category"] = pd.Categorical.from_codes(values, names) if names else values
     if "caption" not in records:
-        records["caption"] = records["text"] if "text" in records else records["category"].astype(str)
+        records["caption"] = (
+            records["text"] if "text" in records else records["category"].astype(str)
+        )
     return records
 
 
@@ -244,12 +305,20 @@ def list_tars(shards: list[Path], *, root: Path, name: str) -> Listing:
     relative = [shard.relative_to(root).as_posix() for shard in shards]
     parts = []
     for shard, frame in zip(relative, frames):
-        part = pd.DataFrame({"path": shard + ":" + frame["member"], "category": frame["category"], "caption": frame["caption"]})
+        part = pd.DataFrame(
+            {
+                "path": shard + ":" + frame["member"],
+                "category": frame["category"],
+                "caption": frame["caption"],
+            }
+        )
         part["split"] = _split_of_shard(shard) or [split_by_name(key) for key in frame["key"]]
         parts.append(part)
     records, place = pd.concat(parts, ignore_index=True), pd.concat(frames, ignore_index=True)
     if not len(records):
-        raise ValueError(f"{name}: {shards[0].name} holds no images ({', '.join(sorted(SUFFIXES))}); move other archives away")
+        raise ValueError(
+            f"{name}: {shards[0].name} holds no images ({', '.join(sorted(SUFFIXES))}); move other archives away"
+        )
     if records["category"].isna().all():
         folders = place["key"].str.rpartition("/")[0].str.rpartition("/")[2]
         records["category"] = folders.where(folders != "", "all")
@@ -257,8 +326,12 @@ def list_tars(shards: list[Path], *, root: Path, name: str) -> Listing:
         records["category"] = records["category"].astype(int)
     records["caption"] = records["caption"].fillna(records["category"].astype(str))
     shard_of = np.repeat(np.arange(len(shards)), [len(frame) for frame in frames])
-    files = TarImages(shards, shard_of, place["offset"].to_numpy(np.int64), place["size"].to_numpy(np.int64))
-    identity = digest(map(str, zip(records["path"], place["size"], records["category"], records["caption"])))
+    files = TarImages(
+        shards, shard_of, place["offset"].to_numpy(np.int64), place["size"].to_numpy(np.int64)
+    )
+    identity = digest(
+        map(str, zip(records["path"], place["size"], records["category"], records["caption"]))
+    )
     return Listing(name=name, records=records, files=files, identity=identity)
 
 

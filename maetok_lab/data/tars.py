@@ -47,7 +47,11 @@ def index_shards(shards: list[Path]) -> list[pd.DataFrame]:
     """
     stats = [shard.stat() for shard in shards]
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(_index_shard, shards, [s.st_size for s in stats], [s.st_mtime_ns for s in stats]))
+        return list(
+            pool.map(
+                _index_shard, shards, [s.st_size for s in stats], [s.st_mtime_ns for s in stats]
+            )
+        )
 
 
 @functools.cache  # the three splits of a source share the index; a changed shard has another key
@@ -63,9 +67,13 @@ def _index_shard(shard: Path, num_bytes: int, changed: int) -> pd.DataFrame:
         if wanted is None or not stem:
             continue
         if key in wanted:
-            raise ValueError(f"{shard} holds {key!r} twice ({name}); every key needs one picture and one text of a kind")
+            raise ValueError(
+                f"{shard} holds {key!r} twice ({name}); every key needs one picture and one text of a kind"
+            )
         wanted[key] = (name, offset, size) if wanted is pictures else text
-    rows = [(key, *place, *_describe(key, texts, f"{shard}:{key}")) for key, place in pictures.items()]
+    rows = [
+        (key, *place, *_describe(key, texts, f"{shard}:{key}")) for key, place in pictures.items()
+    ]
     return pd.DataFrame(rows, columns=["key", "member", "offset", "size", "category", "caption"])
 
 
@@ -75,7 +83,9 @@ def _members(shard: Path) -> Iterator[tuple[str, int, int, str]]:
         start = file.read(8)
         packed = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
         if packed:
-            raise ValueError(f"{shard} is compressed ({packed}); pictures are read at random, so unpack it to a plain .tar")
+            raise ValueError(
+                f"{shard} is compressed ({packed}); pictures are read at random, so unpack it to a plain .tar"
+            )
         file.seek(0)
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -96,7 +106,9 @@ def _members(shard: Path) -> Iterator[tuple[str, int, int, str]]:
             raise ValueError(f"{shard} is no whole tar file: {error}") from error
 
 
-def _describe(key: str, texts: dict[str, dict[str, str]], where: str) -> tuple[str | None, str | None]:
+def _describe(
+    key: str, texts: dict[str, dict[str, str]], where: str
+) -> tuple[str | None, str | None]:
     """Find label and caption: .cls and .txt first, then the fields of .json."""
     told = {}
     if key in texts["json"]:

@@ -18,7 +18,9 @@ def flops(config: DiffusionConfig, num_tokens: int, *, latent_dim: int = 32) -> 
     n, d = num_tokens, config.width
     hidden = swiglu_width(d)
     mlp = 3 * d * hidden if config.mlp == "swiglu" else 8 * d * d
-    block = n * (4 * d * d + mlp) + 2 * n * n * d + 6 * d * d  # projections and MLP, attention, modulation
+    block = (
+        n * (4 * d * d + mlp) + 2 * n * n * d + 6 * d * d
+    )  # projections and MLP, attention, modulation
     condition = NUM_FREQUENCIES * d + d * d
     ends = 2 * n * latent_dim * d + 2 * d * d  # first and last layer, last modulation
     return 2 * (config.depth * block + condition + ends)
@@ -59,8 +61,12 @@ def sampling_cost(
     if method == "dopri5":
         return SamplingCost(num_images, None, None, None)
     times = time_grid(method, num_steps, time_shift)[:-1].tolist()
-    evaluations = [2 if method == "heun" and step < num_steps else 1 for step in range(1, num_steps + 1)]
-    guided = sum(n for n, t in zip(evaluations, times) if guidance is not None and guidance.applies(t))
+    evaluations = [
+        2 if method == "heun" and step < num_steps else 1 for step in range(1, num_steps + 1)
+    ]
+    guided = sum(
+        n for n, t in zip(evaluations, times) if guidance is not None and guidance.applies(t)
+    )
     rows = sum(evaluations) + (guided if weak_model is None else 0)
     weak_rows = 0 if weak_model is None else guided
     total = rows * _model_flops(model) + (weak_rows * _model_flops(weak_model) if weak_rows else 0)
@@ -74,7 +80,9 @@ def _model_flops(model: DiffusionTransformer) -> int:
 class SamplingProgress:
     """Says the cost when made; `update(images done)` after every batch says images/s and the time left, first at once."""
 
-    def __init__(self, cost: SamplingCost, *, every: float = 30.0, write: Callable[[str], None] = print):
+    def __init__(
+        self, cost: SamplingCost, *, every: float = 30.0, write: Callable[[str], None] = print
+    ):
         self.cost, self.every, self.write = cost, every, write
         self._start, self._told = time.monotonic(), None
         write(cost.describe())
@@ -87,4 +95,6 @@ class SamplingProgress:
         self._told = now
         speed = done / max(now - self._start, 1e-9)
         left = (self.cost.num_images - done) / speed
-        self.write(f"{done:,} of {self.cost.num_images:,} images; {speed:.3g} images/s, {left:.0f} s left")
+        self.write(
+            f"{done:,} of {self.cost.num_images:,} images; {speed:.3g} images/s, {left:.0f} s left"
+        )

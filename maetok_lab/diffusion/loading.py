@@ -11,7 +11,14 @@ from maetok_lab.data.latents import LatentSpace
 from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer, describe_model
 from maetok_lab.diffusion.released import from_released
 from maetok_lab.runs import Run, find_run
-from maetok_lab.weights import load_strictly, push_folder, read_weights, stored_as, tensors_fingerprint, write_weights
+from maetok_lab.weights import (
+    load_strictly,
+    push_folder,
+    read_weights,
+    stored_as,
+    tensors_fingerprint,
+    write_weights,
+)
 
 
 def load_diffusion(
@@ -35,7 +42,10 @@ def load_diffusion(
         return from_released(tensors, config)
     model = DiffusionTransformer(from_json(DiffusionConfig, config["config"]), **config["sizes"])
     load_strictly(model, tensors, str(source))
-    model.trained_path, model.tokenizer_fingerprint = config["path"], config["latent_space"]["tokenizer"]
+    model.trained_path, model.tokenizer_fingerprint = (
+        config["path"],
+        config["latent_space"]["tokenizer"],
+    )
     return model.eval()
 
 
@@ -71,20 +81,36 @@ def export_diffusion(
     when `space` belongs to another.
     """
     if space.tokenizer != tokenizer.fingerprint:
-        raise ValueError(f"the latent space belongs to tokenizer {space.tokenizer}, not to {tokenizer.fingerprint}")
+        raise ValueError(
+            f"the latent space belongs to tokenizer {space.tokenizer}, not to {tokenizer.fingerprint}"
+        )
     statistics: dict[str, Any] = {"mean": space.mean.tolist(), "std": space.std.tolist()}
     config = {
-        "class": "DiffusionConfig", "config": to_json(model.config), "sizes": describe_model(model), "path": model.trained_path,
-        "latent_space": {"tokenizer": tensors_fingerprint(stored_as(tokenizer.state_dict(), dtype)), **statistics},
-    }  # fmt: skip
+        "class": "DiffusionConfig",
+        "config": to_json(model.config),
+        "sizes": describe_model(model),
+        "path": model.trained_path,
+        "latent_space": {
+            "tokenizer": tensors_fingerprint(stored_as(tokenizer.state_dict(), dtype)),
+            **statistics,
+        },
+    }
     return write_weights(folder, stored_as(model.state_dict(), dtype), config, _card(model, about))
 
 
 def push_diffusion(
-    model: DiffusionTransformer, folder: str | Path, repository: str, *, space: LatentSpace, tokenizer: nn.Module, about: str = ""
+    model: DiffusionTransformer,
+    folder: str | Path,
+    repository: str,
+    *,
+    space: LatentSpace,
+    tokenizer: nn.Module,
+    about: str = "",
 ) -> str:
     """Export to `folder` and upload it to the hub as OWNER/NAME (needs a login and a network). -> its address"""
-    return push_folder(export_diffusion(model, folder, space=space, tokenizer=tokenizer, about=about), repository)
+    return push_folder(
+        export_diffusion(model, folder, space=space, tokenizer=tokenizer, about=about), repository
+    )
 
 
 def _card(model: DiffusionTransformer, about: str) -> str:

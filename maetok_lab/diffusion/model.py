@@ -12,7 +12,14 @@ from maetok_lab.layers.attention import Attention, head_width
 from maetok_lab.layers.conditioning import LabelEmbedding, TimeEmbedding
 from maetok_lab.layers.mlp import Mlp, SwiGLU
 from maetok_lab.layers.norm import NormKind, make_norm, modulate
-from maetok_lab.layers.positions import AxialRope2d, Rope1d, Rotation, grid_positions, sincos_1d, sincos_2d
+from maetok_lab.layers.positions import (
+    AxialRope2d,
+    Rope1d,
+    Rotation,
+    grid_positions,
+    sincos_1d,
+    sincos_2d,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,9 +45,17 @@ def _sit(width: int, depth: int, num_heads: int) -> DiffusionConfig:
     return DiffusionConfig(width=width, depth=depth, num_heads=num_heads)
 
 
-def _lightningdit(width: int, depth: int, num_heads: int, *, qk_norm: bool = False) -> DiffusionConfig:
+def _lightningdit(
+    width: int, depth: int, num_heads: int, *, qk_norm: bool = False
+) -> DiffusionConfig:
     return DiffusionConfig(
-        width=width, depth=depth, num_heads=num_heads, norm="rmsnorm", mlp="swiglu", positions="rope", qk_norm=qk_norm
+        width=width,
+        depth=depth,
+        num_heads=num_heads,
+        norm="rmsnorm",
+        mlp="swiglu",
+        positions="rope",
+        qk_norm=qk_norm,
     )
 
 
@@ -78,11 +93,19 @@ class Block(nn.Module):
             self.mlp = Mlp(width, 4 * width, approximate="tanh")
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x: torch.Tensor, condition: torch.Tensor, rotation: Rotation | None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, condition: torch.Tensor, rotation: Rotation | None
+    ) -> torch.Tensor:
         """x (B, N, D), condition (B, D) -> (B, N, D)"""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(condition).chunk(6, dim=-1)
-        x = torch.addcmul(x, gate_a[:, None], self.attn(modulate(self.norm1(x), shift_a, scale_a), rotation))
-        return torch.addcmul(x, gate_m[:, None], self.mlp(modulate(self.norm2(x), shift_m, scale_m)))
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(condition).chunk(
+            6, dim=-1
+        )
+        x = torch.addcmul(
+            x, gate_a[:, None], self.attn(modulate(self.norm1(x), shift_a, scale_a), rotation)
+        )
+        return torch.addcmul(
+            x, gate_m[:, None], self.mlp(modulate(self.norm2(x), shift_m, scale_m))
+        )
 
 
 class FinalLayer(nn.Module):
@@ -109,7 +132,9 @@ class DiffusionTransformer(nn.Module):
     trained_path: PathName = "linear"
     tokenizer_fingerprint: str = ""
 
-    def __init__(self, config: DiffusionConfig, *, num_tokens: int, latent_dim: int, num_classes: int):
+    def __init__(
+        self, config: DiffusionConfig, *, num_tokens: int, latent_dim: int, num_classes: int
+    ):
         super().__init__()
         self.config = config
         self.num_tokens, self.latent_dim, self.num_classes = num_tokens, latent_dim, num_classes
@@ -156,7 +181,11 @@ class DiffusionTransformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for weight in (self.y_embedder.embedding_table.weight, self.t_embedder.mlp[0].weight, self.t_embedder.mlp[2].weight):
+        for weight in (
+            self.y_embedder.embedding_table.weight,
+            self.t_embedder.mlp[0].weight,
+            self.t_embedder.mlp[2].weight,
+        ):
             nn.init.normal_(weight, std=0.02)
         for layer in [block.adaLN_modulation[1] for block in self.blocks] + [
             self.final_layer.adaLN_modulation[1],
@@ -168,7 +197,11 @@ class DiffusionTransformer(nn.Module):
 
 def describe_model(model: DiffusionTransformer) -> dict[str, int]:
     """The sizes that come from the latents, which loading needs besides the config."""
-    return {"num_tokens": model.num_tokens, "latent_dim": model.latent_dim, "num_classes": model.num_classes}
+    return {
+        "num_tokens": model.num_tokens,
+        "latent_dim": model.latent_dim,
+        "num_classes": model.num_classes,
+    }
 
 
 def _table(config: DiffusionConfig, num_tokens: int) -> torch.Tensor:

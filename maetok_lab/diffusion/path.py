@@ -25,10 +25,14 @@ class Path:
     d_alpha: Callable[[torch.Tensor], torch.Tensor]
     d_sigma: Callable[[torch.Tensor], torch.Tensor]
 
-    def interpolate(self, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def interpolate(
+        self, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """x, noise (B, N, C), t (B,) -> x_t and the velocity there, each (B, N, C)"""
         t = t[:, None, None]
-        return self.alpha(t) * x + self.sigma(t) * noise, self.d_alpha(t) * x + self.d_sigma(t) * noise
+        return self.alpha(t) * x + self.sigma(t) * noise, self.d_alpha(t) * x + self.d_sigma(
+            t
+        ) * noise
 
     def data(self, x_t: torch.Tensor, velocity: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """The data estimate: x = (sigma' x_t - sigma v) / (alpha sigma' - alpha' sigma)."""
@@ -38,13 +42,22 @@ class Path:
         """The noise estimate: n = (alpha v - alpha' x_t) / (alpha sigma' - alpha' sigma)."""
         return (self.alpha(t) * velocity - self.d_alpha(t) * x_t) / self._wronskian(t)
 
-    def velocity_from_data(self, x_t: torch.Tensor, data: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def velocity_from_data(
+        self, x_t: torch.Tensor, data: torch.Tensor, t: torch.Tensor
+    ) -> torch.Tensor:
         """The velocity of an x-prediction: n = (x_t - alpha x) / sigma put into v = alpha' x + sigma' n; t > 0."""
-        return self.d_alpha(t) * data + self.d_sigma(t) * (x_t - self.alpha(t) * data) / self.sigma(t)
+        return self.d_alpha(t) * data + self.d_sigma(t) * (x_t - self.alpha(t) * data) / self.sigma(
+            t
+        )
 
-    def velocity_from_noise(self, x_t: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def velocity_from_noise(
+        self, x_t: torch.Tensor, noise: torch.Tensor, t: torch.Tensor
+    ) -> torch.Tensor:
         """The velocity of a noise prediction: x = (x_t - sigma n) / alpha put into v = alpha' x + sigma' n; t < 1."""
-        return self.d_alpha(t) * (x_t - self.sigma(t) * noise) / self.alpha(t) + self.d_sigma(t) * noise
+        return (
+            self.d_alpha(t) * (x_t - self.sigma(t) * noise) / self.alpha(t)
+            + self.d_sigma(t) * noise
+        )
 
     def score(self, x_t: torch.Tensor, velocity: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """grad log p_t(x_t) = -n / sigma (SiT equation 9, rearranged so that it stays finite at t = 1); t > 0."""
@@ -56,7 +69,9 @@ class Path:
 
 _QUARTER = math.pi / 2
 PATHS: dict[str, Path] = {
-    "linear": Path(lambda t: 1 - t, lambda t: t, lambda t: -torch.ones_like(t), lambda t: torch.ones_like(t)),
+    "linear": Path(
+        lambda t: 1 - t, lambda t: t, lambda t: -torch.ones_like(t), lambda t: torch.ones_like(t)
+    ),
     "cosine": Path(
         lambda t: torch.cos(_QUARTER * t),
         lambda t: torch.sin(_QUARTER * t),
@@ -66,7 +81,9 @@ PATHS: dict[str, Path] = {
 }
 
 
-def draw_times(count: int, sampling: TimeSampling, *, path: PathName, generator: torch.Generator) -> torch.Tensor:
+def draw_times(
+    count: int, sampling: TimeSampling, *, path: PathName, generator: torch.Generator
+) -> torch.Tensor:
     """Training times in (0, 1), float32 (count,).
 
     "logit-normal" is the release's "lognormal": s = exp(N(0, 1)) is the ratio sigma / alpha, so t = s / (1 + s) on the linear
@@ -105,5 +122,7 @@ def velocity_loss(
     predicted = model(x_t, t, labels).float()
     losses = (predicted - velocity).square().mean(dim=(1, 2))
     if direction_weight:
-        losses = losses + direction_weight * (1 - cosine_similarity(predicted, velocity, dim=-1)).mean(dim=1)
+        losses = losses + direction_weight * (
+            1 - cosine_similarity(predicted, velocity, dim=-1)
+        ).mean(dim=1)
     return losses

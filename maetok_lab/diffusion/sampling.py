@@ -29,7 +29,9 @@ class Guidance:
 
     def __post_init__(self):
         if not 0 <= self.low <= self.high <= 1:
-            raise ValueError(f"guidance needs 0 <= low <= high <= 1, not low {self.low}, high {self.high}")
+            raise ValueError(
+                f"guidance needs 0 <= low <= high <= 1, not low {self.low}, high {self.high}"
+            )
 
     def applies(self, t: float) -> bool:
         return self.scale != 1 and self.low <= t <= self.high
@@ -76,7 +78,9 @@ def sample_steps(
     interpolant = choose(path or getattr(model, "trained_path", "linear"), PATHS, "path")
     check_inputs(model, noise, labels, num_steps)
     if guidance is not None and weak_model is None and getattr(model, "num_classes", None) == 0:
-        raise ValueError("an unconditional model has no labels to be guided by; it can be guided by a weak_model")
+        raise ValueError(
+            "an unconditional model has no labels to be guided by; it can be guided by a weak_model"
+        )
     times = time_grid(method, num_steps, time_shift)
     drive = Drive(model, labels, guidance, weak_model)
     precise = torch.float32 if noise.device.type == "mps" else torch.float64
@@ -85,7 +89,9 @@ def sample_steps(
         if sde_noise is None:
             sde_noise = _sde_noise(noise, seeds, num_steps)
         elif sde_noise.shape != (num_steps - 1, *noise.shape):
-            raise ValueError(f"sde_noise must be {(num_steps - 1, *noise.shape)}, not {tuple(sde_noise.shape)}")
+            raise ValueError(
+                f"sde_noise must be {(num_steps - 1, *noise.shape)}, not {tuple(sde_noise.shape)}"
+            )
         yield from euler_maruyama(drive, x, times, interpolant, sde_noise)
     else:
         yield from integrate(drive, x, times, interpolant)
@@ -100,7 +106,9 @@ def time_grid(method: Method, num_steps: int, time_shift: float = 1.0) -> torch.
     if time_shift <= 0:
         raise ValueError(f"time_shift must be above 0 (1 is none), not {time_shift}")
     if method == "euler_maruyama":
-        times = torch.cat([torch.linspace(1, LAST_NOISY_TIME, num_steps, dtype=torch.float64), torch.zeros(1)])
+        times = torch.cat(
+            [torch.linspace(1, LAST_NOISY_TIME, num_steps, dtype=torch.float64), torch.zeros(1)]
+        )
     else:
         times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
     return time_shift * times / (1 + (time_shift - 1) * times)
@@ -109,8 +117,19 @@ def time_grid(method: Method, num_steps: int, time_shift: float = 1.0) -> torch.
 class Drive:
     """The guided velocity at (x, t): B model rows a call, 2B while guidance applies."""
 
-    def __init__(self, model: Model, labels: torch.Tensor, guidance: Guidance | None, weak_model: Model | None):
-        self.model, self.labels, self.guidance, self.weak_model = model, labels, guidance, weak_model
+    def __init__(
+        self,
+        model: Model,
+        labels: torch.Tensor,
+        guidance: Guidance | None,
+        weak_model: Model | None,
+    ):
+        self.model, self.labels, self.guidance, self.weak_model = (
+            model,
+            labels,
+            guidance,
+            weak_model,
+        )
 
     def __call__(self, x: torch.Tensor, t: float, *, guide_at: float | None = None) -> torch.Tensor:
         """x (B, N, C) -> velocity (B, N, C) in x's dtype; `guide_at` is the time that decides on guidance, if not t."""
@@ -119,7 +138,10 @@ class Drive:
         if self.guidance is None or not self.guidance.applies(t if guide_at is None else guide_at):
             return self.model(state, time, labels).to(x.dtype)
         if self.weak_model is not None:
-            strong, weak = self.model(state, time, labels).to(x.dtype), self.weak_model(state, time, labels).to(x.dtype)
+            strong, weak = (
+                self.model(state, time, labels).to(x.dtype),
+                self.weak_model(state, time, labels).to(x.dtype),
+            )
         else:
             null = torch.full_like(labels, self.model.num_classes)
             both = self.model(state.repeat(2, 1, 1), time.repeat(2), torch.cat([labels, null]))
@@ -130,7 +152,9 @@ class Drive:
         """Times inside (0, 1) at which guidance begins or ends, from late to early as sampling meets them."""
         if self.guidance is None or self.guidance.scale == 1:
             return []
-        return sorted({t for t in (self.guidance.low, self.guidance.high) if 0 < t < 1}, reverse=True)
+        return sorted(
+            {t for t in (self.guidance.low, self.guidance.high) if 0 < t < 1}, reverse=True
+        )
 
 
 def euler(drive: Drive, x: torch.Tensor, times: torch.Tensor, path: Path) -> Iterator[SampleStep]:
@@ -180,10 +204,23 @@ def dopri5(drive: Drive, x: torch.Tensor, times: torch.Tensor, path: Path) -> It
     try:
         from torchdiffeq import odeint
     except ImportError:
-        raise ImportError("the dopri5 sampler needs torchdiffeq: pip install 'maetok-lab[evaluation]'") from None
+        raise ImportError(
+            "the dopri5 sampler needs torchdiffeq: pip install 'maetok-lab[evaluation]'"
+        ) from None
     times = times.to(x)
-    stops = {"step_t": times[-1:], "jump_t": torch.tensor(drive.jumps(), dtype=times.dtype, device=x.device)}
-    states = odeint(lambda t, state: drive(state, t.item()), x, times, method="dopri5", atol=1e-7, rtol=1e-6, options=stops)
+    stops = {
+        "step_t": times[-1:],
+        "jump_t": torch.tensor(drive.jumps(), dtype=times.dtype, device=x.device),
+    }
+    states = odeint(
+        lambda t, state: drive(state, t.item()),
+        x,
+        times,
+        method="dopri5",
+        atol=1e-7,
+        rtol=1e-6,
+        options=stops,
+    )
     for step in range(1, len(times)):
         before = times[step - 1]
         x0 = path.data(states[step - 1], drive(states[step - 1], before.item()), before)
@@ -197,10 +234,18 @@ def check_inputs(model: Model, noise: torch.Tensor, labels: torch.Tensor, num_st
     """One line for labels, noise or step counts that the model cannot take."""
     classes = getattr(model, "num_classes", None)
     if labels.shape != noise.shape[:1]:
-        raise ValueError(f"need one label a sample, not labels {tuple(labels.shape)} for noise {tuple(noise.shape)}")
-    if classes is not None and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= classes:
+        raise ValueError(
+            f"need one label a sample, not labels {tuple(labels.shape)} for noise {tuple(noise.shape)}"
+        )
+    if (
+        classes is not None
+        and len(labels)
+        and not 0 <= int(labels.min()) <= int(labels.max()) <= classes
+    ):
         low, high = int(labels.min()), int(labels.max())
-        raise ValueError(f"labels must be in 0 .. {classes} ({classes} is the null class), not {low} .. {high}")
+        raise ValueError(
+            f"labels must be in 0 .. {classes} ({classes} is the null class), not {low} .. {high}"
+        )
     sizes = (getattr(model, "num_tokens", None), getattr(model, "latent_dim", None))
     if None not in sizes and tuple(noise.shape[1:]) != sizes:
         raise ValueError(f"noise must be (B, {sizes[0]}, {sizes[1]}), not {tuple(noise.shape)}")
@@ -208,16 +253,26 @@ def check_inputs(model: Model, noise: torch.Tensor, labels: torch.Tensor, num_st
         raise ValueError(f"num_steps must be at least 1, not {num_steps}")
 
 
-def draw_noise(seeds: Sequence[int], num_tokens: int, latent_dim: int, *, device: torch.device | str = "cpu") -> torch.Tensor:
+def draw_noise(
+    seeds: Sequence[int], num_tokens: int, latent_dim: int, *, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """Starting noise, one seed a sample and drawn on the CPU, so that image k is the same in any batch. -> (B, N, C)"""
-    rows = [torch.randn(num_tokens, latent_dim, generator=generator(seed, "noise")) for seed in seeds]
+    rows = [
+        torch.randn(num_tokens, latent_dim, generator=generator(seed, "noise")) for seed in seeds
+    ]
     return torch.stack(rows).to(device)
 
 
 def _sde_noise(noise: torch.Tensor, seeds: Sequence[int] | None, num_steps: int) -> torch.Tensor:
     if seeds is None or len(seeds) != len(noise):
-        came = "neither came" if seeds is None else f"{len(seeds)} seeds came for {len(noise)} samples"
-        raise ValueError(f"euler_maruyama needs one seed a sample (seeds), or its noise itself (sde_noise); {came}")
+        came = (
+            "neither came" if seeds is None else f"{len(seeds)} seeds came for {len(noise)} samples"
+        )
+        raise ValueError(
+            f"euler_maruyama needs one seed a sample (seeds), or its noise itself (sde_noise); {came}"
+        )
     shape = (num_steps - 1, *noise.shape[1:])
-    rows = [torch.randn(shape, generator=generator(seed, "sde"), dtype=torch.float64) for seed in seeds]
+    rows = [
+        torch.randn(shape, generator=generator(seed, "sde"), dtype=torch.float64) for seed in seeds
+    ]
     return torch.stack(rows, dim=1).to(noise.device)

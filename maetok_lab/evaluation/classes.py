@@ -32,13 +32,29 @@ def evaluate_classes(
             raise ValueError(f"{side.name} has {side.count} images, but {len(given)} labels came")
     rows = []
     for number in range(len(class_names)):
-        made, real = samples.features[labels == number], reference.features[reference_labels == number]
+        made, real = (
+            samples.features[labels == number],
+            reference.features[reference_labels == number],
+        )
         row = {"images": len(made), "reference_images": len(real)}
         names = ("kid", "low", "high", "precision", "recall")
-        rows.append(row | (_numbers(made, real, seed) if min(len(made), len(real)) >= FEWEST else dict.fromkeys(names, math.nan)))
+        rows.append(
+            row
+            | (
+                _numbers(made, real, seed)
+                if min(len(made), len(real)) >= FEWEST
+                else dict.fromkeys(names, math.nan)
+            )
+        )
     return pd.DataFrame(rows, index=pd.Index(class_names, name="class"))
 
 
 def _numbers(made: Tensor, real: Tensor, seed: int) -> dict[str, float]:
     kernel, near = kernel_distance(made, real, seed=seed), precision_recall(made, real)
-    return {"kid": kernel.value, "low": kernel.low, "high": kernel.high, "precision": near.precision, "recall": near.recall}
+    return {
+        "kid": kernel.value,
+        "low": kernel.low,
+        "high": kernel.high,
+        "precision": near.precision,
+        "recall": near.recall,
+    }

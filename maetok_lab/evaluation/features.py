@@ -14,8 +14,15 @@ from maetok_lab.evaluation.metrics import Statistics
 from maetok_lab.evaluation.pixels import round_to_uint8
 from maetok_lab.evaluation.processes import process_group, share_rows
 
-SHORT = {"efficientnet_lite2": "efflite2", "efficientnet_lite0": "efflite0", "squeezenet1_1": "squeeze"}
-SPATIAL_CHANNELS, SPATIAL_STRIDE = 7, 16  # sFID's (Nash et al. 2021) as ADM computes it: 7 channels of a 17 x 17 map
+SHORT = {
+    "efficientnet_lite2": "efflite2",
+    "efficientnet_lite0": "efflite0",
+    "squeezenet1_1": "squeeze",
+}
+SPATIAL_CHANNELS, SPATIAL_STRIDE = (
+    7,
+    16,
+)  # sFID's (Nash et al. 2021) as ADM computes it: 7 channels of a 17 x 17 map
 
 
 class Net(Protocol):
@@ -41,7 +48,9 @@ def metric_name(metric: str, net: Net) -> str:
     """`kid` on a network: `kid_efflite2`; the plain names `kid`, `fid`, `sfid` and so on belong to Inception alone."""
     if net.name == "inception":
         return metric.replace("fd", "fid")
-    slug = SHORT.get(net.name) or re.sub(r"[^a-z0-9]+", "_", net.name.lower().removeprefix("timm:")).strip("_")
+    slug = SHORT.get(net.name) or re.sub(
+        r"[^a-z0-9]+", "_", net.name.lower().removeprefix("timm:")
+    ).strip("_")
     return f"{metric}_{slug}"
 
 
@@ -66,13 +75,19 @@ def spatial_features(net: Any, images: Tensor) -> Tensor:
         return net.spatial(images)
     if not hasattr(getattr(net, "model", None), "forward_intermediates"):
         raise ValueError(f"{net.name} gives no maps, so there are no spatial features for 'sfd'")
-    last = max(i for i, info in enumerate(net.model.feature_info) if info["reduction"] <= SPATIAL_STRIDE)
+    last = max(
+        i for i, info in enumerate(net.model.feature_info) if info["reduction"] <= SPATIAL_STRIDE
+    )
     prepared = net.prepare(images, net.input_size)
-    found = net.model.forward_intermediates(prepared, indices=[last], intermediates_only=True, output_fmt="NCHW")
+    found = net.model.forward_intermediates(
+        prepared, indices=[last], intermediates_only=True, output_fmt="NCHW"
+    )
     return found[0][:, :SPATIAL_CHANNELS].flatten(1)
 
 
-def image_batches(images: Tensor | Images | Iterable[Tensor], batch_size: int) -> Iterator[tuple[Tensor, int]]:
+def image_batches(
+    images: Tensor | Images | Iterable[Tensor], batch_size: int
+) -> Iterator[tuple[Tensor, int]]:
     """(images (batch_size, 3, H, W), how many of them count): always full batches, the last one padded by repetition.
 
     A network's result for an image can depend on the size of its batch in the last digits; so there is one size.
@@ -87,7 +102,10 @@ def image_batches(images: Tensor | Images | Iterable[Tensor], batch_size: int) -
         waiting = [joined] if len(joined) else []
     if waiting:
         rest = torch.cat(waiting)
-        yield torch.cat([rest, rest[-1:].expand(batch_size - len(rest), *rest.shape[1:])]), len(rest)
+        yield (
+            torch.cat([rest, rest[-1:].expand(batch_size - len(rest), *rest.shape[1:])]),
+            len(rest),
+        )
 
 
 def _parts(images: Tensor | Images | Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
@@ -101,7 +119,11 @@ def _parts(images: Tensor | Images | Iterable[Tensor], batch_size: int) -> Itera
 
 
 def image_features(
-    images: Tensor | Images | Iterable[Tensor], net: Net, *, batch_size: int = 32, output: str = "features"
+    images: Tensor | Images | Iterable[Tensor],
+    net: Net,
+    *,
+    batch_size: int = 32,
+    output: str = "features",
 ) -> Tensor:
     """Features of images in [-1, 1], clamped and rounded to uint8 first: (n, 3, H, W) -> (n, D) float32 on the CPU.
 
@@ -138,7 +160,9 @@ def _outputs(
         rounded, size = round_to_uint8(batch), batch.shape[-1]
         found["digests"].append(_digests(rounded[:count]))
         # channels last: convolutions on a CPU take half as long
-        scaled = (rounded / 127.5 - 1).float().to(device).contiguous(memory_format=torch.channels_last)
+        scaled = (
+            (rounded / 127.5 - 1).float().to(device).contiguous(memory_format=torch.channels_last)
+        )
         for name, value in _ask(net, scaled, outputs).items():
             found[name].append(value[:count].float().cpu())
     if size is None:
@@ -149,13 +173,23 @@ def _outputs(
 def _ask(net: Any, images: Tensor, outputs: Sequence[str]) -> dict[str, Tensor]:
     if hasattr(net, "outputs"):  # all in one pass
         return net.outputs(images, outputs)
-    compute = {"features": lambda: net.features(images), "spatial": lambda: spatial_features(net, images)}
-    return {name: compute[name]() if name in compute else getattr(net, name)(images) for name in outputs}
+    compute = {
+        "features": lambda: net.features(images),
+        "spatial": lambda: spatial_features(net, images),
+    }
+    return {
+        name: compute[name]() if name in compute else getattr(net, name)(images) for name in outputs
+    }
 
 
 def _digests(pixels: Tensor) -> Tensor:
     rows = pixels.to(torch.uint8).cpu().contiguous().numpy()
-    return torch.stack([torch.frombuffer(bytearray(hashlib.sha256(row.tobytes()).digest()), dtype=torch.uint8) for row in rows])
+    return torch.stack(
+        [
+            torch.frombuffer(bytearray(hashlib.sha256(row.tobytes()).digest()), dtype=torch.uint8)
+            for row in rows
+        ]
+    )
 
 
 class _Subset:
@@ -167,7 +201,11 @@ class _Subset:
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         rows = self.rows[indices]
-        return (self.images[rows], rows) if isinstance(self.images, Tensor) else self.images.batch(rows)
+        return (
+            (self.images[rows], rows)
+            if isinstance(self.images, Tensor)
+            else self.images.batch(rows)
+        )
 
 
 def _device(net: Any) -> torch.device:
@@ -211,7 +249,11 @@ def make_reference(
     found = share_work(images, lambda part: _outputs(part, net, batch_size, outputs))
     digest = hashlib.sha256(found["digests"].numpy().tobytes()).hexdigest()[:16]
     count = len(found["digests"])
-    source = None if isinstance(images, Tensor) else images  # a tensor has methods `split` and `resize`
+    source = (
+        None if isinstance(images, Tensor) else images
+    )  # a tensor has methods `split` and `resize`
     name = name or getattr(source, "split", None) or f"{count} images"
-    made = {key: getattr(source, key, None) for key in ("crop", "resize")} | {key: found[key] for key in outputs}
+    made = {key: getattr(source, key, None) for key in ("crop", "resize")} | {
+        key: found[key] for key in outputs
+    }
     return Reference(name, digest, count, found["size"], **made)

@@ -7,7 +7,15 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from maetok_lab.evaluation.features import Images, Net, Reference, about_net, image_features, make_reference, metric_name
+from maetok_lab.evaluation.features import (
+    Images,
+    Net,
+    Reference,
+    about_net,
+    image_features,
+    make_reference,
+    metric_name,
+)
 from maetok_lab.evaluation.metrics import (
     Statistics,
     as_gaussian,
@@ -56,16 +64,25 @@ def evaluate_generation(
     real = _as_reference(reference, net, metrics, batch_size)
     size = _image_size(samples)
     if None not in (size, real.image_size) and size != real.image_size:
-        raise ValueError(f"samples are {size} px, but the reference {real.name} has images of {real.image_size} px")
+        raise ValueError(
+            f"samples are {size} px, but the reference {real.name} has images of {real.image_size} px"
+        )
     made = _as_reference(samples, net, metrics, batch_size)
     _check(made, real, metrics, preview)
     values, intervals = _distances(made, real, metrics, fd_draws, protocol.seed)
-    second = None if second_reference is None else _as_reference(second_reference, net, metrics, batch_size)
+    second = (
+        None
+        if second_reference is None
+        else _as_reference(second_reference, net, metrics, batch_size)
+    )
     floor = _floor(real, second, metrics, protocol.seed)
     known = {"num_images": made.count, "reference": real.name, "reference_images": real.count}
     known |= {"image_size": made.image_size or real.image_size, "reference_sha256": real.sha256}
     known |= {"crop": real.crop, "resize": real.resize, **about_net(net)}
-    named = [{metric_name(key, net): value for key, value in part.items()} for part in (values, intervals, floor)]
+    named = [
+        {metric_name(key, net): value for key, value in part.items()}
+        for part in (values, intervals, floor)
+    ]
     return EvalResult(
         metrics=named[0],
         intervals=named[1],
@@ -76,7 +93,10 @@ def evaluate_generation(
 
 
 def _as_reference(
-    given: Tensor | Images | Iterable[Tensor] | Reference, net: Net, metrics: Sequence[str], batch_size: int
+    given: Tensor | Images | Iterable[Tensor] | Reference,
+    net: Net,
+    metrics: Sequence[str],
+    batch_size: int,
 ) -> Reference:
     if isinstance(given, Reference):
         return given
@@ -87,17 +107,25 @@ def _as_reference(
 
 
 def _image_size(samples: Tensor | Images | Iterable[Tensor]) -> int | None:
-    return samples.shape[-1] if isinstance(samples, Tensor) else getattr(samples, "image_size", None)
+    return (
+        samples.shape[-1] if isinstance(samples, Tensor) else getattr(samples, "image_size", None)
+    )
 
 
 def _check(made: Reference, real: Reference, metrics: Sequence[str], preview: bool) -> None:
     for side, name in ((made, "samples"), (real, f"images of the reference {real.name}")):
-        if side.features is not None and side.count > 1 and (side.features == side.features[0]).all():
+        if (
+            side.features is not None
+            and side.count > 1
+            and (side.features == side.features[0]).all()
+        ):
             raise ValueError(f"all {side.count} {name} are the same image")
     if made.features is None:
         raise ValueError(f"{made.name} is only a mean and a covariance: samples need their images")
     if real.features is None and not set(metrics) <= {"fd", "sfd", "is"}:
-        raise ValueError(f"{real.name} is only a mean and a covariance: it can give metrics=['fd'] and nothing else")
+        raise ValueError(
+            f"{real.name} is only a mean and a covariance: it can give metrics=['fd'] and nothing else"
+        )
     for metric, pair in (("fd", real.statistics), ("sfd", real.spatial_statistics)):
         fewest = made.count if pair is not None else min(made.count, real.count or 0)
         if metric in metrics and fewest < FD_IMAGES and not preview:
@@ -108,10 +136,14 @@ def _check(made: Reference, real: Reference, metrics: Sequence[str], preview: bo
     for metric, field, sides in (("sfd", "spatial", (made, real)), ("is", "logits", (made,))):
         for side in sides if metric in metrics else ():
             if getattr(side, field) is None and getattr(side, f"{field}_statistics", None) is None:
-                raise ValueError(f"{metric!r} needs {field} of {side.name}: make_reference(..., outputs=['features', {field!r}])")
+                raise ValueError(
+                    f"{metric!r} needs {field} of {side.name}: make_reference(..., outputs=['features', {field!r}])"
+                )
 
 
-def _distances(made: Reference, real: Reference, metrics: Sequence[str], draws: int, seed: int) -> Numbers:
+def _distances(
+    made: Reference, real: Reference, metrics: Sequence[str], draws: int, seed: int
+) -> Numbers:
     """The chosen metrics and their intervals, under their short names."""
     values, intervals = {}, {}
     if "kid" in metrics:
@@ -119,7 +151,10 @@ def _distances(made: Reference, real: Reference, metrics: Sequence[str], draws: 
         values["kid"], intervals["kid"] = kernel.value, (kernel.low, kernel.high)
     sides = {
         "fd": (made.features, real.features if real.statistics is None else real.statistics),
-        "sfd": (made.spatial, real.spatial if real.spatial_statistics is None else real.spatial_statistics),
+        "sfd": (
+            made.spatial,
+            real.spatial if real.spatial_statistics is None else real.spatial_statistics,
+        ),
     }
     for metric in ("fd", "sfd"):
         if metric in metrics:
@@ -139,7 +174,10 @@ def _distances(made: Reference, real: Reference, metrics: Sequence[str], draws: 
 def _wilson(share: float, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share of `count` images."""
     z = 1.96
-    middle, width = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    middle, width = (
+        share + z * z / (2 * count),
+        z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2),
+    )
     return (middle - width) / (1 + z * z / count), (middle + width) / (1 + z * z / count)
 
 
@@ -161,14 +199,20 @@ def _frechet(
     return value, (value - error, value + error)
 
 
-def _floor(real: Reference, second: Reference | None, metrics: Sequence[str], seed: int) -> dict[str, float]:
+def _floor(
+    real: Reference, second: Reference | None, metrics: Sequence[str], seed: int
+) -> dict[str, float]:
     """The metrics between real and real: a second set against the reference, or one random half against the other."""
-    score = {"is": _score(real.logits, seed)[0]} if "is" in metrics and real.logits is not None else {}
+    score = (
+        {"is": _score(real.logits, seed)[0]} if "is" in metrics and real.logits is not None else {}
+    )
     metrics = [name for name in metrics if name != "is"]
     if second is None and real.features is None:
         return score
     if second is None:
-        half, rest = torch.randperm(real.count, generator=generator(seed, "reference-halves")).tensor_split(2)
+        half, rest = torch.randperm(
+            real.count, generator=generator(seed, "reference-halves")
+        ).tensor_split(2)
         second, against = _rows(real, half), _rows(real, rest)
     else:
         against = real
@@ -182,4 +226,6 @@ def _floor(real: Reference, second: Reference | None, metrics: Sequence[str], se
 def _rows(real: Reference, rows: Tensor) -> Reference:
     """Some of a reference's images, without published statistics."""
     spatial = None if real.spatial is None else real.spatial[rows]
-    return Reference(real.name, "", len(rows), real.image_size, real.features[rows], spatial=spatial)
+    return Reference(
+        real.name, "", len(rows), real.image_size, real.features[rows], spatial=spatial
+    )

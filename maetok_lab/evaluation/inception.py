@@ -31,12 +31,18 @@ class Inception(nn.Module):
         """Several of "features", "spatial" and "logits" in one pass: images (B, 3, H, W) in [-1, 1] -> name: (B, D)."""
         maps: list[Tensor] = []
         # TensorFlow's mixed_6/conv, after its ReLU: of its 17 x 17 map ADM's sFID takes the first 7 channels
-        hook = self.model.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: maps.append(output))
+        hook = self.model.Mixed_6d.branch1x1.register_forward_hook(
+            lambda module, inputs, output: maps.append(output)
+        )
         try:
             pooled, logits = self.model(to_uint8(images))
         finally:
             hook.remove()
-        found = {"features": pooled, "spatial": maps[0][:, :SPATIAL_CHANNELS].flatten(1), "logits": logits}
+        found = {
+            "features": pooled,
+            "spatial": maps[0][:, :SPATIAL_CHANNELS].flatten(1),
+            "logits": logits,
+        }
         return {name: found[name] for name in names}
 
     def features(self, images: Tensor) -> Tensor:
@@ -59,9 +65,14 @@ def load_inception(weights: str | Path | None = None) -> Inception:
     Raises ImportError without torch-fidelity, FileNotFoundError where the weights are not here and cannot be fetched.
     """
     try:
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+        from torch_fidelity.feature_extractor_inceptionv3 import (
+            URL_INCEPTION_V3,
+            FeatureExtractorInceptionV3,
+        )
     except ImportError as problem:
-        raise ImportError("FID's network needs torch-fidelity: pip install 'maetok-lab[evaluation]'") from problem
+        raise ImportError(
+            "FID's network needs torch-fidelity: pip install 'maetok-lab[evaluation]'"
+        ) from problem
     path = Path(weights) if weights else _download(URL_INCEPTION_V3)
     if not path.exists():
         raise FileNotFoundError(f"no Inception weights at {path}")
@@ -71,7 +82,9 @@ def load_inception(weights: str | Path | None = None) -> Inception:
         copy = Path(folder) / "weights.pth"
         torch.save(state, copy)
         model = FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(copy)
+            "inception-v3-compat",
+            ["2048", "logits_unbiased"],
+            feature_extractor_weights_path=str(copy),
         )
     return Inception(model, sha256(path)[:16])
 
@@ -95,7 +108,9 @@ def _download(url: str) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[1], progress=False)
+            torch.hub.download_url_to_file(
+                url, str(path), hash_prefix=path.stem.rsplit("-", 1)[1], progress=False
+            )
         except (OSError, RuntimeError) as problem:
             raise FileNotFoundError(
                 f"FID's Inception weights are not here and could not be fetched ({problem}); download {url} elsewhere "

@@ -54,7 +54,9 @@ class Gaussian:
     factor: Tensor
 
 
-def frechet_distance(features: Tensor | Statistics | Gaussian, reference: Tensor | Statistics | Gaussian) -> float:
+def frechet_distance(
+    features: Tensor | Statistics | Gaussian, reference: Tensor | Statistics | Gaussian
+) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) between two sets, each (n, d) features or a (mean, covariance) pair.
 
     In float64. With symmetric square roots A.T A = C1 and B.T B = C2, tr (C1 C2)^(1/2) is the sum of the singular
@@ -64,9 +66,16 @@ def frechet_distance(features: Tensor | Statistics | Gaussian, reference: Tensor
     one, two = as_gaussian(features, "features"), as_gaussian(reference, "reference")
     mean, factor = two.mean.to(one.mean.device), two.factor.to(one.mean.device)
     if one.mean.shape != mean.shape:
-        raise ValueError(f"features have {len(one.mean)} dimensions, but the reference has {len(mean)}")
+        raise ValueError(
+            f"features have {len(one.mean)} dimensions, but the reference has {len(mean)}"
+        )
     cross = torch.linalg.svdvals(one.factor @ factor.T).sum()
-    return float((one.mean - mean).square().sum() + one.factor.square().sum() + factor.square().sum() - 2 * cross)
+    return float(
+        (one.mean - mean).square().sum()
+        + one.factor.square().sum()
+        + factor.square().sum()
+        - 2 * cross
+    )
 
 
 def as_gaussian(given: Tensor | Statistics | Gaussian, name: str = "features") -> Gaussian:
@@ -106,10 +115,15 @@ def _root(cov: Tensor, name: str) -> Tensor:
     """Symmetric square root of a covariance; eigenvalues negative by more than rounding are an error."""
     values, vectors = torch.linalg.eigh((cov + cov.T) / 2)
     if values[0] < -1e-4 * values[-1].abs():
-        raise ValueError(f"{name} is no covariance: it has a negative eigenvalue, {float(values[0]):.3g}")
+        raise ValueError(
+            f"{name} is no covariance: it has a negative eigenvalue, {float(values[0]):.3g}"
+        )
     rank = int((values > len(values) * 2e-16 * values[-1]).sum())
     if rank < len(values):
-        warnings.warn(f"{name}: the covariance has rank {rank} of {len(values)}; too few images?", stacklevel=4)
+        warnings.warn(
+            f"{name}: the covariance has rank {rank} of {len(values)}; too few images?",
+            stacklevel=4,
+        )
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
@@ -148,7 +162,9 @@ def kernel_distance(
     if subset_size is None:
         return _bootstrap_distance(x, y, subsets, seed)
     if not 2 <= subset_size <= min(len(x), len(y)):
-        raise ValueError(f"subset_size must be between 2 and {min(len(x), len(y))}, the smaller set, not {subset_size}")
+        raise ValueError(
+            f"subset_size must be between 2 and {min(len(x), len(y))}, the smaller set, not {subset_size}"
+        )
     random = generator(seed, "kernel-distance")
     values = []
     for _ in range(subsets):
@@ -157,12 +173,16 @@ def kernel_distance(
     values = torch.cat(values)
     value, spread = float(values.mean()), float(values.std()) if subsets > 1 else math.nan
     error = spread * max(subsets**-0.5, math.sqrt(subset_size / min(len(x), len(y))))
-    return KernelDistance(value, error, value - 1.96 * error, value + 1.96 * error, subset_size, subsets)
+    return KernelDistance(
+        value, error, value - 1.96 * error, value + 1.96 * error, subset_size, subsets
+    )
 
 
 def _bootstrap_distance(x: Tensor, y: Tensor, draws: int, seed: int) -> KernelDistance:
     random = generator(seed, "kernel-distance")
-    weights = [torch.cat([torch.ones(len(s), 1), _draws(len(s), draws, random)], 1).to(x) for s in (x, y)]
+    weights = [
+        torch.cat([torch.ones(len(s), 1), _draws(len(s), draws, random)], 1).to(x) for s in (x, y)
+    ]
     values = _weighted_distance(x, y, *weights)
     value, values = float(values[0]), values[1:]
     if draws < 2:
@@ -174,13 +194,21 @@ def _bootstrap_distance(x: Tensor, y: Tensor, draws: int, seed: int) -> KernelDi
 def _draws(count: int, draws: int, random: torch.Generator) -> Tensor:
     """How often each image occurs in each bootstrap draw: (count, draws)."""
     picks = torch.randint(count, (count, draws), generator=random)
-    return torch.zeros(count, draws, dtype=torch.float64).scatter_add_(0, picks, torch.ones(count, draws).double())
+    return torch.zeros(count, draws, dtype=torch.float64).scatter_add_(
+        0, picks, torch.ones(count, draws).double()
+    )
 
 
-def _weighted_distance(x: Tensor, y: Tensor, w: Tensor | None = None, v: Tensor | None = None) -> Tensor:
+def _weighted_distance(
+    x: Tensor, y: Tensor, w: Tensor | None = None, v: Tensor | None = None
+) -> Tensor:
     """Unbiased MMD^2 for each column of image weights: (n, d), (m, d), (n, b), (m, b) -> (b,)."""
     w, v = (x.new_ones(len(x), 1) if w is None else w), (y.new_ones(len(y), 1) if v is None else v)
-    return _kernel_mean(x, x, w, w, True) + _kernel_mean(y, y, v, v, True) - 2 * _kernel_mean(x, y, w, v, False)
+    return (
+        _kernel_mean(x, x, w, w, True)
+        + _kernel_mean(y, y, v, v, True)
+        - 2 * _kernel_mean(x, y, w, v, False)
+    )
 
 
 def _kernel_mean(x: Tensor, y: Tensor, w: Tensor, v: Tensor, same: bool) -> Tensor:
@@ -206,7 +234,9 @@ class PrecisionRecall:
     recall: float
 
 
-def precision_recall(features: Tensor, reference: Tensor, *, neighbours: int = 3) -> PrecisionRecall:
+def precision_recall(
+    features: Tensor, reference: Tensor, *, neighbours: int = 3
+) -> PrecisionRecall:
     """Improved precision and recall (Kynkaanniemi et al. 2019), as torch-fidelity computes them.
 
     A row lies near a set if it is within the distance of some row of that set to its own k-th neighbour.
@@ -215,14 +245,18 @@ def precision_recall(features: Tensor, reference: Tensor, *, neighbours: int = 3
     """
     x, y = _pair(features, reference)
     if min(len(x), len(y)) <= neighbours:
-        raise ValueError(f"{neighbours} neighbours need more images than {min(len(x), len(y))} a side")
+        raise ValueError(
+            f"{neighbours} neighbours need more images than {min(len(x), len(y))} a side"
+        )
     return PrecisionRecall(_share_near(x, y, neighbours), _share_near(y, x, neighbours))
 
 
 def _share_near(rows: Tensor, others: Tensor, neighbours: int) -> float:
     chunks = others.split(CHUNK)
     # + 1: the first neighbour of a row in its own set is itself
-    radius = torch.cat([torch.cdist(c, others).kthvalue(neighbours + 1).values for c in chunks])  # (m,)
+    radius = torch.cat(
+        [torch.cdist(c, others).kthvalue(neighbours + 1).values for c in chunks]
+    )  # (m,)
     near = torch.cat([(torch.cdist(c, others) <= radius).any(dim=1) for c in rows.split(CHUNK)])
     return float(near.double().mean())
 
@@ -244,7 +278,11 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int | None = 0) -
     if not 1 <= splits <= len(logits):
         raise ValueError(f"{splits} splits need at least as many images, not {len(logits)}")
     if seed is not None:
-        logits = logits[torch.randperm(len(logits), generator=generator(seed, "inception-score")).to(logits.device)]
+        logits = logits[
+            torch.randperm(len(logits), generator=generator(seed, "inception-score")).to(
+                logits.device
+            )
+        ]
     log_p = logits.log_softmax(dim=1)
     scores = []
     for split in range(splits):
@@ -261,9 +299,13 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int | None = 0) -
 def _features(features: Tensor, name: str) -> Tensor:
     features = torch.as_tensor(features)
     if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"{name} must be (n, d) with at least two rows, not {tuple(features.shape)}")
+        raise ValueError(
+            f"{name} must be (n, d) with at least two rows, not {tuple(features.shape)}"
+        )
     if not features.isfinite().all():
-        raise ValueError(f"{name} hold NaN or infinite values in {int((~features.isfinite()).any(1).sum())} rows")
+        raise ValueError(
+            f"{name} hold NaN or infinite values in {int((~features.isfinite()).any(1).sum())} rows"
+        )
     return wide(features)
 
 
@@ -271,5 +313,7 @@ def _pair(features: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     x = _features(features, "features")
     y = _features(reference, "reference").to(x.device)
     if x.shape[1] != y.shape[1]:
-        raise ValueError(f"features have {x.shape[1]} dimensions, but the reference has {y.shape[1]}")
+        raise ValueError(
+            f"features have {x.shape[1]} dimensions, but the reference has {y.shape[1]}"
+        )
     return x, y

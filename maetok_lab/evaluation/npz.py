@@ -17,7 +17,11 @@ from maetok_lab.files import atomic_path, sha256
 
 
 def write_npz(
-    path: str | Path, images: Tensor | Iterable[Tensor], *, count: int | None = None, labels: Tensor | None = None
+    path: str | Path,
+    images: Tensor | Iterable[Tensor],
+    *,
+    count: int | None = None,
+    labels: Tensor | None = None,
 ) -> None:
     """Write images in [-1, 1] as the array `arr_0` uint8 (n, H, W, 3) that the ADM suite reads, whole or not at all.
 
@@ -37,7 +41,14 @@ def write_npz(
     ):
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
             for batch in batches:
-                pixels = round_to_uint8(batch).to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous().numpy()
+                pixels = (
+                    round_to_uint8(batch)
+                    .to(torch.uint8)
+                    .permute(0, 2, 3, 1)
+                    .cpu()
+                    .contiguous()
+                    .numpy()
+                )
                 if not written:
                     file.write(_header((count, *pixels.shape[1:])))
                 file.write(pixels.tobytes())
@@ -51,7 +62,9 @@ def write_npz(
 
 def _header(shape: tuple[int, ...]) -> bytes:
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
     return buffer.getvalue()
 
 
@@ -69,9 +82,13 @@ class NpzImages:
                 raise ValueError(f"{path} has no array arr_0; it has {sorted(file.files)}")
             mapped = _mapped(Path(path), "arr_0.npy")
             self._pixels = file["arr_0"] if mapped is None else mapped
-            self._labels = file["arr_1"] if "arr_1" in file else np.zeros(len(self._pixels), dtype=np.int64)
+            self._labels = (
+                file["arr_1"] if "arr_1" in file else np.zeros(len(self._pixels), dtype=np.int64)
+            )
         if self._pixels.dtype != np.uint8 or self._pixels.ndim != 4 or self._pixels.shape[3] != 3:
-            raise ValueError(f"{path}: arr_0 must be uint8 (n, H, W, 3), not {self._pixels.dtype} {self._pixels.shape}")
+            raise ValueError(
+                f"{path}: arr_0 must be uint8 (n, H, W, 3), not {self._pixels.dtype} {self._pixels.shape}"
+            )
         self.image_size = self._pixels.shape[1]
 
     def __len__(self) -> int:
@@ -95,8 +112,14 @@ def _mapped(path: Path, name: str) -> np.ndarray | None:
         with open(path, "rb") as raw:  # the local header before the data says how long it is itself
             raw.seek(archive.getinfo(name).header_offset + 26)
             name_length, extra_length = np.frombuffer(raw.read(4), "<u2")
-        start = archive.getinfo(name).header_offset + 30 + int(name_length) + int(extra_length) + header
-    return np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C") if math.prod(shape) else None
+        start = (
+            archive.getinfo(name).header_offset + 30 + int(name_length) + int(extra_length) + header
+        )
+    return (
+        np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
+        if math.prod(shape)
+        else None
+    )
 
 
 def read_reference(
@@ -112,7 +135,9 @@ def read_reference(
     with np.load(path, allow_pickle=False) as file:
         names = set(file.files)
         if not names & {"arr_0", "mu"}:
-            raise ValueError(f"{path} is no reference: it needs arr_0 or mu and sigma; it has {sorted(names)}")
+            raise ValueError(
+                f"{path} is no reference: it needs arr_0 or mu and sigma; it has {sorted(names)}"
+            )
         pairs = {"statistics": ("mu", "sigma"), "spatial_statistics": ("mu_s", "sigma_s")}
         published = {
             field: tuple(torch.from_numpy(file[key]) for key in keys)
@@ -120,8 +145,14 @@ def read_reference(
             if net.name == "inception" and names.issuperset(keys)
         }
     if "arr_0" not in names and net.name != "inception":
-        raise ValueError(f"{path} holds Inception's mean and covariance only; {net.name} needs the images (arr_0)")
+        raise ValueError(
+            f"{path} holds Inception's mean and covariance only; {net.name} needs the images (arr_0)"
+        )
     if "arr_0" not in names:
         return Reference(path.name, sha256(path)[:16], None, None, **published)
-    reference = make_reference(NpzImages(path), net, name=path.name, batch_size=batch_size, outputs=outputs)
-    return dataclasses.replace(reference, **published, **({"sha256": sha256(path)[:16]} if published else {}))
+    reference = make_reference(
+        NpzImages(path), net, name=path.name, batch_size=batch_size, outputs=outputs
+    )
+    return dataclasses.replace(
+        reference, **published, **({"sha256": sha256(path)[:16]} if published else {})
+    )

@@ -15,7 +15,9 @@ def round_to_uint8(images: Tensor) -> Tensor:
     (B, 3, H, W) -> (B, 3, H, W). Raises ValueError for a wrong shape or type and for NaN or infinite pixels.
     """
     if images.ndim != 4 or not images.is_floating_point():
-        raise ValueError(f"images must be float (B, C, H, W) in [-1, 1], not {images.dtype} {tuple(images.shape)}")
+        raise ValueError(
+            f"images must be float (B, C, H, W) in [-1, 1], not {images.dtype} {tuple(images.shape)}"
+        )
     if not images.isfinite().all():
         raise ValueError("images hold NaN or infinite pixels")
     return wide(to_uint8(images))
@@ -31,7 +33,9 @@ def psnr(images: Tensor, reference: Tensor) -> Tensor:
     return 20 * math.log10(255) - 10 * mse.log10()
 
 
-def ssim(images: Tensor, reference: Tensor, *, data_range: float = 255, window: str = "gaussian") -> Tensor:
+def ssim(
+    images: Tensor, reference: Tensor, *, data_range: float = 255, window: str = "gaussian"
+) -> Tensor:
     """Structural similarity of each image in [-1, 1], mean over channels and all windows inside the image.
 
     (B, 3, H, W) twice, in [-1, 1] -> (B,) float64. Both are rounded to uint8 first. `window="gaussian"` is Wang et al.
@@ -43,7 +47,9 @@ def ssim(images: Tensor, reference: Tensor, *, data_range: float = 255, window: 
     _same_shape(images, reference)
     weights, sample = _window(window, images.device)
     if min(images.shape[2:]) < len(weights):
-        raise ValueError(f"SSIM's {window} window needs images of {len(weights)} pixels a side, not {images.shape[2:]}")
+        raise ValueError(
+            f"SSIM's {window} window needs images of {len(weights)} pixels a side, not {images.shape[2:]}"
+        )
     x, y = round_to_uint8(images), round_to_uint8(reference)
     mean_x, mean_y = _blur(x, weights), _blur(y, weights)
     var_x = sample * (_blur(x * x, weights) - mean_x * mean_x)
@@ -79,4 +85,6 @@ def wide(x: Tensor) -> Tensor:
 
 def _same_shape(images: Tensor, reference: Tensor) -> None:
     if images.shape != reference.shape:
-        raise ValueError(f"images {tuple(images.shape)} and reference {tuple(reference.shape)} must have one shape")
+        raise ValueError(
+            f"images {tuple(images.shape)} and reference {tuple(reference.shape)} must have one shape"
+        )

@@ -65,11 +65,14 @@ class EvalProtocol:
         words = [f"{self.num_images:,} images" if self.num_images else self.task]
         words += [f"{self.image_size} px"] if self.image_size else []
         words += [f"{self.labels} labels"] if self.labels and self.labels != "none" else []
-        words += [self.sampler + (f", {self.steps} steps" if self.steps else "")] if self.sampler else []
+        words += (
+            [self.sampler + (f", {self.steps} steps" if self.steps else "")] if self.sampler else []
+        )
         if self.guidance_scale is not None:
             between = (self.guidance_low, self.guidance_high)
             words.append(
-                f"guidance {self.guidance_scale:g}" + (f" on t in {list(between)}" if None not in between else "")
+                f"guidance {self.guidance_scale:g}"
+                + (f" on t in {list(between)}" if None not in between else "")
             )
         words += [f"EMA {self.ema:g}"] if self.ema is not None else []
         words += [f"against {self.reference}"] if self.reference else []
@@ -117,10 +120,20 @@ class EvalResult:
         rows = []
         for name, value in self.metrics.items():
             low, high = self.intervals.get(name, (None, None))
-            rows.append({"metric": name, "value": value, "low": low, "high": high, "floor": self.floor.get(name)})
+            rows.append(
+                {
+                    "metric": name,
+                    "value": value,
+                    "low": low,
+                    "high": high,
+                    "floor": self.floor.get(name),
+                }
+            )
         columns = ["value", "low", "high", "floor"]
         return (
-            pd.DataFrame(rows, columns=["metric", *columns]).set_index("metric").astype(dict.fromkeys(columns, float))
+            pd.DataFrame(rows, columns=["metric", *columns])
+            .set_index("metric")
+            .astype(dict.fromkeys(columns, float))
         )
 
 
@@ -132,7 +145,11 @@ def compare(
     Raises ValueError when protocols differ in any other field, listing the fields and values, and for a field in
     `allow` that protocols do not have.
     """
-    named = results if isinstance(results, Mapping) else {str(i): result for i, result in enumerate(results)}
+    named = (
+        results
+        if isinstance(results, Mapping)
+        else {str(i): result for i, result in enumerate(results)}
+    )
     if not named:
         raise ValueError("no results to compare")
     allow = [allow] if isinstance(allow, str) else list(allow)
@@ -142,15 +159,21 @@ def compare(
             raise ValueError(f"a protocol has no field {name!r}{did_you_mean(name, fields)}")
     differing = [name for name in fields if name not in allow and len(_values(named, name)) > 1]
     if differing:
-        lines = [f"  {name}: " + ", ".join(f"{v!r} ({who})" for v, who in _values(named, name)) for name in differing]
+        lines = [
+            f"  {name}: " + ", ".join(f"{v!r} ({who})" for v, who in _values(named, name))
+            for name in differing
+        ]
         raise ValueError(
-            "results made under different protocols cannot be compared; they differ in\n" + "\n".join(lines)
+            "results made under different protocols cannot be compared; they differ in\n"
+            + "\n".join(lines)
         )
     rows = []
     for name, result in named.items():
         known = {field: getattr(result.protocol, field) for field in allow}
         floors = {f"{metric}_floor": value for metric, value in result.floor.items()}
-        rows.append({"result": name, **known, "preview": result.preview, **result.metrics, **floors})
+        rows.append(
+            {"result": name, **known, "preview": result.preview, **result.metrics, **floors}
+        )
     return pd.DataFrame(rows).set_index("result")
 
 

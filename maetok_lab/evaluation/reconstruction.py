@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from maetok_lab.device import autocast
-from maetok_lab.evaluation.features import Images, Net, about_net, batch_features, image_batches, metric_name, share_work
+from maetok_lab.evaluation.features import (
+    Images,
+    Net,
+    about_net,
+    batch_features,
+    image_batches,
+    metric_name,
+    share_work,
+)
 from maetok_lab.evaluation.metrics import frechet_distance, kernel_distance, psnr, ssim
 from maetok_lab.evaluation.protocol import PREVIEW_IMAGES, EvalProtocol, EvalResult
 from maetok_lab.evaluation.scaling import frechet_error
@@ -55,8 +63,17 @@ def evaluate_reconstruction(
     metrics, intervals = {}, {}
     for name in ("psnr", "ssim", *(["perceptual"] if perceptual else [])):
         metrics[name], *intervals[name] = _mean(found[name])
-    known = {"num_images": len(found["psnr"]), "image_size": found["image_size"], "ssim": SSIM, **_known(source)}
-    known |= {"perceptual": getattr(perceptual, "__name__", type(perceptual).__name__)} if perceptual else {}
+    known = {
+        "num_images": len(found["psnr"]),
+        "image_size": found["image_size"],
+        "ssim": SSIM,
+        **_known(source),
+    }
+    known |= (
+        {"perceptual": getattr(perceptual, "__name__", type(perceptual).__name__)}
+        if perceptual
+        else {}
+    )
     if net is not None:
         _add_distances(metrics, intervals, found["made"], found["real"], net, protocol.seed)
         known |= about_net(net)
@@ -94,23 +111,43 @@ def _known(source: Images | Tensor) -> dict[str, Any]:
     """What the source tells of itself, for the protocol."""
     if isinstance(source, Tensor):
         return {}
-    names = {"reference": "split", "reference_sha256": "fingerprint", "crop": "crop", "resize": "resize"}
+    names = {
+        "reference": "split",
+        "reference_sha256": "fingerprint",
+        "crop": "crop",
+        "resize": "resize",
+    }
     return {field: getattr(source, name) for field, name in names.items() if hasattr(source, name)}
 
 
 def _add_distances(
-    metrics: dict[str, float], intervals: dict[str, Any], made: Tensor, real: Tensor, net: Net, seed: int
+    metrics: dict[str, float],
+    intervals: dict[str, Any],
+    made: Tensor,
+    real: Tensor,
+    net: Net,
+    seed: int,
 ) -> None:
     """Kernel and Frechet distance between the features of reconstructions and originals; in place."""
     kernel = kernel_distance(made, real, seed=seed)
-    metrics[metric_name("rkid", net)], intervals[metric_name("rkid", net)] = kernel.value, (kernel.low, kernel.high)
+    metrics[metric_name("rkid", net)], intervals[metric_name("rkid", net)] = (
+        kernel.value,
+        (kernel.low, kernel.high),
+    )
     value = frechet_distance(made, real)
     error = 1.96 * frechet_error(made, real, seed=seed)
-    metrics[metric_name("rfd", net)], intervals[metric_name("rfd", net)] = value, (value - error, value + error)
+    metrics[metric_name("rfd", net)], intervals[metric_name("rfd", net)] = (
+        value,
+        (value - error, value + error),
+    )
 
 
 def _pairs(
-    tokenizer: Autoencoder, source: Images | Tensor, protocol: EvalProtocol, batch_size: int, device: torch.device
+    tokenizer: Autoencoder,
+    source: Images | Tensor,
+    protocol: EvalProtocol,
+    batch_size: int,
+    device: torch.device,
 ):
     """Batches of originals and reconstructions in float32, and how many of each batch count."""
     with torch.inference_mode(), _eval_mode(tokenizer):
@@ -119,7 +156,9 @@ def _pairs(
             with autocast(device, protocol.precision):
                 rebuilt = tokenizer.decode(tokenizer.encode(images)).float()
             if rebuilt.shape != images.shape:
-                raise ValueError(f"images {tuple(images.shape)} came back as {tuple(rebuilt.shape)}")
+                raise ValueError(
+                    f"images {tuple(images.shape)} came back as {tuple(rebuilt.shape)}"
+                )
             yield images, rebuilt, count
 
 
@@ -127,7 +166,11 @@ def _mean(values: Tensor) -> tuple[float, float, float]:
     """Mean and 95 % interval of one number an image; an image given back exactly makes its PSNR, and the mean,
     infinite."""
     mean = float(values.mean())
-    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 and math.isfinite(mean) else math.nan
+    error = (
+        float(values.std()) / math.sqrt(len(values))
+        if len(values) > 1 and math.isfinite(mean)
+        else math.nan
+    )
     return mean, mean - 1.96 * error, mean + 1.96 * error
 
 
@@ -144,5 +187,7 @@ def _eval_mode(tokenizer: Any):
 
 
 def _device_of(tokenizer: Any) -> torch.device:
-    parameter = next(tokenizer.parameters(), None) if isinstance(tokenizer, torch.nn.Module) else None
+    parameter = (
+        next(tokenizer.parameters(), None) if isinstance(tokenizer, torch.nn.Module) else None
+    )
     return torch.device("cpu") if parameter is None else parameter.device

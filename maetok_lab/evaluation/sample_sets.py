@@ -40,20 +40,26 @@ class SampleSet:
     labels: str
 
 
-def class_labels(protocol: EvalProtocol, num_classes: int, *, pool: torch.Tensor | None = None) -> torch.Tensor:
+def class_labels(
+    protocol: EvalProtocol, num_classes: int, *, pool: torch.Tensor | None = None
+) -> torch.Tensor:
     """The label (num_images,) of each image: every class in turn, drawn at random, or the null class.
 
     "random" draws from `pool`, the labels of real images, with their frequencies, or evenly from all classes without one.
     """
     if protocol.num_images is None or protocol.labels is None:
         stated = f"{protocol.num_images} and {protocol.labels}"
-        raise ValueError(f"the protocol must state num_images and labels before samples can be drawn, not {stated}")
+        raise ValueError(
+            f"the protocol must state num_images and labels before samples can be drawn, not {stated}"
+        )
     if protocol.labels == "equal":
         return torch.arange(protocol.num_images) % num_classes
     if protocol.labels == "none":
         return torch.full((protocol.num_images,), num_classes)
     pool = torch.arange(num_classes) if pool is None else pool
-    picks = torch.randint(len(pool), (protocol.num_images,), generator=generator(protocol.seed, "class-labels"))
+    picks = torch.randint(
+        len(pool), (protocol.num_images,), generator=generator(protocol.seed, "class-labels")
+    )
     return pool[picks]
 
 
@@ -61,17 +67,29 @@ def sampling_options(protocol: EvalProtocol) -> dict[str, Any]:
     """What `samples.generate` is told, taken from the protocol alone, so that numbers and images cannot disagree."""
     missing = [name for name in ("sampler", "steps", "path") if getattr(protocol, name) is None]
     if missing:
-        raise ValueError(f"the protocol must state {', '.join(missing)} before samples can be drawn")
+        raise ValueError(
+            f"the protocol must state {', '.join(missing)} before samples can be drawn"
+        )
     guidance = None
     if protocol.guidance_scale is not None:
         low, high = protocol.guidance_low, protocol.guidance_high
-        guidance = Guidance(protocol.guidance_scale, 0.0 if low is None else low, 1.0 if high is None else high)
-    options = {"method": protocol.sampler, "num_steps": protocol.steps, "path": protocol.path, "guidance": guidance}
+        guidance = Guidance(
+            protocol.guidance_scale, 0.0 if low is None else low, 1.0 if high is None else high
+        )
+    options = {
+        "method": protocol.sampler,
+        "num_steps": protocol.steps,
+        "path": protocol.path,
+        "guidance": guidance,
+    }
     return options | {"seed": protocol.seed, "precision": protocol.precision}
 
 
 def sample_set(
-    protocol: EvalProtocol, model: DiffusionTransformer, tokenizer: Autoencoder, labels: torch.Tensor
+    protocol: EvalProtocol,
+    model: DiffusionTransformer,
+    tokenizer: Autoencoder,
+    labels: torch.Tensor,
 ) -> SampleSet:
     """The config of a run of samples. Raises ValueError for a protocol that leaves open how they are drawn."""
     sampling_options(protocol)
@@ -79,7 +97,10 @@ def sample_set(
         raise ValueError(f"{len(labels)} labels for {protocol.num_images} images")
     weights = tensors_fingerprint(model.state_dict())
     return SampleSet(
-        protocol=protocol, model=weights, tokenizer=tokenizer.fingerprint, labels=fingerprint_of(labels.tolist())
+        protocol=protocol,
+        model=weights,
+        tokenizer=tokenizer.fingerprint,
+        labels=fingerprint_of(labels.tolist()),
     )
 
 
@@ -104,15 +125,21 @@ def write_samples(
     given = sample_set(config.protocol, model, tokenizer, labels)
     if given != config:
         lines = "; ".join(differing_fields(to_json(given), to_json(config)))
-        raise ValueError(f"run {run.name} was configured for another model, tokenizer or other labels: {lines}")
+        raise ValueError(
+            f"run {run.name} was configured for another model, tokenizer or other labels: {lines}"
+        )
     rank, processes = process_group()
     folder = run.folder / "images"
     folder.mkdir(exist_ok=True)
     share = torch.arange(len(labels))[rank::processes]
-    missing = torch.tensor([row for row in share.tolist() if not image_path(run, row).exists()], dtype=torch.long)
+    missing = torch.tensor(
+        [row for row in share.tolist() if not image_path(run, row).exists()], dtype=torch.long
+    )
     done = len(share) - len(missing)
     options = sampling_options(config.protocol)
-    for rows, images in draw(model, tokenizer, space, labels, missing, batch_size=batch_size, **options):
+    for rows, images in draw(
+        model, tokenizer, space, labels, missing, batch_size=batch_size, **options
+    ):
         for row, pixels in zip(rows.tolist(), to_uint8(images).permute(0, 2, 3, 1).numpy()):
             with atomic_path(image_path(run, row)) as temporary:
                 Image.fromarray(pixels).save(temporary, "PNG")

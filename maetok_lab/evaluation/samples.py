@@ -26,11 +26,16 @@ class Autoencoder(Protocol):
 
 
 @torch.inference_mode()
-def reconstruct(tokenizer: Autoencoder, images: torch.Tensor, *, batch_size: int = 64) -> torch.Tensor:
+def reconstruct(
+    tokenizer: Autoencoder, images: torch.Tensor, *, batch_size: int = 64
+) -> torch.Tensor:
     """Encode and decode, unmasked, in float32 on the tokenizer's device. (n, 3, H, W) -> (n, 3, H, W) on the CPU"""
     device = _device(tokenizer)
     with _evaluating(tokenizer):
-        done = [tokenizer.decode(tokenizer.encode(batch.to(device))).cpu() for batch in images.split(batch_size)]
+        done = [
+            tokenizer.decode(tokenizer.encode(batch.to(device))).cpu()
+            for batch in images.split(batch_size)
+        ]
     return torch.cat(done)
 
 
@@ -52,10 +57,20 @@ def generate(
     and the time left after the first batch. In a `torch.distributed` group each process draws its share, and all get all
     images. Raises ValueError when `space` or the model belongs to another tokenizer.
     """
-    settings = {"seed": seed, "batch_size": batch_size, "precision": precision, "write": write, **sampling}
+    settings = {
+        "seed": seed,
+        "batch_size": batch_size,
+        "precision": precision,
+        "write": write,
+        **sampling,
+    }
 
     def work(rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"images": torch.cat([images for _, images in draw(model, tokenizer, space, labels, rows, **settings)])}
+        return {
+            "images": torch.cat(
+                [images for _, images in draw(model, tokenizer, space, labels, rows, **settings)]
+            )
+        }
 
     return share_rows(len(labels), work)["images"]
 
@@ -75,18 +90,31 @@ def draw(
     **sampling,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Images number `rows` (r,) of those that `generate` makes for `labels` (n,), in this process: (rows, images) a batch."""
-    owners = {"latent space": space.tokenizer, "diffusion model": model.tokenizer_fingerprint or space.tokenizer}
+    owners = {
+        "latent space": space.tokenizer,
+        "diffusion model": model.tokenizer_fingerprint or space.tokenizer,
+    }
     for what, owner in owners.items():
         if owner != tokenizer.fingerprint:
-            raise ValueError(f"the {what} belongs to tokenizer {owner}, not to {tokenizer.fingerprint}")
-    progress = SamplingProgress(sampling_cost(model, len(rows), **sampling), write=write) if write else None
+            raise ValueError(
+                f"the {what} belongs to tokenizer {owner}, not to {tokenizer.fingerprint}"
+            )
+    progress = (
+        SamplingProgress(sampling_cost(model, len(rows), **sampling), write=write)
+        if write
+        else None
+    )
     device, done = _device(model), 0
     for part in rows.split(batch_size) if len(rows) else ():
         seeds = [seeds_for(seed, 1, start=row)[0] for row in part.tolist()]
         noise = draw_noise(seeds, model.num_tokens, model.latent_dim, device=device)
         with _evaluating(model, tokenizer), autocast(device, precision):
             latents = sample(model, noise, labels[part].to(device), seeds=seeds, **sampling)
-            images = tokenizer.decode(space.denormalise(latents).to(_device(tokenizer))).float().clamp(-1, 1)
+            images = (
+                tokenizer.decode(space.denormalise(latents).to(_device(tokenizer)))
+                .float()
+                .clamp(-1, 1)
+            )
         done += len(part)
         if progress:
             progress.update(done)

@@ -30,19 +30,32 @@ def frechet_against_count(
     """
     counts = _counts(len(features)) if counts is None else sorted(set(counts))
     if len(counts) < 2 or counts[0] < 2 or counts[-1] > len(features):
-        raise ValueError(f"counts must be two or more numbers in 2 .. {len(features)}, not {counts}")
+        raise ValueError(
+            f"counts must be two or more numbers in 2 .. {len(features)}, not {counts}"
+        )
     target = as_gaussian(reference, "reference")
-    shuffled = features[torch.randperm(len(features), generator=generator(seed, "frechet-count")).to(features.device)]
+    shuffled = features[
+        torch.randperm(len(features), generator=generator(seed, "frechet-count")).to(
+            features.device
+        )
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few images are the point here
         values = [frechet_distance(shuffled[:count], target) for count in counts]
         infinity = _intercept(counts, values)
         parts = list(shuffled.tensor_split(blocks))
-        without = [_infinity_of(torch.cat(parts[:i] + parts[i + 1 :]), target, counts) for i in range(blocks)]
+        without = [
+            _infinity_of(torch.cat(parts[:i] + parts[i + 1 :]), target, counts)
+            for i in range(blocks)
+        ]
     spread = torch.tensor(without, dtype=torch.float64)
     error = math.sqrt((blocks - 1) / blocks * float((spread - spread.mean()).square().sum()))
     table = pd.DataFrame({"count": counts, "value": values})
-    table.attrs = {"infinity": infinity, "low": infinity - 1.96 * error, "high": infinity + 1.96 * error}
+    table.attrs = {
+        "infinity": infinity,
+        "low": infinity - 1.96 * error,
+        "high": infinity + 1.96 * error,
+    }
     return table
 
 
@@ -59,21 +72,30 @@ def _infinity_of(features: Tensor, target: Gaussian, counts: Sequence[int]) -> f
 def _intercept(counts: Sequence[int], values: Sequence[float]) -> float:
     inverse = 1 / torch.tensor(counts, dtype=torch.float64)
     design = torch.stack([torch.ones_like(inverse), inverse], dim=1)
-    return float(torch.linalg.lstsq(design, torch.tensor(values, dtype=torch.float64)[:, None]).solution[0])
+    return float(
+        torch.linalg.lstsq(design, torch.tensor(values, dtype=torch.float64)[:, None]).solution[0]
+    )
 
 
-def frechet_error(features: Tensor, reference: Tensor | Gaussian, *, draws: int = 8, seed: int = 0) -> float:
+def frechet_error(
+    features: Tensor, reference: Tensor | Gaussian, *, draws: int = 8, seed: int = 0
+) -> float:
     """Standard error of the Frechet distance: its spread over random halves of the samples, times sqrt(1/2).
 
     (n, d) against a Gaussian, which stays as it is; or against (n, d) whose rows belong to those of features (an image and
     its reconstruction), which are halved together.
     """
-    halves = [torch.randperm(len(features), generator=generator(seed, "frechet-halves", i)) for i in range(draws)]
+    halves = [
+        torch.randperm(len(features), generator=generator(seed, "frechet-halves", i))
+        for i in range(draws)
+    ]
     picks = [half[: max(2, len(features) // 2)] for half in halves]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of too few images: the distance itself has warned
         values = [
-            frechet_distance(features[pick], reference if isinstance(reference, Gaussian) else reference[pick])
+            frechet_distance(
+                features[pick], reference if isinstance(reference, Gaussian) else reference[pick]
+            )
             for pick in picks
         ]
     return float(torch.tensor(values, dtype=torch.float64).std() / math.sqrt(2))
@@ -92,9 +114,12 @@ def nearest_neighbours(features: Tensor, train: Tensor, *, neighbours: int = 3) 
     """The training images whose features are nearest: (n, d), (m, d) -> Neighbours. Raises ValueError for k > m."""
     if not 1 <= neighbours <= len(train) or features.shape[1:] != train.shape[1:]:
         shapes = f"{tuple(features.shape)} and {tuple(train.shape)}"
-        raise ValueError(f"need 1 to {len(train)} neighbours of features of one width, not {neighbours} of {shapes}")
+        raise ValueError(
+            f"need 1 to {len(train)} neighbours of features of one width, not {neighbours} of {shapes}"
+        )
     found = [
-        torch.cdist(part.double(), train.double()).topk(neighbours, largest=False) for part in features.split(1024)
+        torch.cdist(part.double(), train.double()).topk(neighbours, largest=False)
+        for part in features.split(1024)
     ]
     return Neighbours(torch.cat([f.indices for f in found]), torch.cat([f.values for f in found]))
 
@@ -105,6 +130,9 @@ def copied_share(features: Tensor, train: Tensor, heldout: Tensor) -> float:
     (n, d), (m, d), (k, d) -> [0, 1]: about 0.5 for samples that copy as little as new real images do, 1 for copies;
     below 0.5 samples are further from the training images than real ones are.
     """
-    made, real = (nearest_neighbours(side, train, neighbours=1).distances[:, 0] for side in (features, heldout))
+    made, real = (
+        nearest_neighbours(side, train, neighbours=1).distances[:, 0]
+        for side in (features, heldout)
+    )
     less, equal = (made[:, None] < real).double(), (made[:, None] == real).double()
     return float((less + equal / 2).mean())

@@ -1,6 +1,6 @@
 """Ways to draw images with one trained model, each sampled, timed and scored into a run of its own, once.
 
-    runs/setting-NAME-HASH/  config.json score.json samples/step-0000000.png summary.json
+runs/setting-NAME-HASH/  config.json score.json samples/step-0000000.png summary.json
 """
 
 import dataclasses
@@ -44,7 +44,9 @@ class Setting:
         """`base` with this setting. At scale 1 there is no guidance, so the interval, which changes nothing, is left out."""
         between = {"guidance_low": self.low, "guidance_high": self.high} if self.scale != 1 else {}
         guided = {"guidance_scale": self.scale, **between}
-        return dataclasses.replace(base, sampler=self.sampler, steps=self.steps, ema=self.ema, **guided)
+        return dataclasses.replace(
+            base, sampler=self.sampler, steps=self.steps, ema=self.ema, **guided
+        )
 
     def describe(self) -> str:
         """A few words, for a title or a line of progress."""
@@ -62,13 +64,28 @@ def setting_grid(
     ema_rates: Sequence[float | None],
 ) -> list[Setting]:
     """Every combination, the EMA rate slowest and the scale fastest. Raises ValueError where there is nothing to choose from."""
-    axes = {"ema_rates": ema_rates, "samplers": samplers, "steps": steps, "intervals": intervals, "scales": scales}
+    axes = {
+        "ema_rates": ema_rates,
+        "samplers": samplers,
+        "steps": steps,
+        "intervals": intervals,
+        "scales": scales,
+    }
     empty = [name for name, values in axes.items() if not len(values)]
     odd = [list(interval) for interval in intervals if len(interval) != 2]
     if empty or odd:
-        raise ValueError(f"no values for {empty}" if empty else f"an interval is [low, high], not {odd[0]}")
+        raise ValueError(
+            f"no values for {empty}" if empty else f"an interval is [low, high], not {odd[0]}"
+        )
     return [
-        Setting(scale=float(scale), low=float(low), high=float(high), steps=count, sampler=sampler, ema=ema)
+        Setting(
+            scale=float(scale),
+            low=float(low),
+            high=float(high),
+            steps=count,
+            sampler=sampler,
+            ema=ema,
+        )
         for ema, sampler, count, (low, high), scale in itertools.product(*axes.values())
     ]
 
@@ -95,10 +112,19 @@ class Scorer:
     def score(self, setting: Setting) -> Run:
         """The finished run of a setting; sampled and scored now unless it is there already."""
         model = self.models[setting.ema]
-        known = {"reference": self.real.name, "reference_sha256": self.real.sha256, **about_net(self.net)}
+        known = {
+            "reference": self.real.name,
+            "reference_sha256": self.real.sha256,
+            **about_net(self.net),
+        }
         protocol = setting.protocol(self.protocol).filled(num_images=len(self.labels), **known)
         config = sample_set(protocol, model, self.tokenizer, self.labels)
-        run = Run.open(f"setting-{self.name}-{fingerprint(config)[:8]}", config, root=self.root, parents=self.parents)
+        run = Run.open(
+            f"setting-{self.name}-{fingerprint(config)[:8]}",
+            config,
+            root=self.root,
+            parents=self.parents,
+        )
         if run.finished:
             run.close()
             return run
@@ -117,7 +143,12 @@ class Scorer:
         images = generate(*given, self.labels, **options)
         seconds = time.perf_counter() - started
         result = evaluate_generation(
-            images, self.real, net=self.net, protocol=protocol, metrics=["kid"], second_reference=self.second
+            images,
+            self.real,
+            net=self.net,
+            protocol=protocol,
+            metrics=["kid"],
+            second_reference=self.second,
         )
         result.save(run.folder / "score.json")
         shown = image_grid(images[:SHOWN_IMAGES], columns=8)
@@ -136,8 +167,15 @@ def settings_table(scored: Mapping[Setting, Run], net: Net) -> pd.DataFrame:
         result = load_score(run)
         low, high = result.intervals[kid]
         interval = {"interval": f"{setting.low:g} to {setting.high:g}"}
-        numbers = {kid: result.metrics[kid], "kid_low": low, "kid_high": high, "kid_floor": result.floor[kid]}
-        told: dict[str, Any] = {name: run.summary[name] for name in ("images_per_second", "model_rows")}
+        numbers = {
+            kid: result.metrics[kid],
+            "kid_low": low,
+            "kid_high": high,
+            "kid_floor": result.floor[kid],
+        }
+        told: dict[str, Any] = {
+            name: run.summary[name] for name in ("images_per_second", "model_rows")
+        }
         rows.append({**dataclasses.asdict(setting), **interval, **numbers, **told, "run": run.name})
     return pd.DataFrame(rows)
 

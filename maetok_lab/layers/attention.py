@@ -29,7 +29,9 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, rotation: Rotation | None = None) -> torch.Tensor:
         """x (B, S, D) -> (B, S, D); `rotation` turns q and k (see layers.positions)."""
-        q, k, v = rearrange(self.qkv(x), "b s (three h d) -> three b h s d", three=3, h=self.num_heads)
+        q, k, v = rearrange(
+            self.qkv(x), "b s (three h d) -> three b h s d", three=3, h=self.num_heads
+        )
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)

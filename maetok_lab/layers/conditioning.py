@@ -14,8 +14,12 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         half = NUM_FREQUENCIES // 2
-        self.register_buffer("frequencies", torch.exp(-math.log(10000) * torch.arange(half) / half), persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.register_buffer(
+            "frequencies", torch.exp(-math.log(10000) * torch.arange(half) / half), persistent=False
+        )
+        self.mlp = nn.Sequential(
+            nn.Linear(NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
+        )
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
         """t (B,) -> (B, width)"""

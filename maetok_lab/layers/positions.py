@@ -17,15 +17,21 @@ def sincos_1d(positions: torch.Tensor, width: int, *, base: float = 10000.0) -> 
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).float()
 
 
-def sincos_2d(rows: torch.Tensor, columns: torch.Tensor, width: int, *, base: float = 100.0) -> torch.Tensor:
+def sincos_2d(
+    rows: torch.Tensor, columns: torch.Tensor, width: int, *, base: float = 100.0
+) -> torch.Tensor:
     """Half of the channels for the row, half for the column. rows, columns (N,) -> (N, width); width divisible by 4.
 
     `base` spans wavelengths from 2 pi to 2 pi * base: 100 suits grids of tens of patches (ViT's 10000 wastes channels on them).
     """
-    return torch.cat([sincos_1d(rows, width // 2, base=base), sincos_1d(columns, width // 2, base=base)], dim=1)
+    return torch.cat(
+        [sincos_1d(rows, width // 2, base=base), sincos_1d(columns, width // 2, base=base)], dim=1
+    )
 
 
-def grid_positions(height: int, width: int, *, device: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def grid_positions(
+    height: int, width: int, *, device: torch.device | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Row and column of every patch in row-major order, as floats: two tensors (height * width,)."""
     index = torch.arange(height * width, device=device)
     return (index // width).float(), (index % width).float()
@@ -35,7 +41,11 @@ def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     """Rotate adjacent channel pairs, in float32. x (B, heads, S, head_dim) -> the same shape and dtype"""
     cos, sin = rotation
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
+    return (
+        torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+        .flatten(-2)
+        .to(x.dtype)
+    )
 
 
 def pad_rotation(rotation: Rotation, before: int, after: int) -> Rotation:
@@ -59,11 +69,15 @@ class AxialRope2d(nn.Module):
         if head_dim % 4:
             raise ValueError(f"2-D RoPE needs a head width divisible by 4, not {head_dim}")
         self.depth = depth
-        self.register_buffer("frequencies", theta ** (-torch.arange(0, head_dim, 4) / head_dim), persistent=False)
+        self.register_buffer(
+            "frequencies", theta ** (-torch.arange(0, head_dim, 4) / head_dim), persistent=False
+        )
 
     def forward(self, rows: torch.Tensor, columns: torch.Tensor) -> list[Rotation]:
         """rows, columns (S,) -> for each layer cos and sin (1, S, head_dim / 2)"""
-        angles = torch.cat([columns[:, None] * self.frequencies, rows[:, None] * self.frequencies], dim=1)[None]
+        angles = torch.cat(
+            [columns[:, None] * self.frequencies, rows[:, None] * self.frequencies], dim=1
+        )[None]
         return [(angles.cos(), angles.sin())] * self.depth
 
 
@@ -83,11 +97,15 @@ class MixedRope2d(nn.Module):
         angle = torch.rand(depth, num_heads, 1) * 2 * torch.pi
         along_x = [magnitude * angle.cos(), magnitude * (angle + torch.pi / 2).cos()]
         along_y = [magnitude * angle.sin(), magnitude * (angle + torch.pi / 2).sin()]
-        self.freqs = nn.Parameter(torch.stack([torch.cat(along_x, -1).flatten(1), torch.cat(along_y, -1).flatten(1)]))
+        self.freqs = nn.Parameter(
+            torch.stack([torch.cat(along_x, -1).flatten(1), torch.cat(along_y, -1).flatten(1)])
+        )
 
     def forward(self, rows: torch.Tensor, columns: torch.Tensor) -> list[Rotation]:
         """rows, columns (S,) -> for each layer cos and sin (num_heads, S, head_dim / 2), in float32"""
-        f_x, f_y = self.freqs.float().unflatten(-1, (self.num_heads, -1)).unsqueeze(-2)  # (depth, heads, 1, pairs)
+        f_x, f_y = (
+            self.freqs.float().unflatten(-1, (self.num_heads, -1)).unsqueeze(-2)
+        )  # (depth, heads, 1, pairs)
         angles = columns[:, None] * f_x + rows[:, None] * f_y
         return list(zip(angles.cos(), angles.sin()))
 
@@ -97,7 +115,9 @@ class Rope1d(nn.Module):
 
     def __init__(self, head_dim: int, *, theta: float = 10000.0):
         super().__init__()
-        self.register_buffer("frequencies", theta ** (-torch.arange(0, head_dim, 2) / head_dim), persistent=False)
+        self.register_buffer(
+            "frequencies", theta ** (-torch.arange(0, head_dim, 2) / head_dim), persistent=False
+        )
 
     def forward(self, positions: torch.Tensor) -> Rotation:
         """positions (S,) -> cos and sin (1, S, head_dim / 2)"""

@@ -17,7 +17,9 @@ def plot_loss_curves(
     """
     lacking = [name for name, table in metrics.items() if column not in table]
     if lacking or not metrics:
-        raise ValueError(f"no column {column!r} in the metrics of {lacking or 'any run: there are none'}")
+        raise ValueError(
+            f"no column {column!r} in the metrics of {lacking or 'any run: there are none'}"
+        )
     ax = axes(ax)
     colours = colours_for(metrics)
     for name, table in metrics.items():
@@ -28,7 +30,9 @@ def plot_loss_curves(
     return finish(ax)
 
 
-def plot_against(table: pd.DataFrame, x: str, y: str, *, labels: Mapping[str, str] | None = None, ax: Any = None) -> Any:
+def plot_against(
+    table: pd.DataFrame, x: str, y: str, *, labels: Mapping[str, str] | None = None, ax: Any = None
+) -> Any:
     """One point a row of `table` (its index names it), column `y` over column `x`: figure 5a -> Axes.
 
     `labels` give the axes other words than the columns. Raises ValueError for a column that is not there.
@@ -58,7 +62,10 @@ def plot_mean_norms(tables: Mapping[str, pd.DataFrame], *, ax: Any = None) -> An
     counts = sorted({int(count) for table in tables.values() for count in table["components"]})
     for position, (name, table) in enumerate(tables.items()):
         norms = table.set_index("components")["max_mean_norm"]
-        places = [counts.index(count) + (position - (len(tables) - 1) / 2) * width for count in norms.index]
+        places = [
+            counts.index(count) + (position - (len(tables) - 1) / 2) * width
+            for count in norms.index
+        ]
         ax.bar(places, norms, width, color=colours[name], label=name)
     ax.set_xticks(range(len(counts)), counts)
     ax.set_xlabel("mixture components")

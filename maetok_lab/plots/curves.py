@@ -17,7 +17,9 @@ def colours_for(names: Iterable[str]) -> dict[str, str]:
     one."""
     names = list(dict.fromkeys(map(str, names)))
     fixed = {name: RUNGS[rung] for name in names if (rung := _rung(name)) is not None}
-    free = [index for index in range(len(PALETTE)) if index not in fixed.values()] or list(range(len(PALETTE)))
+    free = [index for index in range(len(PALETTE)) if index not in fixed.values()] or list(
+        range(len(PALETTE))
+    )
     others = [name for name in names if name not in fixed]
     chosen = fixed | {name: free[i % len(free)] for i, name in enumerate(others)}
     return {name: PALETTE[chosen[name]] for name in names}
@@ -30,7 +32,12 @@ def _rung(name: str) -> str | None:
 
 
 def plot_losses(
-    metrics: pd.DataFrame, *, columns: Sequence[str] | None = None, x: str = "step", log: bool = False, ax: Any = None
+    metrics: pd.DataFrame,
+    *,
+    columns: Sequence[str] | None = None,
+    x: str = "step",
+    log: bool = False,
+    ax: Any = None,
 ) -> Any:
     """Losses over training steps (or images, or hours): one colour a column, train solid and other splits dashed ->
     Axes.
@@ -41,9 +48,15 @@ def plot_losses(
     columns = _loss_columns(metrics) if columns is None else list(columns)
     missing = [name for name in [x, *columns] if name not in metrics]
     if missing or not columns:
-        raise ValueError(f"no column {missing or 'named loss'} in the metrics; they have {sorted(metrics.columns)}")
+        raise ValueError(
+            f"no column {missing or 'named loss'} in the metrics; they have {sorted(metrics.columns)}"
+        )
     ax = axes(ax)
-    splits = metrics["split"].fillna("train") if "split" in metrics else pd.Series("train", index=metrics.index)
+    splits = (
+        metrics["split"].fillna("train")
+        if "split" in metrics
+        else pd.Series("train", index=metrics.index)
+    )
     names = sorted(splits.unique(), key=lambda name: (name != "train", name))
     for name, colour in colours_for(columns).items():
         for split, line in zip(names, ("-", "--", ":", "-.")):
@@ -51,8 +64,19 @@ def plot_losses(
             if len(rows):
                 label = name if len(names) == 1 else f"{name}, {split}"
                 few = "o" if len(rows) <= 20 else None
-                ax.plot(rows[x], rows[name], line, color=colour, label=label, marker=few, markersize=3, linewidth=1.3)
-    ax.set_xlabel({"step": "training step", "images": "training images seen", "hours": "hours"}.get(x, x))
+                ax.plot(
+                    rows[x],
+                    rows[name],
+                    line,
+                    color=colour,
+                    label=label,
+                    marker=few,
+                    markersize=3,
+                    linewidth=1.3,
+                )
+    ax.set_xlabel(
+        {"step": "training step", "images": "training images seen", "hours": "hours"}.get(x, x)
+    )
     ax.set_ylabel("loss" if len(columns) > 1 else columns[0])
     if log:
         ax.set_yscale("log")
@@ -66,7 +90,9 @@ def axes(ax: Any = None, *, size: tuple[float, float] = (5.2, 3.6)) -> Any:
     try:
         from matplotlib import pyplot
     except ImportError as problem:
-        raise ImportError("figures need matplotlib: pip install 'maetok-lab[notebooks]'") from problem
+        raise ImportError(
+            "figures need matplotlib: pip install 'maetok-lab[notebooks]'"
+        ) from problem
     return pyplot.subplots(figsize=size, layout="constrained")[1]
 
 

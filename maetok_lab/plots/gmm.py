@@ -9,7 +9,10 @@ from maetok_lab.plots.curves import MARKERS, axes, colours_for, finish
 
 
 def plot_gmm_curve(
-    tables: pd.DataFrame | Mapping[str, pd.DataFrame], *, per_dimension: bool = False, ax: Any = None
+    tables: pd.DataFrame | Mapping[str, pd.DataFrame],
+    *,
+    per_dimension: bool = False,
+    ax: Any = None,
 ) -> Any:
     """NLL over components, held-out solid and training dotted, one colour for each of the latents -> Axes.
 
@@ -33,10 +36,20 @@ def plot_gmm_curve(
         style = {"color": colours[name], "marker": marker, "markersize": 4, "linewidth": 1.4}
         prefix = f"{name}, " if name else ""
         if table["heldout_nll"].notna().any():
-            ax.plot(table["components"], table["heldout_nll"] / scale, "-", label=f"{prefix}held-out", **style)
+            ax.plot(
+                table["components"],
+                table["heldout_nll"] / scale,
+                "-",
+                label=f"{prefix}held-out",
+                **style,
+            )
         hollow = style | {"markerfacecolor": "none", "linewidth": 0.9}
-        ax.plot(table["components"], table["train_nll"] / scale, ":", label=f"{prefix}train", **hollow)
+        ax.plot(
+            table["components"], table["train_nll"] / scale, ":", label=f"{prefix}train", **hollow
+        )
     shown = ", ".join(sorted({str(number) for number in dimensions.values()}, key=int))
     ax.set_xlabel("mixture components")
-    ax.set_ylabel(f"NLL (nats per {'image and dimension' if per_dimension else 'image'}, {shown} dimensions)")
+    ax.set_ylabel(
+        f"NLL (nats per {'image and dimension' if per_dimension else 'image'}, {shown} dimensions)"
+    )
     return finish(ax)

@@ -16,14 +16,21 @@ def show_sheet(sheet: np.ndarray, *, ax=None):
     if ax is None:
         plt = _pyplot()
         inches = min(12.0, max(3.0, sheet.shape[1] / 64))
-        _, ax = plt.subplots(figsize=(inches, inches * sheet.shape[0] / sheet.shape[1]), layout="constrained")
+        _, ax = plt.subplots(
+            figsize=(inches, inches * sheet.shape[0] / sheet.shape[1]), layout="constrained"
+        )
     ax.imshow(sheet, interpolation="nearest" if sheet.shape[1] < 1500 else "antialiased")
     ax.set_axis_off()
     return ax
 
 
 def plot_images(
-    images: torch.Tensor, *, titles: Sequence[str] | None = None, columns: int | None = None, padding: int = 2, ax=None
+    images: torch.Tensor,
+    *,
+    titles: Sequence[str] | None = None,
+    columns: int | None = None,
+    padding: int = 2,
+    ax=None,
 ):
     """Draw images (B, 3, H, W) in reading order, each with a title above it where titles are given -> Axes."""
     columns = columns or math.ceil(math.sqrt(len(images)))
@@ -52,13 +59,22 @@ def plot_rows(rows: Mapping[str, torch.Tensor], *, padding: int = 2, ax=None):
     ax = show_sheet(sheet, ax=ax)
     tall = (sheet.shape[0] - padding) / len(rows)
     for i, name in enumerate(rows):
-        place = {"xy": (0, padding + (i + 0.5) * tall), "xytext": (-4, 0), "textcoords": "offset points"}
+        place = {
+            "xy": (0, padding + (i + 0.5) * tall),
+            "xytext": (-4, 0),
+            "textcoords": "offset points",
+        }
         ax.annotate(name, **place, ha="right", va="center", fontsize=TITLE_SIZE)
     return ax
 
 
 def plot_reconstructions(
-    originals: torch.Tensor, reconstructions: torch.Tensor, *, columns: int | None = None, padding: int = 2, ax=None
+    originals: torch.Tensor,
+    reconstructions: torch.Tensor,
+    *,
+    columns: int | None = None,
+    padding: int = 2,
+    ax=None,
 ):
     """Draw originals (B, 3, H, W) above their reconstructions, pair of rows after pair of rows -> Axes."""
     if originals.shape != reconstructions.shape:

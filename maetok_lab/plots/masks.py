@@ -27,7 +27,13 @@ def picture_of(image: Tensor) -> np.ndarray:
 def masked_picture(image: Tensor, mask: Tensor, patch_size: int) -> np.ndarray:
     """An image with its hidden patches in grey. image (3, H, W), mask (patches,) -> uint8 (H, W, 3)"""
     down, across = image.shape[-2] // patch_size, image.shape[-1] // patch_size
-    hidden = mask.cpu().view(down, across).repeat_interleave(patch_size, 0).repeat_interleave(patch_size, 1).numpy()
+    hidden = (
+        mask.cpu()
+        .view(down, across)
+        .repeat_interleave(patch_size, 0)
+        .repeat_interleave(patch_size, 1)
+        .numpy()
+    )
     return np.where(hidden[..., None], np.uint8(HIDDEN), picture_of(image))
 
 
@@ -44,7 +50,9 @@ def _colours() -> np.ndarray:
     try:
         from matplotlib import colormaps
     except ImportError as problem:
-        raise ImportError("pictures of values need matplotlib: pip install 'maetok-lab[notebooks]'") from problem
+        raise ImportError(
+            "pictures of values need matplotlib: pip install 'maetok-lab[notebooks]'"
+        ) from problem
     return (colormaps["cividis"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
 
 
@@ -55,10 +63,14 @@ def hog_picture(descriptors: Tensor, grid: tuple[int, int], *, glyph: int = 24) 
     """
     down, across = grid
     n = round((descriptors.shape[1] / 27) ** 0.5)
-    cells = descriptors.float().cpu().view(down, across, 3, 9, n, n).amax(2)  # (down, across, 9, n, n)
+    cells = (
+        descriptors.float().cpu().view(down, across, 3, 9, n, n).amax(2)
+    )  # (down, across, 9, n, n)
     strengths = cells.permute(0, 3, 1, 4, 2).reshape(down * n, across * n, 9).clamp(0, 1).numpy()
     drawn = np.einsum("hwk,kpq->hpwq", strengths, _strokes(glyph)).clip(0, 1)
-    return np.repeat((drawn.reshape(down * n * glyph, -1) * 255).round().astype(np.uint8)[..., None], 3, -1)
+    return np.repeat(
+        (drawn.reshape(down * n * glyph, -1) * 255).round().astype(np.uint8)[..., None], 3, -1
+    )
 
 
 @functools.cache
@@ -74,7 +86,9 @@ def _strokes(size: int) -> np.ndarray:
     return np.clip(1.2 - across, 0, 1) * (np.hypot(x, y) < 0.48 * size)
 
 
-def component_pictures(reference: Tensor, *features: Tensor, grid: tuple[int, int]) -> list[np.ndarray]:
+def component_pictures(
+    reference: Tensor, *features: Tensor, grid: tuple[int, int]
+) -> list[np.ndarray]:
     """The first three principal components of features as red, green and blue, all on the axes and scale of `reference`.
 
     reference and each of features (patches, width) -> uint8 (down, across, 3) each
@@ -85,7 +99,9 @@ def component_pictures(reference: Tensor, *features: Tensor, grid: tuple[int, in
     directions = directions * directions.sum(1, keepdim=True).sign()  # svd's sign is arbitrary
     spread = ((reference.float() - mean) @ directions.T).abs().amax(0).clamp(min=1e-9)
     scores = [((each.float() - mean) @ directions.T / spread).clamp(-1, 1) for each in features]
-    pictures = [torch.nn.functional.pad(score, (0, 3 - score.shape[1])).view(*grid, 3) for score in scores]
+    pictures = [
+        torch.nn.functional.pad(score, (0, 3 - score.shape[1])).view(*grid, 3) for score in scores
+    ]
     return [to_uint8(picture).cpu().numpy() for picture in pictures]
 
 
@@ -106,22 +122,49 @@ def target_pictures(study: MaskStudy, grid: tuple[int, int]) -> dict[str, np.nda
 
 
 def plot_ratio_curve(
-    curve: pd.DataFrame, *, point: Mapping[str, float] | None = None, column: str = "psnr", ax: Any = None
+    curve: pd.DataFrame,
+    *,
+    point: Mapping[str, float] | None = None,
+    column: str = "psnr",
+    ax: Any = None,
 ) -> Any:
     """A column of `ratio_curve` against the share that is hidden, and `point` ({"hidden": ..., column: ...}) as a ring -> Axes"""
     ax = axes(ax, size=(4.2, 3.0))
-    ax.plot(curve["hidden"], curve[column], "o-", color=PALETTE[0], markersize=3, label="held-out images")
+    ax.plot(
+        curve["hidden"],
+        curve[column],
+        "o-",
+        color=PALETTE[0],
+        markersize=3,
+        label="held-out images",
+    )
     if f"{column}_error" in curve:
         error = curve[f"{column}_error"]
-        ax.fill_between(curve["hidden"], curve[column] - error, curve[column] + error, color=PALETTE[0], alpha=0.2)
+        ax.fill_between(
+            curve["hidden"],
+            curve[column] - error,
+            curve[column] + error,
+            color=PALETTE[0],
+            alpha=0.2,
+        )
     if point is not None:
-        ax.plot(point["hidden"], point[column], "o", color=PALETTE[1], markersize=9, fillstyle="none", label="this image")
+        ax.plot(
+            point["hidden"],
+            point[column],
+            "o",
+            color=PALETTE[1],
+            markersize=9,
+            fillstyle="none",
+            label="this image",
+        )
     ax.set_xlabel("share of patches hidden")
     ax.set_ylabel(COLUMN_LABELS.get(column, column))
     return finish(ax)
 
 
-def plot_ratio_curves(curves: Mapping[str, pd.DataFrame], *, columns: Sequence[str] = ("psnr", "perceptual")) -> Any:
+def plot_ratio_curves(
+    curves: Mapping[str, pd.DataFrame], *, columns: Sequence[str] = ("psnr", "perceptual")
+) -> Any:
     """Several `ratio_curve`s by name, one colour and marker each, one panel a column that they have -> Figure"""
     columns = [column for column in columns if all(column in curve for curve in curves.values())]
     figure = axes(None, size=(4.6 * len(columns), 3.2)).figure
@@ -130,7 +173,14 @@ def plot_ratio_curves(curves: Mapping[str, pd.DataFrame], *, columns: Sequence[s
     for place, column in enumerate(columns, start=1):
         ax = figure.add_subplot(1, len(columns), place)
         for marker, (name, curve) in zip(MARKERS, curves.items()):
-            ax.plot(curve["hidden"], curve[column], color=colours[name], marker=marker, markersize=4, label=name)
+            ax.plot(
+                curve["hidden"],
+                curve[column],
+                color=colours[name],
+                marker=marker,
+                markersize=4,
+                label=name,
+            )
         ax.set_xlabel("share of patches hidden")
         ax.set_ylabel(COLUMN_LABELS.get(column, column))
         finish(ax)
@@ -140,7 +190,9 @@ def plot_ratio_curves(curves: Mapping[str, pd.DataFrame], *, columns: Sequence[s
 def plot_token_map(values: Tensor, *, label: str, ax: Any = None) -> Any:
     """One row a latent token, one column a patch, with a colour bar. values (N, patches) -> Axes"""
     ax = axes(ax, size=(5.6, 3.0))
-    drawn = ax.imshow(values.float().cpu().numpy(), cmap="cividis", vmin=0, aspect="auto", interpolation="nearest")
+    drawn = ax.imshow(
+        values.float().cpu().numpy(), cmap="cividis", vmin=0, aspect="auto", interpolation="nearest"
+    )
     ax.figure.colorbar(drawn, ax=ax, label=label)
     ax.set_xlabel("patch, row by row")
     ax.set_ylabel("latent token")
@@ -156,7 +208,9 @@ def plot_tokens(values: Tensor, *, label: str = "moved, std", ax: Any = None) ->
     return finish(ax)
 
 
-def plot_mask_study(study: MaskStudy, grid: tuple[int, int], *, curve: pd.DataFrame | None = None) -> Any:
+def plot_mask_study(
+    study: MaskStudy, grid: tuple[int, int], *, curve: pd.DataFrame | None = None
+) -> Any:
     """The static twin of the mask studio: the image, what was hidden, what came out, what the decoders see -> Figure"""
     patch_size = study.image.shape[-2] // grid[0]
     pictures = {

@@ -28,28 +28,54 @@ def plot_projection(
         raise ValueError(f"{len(labels)} labels for {len(frame)} rows")
     present = np.unique(labels)
     if class_names is not None and int(present.max()) >= len(class_names):
-        raise ValueError(f"label {int(present.max())} has no name among the {len(class_names)} class names")
+        raise ValueError(
+            f"label {int(present.max())} has no name among the {len(class_names)} class names"
+        )
     ax = axes(ax, size=(5.6, 4.4))
     size = float(np.clip(6000 / max(len(frame), 1), 4, 28))
     shown = {}
     for index in present:
         rows = frame[labels == index]
-        style = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index // len(PALETTE) % len(MARKERS)]}
+        style = {
+            "color": PALETTE[index % len(PALETTE)],
+            "marker": MARKERS[index // len(PALETTE) % len(MARKERS)],
+        }
         name = class_names[index] if class_names is not None else f"class {index}"
         shown[name] = ax.scatter(rows["x"], rows["y"], s=size, alpha=0.65, linewidths=0, **style)
     if 1 < len(present) <= legend:
         outside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-        ax.legend(shown.values(), shown, frameon=False, fontsize="small", markerscale=2.2, handletextpad=0.2, **outside)
+        ax.legend(
+            shown.values(),
+            shown,
+            frameon=False,
+            fontsize="small",
+            markerscale=2.2,
+            handletextpad=0.2,
+            **outside,
+        )
     return _describe(ax, frame)
 
 
 def _describe(ax: Any, frame: pd.DataFrame) -> Any:
     """A map has no units: name the method, drop the ticks, and print how far the picture can be trusted."""
-    method = {"umap": "UMAP", "tsne": "t-SNE", "pca": "PCA"}.get(frame.attrs.get("settings", {}).get("method"), "map")
+    method = {"umap": "UMAP", "tsne": "t-SNE", "pca": "PCA"}.get(
+        frame.attrs.get("settings", {}).get("method"), "map"
+    )
     quality = frame.attrs.get("quality", {})
-    names = {"trustworthiness": "trustworthiness", "knn_accuracy": "kNN", "silhouette": "silhouette"}
-    numbers = [f"{title} {quality[name]:.2f}" for name, title in names.items() if quality.get(name) is not None]
-    ax.set_xlabel(f"{method} 1 (no unit)" + (f"\n{', '.join(numbers)}; {len(frame)} images" if numbers else ""))
+    names = {
+        "trustworthiness": "trustworthiness",
+        "knn_accuracy": "kNN",
+        "silhouette": "silhouette",
+    }
+    numbers = [
+        f"{title} {quality[name]:.2f}"
+        for name, title in names.items()
+        if quality.get(name) is not None
+    ]
+    ax.set_xlabel(
+        f"{method} 1 (no unit)"
+        + (f"\n{', '.join(numbers)}; {len(frame)} images" if numbers else "")
+    )
     ax.set_ylabel(f"{method} 2 (no unit)")
     ax.set_xticks([])
     ax.set_yticks([])

@@ -16,14 +16,25 @@ def plot_sample_complexity(table: pd.DataFrame, *, ax: Any = None) -> Any:
     target = table.attrs["settings"]["target"]
     groups = list(table.groupby("components"))
     for i, (components, part) in enumerate(groups):
-        style = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
+        style = {
+            "color": PALETTE[i % len(PALETTE)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "markersize": 4,
+        }
         ax.plot(part["samples"], part["error"], linewidth=1.4, label=f"{components} modes", **style)
         ax.plot(
-            table.attrs["needed"][components], target, "o", markersize=9, markerfacecolor="none", color=style["color"]
+            table.attrs["needed"][components],
+            target,
+            "o",
+            markersize=9,
+            markerfacecolor="none",
+            color=style["color"],
         )
     ax.axhline(target, color="0.4", linewidth=0.8, linestyle="--")
     ax.set_xscale("log")
     ax.set_yscale("log")
-    ax.set_xlabel(f"training samples (needed grow as modes to the power {table.attrs['exponent']:.1f})")
+    ax.set_xlabel(
+        f"training samples (needed grow as modes to the power {table.attrs['exponent']:.1f})"
+    )
     ax.set_ylabel("worst mean's error (standard deviations)")
     return finish(ax)

@@ -34,7 +34,9 @@ class TokenStatistics:
 def token_statistics(latents: Tensor) -> TokenStatistics:
     """Latents of at least two images (n, N, C) -> their statistics. Raises ValueError for fewer."""
     if latents.ndim != 3 or len(latents) < 2:
-        raise ValueError(f"statistics need the latents of at least two images (n, N, C), not {tuple(latents.shape)}")
+        raise ValueError(
+            f"statistics need the latents of at least two images (n, N, C), not {tuple(latents.shape)}"
+        )
     return TokenStatistics(latents.mean(0), latents.std(dim=(0, 1)).clamp(min=1e-6))
 
 
@@ -44,7 +46,14 @@ def token_shift(latents: Tensor, others: Tensor, std: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def occlusion(tokenizer: MaskedTokenizer, image: Tensor, *, patch_size: int, std: Tensor, batch_size: int = 256) -> Tensor:
+def occlusion(
+    tokenizer: MaskedTokenizer,
+    image: Tensor,
+    *,
+    patch_size: int,
+    std: Tensor,
+    batch_size: int = 256,
+) -> Tensor:
     """How far each token moves when one patch alone is hidden: what carries which patch.
 
     image (3, H, W) -> (N, patches), in std of the channels (see `token_shift`). Costs one encoding a patch.
@@ -60,7 +69,12 @@ def occlusion(tokenizer: MaskedTokenizer, image: Tensor, *, patch_size: int, std
 
 @torch.inference_mode()
 def footprint(
-    tokenizer: MaskedTokenizer, latents: Tensor, fill: Tensor, *, patch_size: int, batch_size: int = 256
+    tokenizer: MaskedTokenizer,
+    latents: Tensor,
+    fill: Tensor,
+    *,
+    patch_size: int,
+    batch_size: int = 256,
 ) -> Tensor:
     """Where each token draws: how much each patch changes when the token alone is replaced by `fill`'s.
 
@@ -100,7 +114,9 @@ class Surgery:
             raise ValueError(f"the amount of a surgery must be 0 or more, not {self.amount}")
 
 
-def operate(latents: Tensor, surgery: Surgery, statistics: TokenStatistics, *, other: Tensor | None = None) -> Tensor:
+def operate(
+    latents: Tensor, surgery: Surgery, statistics: TokenStatistics, *, other: Tensor | None = None
+) -> Tensor:
     """Latents (N, C) with some tokens changed; `other` (N, C) are those of the other image, for swap and interpolate.
 
     Raises ValueError for a token that is not there, and for a missing `other`.

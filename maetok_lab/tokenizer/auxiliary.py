@@ -14,7 +14,15 @@ from maetok_lab.hints import did_you_mean
 from maetok_lab.nets import check_timm_name
 from maetok_lab.tokenizer.blocks import init_weights
 from maetok_lab.tokenizer.model import TokenizerConfig
-from maetok_lab.tokenizer.targets import TEACHERS, Captions, FeatureTarget, HogTarget, PixelTarget, Target, Teacher
+from maetok_lab.tokenizer.targets import (
+    TEACHERS,
+    Captions,
+    FeatureTarget,
+    HogTarget,
+    PixelTarget,
+    Target,
+    Teacher,
+)
 from maetok_lab.tokenizer.text import TextTarget
 from maetok_lab.tokenizer.towers import LatentDecoder, TowerConfig
 
@@ -41,9 +49,13 @@ class AuxiliaryConfig:
         if self.target.startswith("timm:"):
             check_timm_name(self.target.removeprefix("timm:"))
         elif self.target not in TARGETS:
-            raise ValueError(f"unknown target {self.target!r}{did_you_mean(self.target, [*TARGETS, 'timm:NAME'])}")
+            raise ValueError(
+                f"unknown target {self.target!r}{did_you_mean(self.target, [*TARGETS, 'timm:NAME'])}"
+            )
         elif self.weights and self.target not in TEACHERS:
-            raise ValueError(f"target {self.target!r} has no network, so it cannot take weights={self.weights!r}")
+            raise ValueError(
+                f"target {self.target!r} has no network, so it cannot take weights={self.weights!r}"
+            )
 
     @property
     def module_name(self) -> str:
@@ -58,7 +70,9 @@ def shallow_tower(decoder: TowerConfig) -> TowerConfig:
     """
     heads = min(decoder.num_heads, max(2, decoder.num_heads // 4))
     width = heads * decoder.width // decoder.num_heads
-    return dataclasses.replace(decoder, width=width, depth=min(3, decoder.depth), num_heads=heads, drop_path=0.0)
+    return dataclasses.replace(
+        decoder, width=width, depth=min(3, decoder.depth), num_heads=heads, drop_path=0.0
+    )
 
 
 def make_target(config: AuxiliaryConfig, model: TokenizerConfig) -> Target:
@@ -72,7 +86,9 @@ def make_target(config: AuxiliaryConfig, model: TokenizerConfig) -> Target:
         return PixelTarget(model.patch_size)
     if config.target == "text":
         return TextTarget()
-    return FeatureTarget(TEACHERS.get(config.target, Teacher(config.target)), model.grid[0], config.weights)
+    return FeatureTarget(
+        TEACHERS.get(config.target, Teacher(config.target)), model.grid[0], config.weights
+    )
 
 
 class AuxiliaryDecoder(nn.Module):
@@ -84,9 +100,15 @@ class AuxiliaryDecoder(nn.Module):
         self.target = make_target(config, model)
         tower = config.tower or shallow_tower(model.decoder)
         self.decoder = LatentDecoder(
-            tower, latent_dim=model.latent_dim, num_latent_tokens=model.num_latent_tokens, grid=model.grid,
-            theta=model.rope_theta, modulation=True, scale_init=model.modulation_init, latent_init=model.latent_init,
-        )  # fmt: skip
+            tower,
+            latent_dim=model.latent_dim,
+            num_latent_tokens=model.num_latent_tokens,
+            grid=model.grid,
+            theta=model.rope_theta,
+            modulation=True,
+            scale_init=model.modulation_init,
+            latent_init=model.latent_init,
+        )
         self.to_target = nn.Linear(tower.width, self.target.width)
         self.apply(init_weights)
 
@@ -95,10 +117,16 @@ class AuxiliaryDecoder(nn.Module):
         features = self.decoder(latents, self.grid)
         return self.to_target(features if self.target.by_patch else features.mean(1))
 
-    def loss(self, latents: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def loss(
+        self, latents: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
         """latents (B, N, C), target as `compute_targets` gives it, mask (B, patches) -> ()"""
         losses = self.target.loss(self(latents), target)
-        return auxiliary_loss(losses, mask, self.config.loss_on) if self.target.by_patch else losses.mean()
+        return (
+            auxiliary_loss(losses, mask, self.config.loss_on)
+            if self.target.by_patch
+            else losses.mean()
+        )
 
 
 def share_networks(decoders: Mapping[str, AuxiliaryDecoder]) -> None:
@@ -125,7 +153,9 @@ def compute_targets(
     return {name: found[decoder.target] for name, decoder in decoders.items()}
 
 
-def auxiliary_loss(per_patch: torch.Tensor, mask: torch.Tensor | None, loss_on: Literal["hidden", "all"]) -> torch.Tensor:
+def auxiliary_loss(
+    per_patch: torch.Tensor, mask: torch.Tensor | None, loss_on: Literal["hidden", "all"]
+) -> torch.Tensor:
     """Mean over hidden patches (over all without a mask, or when asked). per_patch, mask (B, patches) -> ()"""
     if mask is None or loss_on == "all":
         return per_patch.mean()

@@ -52,15 +52,21 @@ class Modulation(nn.Module):
         return self.linear(nn.functional.silu(latents)).chunk(self.chunks, dim=-1)
 
 
-def modulate_latents(x: torch.Tensor, patches: int, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def modulate_latents(
+    x: torch.Tensor, patches: int, shift: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
     """x * scale + shift on the positions behind the first `patches`. x (B, patches + N, D) -> the same shape"""
-    return torch.cat([x[:, :patches], torch.addcmul(shift, x[:, patches:], scale).to(x.dtype)], dim=1)
+    return torch.cat(
+        [x[:, :patches], torch.addcmul(shift, x[:, patches:], scale).to(x.dtype)], dim=1
+    )
 
 
 class ModulatedBlock(nn.Module):
     """Decoder block: norms without affine; at latent positions the latents themselves set scale and shift."""
 
-    def __init__(self, width: int, num_heads: int, *, latent_dim: int, drop_path: float, scale_init: float):
+    def __init__(
+        self, width: int, num_heads: int, *, latent_dim: int, drop_path: float, scale_init: float
+    ):
         super().__init__()
         self.norm1 = make_norm("layernorm", width, affine=False)
         self.norm2 = make_norm("layernorm", width, affine=False)
@@ -69,7 +75,9 @@ class ModulatedBlock(nn.Module):
         self.modulation = Modulation(latent_dim, width, chunks=4, scale_init=scale_init)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: torch.Tensor, latents: torch.Tensor, patches: int, rotation: Rotation | None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, latents: torch.Tensor, patches: int, rotation: Rotation | None
+    ) -> torch.Tensor:
         """x (B, patches + N, width), latents (B, N, C) -> (B, patches + N, width)"""
         shift_attn, scale_attn, shift_mlp, scale_mlp = self.modulation(latents)
         h = modulate_latents(self.norm1(x), patches, shift_attn, scale_attn)

@@ -46,21 +46,31 @@ class AdversarialConfig:
 
     def __post_init__(self):
         if not 0 <= self.trains_from <= self.counts_from:
-            raise ValueError(f"need 0 <= trains_from <= counts_from, not {self.trains_from} and {self.counts_from}")
-        if not 0 <= self.lecam_decay < 1 or self.learning_rate <= 0 or min(self.width, self.layers) < 1:
+            raise ValueError(
+                f"need 0 <= trains_from <= counts_from, not {self.trains_from} and {self.counts_from}"
+            )
+        if (
+            not 0 <= self.lecam_decay < 1
+            or self.learning_rate <= 0
+            or min(self.width, self.layers) < 1
+        ):
             raise ValueError(
                 "need lecam_decay in [0, 1), learning_rate > 0, width and layers at least 1, "
                 f"not {self.lecam_decay}, {self.learning_rate}, {self.width}, {self.layers}"
             )
 
 
-def make_discriminator(config: AdversarialConfig, *, image_size: int) -> "PatchDiscriminator | DinoDiscriminator":
+def make_discriminator(
+    config: AdversarialConfig, *, image_size: int
+) -> "PatchDiscriminator | DinoDiscriminator":
     """The discriminator a config names; its trained part is `.trained`, and `.crop_size` the size it crops larger images to.
 
     Raises ValueError for images that are too small, FileNotFoundError where DINO's weights are not there.
     """
     if config.discriminator == "dino":
-        return DinoDiscriminator(load_net("timm:vit_small_patch16_224.dino", weights=config.weights, input_size=224))
+        return DinoDiscriminator(
+            load_net("timm:vit_small_patch16_224.dino", weights=config.weights, input_size=224)
+        )
     if image_size // 2**config.layers < 3:
         raise ValueError(
             f"a PatchGAN of {config.layers} layers needs images of at least {3 * 2**config.layers} px, not {image_size}; "
@@ -114,7 +124,9 @@ class PatchDiscriminator(nn.Module):
 
     crop_size = None
 
-    def __init__(self, *, width: int = 64, layers: int = 3, norm: Literal["spectral", "group"] = "spectral"):
+    def __init__(
+        self, *, width: int = 64, layers: int = 3, norm: Literal["spectral", "group"] = "spectral"
+    ):
         super().__init__()
         wrap = _spectral if norm == "spectral" else nn.Identity()
         widths = [width * 2 ** min(i, 3) for i in range(layers + 1)]
@@ -139,15 +151,23 @@ class DinoDiscriminator(nn.Module):
     synchronised batch norm, so that a logit depends on its own image only.
     """
 
-    def __init__(self, net: FeatureNet, *, blocks: Sequence[int] = DINO_BLOCKS, kernel_size: int = 9):
+    def __init__(
+        self, net: FeatureNet, *, blocks: Sequence[int] = DINO_BLOCKS, kernel_size: int = 9
+    ):
         super().__init__()
         self.net, self.blocks, self.crop_size = net, tuple(blocks), net.input_size
-        self.trained = nn.ModuleList(TokenHead(net.num_features, kernel_size) for _ in range(len(blocks) + 1))
+        self.trained = nn.ModuleList(
+            TokenHead(net.num_features, kernel_size) for _ in range(len(blocks) + 1)
+        )
 
     def features(self, images: torch.Tensor) -> list[torch.Tensor]:
         """images (B, 3, H, W) in [-1, 1] -> for each head (B, D, tokens)"""
         vit = self.net.model
-        x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(self.net.prepare(images, self.net.input_size)))))
+        x = vit.norm_pre(
+            vit.patch_drop(
+                vit._pos_embed(vit.patch_embed(self.net.prepare(images, self.net.input_size)))
+            )
+        )
         found = [x]
         for i, block in enumerate(vit.blocks[: max(self.blocks) + 1]):
             x = block(x)
@@ -171,7 +191,9 @@ class TokenHead(nn.Module):
 
     @staticmethod
     def _layer(width: int, kernel_size: int) -> nn.Sequential:
-        conv = nn.Conv1d(width, width, kernel_size, padding=kernel_size // 2, padding_mode="circular")
+        conv = nn.Conv1d(
+            width, width, kernel_size, padding=kernel_size // 2, padding_mode="circular"
+        )
         return nn.Sequential(_spectral(conv), _group_norm(width), nn.LeakyReLU(0.2))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -246,15 +268,21 @@ def diff_augment(
     for part in policy.split(","):
         name, _, amount = part.partition("_")
         if name not in _AUGMENTATIONS:
-            raise ValueError(f"unknown augmentation {part!r} in {policy!r}; choose from color, translation, cutout_SHARE")
-        draws = torch.rand(size, 4, generator=generator, device=generator.device)[rows].to(images.device)
+            raise ValueError(
+                f"unknown augmentation {part!r} in {policy!r}; choose from color, translation, cutout_SHARE"
+            )
+        draws = torch.rand(size, 4, generator=generator, device=generator.device)[rows].to(
+            images.device
+        )
         augmented = _AUGMENTATIONS[name](images, draws[:, 1:], float(amount or 0))
         images = torch.where((draws[:, 0] < probability)[:, None, None, None], augmented, images)
     return images
 
 
 def _color(images: torch.Tensor, draws: torch.Tensor, amount: float) -> torch.Tensor:
-    brightness, saturation, contrast = draws[:, :, None, None, None].unbind(1)  # each (B, 1, 1, 1) in [0, 1)
+    brightness, saturation, contrast = draws[:, :, None, None, None].unbind(
+        1
+    )  # each (B, 1, 1, 1) in [0, 1)
     x = images + (brightness - 0.5)
     x = torch.lerp(x.mean(1, keepdim=True), x, 2 * saturation)
     return torch.lerp(x.mean((1, 2, 3), keepdim=True), x, 0.5 + contrast)
@@ -278,7 +306,9 @@ def _cutout(images: torch.Tensor, draws: torch.Tensor, amount: float) -> torch.T
     for axis in (2, 3):
         size = images.shape[axis]
         side = int(size * amount + 0.5)
-        start = (draws[:, axis - 2] * (size + 1 - side % 2)).floor() - side // 2  # the square may lie partly outside
+        start = (
+            draws[:, axis - 2] * (size + 1 - side % 2)
+        ).floor() - side // 2  # the square may lie partly outside
         place = torch.arange(size, device=images.device) - start[:, None]  # (B, size)
         hidden.append((place >= 0) & (place < side))
     return images * ~(hidden[0][:, None, :, None] & hidden[1][:, None, None, :])

@@ -50,17 +50,23 @@ def open_tokenizer(
         return RawPixels(image_size, patch_size)
     if str(source).startswith(DIFFUSERS):
         owner, name, *subfolder = str(source).removeprefix(DIFFUSERS).split("/")
-        return from_diffusers(f"{owner}/{name}", image_size=image_size, subfolder="/".join(subfolder) or None)
+        return from_diffusers(
+            f"{owner}/{name}", image_size=image_size, subfolder="/".join(subfolder) or None
+        )
     config = Path(source) / "config.json"
     if config.exists() and "_class_name" in read_json(config):
         return from_diffusers(source, image_size=image_size)
     tokenizer = load_tokenizer(source, root=root)
     if tokenizer.config.image_size != image_size:
-        raise ValueError(f"{source} takes images of {tokenizer.config.image_size} px, not {image_size}")
+        raise ValueError(
+            f"{source} takes images of {tokenizer.config.image_size} px, not {image_size}"
+        )
     return tokenizer
 
 
-def from_diffusers(source: str | Path, *, image_size: int, subfolder: str | None = None) -> "GridTokenizer":
+def from_diffusers(
+    source: str | Path, *, image_size: int, subfolder: str | None = None
+) -> "GridTokenizer":
     """AutoencoderKL or AutoencoderDC from a local folder or the hub ("mit-han-lab/dc-ae-f32c32-in-1.0-diffusers").
 
     Only safetensors are read. Raises ImportError without diffusers, FileNotFoundError for what cannot be had, ValueError
@@ -69,7 +75,9 @@ def from_diffusers(source: str | Path, *, image_size: int, subfolder: str | None
     try:
         import diffusers
     except ImportError as problem:
-        raise ImportError("diffusers' autoencoders need diffusers: pip install 'maetok-lab[evaluation]'") from problem
+        raise ImportError(
+            "diffusers' autoencoders need diffusers: pip install 'maetok-lab[evaluation]'"
+        ) from problem
     at = {"subfolder": subfolder} if subfolder else {}
     try:
         name = diffusers.AutoencoderKL.load_config(source, **at).get("_class_name")
@@ -112,7 +120,9 @@ class GridTokenizer(nn.Module):
 
     def _grid(self, images: Tensor) -> Tensor:
         found = self.model.encode(images)
-        return found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent  # KL has a posterior, DC has none
+        return (
+            found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent
+        )  # KL has a posterior, DC has none
 
 
 class RawPixels(nn.Module):
@@ -139,7 +149,9 @@ class RawPixels(nn.Module):
 
 def _check_images(images: Tensor, image_size: int) -> None:
     if tuple(images.shape[1:]) != (3, image_size, image_size):
-        raise ValueError(f"images must be (B, 3, {image_size}, {image_size}), not {tuple(images.shape)}")
+        raise ValueError(
+            f"images must be (B, 3, {image_size}, {image_size}), not {tuple(images.shape)}"
+        )
 
 
 def _check_latents(latents: Tensor, shape: tuple[int, int]) -> None:

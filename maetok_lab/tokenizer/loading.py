@@ -58,7 +58,9 @@ def _from_run(run: Run) -> Tokenizer:
     return tokenizer.eval()
 
 
-def load_auxiliary(source: str | Path, *, root: str | Path | None = None) -> dict[str, AuxiliaryDecoder]:
+def load_auxiliary(
+    source: str | Path, *, root: str | Path | None = None
+) -> dict[str, AuxiliaryDecoder]:
     """The auxiliary decoders that shaped a tokenizer, by target, in eval mode on the CPU, to look at what they predict.
 
     `source` is the run that trained them, one tuned from it (its parents are looked up beside it), or a folder of weights that
@@ -69,20 +71,31 @@ def load_auxiliary(source: str | Path, *, root: str | Path | None = None) -> dic
     if run is None:
         folder = weights_folder(source)
         if not (folder / AUXILIARY).exists():
-            raise ValueError(f"{source} holds a tokenizer's weights only; its auxiliary decoders are in the run that trained it")
+            raise ValueError(
+                f"{source} holds a tokenizer's weights only; its auxiliary decoders are in the run that trained it"
+            )
         config = read_json(folder / "config.json")
-        return _auxiliary(config["config"], config["targets"], load_file(folder / AUXILIARY), str(source))
+        return _auxiliary(
+            config["config"], config["targets"], load_file(folder / AUXILIARY), str(source)
+        )
     while run.config.get("trains") == "decoder":
         run = _tuned_from(run)
     targets = _tokenizer_config(run)["targets"]
     checkpoint = run.load_checkpoint(groups=["auxiliary"])
     if not targets or checkpoint is None:
-        raise ValueError(f"run {run.name} {'has no checkpoint yet' if targets else 'was trained without auxiliary targets'}")
-    return _auxiliary(run.config["model"], targets, checkpoint.tensors["auxiliary"], f"run {run.name}")
+        raise ValueError(
+            f"run {run.name} {'has no checkpoint yet' if targets else 'was trained without auxiliary targets'}"
+        )
+    return _auxiliary(
+        run.config["model"], targets, checkpoint.tensors["auxiliary"], f"run {run.name}"
+    )
 
 
 def _auxiliary(
-    model: dict[str, Any], targets: list[dict[str, Any]], tensors: dict[str, torch.Tensor], what: str
+    model: dict[str, Any],
+    targets: list[dict[str, Any]],
+    tensors: dict[str, torch.Tensor],
+    what: str,
 ) -> dict[str, AuxiliaryDecoder]:
     tokenizer = from_json(TokenizerConfig, model)
     decoders = nn.ModuleDict()
@@ -94,12 +107,18 @@ def _auxiliary(
 
 def _tuned_from(run: Run) -> Run:
     wanted = run.config["parent"]
-    names = [parent["run"] for parent in run.provenance["parents"] if parent["fingerprint"] == wanted]
+    names = [
+        parent["run"] for parent in run.provenance["parents"] if parent["fingerprint"] == wanted
+    ]
     if not names:
-        raise ValueError(f"run {run.name} does not record the run it was tuned from (fingerprint {wanted})")
+        raise ValueError(
+            f"run {run.name} does not record the run it was tuned from (fingerprint {wanted})"
+        )
     found = Run(run.folder.parent / names[0])
     if found.fingerprint != wanted:
-        raise ValueError(f"run {run.name} was tuned from another run than the {found.name} that is beside it now")
+        raise ValueError(
+            f"run {run.name} was tuned from another run than the {found.name} that is beside it now"
+        )
     return found
 
 
@@ -124,12 +143,18 @@ def export_tokenizer(
     config: dict[str, Any] = {"class": "TokenizerConfig", "config": to_json(tokenizer.config)}
     if auxiliary:
         config["targets"] = [to_json(decoder.config) for decoder in auxiliary.values()]
-        decoders = nn.ModuleDict({decoder.config.module_name: decoder for decoder in auxiliary.values()})
+        decoders = nn.ModuleDict(
+            {decoder.config.module_name: decoder for decoder in auxiliary.values()}
+        )
         write_tensors(Path(folder) / AUXILIARY, stored_as(decoders.state_dict(), dtype))
-    return write_weights(folder, stored_as(tokenizer.state_dict(), dtype), config, _card(tokenizer, about))
+    return write_weights(
+        folder, stored_as(tokenizer.state_dict(), dtype), config, _card(tokenizer, about)
+    )
 
 
-def push_tokenizer(tokenizer: Tokenizer, folder: str | Path, repository: str, *, about: str = "") -> str:
+def push_tokenizer(
+    tokenizer: Tokenizer, folder: str | Path, repository: str, *, about: str = ""
+) -> str:
     """Export to `folder` and upload it to the hub as OWNER/NAME (needs a login and a network). -> its address"""
     return push_folder(export_tokenizer(tokenizer, folder, about=about), repository)
 

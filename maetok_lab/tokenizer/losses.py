@@ -28,15 +28,23 @@ class LossConfig:
     adversarial: AdversarialConfig | None = None
 
 
-def pixel_loss(config: LossConfig, reconstructions: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+def pixel_loss(
+    config: LossConfig, reconstructions: torch.Tensor, images: torch.Tensor
+) -> torch.Tensor:
     """On the whole image, hidden patches or not. (B, 3, H, W) twice -> ()"""
     return {"mse": mse_loss, "l1": l1_loss}[config.pixel](reconstructions, images)
 
 
-def loss_weights(config: LossConfig, auxiliary: dict[str, float], *, progress: float) -> dict[str, float]:
+def loss_weights(
+    config: LossConfig, auxiliary: dict[str, float], *, progress: float
+) -> dict[str, float]:
     """The weight of every term at `progress` in [0, 1] of the training: the one place where terms are weighed."""
     ramp = min(1.0, progress / config.perceptual_warmup) if config.perceptual_warmup else 1.0
-    weights = {"pixel": config.pixel_weight, "perceptual": config.perceptual_weight * ramp, "kl": config.kl_weight}
+    weights = {
+        "pixel": config.pixel_weight,
+        "perceptual": config.perceptual_weight * ramp,
+        "kl": config.kl_weight,
+    }
     if config.adversarial:  # and times its adaptive weight, which is known only with the gradients
         weights["adversarial"] = config.adversarial.weight
     return weights | {f"auxiliary/{target}": weight for target, weight in auxiliary.items()}
@@ -44,7 +52,11 @@ def loss_weights(config: LossConfig, auxiliary: dict[str, float], *, progress: f
 
 def discriminator_weights(config: AdversarialConfig) -> dict[str, float]:
     """The weight of every term that trains the discriminator."""
-    return {"discriminator": 1.0, "lecam": config.lecam_weight, "consistency": config.consistency_weight}
+    return {
+        "discriminator": 1.0,
+        "lecam": config.lecam_weight,
+        "consistency": config.consistency_weight,
+    }
 
 
 def total_loss(terms: dict[str, torch.Tensor], weights: dict[str, float]) -> torch.Tensor:

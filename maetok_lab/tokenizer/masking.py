@@ -22,7 +22,9 @@ class MaskingConfig:
 
     def __post_init__(self):
         if not 0 <= self.low <= self.high < 1:
-            raise ValueError(f"mask ratios need 0 <= low <= high < 1, not low {self.low}, high {self.high}")
+            raise ValueError(
+                f"mask ratios need 0 <= low <= high < 1, not low {self.low}, high {self.high}"
+            )
 
 
 def draw_ratio(config: MaskingConfig, *, progress: float, generator: torch.Generator) -> float:
@@ -40,7 +42,12 @@ def draw_ratio(config: MaskingConfig, *, progress: float, generator: torch.Gener
 
 
 def draw_mask(
-    config: MaskingConfig, batch_size: int, grid: tuple[int, int], *, progress: float = 0.0, generator: torch.Generator
+    config: MaskingConfig,
+    batch_size: int,
+    grid: tuple[int, int],
+    *,
+    progress: float = 0.0,
+    generator: torch.Generator,
 ) -> torch.Tensor | None:
     """A mask for one batch, or None when nothing is hidden. Every image hides ceil(patches * ratio) patches. -> (B, patches)"""
     ratio = draw_ratio(config, progress=progress, generator=generator)
@@ -50,12 +57,16 @@ def draw_mask(
     return place(batch_size, grid, ratio, generator=generator)
 
 
-def random_mask(batch_size: int, grid: tuple[int, int], ratio: float, *, generator: torch.Generator) -> torch.Tensor:
+def random_mask(
+    batch_size: int, grid: tuple[int, int], ratio: float, *, generator: torch.Generator
+) -> torch.Tensor:
     """ceil(patches * ratio) hidden patches in an order of each image's own. -> (B, patches)"""
     return _hide_first(torch.rand(batch_size, math.prod(grid), generator=generator), ratio)
 
 
-def block_mask(batch_size: int, grid: tuple[int, int], ratio: float, *, generator: torch.Generator) -> torch.Tensor:
+def block_mask(
+    batch_size: int, grid: tuple[int, int], ratio: float, *, generator: torch.Generator
+) -> torch.Tensor:
     """A rectangle somewhere in the image (aspect 1/2 to 2) and, to reach ceil(patches * ratio), patches around it."""
     down, across = grid
     order = torch.rand(batch_size, down, across, generator=generator)

@@ -46,9 +46,13 @@ class TokenizerConfig:
                 f'latent_tokens="patches" gives {down * across} latent tokens, but num_latent_tokens is {self.num_latent_tokens}'
             )
         if self.latent_tokens == "patches" and self.masked == "drop":
-            raise ValueError('masked="drop" removes hidden patches, which are the latents of latent_tokens="patches"')
+            raise ValueError(
+                'masked="drop" removes hidden patches, which are the latents of latent_tokens="patches"'
+            )
         if self.num_latent_tokens < 1 or self.latent_dim < 1:
-            raise ValueError(f"need at least one latent token and channel, not {self.num_latent_tokens} x {self.latent_dim}")
+            raise ValueError(
+                f"need at least one latent token and channel, not {self.num_latent_tokens} x {self.latent_dim}"
+            )
 
     @property
     def grid(self) -> Grid:
@@ -102,7 +106,9 @@ class Posterior:
     def kl(self) -> torch.Tensor:
         """KL divergence to N(0, I), summed over tokens and channels, averaged over the batch (as in LDM). -> ()"""
         if self.log_variance is None:
-            raise ValueError("a plain autoencoder has no posterior to compare with a normal distribution")
+            raise ValueError(
+                "a plain autoencoder has no posterior to compare with a normal distribution"
+            )
         terms = self.mean.square() + self.log_variance.exp() - 1 - self.log_variance
         return 0.5 * terms.flatten(1).sum(1).mean()
 
@@ -118,16 +124,29 @@ class Tokenizer(nn.Module):
         self.config = config
         learnable = config.latent_tokens == "learnable"
         self.encoder = PatchEncoder(
-            config.encoder, patch_size=config.patch_size, grid=config.grid, class_token=config.class_token,
-            num_latent_tokens=config.num_latent_tokens if learnable else None, layer_scale=config.layer_scale,
-            theta=config.rope_theta, masked=config.masked, latent_init=config.latent_init,
-        )  # fmt: skip
-        self.to_latents = nn.Linear(config.encoder.width, config.latent_dim * (2 if config.bottleneck == "kl" else 1))
-        self.decoder = LatentDecoder(
-            config.decoder, latent_dim=config.latent_dim, num_latent_tokens=config.num_latent_tokens, grid=config.grid,
-            theta=config.rope_theta, modulation=config.decoder_modulation, scale_init=config.modulation_init,
+            config.encoder,
+            patch_size=config.patch_size,
+            grid=config.grid,
+            class_token=config.class_token,
+            num_latent_tokens=config.num_latent_tokens if learnable else None,
+            layer_scale=config.layer_scale,
+            theta=config.rope_theta,
+            masked=config.masked,
             latent_init=config.latent_init,
-        )  # fmt: skip
+        )
+        self.to_latents = nn.Linear(
+            config.encoder.width, config.latent_dim * (2 if config.bottleneck == "kl" else 1)
+        )
+        self.decoder = LatentDecoder(
+            config.decoder,
+            latent_dim=config.latent_dim,
+            num_latent_tokens=config.num_latent_tokens,
+            grid=config.grid,
+            theta=config.rope_theta,
+            modulation=config.decoder_modulation,
+            scale_init=config.modulation_init,
+            latent_init=config.latent_init,
+        )
         self.to_pixels = nn.Linear(config.decoder.width, 3 * config.patch_size**2)
         self.refine = Refine(config.refine) if config.refine else nn.Identity()
         self.apply(init_weights)
@@ -151,11 +170,15 @@ class Tokenizer(nn.Module):
         """Latents (the posterior's mean). images (B, 3, H, W) in [-1, 1] -> (B, N, C) float32"""
         return self.posterior(images, mask=mask).mean
 
-    def decode(self, latents: torch.Tensor, image_size: int | tuple[int, int] | None = None) -> torch.Tensor:
+    def decode(
+        self, latents: torch.Tensor, image_size: int | tuple[int, int] | None = None
+    ) -> torch.Tensor:
         """latents (B, N, C) -> images (B, 3, H, W), float32, not clamped; `image_size` (H, W) when it is not the config's."""
         if tuple(latents.shape[1:]) != self.latent_shape:
             tokens, channels = self.latent_shape
-            raise ValueError(f"latents must be (B, {tokens}, {channels}), not {tuple(latents.shape)}")
+            raise ValueError(
+                f"latents must be (B, {tokens}, {channels}), not {tuple(latents.shape)}"
+            )
         size = image_size or self.config.image_size
         grid = grid_size(*((size, size) if isinstance(size, int) else size), self.config.patch_size)
         pixels = self.to_pixels(self.decoder(latents, grid))
@@ -171,7 +194,10 @@ class Refine(nn.Module):
 
     def __init__(self, hidden: int):
         super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(3, hidden, 3, padding=1), nn.Conv2d(hidden, 3, 3, padding=1)
+        self.conv1, self.conv2 = (
+            nn.Conv2d(3, hidden, 3, padding=1),
+            nn.Conv2d(hidden, 3, 3, padding=1),
+        )
 
         self.reset()
 

@@ -39,7 +39,9 @@ class SqueezePerceptual(nn.Module):
         """images, reference (B, 3, H, W) in [-1, 1] -> (B,); gradients reach `images` only"""
         with torch.no_grad():
             wanted = self.net.stages(reference)
-        distances = [stage_distance(mine, theirs) for mine, theirs in zip(self.net.stages(images), wanted)]
+        distances = [
+            stage_distance(mine, theirs) for mine, theirs in zip(self.net.stages(images), wanted)
+        ]
         return torch.stack(distances).sum(0)
 
 
@@ -56,13 +58,19 @@ class VggLpips(nn.Module):
         try:
             from lpips import LPIPS
         except ImportError as problem:
-            raise ImportError("perceptual='lpips' needs lpips: pip install 'maetok-lab[evaluation]'") from problem
+            raise ImportError(
+                "perceptual='lpips' needs lpips: pip install 'maetok-lab[evaluation]'"
+            ) from problem
         state = _vgg_weights(weights)
-        with warnings.catch_warnings():  # the package asks torchvision for VGG16 in a deprecated way
+        with (
+            warnings.catch_warnings()
+        ):  # the package asks torchvision for VGG16 in a deprecated way
             warnings.simplefilter("ignore", UserWarning)
             self.model = LPIPS(net="vgg", pnet_rand=True, verbose=False)
         names = {f"features.{name.split('.', 1)[1]}": name for name in self.model.net.state_dict()}
-        expected = {old: tuple(self.model.net.state_dict()[new].shape) for old, new in names.items()}
+        expected = {
+            old: tuple(self.model.net.state_dict()[new].shape) for old, new in names.items()
+        }
         given = {old: tuple(state[old].shape) for old in names if old in state}
         check_shapes(expected, given, f"{weights or 'the hub cache'} is not torchvision's VGG16")
         self.model.net.load_state_dict({new: state[old] for old, new in names.items()})
@@ -76,7 +84,9 @@ class VggLpips(nn.Module):
     def stages(self, images: torch.Tensor) -> Iterable[torch.Tensor]:
         """VGG16's activations that LPIPS compares. (B, 3, H, W) -> five (B, D_i, h_i, w_i)"""
         if min(images.shape[-2:]) < 16:
-            raise ValueError(f"VGG-LPIPS needs images of at least 16 px, not {tuple(images.shape[-2:])}")
+            raise ValueError(
+                f"VGG-LPIPS needs images of at least 16 px, not {tuple(images.shape[-2:])}"
+            )
         return self.model.net(self.model.scaling_layer(images))
 
     def forward(self, images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -88,12 +98,16 @@ class VggLpips(nn.Module):
         return torch.stack(distances).sum(0)
 
 
-def stage_distance(mine: torch.Tensor, theirs: torch.Tensor, weights: torch.Tensor | float = 1.0) -> torch.Tensor:
+def stage_distance(
+    mine: torch.Tensor, theirs: torch.Tensor, weights: torch.Tensor | float = 1.0
+) -> torch.Tensor:
     """Weighted squared distance of unit-length feature vectors, averaged over places, in float32. (B, D, h, w) twice -> (B,)
 
     Unlike the package's own, its gradient is finite where all of a place's features are zero.
     """
-    difference = nn.functional.normalize(mine.float(), dim=1) - nn.functional.normalize(theirs.float(), dim=1)
+    difference = nn.functional.normalize(mine.float(), dim=1) - nn.functional.normalize(
+        theirs.float(), dim=1
+    )
     return (difference.square() * weights).sum(1).mean((1, 2))
 
 
@@ -103,17 +117,30 @@ def _vgg_weights(weights: str | Path | None) -> dict[str, torch.Tensor]:
     url = VGG16_Weights.IMAGENET1K_V1.url
     if weights is None:
         try:
-            return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-        except (OSError, RuntimeError) as problem:  # no network, no such host; a download with a wrong hash
+            return torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", check_hash=True, weights_only=True
+            )
+        except (
+            OSError,
+            RuntimeError,
+        ) as problem:  # no network, no such host; a download with a wrong hash
             raise FileNotFoundError(
                 f"torchvision's VGG16 is not in {torch.hub.get_dir()}/checkpoints and could not be fetched ({problem}); "
                 f"download {url} elsewhere and give the file as LossConfig.perceptual_weights"
             ) from problem
     path = Path(weights)
     if not path.exists():
-        raise FileNotFoundError(f"no weights at {path} (LossConfig.perceptual_weights); {url} is what is wanted")
+        raise FileNotFoundError(
+            f"no weights at {path} (LossConfig.perceptual_weights); {url} is what is wanted"
+        )
     try:
-        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as problem:  # pickle, zip and safetensors each have their own kinds of broken file
+        return (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except (
+        Exception
+    ) as problem:  # pickle, zip and safetensors each have their own kinds of broken file
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise ValueError(f"{path} is no readable weights file: {reason}") from problem

@@ -30,7 +30,11 @@ NAMES = [
 ]
 COORDINATES = re.compile(r"(encoder|decoder)\.freqs_t_[xy]")
 # Stored in the release, used by nothing: the decoder's skeleton brought them along.
-UNUSED = ("decoder.model.pos_embed", "decoder.model.patch_embed.proj.weight", "decoder.model.patch_embed.proj.bias")
+UNUSED = (
+    "decoder.model.pos_embed",
+    "decoder.model.patch_embed.proj.weight",
+    "decoder.model.patch_embed.proj.bias",
+)
 MODELS = {"base": (768, 12, 12), "large": (1024, 24, 16)}  # width, depth, heads
 
 
@@ -48,7 +52,9 @@ def from_released(state_dict: Mapping[str, torch.Tensor], config: Mapping[str, A
             tokenizer.unused.register_buffer(name.replace(".", "_"), state_dict[name].clone())
     check_shapes(_shapes(to_released(tokenizer)), _shapes(state_dict), "released tokenizer")
     tensors = {
-        _our_name(name): value for name, value in state_dict.items() if name not in UNUSED and not COORDINATES.fullmatch(name)
+        _our_name(name): value
+        for name, value in state_dict.items()
+        if name not in UNUSED and not COORDINATES.fullmatch(name)
     }
     unused = {f"unused.{name}": value for name, value in tokenizer.unused.state_dict().items()}
     masked = {"encoder.mask_token": torch.zeros_like(tokenizer.encoder.mask_token)}
@@ -63,10 +69,13 @@ def to_released(tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
     """
     config = tokenizer.config
     alike = {
-        "class_token": config.class_token, "layer_scale": config.layer_scale, "refine": not config.refine,
-        "decoder_modulation": config.decoder_modulation, "bottleneck": config.bottleneck == "ae",
+        "class_token": config.class_token,
+        "layer_scale": config.layer_scale,
+        "refine": not config.refine,
+        "decoder_modulation": config.decoder_modulation,
+        "bottleneck": config.bottleneck == "ae",
         "rope": {config.encoder.rope, config.decoder.rope} == {"mixed"},
-    }  # fmt: skip
+    }
     if not all(alike.values()):
         differs = ", ".join(name for name, same in alike.items() if not same)
         wanted = "only tokenizers built like maetok-b-128 (plain, mixed RoPE, modulated decoder) have a released form"
@@ -77,10 +86,16 @@ def to_released(tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
             tensors[_their_name(name)] = value
     down, across = config.grid
     width = config.decoder.width
-    shapes = [(1, 1 + down * across, width), (width, 3, config.patch_size, config.patch_size), (width,)]
+    shapes = [
+        (1, 1 + down * across, width),
+        (width, 3, config.patch_size, config.patch_size),
+        (width,),
+    ]
     kept = getattr(tokenizer, "unused", nn.Module())
     for name, shape in zip(UNUSED, shapes):
-        tensors[name] = getattr(kept, name.replace(".", "_"), torch.zeros(shape, device=value.device))
+        tensors[name] = getattr(
+            kept, name.replace(".", "_"), torch.zeros(shape, device=value.device)
+        )
     index = torch.arange(down * across, device=value.device)
     for tower in ("encoder", "decoder"):
         tensors[f"{tower}.freqs_t_x"] = (index % across).float()
@@ -88,38 +103,74 @@ def to_released(tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def released_config(state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> TokenizerConfig:
+def released_config(
+    state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+) -> TokenizerConfig:
     """Our config for released tensors, with `config` checked against them."""
     try:
         width, _, patch_size, _ = state_dict["encoder.model.patch_embed.proj.weight"].shape
         patches = state_dict["encoder.model.pos_embed"].shape[1] - 1
-        latent_dim, num_latent_tokens = len(state_dict["quant_conv.bias"]), state_dict["encoder.latent_tokens"].shape[1]
+        latent_dim, num_latent_tokens = (
+            len(state_dict["quant_conv.bias"]),
+            state_dict["encoder.latent_tokens"].shape[1],
+        )
         decoder_width = state_dict["decoder.mask_token"].shape[-1]
     except KeyError as missing:
-        raise ValueError(f"these are no released tokenizer weights: the tensor {missing} is missing") from None
+        raise ValueError(
+            f"these are no released tokenizer weights: the tensor {missing} is missing"
+        ) from None
     image_size = math.isqrt(patches) * patch_size
     encoder_depth, decoder_depth = (_depth(state_dict, tower) for tower in ("encoder", "decoder"))
     facts = {
-        "image_size": image_size, "patch_size": patch_size, "enc_patch_size": patch_size, "dec_patch_size": patch_size,
-        "num_latent_tokens": num_latent_tokens, "latent_dim": latent_dim, "codebook_embed_dim": latent_dim, "width": width,
-        "depth": encoder_depth, "use_rope": True, "rope_mixed": True, "dec_cls_token": False, "decoder_cls_token": False,
-    }  # fmt: skip
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "enc_patch_size": patch_size,
+        "dec_patch_size": patch_size,
+        "num_latent_tokens": num_latent_tokens,
+        "latent_dim": latent_dim,
+        "codebook_embed_dim": latent_dim,
+        "width": width,
+        "depth": encoder_depth,
+        "use_rope": True,
+        "rope_mixed": True,
+        "dec_cls_token": False,
+        "decoder_cls_token": False,
+    }
     for key, fact in facts.items():
         if key in config and config[key] != fact:
-            raise ValueError(f"the config says {key} = {config[key]!r}, but the tensors say {fact!r}")
-    for tower, size in (("encoder", (width, encoder_depth)), ("decoder", (decoder_width, decoder_depth))):
-        named = next((MODELS[word] for word in MODELS if word in str(config.get(f"{tower}_model", ""))), None)
+            raise ValueError(
+                f"the config says {key} = {config[key]!r}, but the tensors say {fact!r}"
+            )
+    for tower, size in (
+        ("encoder", (width, encoder_depth)),
+        ("decoder", (decoder_width, decoder_depth)),
+    ):
+        named = next(
+            (MODELS[word] for word in MODELS if word in str(config.get(f"{tower}_model", ""))), None
+        )
         if named and named[:2] != size:
-            raise ValueError(f"the config says {tower}_model = {config[f'{tower}_model']!r}, but the tensors are {size}")
+            raise ValueError(
+                f"the config says {tower}_model = {config[f'{tower}_model']!r}, but the tensors are {size}"
+            )
     heads = config.get("num_heads", width // 64)
     return TokenizerConfig(
-        image_size=image_size, patch_size=patch_size, num_latent_tokens=num_latent_tokens, latent_dim=latent_dim,
-        encoder=TowerConfig(width=width, depth=encoder_depth, num_heads=heads, positions="rope+ape", rope="mixed"),
-        decoder=TowerConfig(
-            width=decoder_width, depth=decoder_depth, num_heads=config.get("num_heads", decoder_width // 64), rope="mixed"
+        image_size=image_size,
+        patch_size=patch_size,
+        num_latent_tokens=num_latent_tokens,
+        latent_dim=latent_dim,
+        encoder=TowerConfig(
+            width=width, depth=encoder_depth, num_heads=heads, positions="rope+ape", rope="mixed"
         ),
-        class_token=True, layer_scale=1e-5, rope_theta=float(config.get("rope_theta", 10.0)),
-    )  # fmt: skip
+        decoder=TowerConfig(
+            width=decoder_width,
+            depth=decoder_depth,
+            num_heads=config.get("num_heads", decoder_width // 64),
+            rope="mixed",
+        ),
+        class_token=True,
+        layer_scale=1e-5,
+        rope_theta=float(config.get("rope_theta", 10.0)),
+    )
 
 
 def _depth(state_dict: Mapping[str, torch.Tensor], tower: str) -> int:

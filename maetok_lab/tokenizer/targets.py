@@ -17,7 +17,9 @@ from torch import nn
 from maetok_lab.layers.patches import patchify
 from maetok_lab.nets import FeatureNet, feature_width, load_net
 
-REMEMBERED = 2 << 30  # bytes of features a target keeps on a CPU; the shipped training set with its mirror images takes 1.3 GB
+REMEMBERED = (
+    2 << 30
+)  # bytes of features a target keeps on a CPU; the shipped training set with its mirror images takes 1.3 GB
 
 Captions = Sequence[str] | torch.Tensor | None
 
@@ -33,16 +35,24 @@ def hog(images: torch.Tensor, patch_size: int = 16, cell_size: int = 8) -> torch
     """
     height, width = images.shape[-2:]
     if patch_size % cell_size or height % patch_size or width % patch_size:
-        raise ValueError(f"need cell | patch | image sizes, not {cell_size}, {patch_size}, {height} x {width}")
+        raise ValueError(
+            f"need cell | patch | image sizes, not {cell_size}, {patch_size}, {height} x {width}"
+        )
     sobel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]], device=images.device)
     flat = nn.functional.pad(images.float().flatten(0, 1)[:, None], (1, 1, 1, 1), mode="reflect")
-    with torch.autocast(images.device.type, enabled=False):  # in bf16 the target would be off by 1 % of its variance
-        gx, gy = nn.functional.conv2d(flat, torch.stack([sobel, sobel.T])[:, None]).unbind(1)  # (B * 3, H, W)
+    with torch.autocast(
+        images.device.type, enabled=False
+    ):  # in bf16 the target would be off by 1 % of its variance
+        gx, gy = nn.functional.conv2d(flat, torch.stack([sobel, sobel.T])[:, None]).unbind(
+            1
+        )  # (B * 3, H, W)
     window = gaussian_window(2 * cell_size, device=images.device)
     tiles = [math.ceil(side / len(window)) for side in (height, width)]
     magnitude = torch.hypot(gx, gy) * window.repeat(tiles)[:height, :width]
     bins = (torch.atan2(gx, gy) / math.pi * 9).floor().long() % 9
-    weights = torch.zeros(len(flat), 9, height, width, device=images.device).scatter_(1, bins[:, None], magnitude[:, None])
+    weights = torch.zeros(len(flat), 9, height, width, device=images.device).scatter_(
+        1, bins[:, None], magnitude[:, None]
+    )
     cells = weights.unflatten(-1, (-1, cell_size)).sum(-1).unflatten(-2, (-1, cell_size)).sum(-2)
     cells = nn.functional.normalize(cells, dim=1)
     n = patch_size // cell_size
@@ -157,7 +167,11 @@ class FeatureTarget:
         patch = self.teacher.patch_size
         size = patch * self.grid if patch else None
         return load_net(
-            self.teacher.net, weights=self.weights, input_size=size, patch_size=patch, scaling=self.teacher.scaling
+            self.teacher.net,
+            weights=self.weights,
+            input_size=size,
+            patch_size=patch,
+            scaling=self.teacher.scaling,
         )
 
     def __call__(self, images: torch.Tensor, captions: Captions = None) -> torch.Tensor:

@@ -53,7 +53,9 @@ class TextTarget:
         """images (B, 3, H, W), captions as B strings or as `caption_tokens` gives them -> (B, width), rows sum to 1 or 0"""
         if captions is None or len(captions) != len(images):
             got = "none" if captions is None else len(captions)
-            raise ValueError(f"the text target needs a caption for each of the {len(images)} images, got {got}")
+            raise ValueError(
+                f"the text target needs a caption for each of the {len(images)} images, got {got}"
+            )
         tokens = captions if isinstance(captions, torch.Tensor) else caption_tokens(captions)
         tokens = tokens.to(images.device)
         bags = torch.zeros(len(tokens), self.width, device=images.device)

@@ -61,10 +61,16 @@ class GridPositions(nn.Module):
         self.grid, self.class_token = grid, class_token
         rope = {"axial": AxialRope2d, "mixed": MixedRope2d}[config.rope]
         head_dim = config.width // config.num_heads
-        self.rope = rope(config.depth, config.num_heads, head_dim, theta=theta) if "rope" in config.positions else None
+        self.rope = (
+            rope(config.depth, config.num_heads, head_dim, theta=theta)
+            if "rope" in config.positions
+            else None
+        )
         if "ape" in config.positions:
             table = sincos_2d(*grid_positions(*grid), config.width)
-            self.absolute = nn.Parameter(torch.cat([torch.zeros(int(class_token), config.width), table])[None])
+            self.absolute = nn.Parameter(
+                torch.cat([torch.zeros(int(class_token), config.width), table])[None]
+            )
         else:
             self.absolute = None
 
@@ -113,17 +119,22 @@ class PatchEncoder(nn.Module):
         self.patch_size, self.masked = patch_size, masked
         self.patch_embed = nn.Conv2d(3, width, patch_size, patch_size)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
-        self.class_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=1e-6)) if class_token else None
+        self.class_token = (
+            nn.Parameter(torch.empty(1, 1, width).normal_(std=1e-6)) if class_token else None
+        )
         self.positions = GridPositions(config, grid, class_token=class_token, theta=theta)
         if num_latent_tokens:
-            self.latent_tokens = nn.Parameter(torch.empty(1, num_latent_tokens, width).normal_(std=0.02))
+            self.latent_tokens = nn.Parameter(
+                torch.empty(1, num_latent_tokens, width).normal_(std=0.02)
+            )
             positions = latent_positions(num_latent_tokens, width, grid, latent_init)
             self.latent_positions = nn.Parameter(positions)
         else:
             self.latent_tokens = None
         rates = drop_path_rates(config)
         self.blocks = nn.ModuleList(
-            PlainBlock(width, config.num_heads, drop_path=rate, layer_scale=layer_scale) for rate in rates
+            PlainBlock(width, config.num_heads, drop_path=rate, layer_scale=layer_scale)
+            for rate in rates
         )
         self.norm = make_norm("layernorm", width)
 
@@ -134,22 +145,32 @@ class PatchEncoder(nn.Module):
         patches = x.shape[1]
         if mask is not None:
             if mask.shape != x.shape[:2] or mask.dtype != torch.bool:
-                raise ValueError(f"mask must be bool {tuple(x.shape[:2])}, not {mask.dtype} {tuple(mask.shape)}")
+                raise ValueError(
+                    f"mask must be bool {tuple(x.shape[:2])}, not {mask.dtype} {tuple(mask.shape)}"
+                )
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1)
         x = self.positions.embed(x, grid)
         first_latent = x.shape[1]
         if self.latent_tokens is not None:
-            x = torch.cat([x, (self.latent_tokens + self.latent_positions).expand(len(x), -1, -1)], dim=1)
-        rotations = self.positions.rotations(grid, after=x.shape[1] - first_latent, depth=len(self.blocks))
+            x = torch.cat(
+                [x, (self.latent_tokens + self.latent_positions).expand(len(x), -1, -1)], dim=1
+            )
+        rotations = self.positions.rotations(
+            grid, after=x.shape[1] - first_latent, depth=len(self.blocks)
+        )
         if mask is not None and self.masked == "drop":
             kept = self._visible(mask, x.shape[1], first_latent - patches)
             x = torch.take_along_dim(x, kept[..., None], dim=1)
             rotations = [rotation and take_rotation(rotation, kept) for rotation in rotations]
         for block, rotation in zip(self.blocks, rotations):
             x = block(x, rotation)
-        latents = x[:, -self.latent_tokens.shape[1] :] if self.latent_tokens is not None else x[:, first_latent - patches :]
+        latents = (
+            x[:, -self.latent_tokens.shape[1] :]
+            if self.latent_tokens is not None
+            else x[:, first_latent - patches :]
+        )
         return self.norm(latents)
 
     def _visible(self, mask: torch.Tensor, length: int, before: int) -> torch.Tensor:
@@ -157,7 +178,9 @@ class PatchEncoder(nn.Module):
         hidden = mask.sum(1)
         if (hidden != hidden[0]).any():
             counts = sorted(set(hidden.tolist()))
-            raise ValueError(f'masked="drop" needs the same number of hidden patches in every image of a batch, not {counts}')
+            raise ValueError(
+                f'masked="drop" needs the same number of hidden patches in every image of a batch, not {counts}'
+            )
         full = mask.new_zeros(len(mask), length)
         full[:, before : before + mask.shape[1]] = mask
         return full.int().argsort(dim=1, stable=True)[:, : length - int(hidden[0])]
@@ -190,18 +213,27 @@ class LatentDecoder(nn.Module):
         self.to_patches = None
         self.mask_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
         self.positions = GridPositions(config, grid, class_token=False, theta=theta)
-        self.latent_positions = nn.Parameter(latent_positions(num_latent_tokens, width, grid, latent_init))
+        self.latent_positions = nn.Parameter(
+            latent_positions(num_latent_tokens, width, grid, latent_init)
+        )
         rates = drop_path_rates(config)
         if modulation:
             self.blocks = nn.ModuleList(
-                ModulatedBlock(width, config.num_heads, latent_dim=latent_dim, drop_path=rate, scale_init=scale_init)
+                ModulatedBlock(
+                    width,
+                    config.num_heads,
+                    latent_dim=latent_dim,
+                    drop_path=rate,
+                    scale_init=scale_init,
+                )
                 for rate in rates
             )
             self.norm = make_norm("layernorm", width, affine=False)
             self.norm_modulation = Modulation(latent_dim, width, chunks=2, scale_init=scale_init)
         else:
             self.blocks = nn.ModuleList(
-                PlainBlock(width, config.num_heads, drop_path=rate, layer_scale=None) for rate in rates
+                PlainBlock(width, config.num_heads, drop_path=rate, layer_scale=None)
+                for rate in rates
             )
             self.norm = make_norm("layernorm", width)
             self.norm_modulation = None
@@ -211,7 +243,9 @@ class LatentDecoder(nn.Module):
         x = self.from_latents(latents)
         if self.to_patches is not None:
             if math.prod(grid) != self.to_patches.out_features:
-                raise ValueError(f"a decoder of depth 0 gives {self.to_patches.out_features} patches, so it cannot give {grid}")
+                raise ValueError(
+                    f"a decoder of depth 0 gives {self.to_patches.out_features} patches, so it cannot give {grid}"
+                )
             return self.to_patches(x.transpose(1, 2)).transpose(1, 2)
         patches = math.prod(grid)
         queries = self.positions.embed(self.mask_token.expand(len(x), patches, -1), grid)
@@ -224,7 +258,9 @@ class LatentDecoder(nn.Module):
         return self.norm(x[:, :patches])
 
 
-def latent_positions(count: int, width: int, grid: Grid, init: Literal["normal", "grid"]) -> torch.Tensor:
+def latent_positions(
+    count: int, width: int, grid: Grid, init: Literal["normal", "grid"]
+) -> torch.Tensor:
     """Initial embedding of latent tokens, (1, count, width): N(0, 0.02), or sines at places spread evenly over the image.
 
     "grid" gives each latent a home among the patches, so that attention is local from the first step on; short trainings
@@ -234,5 +270,8 @@ def latent_positions(count: int, width: int, grid: Grid, init: Literal["normal",
         return nn.init.trunc_normal_(torch.empty(1, count, width), std=0.02)
     down = max(d for d in range(1, math.isqrt(count) + 1) if count % d == 0)
     rows, columns = grid_positions(down, count // down)
-    rows, columns = (rows + 0.5) * grid[0] / down - 0.5, (columns + 0.5) * grid[1] / (count // down) - 0.5
+    rows, columns = (
+        (rows + 0.5) * grid[0] / down - 0.5,
+        (columns + 0.5) * grid[1] / (count // down) - 0.5,
+    )
     return sincos_2d(rows, columns, width)[None]

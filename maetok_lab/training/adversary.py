@@ -43,12 +43,16 @@ class Adversary:
         seed: int,
         device: torch.device,
     ):
-        seed_step(seed, -2)  # -1 made the tokenizer: its first weights are the same with and without an adversary
+        seed_step(
+            seed, -2
+        )  # -1 made the tokenizer: its first weights are the same with and without an adversary
         self.config, self.seed, self.precision, self.clip = config, seed, precision, optimizer.clip
         self.discriminator = make_discriminator(config, image_size=image_size).to(device)
         self.lecam = LecamEma(config.lecam_decay).to(device)
         # No weight decay: it changes nothing in a layer with spectral norm but the effective learning rate.
-        settings = OptimizerConfig(learning_rate=config.learning_rate, betas=config.betas, weight_decay=0.0)
+        settings = OptimizerConfig(
+            learning_rate=config.learning_rate, betas=config.betas, weight_decay=0.0
+        )
         trained = common.make_optimizers(settings, {"discriminator": self.discriminator})
         self.optimizers = {"discriminator": trained["adamw"]}
         self.guard = common.Guard()
@@ -65,7 +69,9 @@ class Adversary:
         """What a checkpoint holds beside the optimizer: the trained part (DINO itself is frozen) and LeCAM's averages."""
         return self._saved().state_dict()
 
-    def load(self, tensors: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor]) -> None:
+    def load(
+        self, tensors: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor]
+    ) -> None:
         """The inverse of `tensors`, and of `common.optimizer_tensors(self.optimizers)`."""
         self._saved().load_state_dict(tensors)
         common.load_optimizer_tensors(self.optimizers, optimizer)
@@ -74,7 +80,11 @@ class Adversary:
         return nn.ModuleDict({"trained": self.discriminator.trained, "lecam": self.lecam})
 
     def oppose(
-        self, reconstructions: torch.Tensor, reconstruction_loss: torch.Tensor, last_layer: torch.Tensor, share: Share
+        self,
+        reconstructions: torch.Tensor,
+        reconstruction_loss: torch.Tensor,
+        last_layer: torch.Tensor,
+        share: Share,
     ) -> dict[str, torch.Tensor]:
         """The tokenizer's adversarial term and the factor on its weight (1 where it is not adaptive); {} before `counts_from`.
 
@@ -84,15 +94,29 @@ class Adversary:
         if not self.counts(share.step):
             return {}
         self.discriminator.eval()
-        with held_still(self.discriminator.trained), autocast(reconstructions.device, self.precision):
-            adversarial = hinge_g(self.discriminator(self._view(reconstructions, "generator", share)))
+        with (
+            held_still(self.discriminator.trained),
+            autocast(reconstructions.device, self.precision),
+        ):
+            adversarial = hinge_g(
+                self.discriminator(self._view(reconstructions, "generator", share))
+            )
         if not self.config.adaptive:
-            return {"adversarial": adversarial, "adaptive_weight": torch.ones_like(adversarial.detach())}
+            return {
+                "adversarial": adversarial,
+                "adaptive_weight": torch.ones_like(adversarial.detach()),
+            }
         factor = adaptive_weight(reconstruction_loss, adversarial, last_layer, average=share.mean)
         return {"adversarial": adversarial, "adaptive_weight": factor}
 
     def learn(
-        self, images: torch.Tensor, reconstructions: torch.Tensor, share: Share, *, factor: float, parts: int = 1
+        self,
+        images: torch.Tensor,
+        reconstructions: torch.Tensor,
+        share: Share,
+        *,
+        factor: float,
+        parts: int = 1,
     ) -> dict[str, torch.Tensor]:
         """One optimizer step of the discriminator at `factor` of its learning rate; {} before `trains_from`.
 
@@ -102,7 +126,9 @@ class Adversary:
             return {}
         found = []
         for part in share.parts(parts):
-            terms, real, fake = self._losses(images[part.local], reconstructions[part.local].detach(), part)
+            terms, real, fake = self._losses(
+                images[part.local], reconstructions[part.local].detach(), part
+            )
             share.engine.backward(total_loss(terms, discriminator_weights(self.config)) / parts)
             accuracies = {"real": (real > 0).float().mean(), "fake": (fake < 0).float().mean()}
             told = {f"discriminator/accuracy_{name}": value for name, value in accuracies.items()}
@@ -136,15 +162,21 @@ class Adversary:
             terms["consistency"] = mse_loss(strong[0], real) + mse_loss(strong[1], fake)
         return terms, real.detach(), fake.detach()
 
-    def _view(self, images: torch.Tensor, name: str, share: Share, *, strong: bool = False) -> torch.Tensor:
+    def _view(
+        self, images: torch.Tensor, name: str, share: Share, *, strong: bool = False
+    ) -> torch.Tensor:
         """What the discriminator sees of images: augmented, and cropped where they are larger than it takes."""
         batch = share.size, share.rows
         if strong:
             draws = generator(self.seed, "adversary/strong", name, share.step)
-            images = diff_augment(images, policy=STRONG, probability=1.0, generator=draws, batch=batch)
+            images = diff_augment(
+                images, policy=STRONG, probability=1.0, generator=draws, batch=batch
+            )
         elif self.config.diffaug:
             draws = generator(self.seed, "adversary/diffaug", name, share.step)
-            images = diff_augment(images, policy=DIFFAUG, probability=0.5, generator=draws, batch=batch)
+            images = diff_augment(
+                images, policy=DIFFAUG, probability=0.5, generator=draws, batch=batch
+            )
         size = self.discriminator.crop_size
         if size is None or min(images.shape[-2:]) <= size:
             return images
@@ -182,5 +214,7 @@ def average_gradients(parameters: list[nn.Parameter], share: Share) -> None:
     if share.engine.num_processes == 1:
         return
     flat = share.mean(torch.cat([parameter.grad.flatten() for parameter in parameters]))
-    for parameter, gradient in zip(parameters, flat.split([parameter.numel() for parameter in parameters])):
+    for parameter, gradient in zip(
+        parameters, flat.split([parameter.numel() for parameter in parameters])
+    ):
         parameter.grad.copy_(gradient.view_as(parameter))

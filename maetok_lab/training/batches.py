@@ -45,12 +45,19 @@ def training_batches(
             yield TrainingBatch(step, *images.batch(indices, flip=flip), indices)
         return
     loader = DataLoader(
-        _Steps(images, config, rows), batch_size=None, sampler=range(start_step, config.num_steps), num_workers=config.workers,
-        generator=generator(config.seed, "loader"),  # else the loader would draw from torch's global generator
-    )  # fmt: skip
+        _Steps(images, config, rows),
+        batch_size=None,
+        sampler=range(start_step, config.num_steps),
+        num_workers=config.workers,
+        generator=generator(
+            config.seed, "loader"
+        ),  # else the loader would draw from torch's global generator
+    )
     for step, pictures in enumerate(loader, start_step):
         images.count_broken(pictures.broken)
-        yield TrainingBatch(step, pictures.images, images.labels[pictures.indices], pictures.indices)
+        yield TrainingBatch(
+            step, pictures.images, images.labels[pictures.indices], pictures.indices
+        )
 
 
 class _Steps(Dataset):

@@ -43,13 +43,17 @@ class NonFiniteTraining(RuntimeError):
     """Several steps in a row had a loss that is not a number."""
 
 
-def make_engine(batch_size: int, *, parts: int = 1, cpu: bool = False, all_weights_used: bool = True) -> Accelerator:
+def make_engine(
+    batch_size: int, *, parts: int = 1, cpu: bool = False, all_weights_used: bool = True
+) -> Accelerator:
     """Accelerate, whose processes each take an equal share of the global batch, in equal parts; ValueError when they cannot."""
     unused = DistributedDataParallelKwargs(find_unused_parameters=not all_weights_used)
     engine = Accelerator(cpu=cpu, kwargs_handlers=[unused])
     if batch_size % (engine.num_processes * parts):
         how = f" in {parts} parts" if parts > 1 else ""
-        raise ValueError(f"{engine.num_processes} processes cannot share a batch of {batch_size} equally{how}")
+        raise ValueError(
+            f"{engine.num_processes} processes cannot share a batch of {batch_size} equally{how}"
+        )
     return engine
 
 
@@ -96,13 +100,26 @@ def learning_rate_factor(config: OptimizerConfig, step: int, num_steps: int) -> 
     if config.schedule == "constant":
         return 1.0
     progress = (step - warmup) / max(num_steps - warmup, 1)
-    return config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
+    return config.final_fraction + (1 - config.final_fraction) * 0.5 * (
+        1 + math.cos(math.pi * progress)
+    )
 
 
-def make_optimizers(config: OptimizerConfig, modules: Mapping[str, nn.Module]) -> dict[str, torch.optim.Optimizer]:
+def make_optimizers(
+    config: OptimizerConfig, modules: Mapping[str, nn.Module]
+) -> dict[str, torch.optim.Optimizer]:
     """The optimizers by name, over every trainable parameter of `modules`."""
-    named = [(f"{m}.{n}", p) for m, module in modules.items() for n, p in module.named_parameters() if p.requires_grad]
-    muon = [p for n, p in named if config.name == "muon" and p.ndim == 2 and ".blocks." in n and "modulation" not in n]
+    named = [
+        (f"{m}.{n}", p)
+        for m, module in modules.items()
+        for n, p in module.named_parameters()
+        if p.requires_grad
+    ]
+    muon = [
+        p
+        for n, p in named
+        if config.name == "muon" and p.ndim == 2 and ".blocks." in n and "modulation" not in n
+    ]
     in_muon = set(map(id, muon))
     rest = [(n, p) for n, p in named if id(p) not in in_muon]
     groups = [
@@ -166,7 +183,9 @@ class Guard:
 
     def __init__(self, limit: int = 5, *, deferred: bool = False):
         self.limit, self.skipped, self.in_a_row, self.deferred = limit, 0, 0, deferred
-        self._counts: torch.Tensor | None = None  # skipped, in a row now, in a row at most: since the last `settle`
+        self._counts: torch.Tensor | None = (
+            None  # skipped, in a row now, in a row at most: since the last `settle`
+        )
 
     def step(
         self,
@@ -204,7 +223,9 @@ class Guard:
         if most >= self.limit:
             raise self._failure(step, terms)
 
-    def accepts(self, grad_norm: torch.Tensor, step: int, terms: Mapping[str, torch.Tensor]) -> bool:
+    def accepts(
+        self, grad_norm: torch.Tensor, step: int, terms: Mapping[str, torch.Tensor]
+    ) -> bool:
         """Whether the step may be taken. Raises NonFiniteTraining with the step and the terms after too many in a row."""
         if math.isfinite(grad_norm.item()):
             self.in_a_row = 0
@@ -216,7 +237,9 @@ class Guard:
         return False
 
     def _failure(self, step: int, terms: Mapping[str, torch.Tensor]) -> NonFiniteTraining:
-        bad = {name: value.item() for name, value in terms.items() if not math.isfinite(value.item())}
+        bad = {
+            name: value.item() for name, value in terms.items() if not math.isfinite(value.item())
+        }
         return NonFiniteTraining(
             f"{self.limit} steps in a row up to step {step} had no finite gradient; terms that are not finite: "
             f"{bad or 'none'}. The newest checkpoint was written before them"
@@ -231,8 +254,16 @@ def step_unless(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
         optimizer.step()
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    states = [(p, key) for p in parameters for key, value in optimizer.state[p].items() if torch.is_tensor(value)]
-    before = [p.clone() for p in parameters], {(id(p), key): optimizer.state[p][key].clone() for p, key in states}
+    states = [
+        (p, key)
+        for p in parameters
+        for key, value in optimizer.state[p].items()
+        if torch.is_tensor(value)
+    ]
+    before = (
+        [p.clone() for p in parameters],
+        {(id(p), key): optimizer.state[p][key].clone() for p, key in states},
+    )
     optimizer.step()
     for parameter, kept in zip(parameters, before[0]):
         parameter.copy_(torch.where(bad, kept, parameter))
@@ -243,7 +274,9 @@ def step_unless(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
 
 
 @functools.lru_cache(maxsize=4)
-def epoch_order(seed: int, epoch: int, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
+def epoch_order(
+    seed: int, epoch: int, count: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """The order in which epoch `epoch` visits `count` items: drawn on the CPU, alike everywhere, and kept on `device`."""
     return torch.randperm(count, generator=generator(seed, "order", epoch)).to(device)
 
@@ -270,7 +303,9 @@ def optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[s
     return tensors
 
 
-def load_optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, torch.Tensor]) -> None:
+def load_optimizer_tensors(
+    optimizers: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, torch.Tensor]
+) -> None:
     """The inverse of `optimizer_tensors`; learning rates are set again at each step."""
     for name, optimizer in optimizers.items():
         state: dict[int, dict[str, Any]] = {}
@@ -278,9 +313,13 @@ def load_optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer], tens
             owner, index, key = path.split(".", 2)
             if owner == name:
                 state.setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.load_state_dict(
+            {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+        )
 
 
 def grad_parameters(optimizers: Iterable[torch.optim.Optimizer]) -> list[nn.Parameter]:
     """Every parameter that some optimizer moves."""
-    return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    return [
+        p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]
+    ]

@@ -1,6 +1,6 @@
 """Train a diffusion transformer on cached latents (paper section 4): flow matching, class dropout, EMA.
 
-    for record in train_diffusion(config, latents, run): ...
+for record in train_diffusion(config, latents, run): ...
 """
 
 import dataclasses
@@ -41,7 +41,9 @@ class DiffusionTraining:
     time_sampling: TimeSampling = "logit-normal"
     direction_weight: float = 0.0
     class_dropout: float = 0.1
-    optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0, betas=(0.9, 0.999), schedule="constant", warmup=0.0)
+    optimizer: OptimizerConfig = OptimizerConfig(
+        weight_decay=0.0, betas=(0.9, 0.999), schedule="constant", warmup=0.0
+    )
     num_steps: int
     batch_size: int
     ema_decays: tuple[float, ...] = (0.9999,)
@@ -56,7 +58,9 @@ class DiffusionTraining:
 
     def __post_init__(self):
         if self.num_steps < 1 or self.batch_size < 1:
-            raise ValueError(f"num_steps and batch_size must be at least 1, not {self.num_steps} and {self.batch_size}")
+            raise ValueError(
+                f"num_steps and batch_size must be at least 1, not {self.num_steps} and {self.batch_size}"
+            )
         if not 0 <= self.class_dropout < 1:
             raise ValueError(f"class_dropout must be in [0, 1), not {self.class_dropout}")
         if not self.ema_decays:
@@ -74,7 +78,10 @@ class State:
     step: int = 0
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        groups = {"model": self.model.state_dict(), "optimizer": common.optimizer_tensors(self.optimizers)}
+        groups = {
+            "model": self.model.state_dict(),
+            "optimizer": common.optimizer_tensors(self.optimizers),
+        }
         return groups | {name: ema.module.state_dict() for name, ema in self.emas.items()}
 
 
@@ -122,7 +129,15 @@ def train_diffusion(
         if logs:
             record = by_time(engine.gather(losses), engine.gather(times))
             if writes:
-                run.log({"step": step, "images": step * size, "split": "train", **record, "skipped": state.guard.skipped})
+                run.log(
+                    {
+                        "step": step,
+                        "images": step * size,
+                        "split": "train",
+                        **record,
+                        "skipped": state.guard.skipped,
+                    }
+                )
         if writes and tokenizer is not None and (step % config.picture_every == 0 or last):
             picture = write_samples(config, state, tokenizer, latents.space, run)
         if writes and saves:
@@ -137,10 +152,18 @@ def train_diffusion(
 
 def save(state: State, run: Run) -> None:
     """Write everything that continuing needs."""
-    run.save_checkpoint(state.step, state.tensors(), {"skipped": state.guard.skipped, **describe_model(state.model)})
+    run.save_checkpoint(
+        state.step, state.tensors(), {"skipped": state.guard.skipped, **describe_model(state.model)}
+    )
 
 
-def finish(config: DiffusionTraining, state: State, run: Run, validation: LatentDataset | None, space: LatentSpace) -> None:
+def finish(
+    config: DiffusionTraining,
+    state: State,
+    run: Run,
+    validation: LatentDataset | None,
+    space: LatentSpace,
+) -> None:
     """Score the first average on `validation` latents, where there are any, and write the summary."""
     size = config.batch_size
     summary = {"steps": state.step, "images": state.step * size, "skipped": state.guard.skipped}
@@ -153,10 +176,16 @@ def finish(config: DiffusionTraining, state: State, run: Run, validation: Latent
     run.finish(summary)
 
 
-def start(config: DiffusionTraining, latents: LatentDataset, run: Run, device: torch.device) -> State:
+def start(
+    config: DiffusionTraining, latents: LatentDataset, run: Run, device: torch.device
+) -> State:
     """Fresh weights, or the state of the run's newest checkpoint."""
     seed_step(config.seed, -1)
-    sizes = {"num_tokens": latents.num_tokens, "latent_dim": latents.latent_dim, "num_classes": config.num_classes}
+    sizes = {
+        "num_tokens": latents.num_tokens,
+        "latent_dim": latents.latent_dim,
+        "num_classes": config.num_classes,
+    }
     model = DiffusionTransformer(config.model, **sizes).to(device)
     optimizers = common.make_optimizers(config.optimizer, {"model": model})
     emas = {ema_name(decay): common.Ema(model, decay) for decay in config.ema_decays}
@@ -173,17 +202,27 @@ def start(config: DiffusionTraining, latents: LatentDataset, run: Run, device: t
 
 
 def training_step(
-    config: DiffusionTraining, state: State, forward: nn.Module, engine: Accelerator, latents: LatentDataset
+    config: DiffusionTraining,
+    state: State,
+    forward: nn.Module,
+    engine: Accelerator,
+    latents: LatentDataset,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One optimizer step on this process's share of the global batch; returns its losses and times, each (B,)."""
     step = state.step
     share = slice(engine.process_index, None, engine.num_processes)
-    indices = common.batch_indices(config.seed, step, config.batch_size, len(latents), latents.place)
+    indices = common.batch_indices(
+        config.seed, step, config.batch_size, len(latents), latents.place
+    )
     draw = generator(config.seed, "views", step, device=latents.place)
     view = torch.randint(latents.views, (len(indices),), generator=draw, device=latents.place)
     dropped = torch.rand(len(indices), generator=draw, device=latents.place) < config.class_dropout
     x, labels = latents.batch(indices[share], view=view[share])
-    labels = torch.where(dropped[share].to(labels.device), config.num_classes, labels) if config.num_classes else labels * 0
+    labels = (
+        torch.where(dropped[share].to(labels.device), config.num_classes, labels)
+        if config.num_classes
+        else labels * 0
+    )
     seed_step(config.seed, step)
     # Drawn for the global batch and then shared out: the loss does not depend on the number of processes.
     draw = generator(config.seed, "flow", step, device=engine.device)
@@ -191,13 +230,27 @@ def training_step(
     noise = torch.randn(len(indices), *x.shape[1:], generator=draw, device=engine.device)[share]
     with autocast(engine.device, config.precision):
         losses = velocity_loss(
-            forward, x, labels, t=times, noise=noise, path=config.path, direction_weight=config.direction_weight
+            forward,
+            x,
+            labels,
+            t=times,
+            noise=noise,
+            path=config.path,
+            direction_weight=config.direction_weight,
         )
     engine.backward(losses.mean())
     parameters = common.grad_parameters(state.optimizers.values())
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.clip)
-    common.set_learning_rate(state.optimizers, common.learning_rate_factor(config.optimizer, step, config.num_steps))
-    state.guard.step(state.optimizers.values(), state.emas.values(), norm, step, {"velocity": losses.detach().mean()})
+    common.set_learning_rate(
+        state.optimizers, common.learning_rate_factor(config.optimizer, step, config.num_steps)
+    )
+    state.guard.step(
+        state.optimizers.values(),
+        state.emas.values(),
+        norm,
+        step,
+        {"velocity": losses.detach().mean()},
+    )
     for parameter in parameters:
         parameter.grad = None
     return losses.detach(), times
@@ -205,7 +258,12 @@ def training_step(
 
 @torch.inference_mode()
 def validation_loss(
-    config: DiffusionTraining, model: DiffusionTransformer, validation: LatentDataset, space, *, repeats: int = 4
+    config: DiffusionTraining,
+    model: DiffusionTransformer,
+    validation: LatentDataset,
+    space,
+    *,
+    repeats: int = 4,
 ) -> dict[str, float]:
     """Loss of the averaged weights on held-out latents, over `repeats` fixed draws of time and noise."""
     model.eval()
@@ -222,11 +280,19 @@ def validation_loss(
     return by_time(torch.cat(losses), torch.cat(times))
 
 
-def write_samples(config: DiffusionTraining, state: State, tokenizer: Autoencoder, space: LatentSpace, run: Run) -> str:
+def write_samples(
+    config: DiffusionTraining, state: State, tokenizer: Autoencoder, space: LatentSpace, run: Run
+) -> str:
     """Sixteen images of the first average, of classes spread over all, the same seeds every time. -> the picture's path"""
     labels = torch.linspace(0, max(config.num_classes - 1, 0), 16).long()
     model, rows = next(iter(state.emas.values())).module, torch.arange(16)
-    settings = {"seed": config.seed, "batch_size": 16, "precision": config.precision, "num_steps": 25, "path": config.path}
+    settings = {
+        "seed": config.seed,
+        "batch_size": 16,
+        "precision": config.precision,
+        "num_steps": 25,
+        "path": config.path,
+    }
     ((_, images),) = draw_samples(model, tokenizer, space, labels, rows, **settings)
     path = run.sample_path(state.step)
     save_png(path, image_grid(images, columns=8), scale=max(1, 64 // images.shape[-1]))
@@ -247,9 +313,13 @@ def by_time(losses: torch.Tensor, times: torch.Tensor) -> dict[str, float]:
 def check_latents(config: DiffusionTraining, latents: LatentDataset) -> None:
     """One line when the cache is not the one of the config, or its latents are not normalised."""
     if config.latents and latents.fingerprint != config.latents:
-        raise ValueError(f"the run was configured for latent cache {config.latents}, but this is {latents.fingerprint}")
+        raise ValueError(
+            f"the run was configured for latent cache {config.latents}, but this is {latents.fingerprint}"
+        )
     low, high = int(latents.labels.min()), int(latents.labels.max())
     if config.num_classes and not 0 <= low <= high < config.num_classes:
-        raise ValueError(f"the cache has labels {low} .. {high}, but num_classes is {config.num_classes}")
+        raise ValueError(
+            f"the cache has labels {low} .. {high}, but num_classes is {config.num_classes}"
+        )
     x, _ = latents.batch(torch.arange(min(256, len(latents))))
     latents.space.check(x, tokenizer=config.tokenizer or None)

@@ -15,7 +15,13 @@ from maetok_lab.training.tokenizer import train_tokenizer
 
 
 def train_to_psnr(
-    config: TokenizerTraining, images: ImageSource, run: Run, *, validation: ImageSource, target: float, cpu: bool = False
+    config: TokenizerTraining,
+    images: ImageSource,
+    run: Run,
+    *,
+    validation: ImageSource,
+    target: float,
+    cpu: bool = False,
 ) -> Iterator[StepRecord]:
     """`train_tokenizer`, ended at the first checkpoint whose mean PSNR on `validation` is at least `target` dB.
 
@@ -25,7 +31,9 @@ def train_to_psnr(
     """
     if run.finished:
         if run.summary.get("target_psnr", target) != target:
-            raise ValueError(f"run {run.name} was stopped at {run.summary['target_psnr']} dB, not at {target} dB")
+            raise ValueError(
+                f"run {run.name} was stopped at {run.summary['target_psnr']} dB, not at {target} dB"
+            )
         return
     if run.checkpoint_steps() and _stop(config, run, validation, target):
         return
@@ -48,5 +56,12 @@ def _stop(config: TokenizerTraining, run: Run, validation: ImageSource, target: 
     reached, step = validation_psnr(run, validation), run.checkpoint_steps()[-1]
     if reached < target:
         return False
-    run.finish({"steps": step, "images": step * config.batch_size, "val_psnr": reached, "target_psnr": target})
+    run.finish(
+        {
+            "steps": step,
+            "images": step * config.batch_size,
+            "val_psnr": reached,
+            "target_psnr": target,
+        }
+    )
     return True

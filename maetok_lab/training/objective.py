@@ -8,7 +8,12 @@ from torch import nn
 
 from maetok_lab.config import not_in_fingerprint
 from maetok_lab.device import Precision
-from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig, AuxiliaryDecoder, compute_targets, share_networks
+from maetok_lab.tokenizer.auxiliary import (
+    AuxiliaryConfig,
+    AuxiliaryDecoder,
+    compute_targets,
+    share_networks,
+)
 from maetok_lab.tokenizer.losses import LossConfig, pixel_loss
 from maetok_lab.tokenizer.masking import MaskingConfig
 from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
@@ -55,19 +60,29 @@ class TokenizerTraining:
 
     def __post_init__(self):
         if self.num_steps < 1 or self.batch_size < 1:
-            raise ValueError(f"num_steps and batch_size must be at least 1, not {self.num_steps} and {self.batch_size}")
+            raise ValueError(
+                f"num_steps and batch_size must be at least 1, not {self.num_steps} and {self.batch_size}"
+            )
         if self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise ValueError(f"a batch of {self.batch_size} cannot be split into accumulate={self.accumulate} equal parts")
+            raise ValueError(
+                f"a batch of {self.batch_size} cannot be split into accumulate={self.accumulate} equal parts"
+            )
         if self.workers < 0:
-            raise ValueError(f"workers must be 0 (decode in this process) or more, not {self.workers}")
+            raise ValueError(
+                f"workers must be 0 (decode in this process) or more, not {self.workers}"
+            )
         names = [target.target for target in self.targets]
         if len(set(names)) < len(names):
             raise ValueError(f"each target can be asked for once, not {names}")
         if self.trains == "decoder" and (self.targets or self.parent is None):
             came = f"parent {self.parent!r} and targets {names}"
-            raise ValueError(f"decoder tuning needs a parent run and has no auxiliary targets, not {came}")
+            raise ValueError(
+                f"decoder tuning needs a parent run and has no auxiliary targets, not {came}"
+            )
         if self.latent_noise and self.trains == "all":
-            raise ValueError("latent_noise is for decoder tuning: there the latents no longer change")
+            raise ValueError(
+                "latent_noise is for decoder tuning: there the latents no longer change"
+            )
         adversarial = self.losses.adversarial
         if adversarial and adversarial.counts_from >= self.num_steps:
             raise ValueError(
@@ -86,7 +101,9 @@ class Objective(nn.Module):
         self.config = config
         model = config.model
         self.tokenizer = Tokenizer(model)
-        self.auxiliary = nn.ModuleDict({a.module_name: AuxiliaryDecoder(a, model) for a in config.targets})
+        self.auxiliary = nn.ModuleDict(
+            {a.module_name: AuxiliaryDecoder(a, model) for a in config.targets}
+        )
         share_networks(self.auxiliary)
         self.perceptual = make_perceptual(config.losses)
         if config.trains == "decoder":
@@ -106,7 +123,11 @@ class Objective(nn.Module):
             tower.compile()
 
     def forward(
-        self, images: torch.Tensor, mask: torch.Tensor | None, noise: torch.Tensor | None, captions: Captions = None
+        self,
+        images: torch.Tensor,
+        mask: torch.Tensor | None,
+        noise: torch.Tensor | None,
+        captions: Captions = None,
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """images (B, 3, H, W), mask (B, patches), posterior noise (B, N, C), captions where a target asks for them
         -> named loss terms, reconstructions (B, 3, H, W)

@@ -14,7 +14,9 @@ from maetok_lab.training.common import OptimizerConfig
 from maetok_lab.training.diffusion import DiffusionTraining
 from maetok_lab.training.tokenizer import TokenizerTraining
 
-_TINY_TARGET = AuxiliaryConfig(weight=0.5, tower=override(TOKENIZERS["tiny"].decoder, {"width": 64, "num_heads": 2}))
+_TINY_TARGET = AuxiliaryConfig(
+    weight=0.5, tower=override(TOKENIZERS["tiny"].decoder, {"width": 64, "num_heads": 2})
+)
 _TINY_OPTIMIZER = OptimizerConfig(name="muon", learning_rate=2e-3, warmup=0.05, final_fraction=0.02)
 # At 32 px the perceptual term only slows the first stage down; decoder tuning has it from its first step on.
 _TINY_LOSSES = LossConfig(perceptual="none", perceptual_weight=0.01, perceptual_warmup=0.0)
@@ -90,14 +92,24 @@ def ladder_training(
     `teacher` is what stands for "semantic", which needs no download: "dinov2" is the paper's, from the hub or the file
     `weights`. `changes` are further fields, with dots as double underscores, checked as `override` does.
     """
-    config = override(choose(preset, TOKENIZER_TRAINING, "preset"), choose(rung, LADDER, "rung of the ladder"))
+    config = override(
+        choose(preset, TOKENIZER_TRAINING, "preset"), choose(rung, LADDER, "rung of the ladder")
+    )
     asked = dataclasses.replace(_SEMANTIC, target=teacher, weights=weights)
     targets = tuple(asked if target == _SEMANTIC else target for target in config.targets)
-    return override(config, {"targets": targets} | {name.replace("__", "."): value for name, value in changes.items()})
+    return override(
+        config,
+        {"targets": targets} | {name.replace("__", "."): value for name, value in changes.items()},
+    )
 
 
 _FLOW_OPTIMIZER = OptimizerConfig(
-    name="muon", learning_rate=1e-3, betas=(0.9, 0.99), weight_decay=0.0, warmup=0.02, final_fraction=0.02
+    name="muon",
+    learning_rate=1e-3,
+    betas=(0.9, 0.99),
+    weight_decay=0.0,
+    warmup=0.02,
+    final_fraction=0.02,
 )
 # The paper's. Table 8 (SiT): AdamW at 1e-4, batch 256, 4M steps for XL; section 4.3 and the release: 400,000 for the others.
 # Table 9 (LightningDiT): 2e-4, second beta 0.95, batch 1024, 400,000 steps, the velocity direction loss.
@@ -113,9 +125,26 @@ _LIGHTNING = _SIT | {
     "batch_size": 1024, "direction_weight": 1.0,
 }  # fmt: skip
 DIFFUSION_TRAINING: dict[str, dict[str, Any]] = {
-    "test": {"num_steps": 20, "batch_size": 16, "ema_decays": (0.9,), "log_every": 5, "save_every": 10},
-    "tiny": {"num_steps": 1800, "batch_size": 64, "ema_decays": (0.998,), "save_every": 300, "picture_every": 600},
-    "small": {"num_steps": 20_000, "batch_size": 256, "ema_decays": (0.9995, 0.999), "save_every": 2000},  # not tuned yet
+    "test": {
+        "num_steps": 20,
+        "batch_size": 16,
+        "ema_decays": (0.9,),
+        "log_every": 5,
+        "save_every": 10,
+    },
+    "tiny": {
+        "num_steps": 1800,
+        "batch_size": 64,
+        "ema_decays": (0.998,),
+        "save_every": 300,
+        "picture_every": 600,
+    },
+    "small": {
+        "num_steps": 20_000,
+        "batch_size": 256,
+        "ema_decays": (0.9995, 0.999),
+        "save_every": 2000,
+    },  # not tuned yet
     **dict.fromkeys(("sit-s", "sit-b", "sit-l"), _SIT),
     "sit-xl": _SIT | {"num_steps": 4_000_000},
     **dict.fromkeys(("lightningdit-b", "lightningdit-l", "lightningdit-xl"), _LIGHTNING),
@@ -123,19 +152,34 @@ DIFFUSION_TRAINING: dict[str, dict[str, Any]] = {
 
 # Either generator of the paper at any size, as changes on top of a preset. QK-norm is from Large up, in the presets themselves.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "sit": {"model.norm": "layernorm", "model.mlp": "gelu", "model.positions": "sincos", "direction_weight": 0.0},
-    "lightningdit": {"model.norm": "rmsnorm", "model.mlp": "swiglu", "model.positions": "rope", "direction_weight": 1.0},
+    "sit": {
+        "model.norm": "layernorm",
+        "model.mlp": "gelu",
+        "model.positions": "sincos",
+        "direction_weight": 0.0,
+    },
+    "lightningdit": {
+        "model.norm": "rmsnorm",
+        "model.mlp": "swiglu",
+        "model.positions": "rope",
+        "direction_weight": 1.0,
+    },
 }
 
 
-def diffusion_training(preset: str, latents: LatentDataset, *, num_classes: int, **changes: Any) -> DiffusionTraining:
+def diffusion_training(
+    preset: str, latents: LatentDataset, *, num_classes: int, **changes: Any
+) -> DiffusionTraining:
     """A preset of `DIFFUSION_TRAINING` bound to a latent cache; token count and channels come from the cache.
 
     `changes` are further fields (`seed=1, precision="fp32"`), checked as `override` does.
     """
     recipe = {"optimizer": _FLOW_OPTIMIZER} | choose(preset, DIFFUSION_TRAINING, "preset")
     config = DiffusionTraining(
-        model=choose(preset, DIFFUSION, "preset"), num_classes=num_classes, latents=latents.fingerprint,
-        tokenizer=latents.space.tokenizer, **recipe,
-    )  # fmt: skip
+        model=choose(preset, DIFFUSION, "preset"),
+        num_classes=num_classes,
+        latents=latents.fingerprint,
+        tokenizer=latents.space.tokenizer,
+        **recipe,
+    )
     return override(config, changes)

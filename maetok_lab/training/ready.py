@@ -59,9 +59,16 @@ def ready_tokenizer(
     name, device = f"tokenizer-{run_suffix(preset, seed, source)}", torch.device(device)
     write(f"there is no trained tokenizer {name}-tuned yet: it is trained first, and kept")
     config = choose(preset, TOKENIZER_TRAINING, "preset")
-    train, val = (open_images(source, split=s, image_size=config.model.image_size, labels=labels) for s in ("train", "val"))
-    config = override(config, {"seed": seed, "precision": pick_precision(device), "images": train.fingerprint})
-    _, tuned = train_both_stages(name, config, DECODER_TUNING[preset], train, val, root=root, device=device, follow=follow)
+    train, val = (
+        open_images(source, split=s, image_size=config.model.image_size, labels=labels)
+        for s in ("train", "val")
+    )
+    config = override(
+        config, {"seed": seed, "precision": pick_precision(device), "images": train.fingerprint}
+    )
+    _, tuned = train_both_stages(
+        name, config, DECODER_TUNING[preset], train, val, root=root, device=device, follow=follow
+    )
     return tuned.folder
 
 
@@ -91,7 +98,13 @@ def train_both_stages(
 
 
 def ready_latents(
-    run: Run, images: ImageSource, name: str, *, flips: bool, root: str | Path | None, device: torch.device
+    run: Run,
+    images: ImageSource,
+    name: str,
+    *,
+    flips: bool,
+    root: str | Path | None,
+    device: torch.device,
 ) -> LatentDataset:
     """The latents of a finished tokenizer's run, read from run `name`, or made first and kept there."""
     tokenizer = load_tokenizer(run.folder).to(device)

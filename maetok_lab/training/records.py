@@ -13,7 +13,9 @@ class StepRecord:
     images: int
     losses: dict[str, float] | None = None
     picture: str | None = None
-    stopping: threading.Event = dataclasses.field(default_factory=threading.Event, compare=False, repr=False)
+    stopping: threading.Event = dataclasses.field(
+        default_factory=threading.Event, compare=False, repr=False
+    )
 
     def stop(self) -> None:
         """Ask the training, from any thread, to end after this step with a checkpoint; called again, it goes on from there.

@@ -38,7 +38,10 @@ class State:
 
     def tensors(self) -> dict[str, Mapping[str, torch.Tensor]]:
         """What a checkpoint holds, by group."""
-        groups = {"model": self.objective.tokenizer.state_dict(), "ema": self.ema.module.state_dict()}
+        groups = {
+            "model": self.objective.tokenizer.state_dict(),
+            "ema": self.ema.module.state_dict(),
+        }
         if self.objective.auxiliary:
             groups["auxiliary"] = self.objective.auxiliary.state_dict()
         if self.adversary:
@@ -65,8 +68,12 @@ def training_step(
     seed_step(config.seed, state.step)
     parts = []
     for part in share.parts(config.accumulate):
-        mine = [None if whole is None else whole[part.local] for whole in (batch, mask, noise, captions)]
-        last = len(parts) + 1 == config.accumulate  # gradients of several processes meet once a step
+        mine = [
+            None if whole is None else whole[part.local] for whole in (batch, mask, noise, captions)
+        ]
+        last = (
+            len(parts) + 1 == config.accumulate
+        )  # gradients of several processes meet once a step
         with contextlib.nullcontext() if last else engine.no_sync(forward):
             terms, rebuilt = backward_part(config, state, forward, part, mine)
         parts.append(terms)
@@ -76,13 +83,19 @@ def training_step(
     factor = common.learning_rate_factor(config.optimizer, state.step, config.num_steps)
     update(config, state, terms, factor)
     if state.adversary:
-        learnt = state.adversary.learn(batch, reconstructions, share, factor=factor, parts=config.accumulate)
+        learnt = state.adversary.learn(
+            batch, reconstructions, share, factor=factor, parts=config.accumulate
+        )
         terms = state.adversary.report(terms | learnt)
     return terms
 
 
 def backward_part(
-    config: TokenizerTraining, state: State, forward: nn.Module, part: Share, inputs: Sequence[torch.Tensor | None]
+    config: TokenizerTraining,
+    state: State,
+    forward: nn.Module,
+    part: Share,
+    inputs: Sequence[torch.Tensor | None],
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Add the gradients of one part of a step's batch; `inputs` are those of `Objective.forward`.
 
@@ -91,10 +104,14 @@ def backward_part(
     with autocast(part.engine.device, config.precision):
         terms, reconstructions = forward(*inputs)
     progress = part.step / config.num_steps
-    weights = loss_weights(config.losses, {a.target: a.weight for a in config.targets}, progress=progress)
+    weights = loss_weights(
+        config.losses, {a.target: a.weight for a in config.targets}, progress=progress
+    )
     logged = {}
     if state.adversary:
-        reconstruction_loss = total_loss({name: terms[name] for name in ("pixel", "perceptual") if name in terms}, weights)
+        reconstruction_loss = total_loss(
+            {name: terms[name] for name in ("pixel", "perceptual") if name in terms}, weights
+        )
         last_layer = state.objective.tokenizer.to_pixels.weight
         logged = state.adversary.oppose(reconstructions, reconstruction_loss, last_layer, part)
         if logged:
@@ -104,7 +121,9 @@ def backward_part(
     return terms | logged, reconstructions
 
 
-def caption_batch(config: TokenizerTraining, images: ImageSource, indices: torch.Tensor) -> torch.Tensor | None:
+def caption_batch(
+    config: TokenizerTraining, images: ImageSource, indices: torch.Tensor
+) -> torch.Tensor | None:
     """The tokens of these images' captions, (B, 77); None when no target asks for them."""
     if not any(target.target == "text" for target in config.targets):
         return None
@@ -117,9 +136,12 @@ def draw_batch(
     """This process's rows of a step: images (B, 3, H, W), mask (B, patches) and noise (B, N, C), each where it is computed."""
     step, rows, device = share.step, share.rows, share.engine.device
     mask = draw_mask(
-        config.masking, config.batch_size, config.model.grid, progress=step / config.num_steps,
+        config.masking,
+        config.batch_size,
+        config.model.grid,
+        progress=step / config.num_steps,
         generator=generator(config.seed, "mask", step),
-    )  # fmt: skip
+    )
     noise = draw_latent_noise(config, step, device)
     return (
         images.to(device, non_blocking=True),
@@ -128,7 +150,9 @@ def draw_batch(
     )
 
 
-def update(config: TokenizerTraining, state: State, terms: Mapping[str, torch.Tensor], factor: float) -> None:
+def update(
+    config: TokenizerTraining, state: State, terms: Mapping[str, torch.Tensor], factor: float
+) -> None:
     """One optimizer and EMA step from the gradients there are, at `factor` of the learning rates, unless they are not finite."""
     parameters = common.grad_parameters(state.optimizers.values())
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.clip)
@@ -141,11 +165,17 @@ def update(config: TokenizerTraining, state: State, terms: Mapping[str, torch.Te
         parameter.grad = None
 
 
-def draw_latent_noise(config: TokenizerTraining, step: int, device: torch.device) -> torch.Tensor | None:
+def draw_latent_noise(
+    config: TokenizerTraining, step: int, device: torch.device
+) -> torch.Tensor | None:
     """Noise for the global batch: N(0, 1) for a posterior, times U(0, 1) a sample for `latent_noise`. -> (B, N, C) or None"""
     if config.trains == "all" and config.model.bottleneck == "ae":
         return None
     draw = generator(config.seed, "latent-noise", step, device=device)
     shape = (config.batch_size, config.model.num_latent_tokens, config.model.latent_dim)
     noise = torch.randn(shape, generator=draw, device=device)
-    return noise if config.trains == "all" else noise * torch.rand(len(noise), 1, 1, generator=draw, device=device)
+    return (
+        noise
+        if config.trains == "all"
+        else noise * torch.rand(len(noise), 1, 1, generator=draw, device=device)
+    )

@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 
 HERE = Path(__file__).parent
-UPLOAD_LIMIT = 8 << 20  # bytes; Jupyter's server cuts connections that send more than 10 MiB at once
+UPLOAD_LIMIT = (
+    8 << 20
+)  # bytes; Jupyter's server cuts connections that send more than 10 MiB at once
 
 
 def ipywidgets() -> ModuleType:
@@ -21,7 +23,9 @@ def ipywidgets() -> ModuleType:
     try:
         import ipywidgets as package
     except ImportError as problem:
-        raise ImportError("widgets need ipywidgets: pip install 'maetok-lab[notebooks]'") from problem
+        raise ImportError(
+            "widgets need ipywidgets: pip install 'maetok-lab[notebooks]'"
+        ) from problem
     return package
 
 
@@ -33,9 +37,14 @@ def figure_widget(traces: Sequence[dict[str, Any]] = (), **layout: Any) -> Any:
     try:
         import plotly.graph_objects as plotly
     except ImportError as problem:
-        raise ImportError("widgets need plotly and anywidget: pip install 'maetok-lab[notebooks]'") from problem
+        raise ImportError(
+            "widgets need plotly and anywidget: pip install 'maetok-lab[notebooks]'"
+        ) from problem
     room = {"l": 52, "r": 16, "t": 30, "b": 42}
-    return plotly.FigureWidget(list(traces), layout={"template": "plotly_white", "margin": room, "font": {"size": 12}} | layout)
+    return plotly.FigureWidget(
+        list(traces),
+        layout={"template": "plotly_white", "margin": room, "font": {"size": 12}} | layout,
+    )
 
 
 def is_live() -> bool:
@@ -113,12 +122,16 @@ class Picture:
         self.caption = package.HTML(caption(title))
         fixed = {"width": f"{size}px", "height": f"{size}px", "object_fit": "contain"}
         self.image = png_image(**fixed)
-        self.box = package.VBox([self.caption, self.image], layout={"margin": "0 10px 0 0", "overflow": "hidden"})
+        self.box = package.VBox(
+            [self.caption, self.image], layout={"margin": "0 10px 0 0", "overflow": "hidden"}
+        )
         self._shown: np.ndarray | None = None
 
     def show(self, pixels: np.ndarray, title: str | None = None) -> None:
         """A uint8 (h, w, 3) picture, and a new caption where one is given."""
-        if self._shown is None or not np.array_equal(pixels, self._shown):  # encoding costs more than comparing
+        if self._shown is None or not np.array_equal(
+            pixels, self._shown
+        ):  # encoding costs more than comparing
             self.image.value, self._shown = png_bytes(pixels, size=self.size), pixels
         if title is not None:
             self.caption.value = caption(title)
@@ -141,7 +154,9 @@ def take_images(images: Any, indices: torch.Tensor) -> torch.Tensor:
 
 def image_names(images: Any) -> list[str]:
     """A numbered name for each: a source's captions, where it has them."""
-    captions = getattr(images, "captions", None) or [f"image {index}" for index in range(len(images))]
+    captions = getattr(images, "captions", None) or [
+        f"image {index}" for index in range(len(images))
+    ]
     return [f"{index}: {name}" for index, name in enumerate(captions)]
 
 
@@ -152,7 +167,9 @@ def _classes() -> dict[str, type]:
         import anywidget
         import traitlets
     except ImportError as problem:
-        raise ImportError("widgets need anywidget: pip install 'maetok-lab[notebooks]'") from problem
+        raise ImportError(
+            "widgets need anywidget: pip install 'maetok-lab[notebooks]'"
+        ) from problem
 
     class Grid(anywidget.AnyWidget):
         _esm = HERE / "grid.js"
@@ -168,7 +185,9 @@ def _classes() -> dict[str, type]:
         label, name = (traitlets.Unicode("").tag(sync=True) for _ in range(2))
         limit = traitlets.Int(UPLOAD_LIMIT).tag(sync=True)
         length, serial = (traitlets.Int(0).tag(sync=True) for _ in range(2))
-        content = traitlets.CBytes(b"").tag(sync=True)  # a memoryview comes from the browser: Bytes refuses it
+        content = traitlets.CBytes(b"").tag(
+            sync=True
+        )  # a memoryview comes from the browser: Bytes refuses it
 
     return {"grid": Grid, "upload": Upload}
 

@@ -17,7 +17,16 @@ from maetok_lab.plots.curves import PALETTE
 from maetok_lab.plots.masks import picture_of
 from maetok_lab.plots.projection import plot_projection
 from maetok_lab.tokenizer.foreign import AnyTokenizer
-from maetok_lab.widgets.front import Picture, Studio, escaped, figure_widget, ipywidgets, png_bytes, png_image, take_images
+from maetok_lab.widgets.front import (
+    Picture,
+    Studio,
+    escaped,
+    figure_widget,
+    ipywidgets,
+    png_bytes,
+    png_image,
+    take_images,
+)
 
 METHODS = ("pca", "umap", "tsne")  # the last cannot place overlays
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "pentagon", "x", "star")
@@ -51,7 +60,13 @@ class LatentMap(Studio):
         self.device = torch.device("cpu") if parameter is None else parameter.device
         self._make = functools.cache(
             lambda method: make_atlas(
-                latents, source, method=method, overlays=overlays, components=components, seed=seed, max_rows=max_rows
+                latents,
+                source,
+                method=method,
+                overlays=overlays,
+                components=components,
+                seed=seed,
+                max_rows=max_rows,
             )
         )
         self.method, self.atlas = method, self._make(method)
@@ -73,12 +88,16 @@ class LatentMap(Studio):
         """A number for each point's class in the present colour, and the classes, most frequent first."""
         values = self.atlas.frame[self.colour]
         order = values.value_counts().index.tolist()
-        return pd.Categorical(values, categories=order).codes.astype(np.int32), [str(name) for name in order]
+        return pd.Categorical(values, categories=order).codes.astype(np.int32), [
+            str(name) for name in order
+        ]
 
     @torch.inference_mode()
     def decoded(self, point: int) -> Tensor:
         """What the tokenizer decodes from a point's latent. -> (3, H, W)"""
-        return self.tokenizer.decode(self.atlas.latent(point)[None].to(self.device))[0].float().cpu()
+        return (
+            self.tokenizer.decode(self.atlas.latent(point)[None].to(self.device))[0].float().cpu()
+        )
 
     def original(self, point: int) -> Tensor:
         """The image of a point; for an overlay, whose latents have none, what is decoded. -> (3, H, W)"""
@@ -122,9 +141,15 @@ class LatentMap(Studio):
         package = ipywidgets()
         last = len(self.atlas.frame) - 1
         return SimpleNamespace(
-            method=package.Dropdown(options=METHODS[: 3 - (len(self.atlas.latents) > 1)], value=self.method, description="map"),
+            method=package.Dropdown(
+                options=METHODS[: 3 - (len(self.atlas.latents) > 1)],
+                value=self.method,
+                description="map",
+            ),
             colour=package.Dropdown(options=self.colours, value=self.colour, description="colour"),
-            point=package.BoundedIntText(value=0, min=0, max=last, description="point", continuous_update=False),
+            point=package.BoundedIntText(
+                value=0, min=0, max=last, description="point", continuous_update=False
+            ),
         )
 
     @functools.cached_property
@@ -134,38 +159,75 @@ class LatentMap(Studio):
         self.chart = self._chart()
         self.legend, self.about, self.counted = package.HTML(), package.HTML(), package.HTML()
         self.pictures = {
-            "near": Picture("under the pointer", size=128), "original": Picture("clicked: image", size=128),
-            "decoded": Picture("clicked: decoded", size=128), "mean": Picture("lasso: mean image", size=128),
-        }  # fmt: skip
+            "near": Picture("under the pointer", size=128),
+            "original": Picture("clicked: image", size=128),
+            "decoded": Picture("clicked: decoded", size=128),
+            "mean": Picture("lasso: mean image", size=128),
+        }
         self.strip = png_image(width=f"{64 * STRIP}px", height="64px")
         see.method.observe(self._on_method, "value")
         see.colour.observe(self._on_colour, "value")
         see.point.observe(lambda change: self._on_click(change["new"]), "value")
         wrap = {"flex_flow": "row wrap", "max_width": "1160px", "align_items": "flex-start"}
         boxes = [picture.box for picture in self.pictures.values()]
-        side = [package.HBox(boxes[:3]), self.about, self.strip, package.HBox([boxes[3], self.counted])]
-        view = package.VBox([
-            package.HBox([see.method, see.colour, see.point], layout=wrap),
-            package.HBox([package.VBox([package.Box([self.chart], layout={"width": "540px"}), self.legend],
-                                       layout={"width": "550px"}),
-                          package.VBox(side, layout={"width": "600px"})], layout=wrap),
-        ])  # fmt: skip
+        side = [
+            package.HBox(boxes[:3]),
+            self.about,
+            self.strip,
+            package.HBox([boxes[3], self.counted]),
+        ]
+        view = package.VBox(
+            [
+                package.HBox([see.method, see.colour, see.point], layout=wrap),
+                package.HBox(
+                    [
+                        package.VBox(
+                            [package.Box([self.chart], layout={"width": "540px"}), self.legend],
+                            layout={"width": "550px"},
+                        ),
+                        package.VBox(side, layout={"width": "600px"}),
+                    ],
+                    layout=wrap,
+                ),
+            ]
+        )
         self._show_colours()
         return view
 
     def _chart(self) -> Any:
         frame = self.atlas.frame
         size = float(np.clip(9000 / max(len(frame), 1), 3, 8))
-        dots = {"size": size, "opacity": 0.75, "cmin": 0, "cmax": len(PALETTE) - 1, "colorscale": _steps(PALETTE)}
+        dots = {
+            "size": size,
+            "opacity": 0.75,
+            "cmin": 0,
+            "cmax": len(PALETTE) - 1,
+            "colorscale": _steps(PALETTE),
+        }
         dots["color"], dots["symbol"] = self._looks()
         ends = {"size": 15, "color": "rgba(0,0,0,0)", "line": {"width": 3, "color": "black"}}
         places = {"x": frame["x"].to_numpy(), "y": frame["y"].to_numpy()}
-        points = {"type": "scattergl", "mode": "markers", "hoverinfo": "none", "marker": dots} | places
+        points = {
+            "type": "scattergl",
+            "mode": "markers",
+            "hoverinfo": "none",
+            "marker": dots,
+        } | places
         line = {"type": "scatter", "mode": "markers+lines", "marker": ends, "hoverinfo": "skip"}
-        axis = {f"{name}axis": {"showticklabels": False, "title": f"{self.method} {number} (no unit)"}
-                for number, name in enumerate("xy", start=1)}  # fmt: skip
-        look = {"dragmode": "lasso", "showlegend": False, "hovermode": "closest", "width": 530, "height": 480}
-        chart = figure_widget([points, line | {"line": {"width": 1, "color": "black"}}], **look, **axis)
+        axis = {
+            f"{name}axis": {"showticklabels": False, "title": f"{self.method} {number} (no unit)"}
+            for number, name in enumerate("xy", start=1)
+        }
+        look = {
+            "dragmode": "lasso",
+            "showlegend": False,
+            "hovermode": "closest",
+            "width": 530,
+            "height": 480,
+        }
+        chart = figure_widget(
+            [points, line | {"line": {"width": 1, "color": "black"}}], **look, **axis
+        )
         points = chart.data[0]
         points.on_hover(lambda _, at, __: at.point_inds and self._on_hover(at.point_inds[0]))
         points.on_click(lambda _, at, __: at.point_inds and self._take(at.point_inds[0]))
@@ -179,7 +241,9 @@ class LatentMap(Studio):
         frame, chart = self.atlas.frame, self.chart
         with chart.batch_update():
             chart.data[0].x, chart.data[0].y = frame["x"].to_numpy(), frame["y"].to_numpy()
-            chart.layout.xaxis.title.text, chart.layout.yaxis.title.text = (f"{self.method} {k} (no unit)" for k in (1, 2))
+            chart.layout.xaxis.title.text, chart.layout.yaxis.title.text = (
+                f"{self.method} {k} (no unit)" for k in (1, 2)
+            )
         self._show_ends()
 
     def _on_colour(self, change: Any) -> None:
@@ -218,7 +282,9 @@ class LatentMap(Studio):
         frame = self.atlas.frame.iloc[ends]
         with self.chart.batch_update():
             self.chart.data[1].x, self.chart.data[1].y = frame["x"].tolist(), frame["y"].tolist()
-        self.about.value = " to ".join(self._name(point) for point in ends) or "click a point, then another one"
+        self.about.value = (
+            " to ".join(self._name(point) for point in ends) or "click a point, then another one"
+        )
         if len(ends) == 2:
             sheet = image_grid(self.between(), columns=STRIP, padding=0)
             self.strip.value = png_bytes(sheet, size=64 * STRIP)
@@ -238,7 +304,9 @@ class LatentMap(Studio):
             for i, name in enumerate(names[:NAMED])
         ]
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        self.legend.value = f"<p style='font-size:12px;line-height:1.4'>{' &nbsp; '.join(entries)}{more}</p>"
+        self.legend.value = (
+            f"<p style='font-size:12px;line-height:1.4'>{' &nbsp; '.join(entries)}{more}</p>"
+        )
 
     def _show_selection(self) -> None:
         counts = class_counts(self.selection, self.colour)
@@ -250,7 +318,9 @@ class LatentMap(Studio):
             f"<td><div style='background:{PALETTE[0]};height:9px;width:{120 * share:.0f}px'></div></td></tr>"
             for name, count, share in counts.head(10).itertuples(index=False)
         )
-        self.counted.value = f"<b>{len(self.selection)} points</b><table style='font-size:12px'>{rows}</table>"
+        self.counted.value = (
+            f"<b>{len(self.selection)} points</b><table style='font-size:12px'>{rows}</table>"
+        )
         mean = self.selected_mean()
         if mean is not None:
             self.pictures["mean"].show(picture_of(mean))

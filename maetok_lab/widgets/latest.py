@@ -3,7 +3,10 @@
 import asyncio
 from collections.abc import Callable
 
-SETTLE, LONGEST = 0.05, 0.2  # seconds of quiet that end a burst, and between two answers to one that goes on
+SETTLE, LONGEST = (
+    0.05,
+    0.2,
+)  # seconds of quiet that end a burst, and between two answers to one that goes on
 
 
 class Latest:

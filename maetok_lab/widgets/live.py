@@ -24,7 +24,12 @@ class LiveTraining:
     """
 
     def __init__(
-        self, title: str, *, every: float = 10.0, write: Callable[[str], None] = print, live: bool | None = None
+        self,
+        title: str,
+        *,
+        every: float = 10.0,
+        write: Callable[[str], None] = print,
+        live: bool | None = None,
     ):
         self.title, self.every, self.write = title, every, write
         self.live = is_live() if live is None else live
@@ -51,7 +56,9 @@ class LiveTraining:
         done = record.step == record.num_steps
         if self.stop_asked and not done:
             record.stop()
-            self.write(f"{self.title}: stopped at step {record.step} of {record.num_steps}; run the cell again to go on")
+            self.write(
+                f"{self.title}: stopped at step {record.step} of {record.num_steps}; run the cell again to go on"
+            )
         if self.live:
             self._show(record, now, last=done or self.stop_asked)
         if record.losses and (done or (not self.live and now - self._told >= self.every)):
@@ -80,7 +87,9 @@ class LiveTraining:
         return f"{speed:.0f} images/s, {left:.0f} s left"
 
     def _line(self, record: StepRecord, now: float) -> str:
-        losses = ", ".join(f"{name} {value:.4f}" for name, value in self._plain_losses(record).items())
+        losses = ", ".join(
+            f"{name} {value:.4f}" for name, value in self._plain_losses(record).items()
+        )
         return f"{self.title}: step {record.step}/{record.num_steps}, {losses}; {self._progress(record, now)}"
 
     # View -------------------------------------------------------------------------------------------------------------
@@ -90,14 +99,25 @@ class LiveTraining:
         """Bar, button, words, picture and chart by name."""
         package = ipywidgets()
         controls = SimpleNamespace(
-            bar=package.IntProgress(min=0, max=1, description=self.title[:40], layout={"width": "420px"},
-                                    style={"description_width": "initial"}),
-            stop=package.Button(description="stop", icon="stop", tooltip="end after this step, with a checkpoint",
-                                layout={"display": "none"}),
+            bar=package.IntProgress(
+                min=0,
+                max=1,
+                description=self.title[:40],
+                layout={"width": "420px"},
+                style={"description_width": "initial"},
+            ),
+            stop=package.Button(
+                description="stop",
+                icon="stop",
+                tooltip="end after this step, with a checkpoint",
+                layout={"display": "none"},
+            ),
             words=package.HTML(),
             picture=png_image(width="512px", height="256px", object_fit="contain"),
-            chart=figure_widget(width=520, height=256, xaxis_title="step", yaxis={"type": "log", "title": "loss"}),
-        )  # fmt: skip
+            chart=figure_widget(
+                width=520, height=256, xaxis_title="step", yaxis={"type": "log", "title": "loss"}
+            ),
+        )
         controls.stop.on_click(lambda _: self._on_stop())
         return controls
 
@@ -107,7 +127,12 @@ class LiveTraining:
         package, see = ipywidgets(), self.controls
         wrap = {"flex_flow": "row wrap", "max_width": "1160px"}
         chart = package.Box([see.chart], layout={"width": "530px"})
-        return package.VBox([package.HBox([see.bar, see.stop, see.words]), package.HBox([chart, see.picture], layout=wrap)])
+        return package.VBox(
+            [
+                package.HBox([see.bar, see.stop, see.words]),
+                package.HBox([chart, see.picture], layout=wrap),
+            ]
+        )
 
     def _on_stop(self) -> None:
         self.stop()

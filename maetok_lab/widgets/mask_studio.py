@@ -10,7 +10,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from maetok_lab.analysis.masks import MASK_KINDS, Distance, MaskStudy, draw_masks, image_targets, ratio_curve, study_mask
+from maetok_lab.analysis.masks import (
+    MASK_KINDS,
+    Distance,
+    MaskStudy,
+    draw_masks,
+    image_targets,
+    ratio_curve,
+    study_mask,
+)
 from maetok_lab.data.images import ImageSource
 from maetok_lab.plots.masks import (
     ERROR_LIMIT,
@@ -19,8 +27,15 @@ from maetok_lab.plots.masks import (
     picture_of,
     plot_mask_study,
     target_pictures,
-)  # fmt: skip
-from maetok_lab.tokenizer.anatomy import SURGERIES, Surgery, footprint, occlusion, operate, token_statistics
+)
+from maetok_lab.tokenizer.anatomy import (
+    SURGERIES,
+    Surgery,
+    footprint,
+    occlusion,
+    operate,
+    token_statistics,
+)
 from maetok_lab.tokenizer.auxiliary import AuxiliaryDecoder
 from maetok_lab.tokenizer.model import Tokenizer
 from maetok_lab.widgets.front import (
@@ -33,7 +48,7 @@ from maetok_lab.widgets.front import (
     png_bytes,
     take_images,
     upload_control,
-)  # fmt: skip
+)
 from maetok_lab.widgets.latest import Latest
 from maetok_lab.widgets.ratio_chart import RatioChart
 from maetok_lab.widgets.uploads import read_upload
@@ -64,13 +79,17 @@ class MaskStudio(Studio):
         seed: int = 0,
     ):
         if not isinstance(tokenizer, Tokenizer):
-            raise TypeError(f"MaskStudio hides patches from a Tokenizer's encoder; a {type(tokenizer).__name__} sees all")
+            raise TypeError(
+                f"MaskStudio hides patches from a Tokenizer's encoder; a {type(tokenizer).__name__} sees all"
+            )
         self.tokenizer, self.decoders, self.distance = tokenizer.eval(), decoders or {}, distance
         self.images, self.names = images, list(names or image_names(images))
         self.device = next(tokenizer.parameters()).device
         self.grid, self.patch_size = tokenizer.config.grid, tokenizer.config.patch_size
         self.ratio, self.kind, self.seed, self.index = ratio, kind, seed, 0
-        self.held_out = take_images(images, torch.linspace(0, len(images) - 1, min(held_out, len(images))).long()).to(self.device)
+        self.held_out = take_images(
+            images, torch.linspace(0, len(images) - 1, min(held_out, len(images))).long()
+        ).to(self.device)
         with torch.inference_mode():
             encoded = torch.cat([tokenizer.encode(part) for part in self.held_out.split(64)])
         self.statistics = token_statistics(encoded)
@@ -109,16 +128,24 @@ class MaskStudio(Studio):
         if self._study is None:
             self.computed += 1
             self._study = study_mask(
-                self.tokenizer, self.image, self.mask, self.statistics,
-                whole=self.whole, decoders=self.decoders, targets=self.targets, distance=self.distance,
-            )  # fmt: skip
+                self.tokenizer,
+                self.image,
+                self.mask,
+                self.statistics,
+                whole=self.whole,
+                decoders=self.decoders,
+                targets=self.targets,
+                distance=self.distance,
+            )
         return self._study
 
     @property
     def curve(self) -> pd.DataFrame:
         """PSNR and perceptual distance of held-out images against the ratio, for the present kind of mask."""
         if self.kind not in self._curves:
-            self._curves[self.kind] = ratio_curve(self.tokenizer, self.held_out, kind=self.kind, distance=self.distance)
+            self._curves[self.kind] = ratio_curve(
+                self.tokenizer, self.held_out, kind=self.kind, distance=self.distance
+            )
         return self._curves[self.kind]
 
     @property
@@ -133,7 +160,9 @@ class MaskStudio(Studio):
     def footprint(self) -> Tensor:
         """Where which token draws, for the whole image: (N, patches)."""
         if self._footprint is None:
-            self._footprint = footprint(self.tokenizer, self.whole, self.statistics.mean, patch_size=self.patch_size)
+            self._footprint = footprint(
+                self.tokenizer, self.whole, self.statistics.mean, patch_size=self.patch_size
+            )
         return self._footprint
 
     @property
@@ -142,7 +171,9 @@ class MaskStudio(Studio):
         """The image that the masked image's tokens draw after `surgery`. -> (3, H, W)"""
         if self.surgery.kind == "none":
             return self.study.reconstruction
-        other = self.tokenizer.encode(take_images(self.images, torch.tensor([self.other])).to(self.device))[0]
+        other = self.tokenizer.encode(
+            take_images(self.images, torch.tensor([self.other])).to(self.device)
+        )[0]
         changed = operate(self.study.latents, self.surgery, self.statistics, other=other)
         return self.tokenizer.decode(changed[None])[0]
 
@@ -161,19 +192,47 @@ class MaskStudio(Studio):
         down, across = self.grid
         shape = _token_grid(len(self.whole))
         return SimpleNamespace(
-            image=package.Dropdown(options=[*chosen, ("my own picture", OWN)], value=self.index, description="image", **wide),
+            image=package.Dropdown(
+                options=[*chosen, ("my own picture", OWN)],
+                value=self.index,
+                description="image",
+                **wide,
+            ),
             upload=upload_control("my own picture"),
-            kind=package.Dropdown(options=MASK_KINDS, value=self.kind, description="hide patches", **wide),
-            ratio=package.FloatSlider(value=self.ratio, min=0, max=1, step=0.05, description="mask ratio", **wide),
-            seed=package.BoundedIntText(value=self.seed, min=0, max=9999, description="mask seed", **wide),
-            touch=package.ToggleButtons(options=[("hide", "brush"), ("ask", "pick")], description="a click on a patch will",
-                                        style={"description_width": "150px", "button_width": "60px"}),
-            patches=cell_grid(down, across, size=LARGE, label="image patches: brush to hide, or pick one to ask about"),
-            tokens=cell_grid(*shape, size=SMALL, mode="pick", label="latent tokens: pick those to ask about or to change"),
+            kind=package.Dropdown(
+                options=MASK_KINDS, value=self.kind, description="hide patches", **wide
+            ),
+            ratio=package.FloatSlider(
+                value=self.ratio, min=0, max=1, step=0.05, description="mask ratio", **wide
+            ),
+            seed=package.BoundedIntText(
+                value=self.seed, min=0, max=9999, description="mask seed", **wide
+            ),
+            touch=package.ToggleButtons(
+                options=[("hide", "brush"), ("ask", "pick")],
+                description="a click on a patch will",
+                style={"description_width": "150px", "button_width": "60px"},
+            ),
+            patches=cell_grid(
+                down,
+                across,
+                size=LARGE,
+                label="image patches: brush to hide, or pick one to ask about",
+            ),
+            tokens=cell_grid(
+                *shape,
+                size=SMALL,
+                mode="pick",
+                label="latent tokens: pick those to ask about or to change",
+            ),
             surgery=package.Dropdown(options=SURGERIES, description="surgery", **wide),
-            amount=package.FloatSlider(value=0.5, min=0, max=2, step=0.05, description="amount", **wide),
-            other=package.Dropdown(options=chosen, value=self.other, description="other image", **wide),
-        )  # fmt: skip
+            amount=package.FloatSlider(
+                value=0.5, min=0, max=2, step=0.05, description="amount", **wide
+            ),
+            other=package.Dropdown(
+                options=chosen, value=self.other, description="other image", **wide
+            ),
+        )
 
     @functools.cached_property
     def pictures(self) -> dict[str, Picture]:
@@ -190,17 +249,30 @@ class MaskStudio(Studio):
         self.message, self.told = package.HTML(), package.HTML()
         self.chart = RatioChart(self.curve, self.study, perceptual=self.distance is not None)
         self._observe()
-        wrap = {"layout": {"flex_flow": "row wrap", "align_items": "flex-start", "max_width": "1160px"}}
+        wrap = {
+            "layout": {"flex_flow": "row wrap", "align_items": "flex-start", "max_width": "1160px"}
+        }
         seen = [show[name].box for name in show if name not in ("draws", "operated")]
         self._tokens_title = package.HTML()
-        view = package.VBox([
-            package.HBox([see.image, see.kind, see.ratio, see.seed, see.upload], **wrap),
-            self.message,
-            package.HBox([package.VBox([see.touch, see.patches, self.told]), *seen], **wrap),
-            package.HBox([package.VBox([self._tokens_title, see.tokens], layout={"width": "270px"}), show["draws"].box,
-                          package.Box([self.chart.figure], layout={"width": "460px"})], **wrap),
-            package.HBox([package.VBox([see.surgery, see.amount, see.other]), show["operated"].box], **wrap),
-        ])  # fmt: skip
+        view = package.VBox(
+            [
+                package.HBox([see.image, see.kind, see.ratio, see.seed, see.upload], **wrap),
+                self.message,
+                package.HBox([package.VBox([see.touch, see.patches, self.told]), *seen], **wrap),
+                package.HBox(
+                    [
+                        package.VBox([self._tokens_title, see.tokens], layout={"width": "270px"}),
+                        show["draws"].box,
+                        package.Box([self.chart.figure], layout={"width": "460px"}),
+                    ],
+                    **wrap,
+                ),
+                package.HBox(
+                    [package.VBox([see.surgery, see.amount, see.other]), show["operated"].box],
+                    **wrap,
+                ),
+            ]
+        )
         self.refresh()
         return view
 
@@ -244,7 +316,9 @@ class MaskStudio(Studio):
         self._latest.ask()
 
     def _on_brush(self, change: Any) -> None:
-        if set(change["new"]) != set(self.mask.nonzero()[:, 0].tolist()):  # else this is our own mask, sent to the grid
+        if set(change["new"]) != set(
+            self.mask.nonzero()[:, 0].tolist()
+        ):  # else this is our own mask, sent to the grid
             self.brush(change["new"])
             self._latest.ask()
 
@@ -256,7 +330,9 @@ class MaskStudio(Studio):
     def _on_tokens(self) -> None:
         see = self.controls
         tokens = tuple(see.tokens.chosen)
-        self.surgery = Surgery(kind=see.surgery.value, tokens=tokens, amount=see.amount.value, seed=self.seed)
+        self.surgery = Surgery(
+            kind=see.surgery.value, tokens=tokens, amount=see.amount.value, seed=self.seed
+        )
         self.other = see.other.value
         self._latest.ask()
 
@@ -265,7 +341,9 @@ class MaskStudio(Studio):
     def refresh(self) -> None:
         """Show the present state."""
         study, show, see = self.study, self.pictures, self.controls
-        see.patches.picture = png_bytes(masked_picture(study.image, study.mask, self.patch_size), size=LARGE)
+        see.patches.picture = png_bytes(
+            masked_picture(study.image, study.mask, self.patch_size), size=LARGE
+        )
         see.patches.hidden = study.mask.nonzero()[:, 0].tolist()
         show["reconstruction"].show(picture_of(study.reconstruction))
         show["error"].show(heat_picture(study.error, limit=ERROR_LIMIT))
@@ -273,7 +351,9 @@ class MaskStudio(Studio):
             show[name].show(pixels)
         show["operated"].show(picture_of(self.operated))
         far = "" if study.perceptual is None else f", perceptual distance {study.perceptual:.2f}"
-        self.told.value = f"{int(study.mask.sum())} of {len(study.mask)} patches hidden: {study.psnr:.2f} dB{far}"
+        self.told.value = (
+            f"{int(study.mask.sum())} of {len(study.mask)} patches hidden: {study.psnr:.2f} dB{far}"
+        )
         self._show_tokens()
         self.chart.show(self.curve, study)
 
@@ -285,11 +365,15 @@ class MaskStudio(Studio):
             values, title = self.occlusion[:, patch], f"tokens that carry patch {patch}: brightest"
         else:
             values, title = self.study.moved, "how far the tokens moved: brightest"
-        self._tokens_title.value = f"<b style='font-size:12px'>{title} {float(values.max()):.2f} std</b>"
+        self._tokens_title.value = (
+            f"<b style='font-size:12px'>{title} {float(values.max()):.2f} std</b>"
+        )
         see.tokens.picture = png_bytes(heat_picture(values.view(see.tokens.rows, -1)), size=SMALL)
         token = see.tokens.last if see.tokens.last in see.tokens.chosen else None
         drawn = self.footprint[token] if token is not None else torch.zeros(math.prod(self.grid))
-        title = f"where token {token} draws" if token is not None else "pick a token: where it draws"
+        title = (
+            f"where token {token} draws" if token is not None else "pick a token: where it draws"
+        )
         self.pictures["draws"].show(heat_picture(drawn.view(self.grid)), title)
 
 

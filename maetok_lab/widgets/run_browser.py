@@ -7,7 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from maetok_lab.analysis.run_tables import config_differences, logged_columns, loss_lines, notebooks_of, sample_pictures
+from maetok_lab.analysis.run_tables import (
+    config_differences,
+    logged_columns,
+    loss_lines,
+    notebooks_of,
+    sample_pictures,
+)
 from maetok_lab.plots.curves import colours_for
 from maetok_lab.plots.runs import plot_run_lines
 from maetok_lab.runs import Run, list_runs, runs_root
@@ -20,7 +26,13 @@ class RunBrowser(Studio):
     Raises FileNotFoundError for a folder without runs, ValueError for a chosen name that is not there.
     """
 
-    def __init__(self, root: str | Path | None = None, *, chosen: Sequence[str] | None = None, column: str | None = None):
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        *,
+        chosen: Sequence[str] | None = None,
+        column: str | None = None,
+    ):
         self.root = runs_root(root)
         self.table = list_runs(self.root)
         if not len(self.table):
@@ -45,7 +57,11 @@ class RunBrowser(Studio):
     @property
     def pictures(self) -> list[tuple[str, Path]]:
         """(run and step, picture) of the chosen runs, in order of run and step."""
-        return [(f"{run.name}, step {step}", path) for run in self.runs for step, path in sample_pictures(run).items()]
+        return [
+            (f"{run.name}, step {step}", path)
+            for run in self.runs
+            for step, path in sample_pictures(run).items()
+        ]
 
     def lines(self) -> dict[str, Any]:
         """The present column of each chosen run that logged it."""
@@ -62,18 +78,29 @@ class RunBrowser(Studio):
         """Every control by name."""
         package = ipywidgets()
         return SimpleNamespace(
-            runs=package.SelectMultiple(options=self.names, value=[run.name for run in self.runs], description="runs",
-                                        rows=min(10, len(self.names)), layout={"width": "420px"}),
-            column=package.Dropdown(options=self.columns, value=self.column or None, description="loss"),
+            runs=package.SelectMultiple(
+                options=self.names,
+                value=[run.name for run in self.runs],
+                description="runs",
+                rows=min(10, len(self.names)),
+                layout={"width": "420px"},
+            ),
+            column=package.Dropdown(
+                options=self.columns, value=self.column or None, description="loss"
+            ),
             log=package.Checkbox(value=False, description="logarithmic"),
-            picture=package.IntSlider(value=0, min=0, max=0, description="picture", layout={"width": "420px"}),
-        )  # fmt: skip
+            picture=package.IntSlider(
+                value=0, min=0, max=0, description="picture", layout={"width": "420px"}
+            ),
+        )
 
     @functools.cached_property
     def view(self) -> Any:
         """The widget."""
         package, see = ipywidgets(), self.controls
-        self.chart = figure_widget(self._traces(), width=640, height=330, xaxis_title="training step", showlegend=True)
+        self.chart = figure_widget(
+            self._traces(), width=640, height=330, xaxis_title="training step", showlegend=True
+        )
         self.image = png_image(width="512px", max_height="330px", object_fit="contain")
         self.shown, self.about, self.differences, self.links = (package.HTML() for _ in range(4))
         see.runs.observe(self._on_runs, "value")
@@ -82,11 +109,18 @@ class RunBrowser(Studio):
         see.picture.observe(lambda _: self._show_picture(), "value")
         wrap = {"flex_flow": "row wrap", "max_width": "1160px", "align_items": "flex-start"}
         pictures = package.VBox([see.picture, self.shown, self.image])
-        view = package.VBox([
-            package.HBox([see.runs, package.VBox([see.column, see.log, self.links])], layout=wrap),
-            package.HBox([package.Box([self.chart], layout={"width": "650px"}), pictures], layout=wrap),
-            self.about, self.differences,
-        ])  # fmt: skip
+        view = package.VBox(
+            [
+                package.HBox(
+                    [see.runs, package.VBox([see.column, see.log, self.links])], layout=wrap
+                ),
+                package.HBox(
+                    [package.Box([self.chart], layout={"width": "650px"}), pictures], layout=wrap
+                ),
+                self.about,
+                self.differences,
+            ]
+        )
         self._show()
         return view
 
@@ -107,20 +141,34 @@ class RunBrowser(Studio):
         see = self.controls
         see.picture.max = max(len(self.pictures) - 1, 0)
         see.picture.disabled = not self.pictures
-        rows = self.table[self.table["run"].isin([run.name for run in self.runs])].dropna(axis=1, how="all")
+        rows = self.table[self.table["run"].isin([run.name for run in self.runs])].dropna(
+            axis=1, how="all"
+        )
         self.about.value = "<b>the chosen runs</b>" + _table(rows, index=False)
         different = config_differences(self.runs)
         words = _table(different) if len(different) else "<p>their configs are alike</p>"
-        self.differences.value = f"<b>where their configs differ</b>{words}" if len(self.runs) > 1 else ""
+        self.differences.value = (
+            f"<b>where their configs differ</b>{words}" if len(self.runs) > 1 else ""
+        )
         pages = {page for run in self.runs for page in notebooks_of(run, self.root)}
         items = "".join(f"<li>{_link(page, self.root)}</li>" for page in sorted(pages))
-        self.links.value = f"<b>executed notebooks</b><ul>{items}</ul>" if items else "no executed notebook reported them"
+        self.links.value = (
+            f"<b>executed notebooks</b><ul>{items}</ul>"
+            if items
+            else "no executed notebook reported them"
+        )
         self._show_picture()
 
     def _traces(self) -> list[dict[str, Any]]:
         lines = self.lines() if self.column else {}
-        values = {name: {"x": line["step"].tolist(), "y": line[self.column].tolist()} for name, line in lines.items()}
-        looks = {name: {"name": name, "line": {"color": colour}} for name, colour in colours_for(lines).items()}
+        values = {
+            name: {"x": line["step"].tolist(), "y": line[self.column].tolist()}
+            for name, line in lines.items()
+        }
+        looks = {
+            name: {"name": name, "line": {"color": colour}}
+            for name, colour in colours_for(lines).items()
+        }
         return [{"type": "scatter", "mode": "lines"} | looks[name] | values[name] for name in lines]
 
     def _show_lines(self) -> None:
@@ -133,7 +181,11 @@ class RunBrowser(Studio):
 
     def _show_picture(self) -> None:
         pictures = self.pictures
-        title, path = pictures[min(self.controls.picture.value, len(pictures) - 1)] if pictures else ("no pictures", None)
+        title, path = (
+            pictures[min(self.controls.picture.value, len(pictures) - 1)]
+            if pictures
+            else ("no pictures", None)
+        )
         self.shown.value = html.escape(title)
         self.image.value = path.read_bytes() if path else BLANK
 

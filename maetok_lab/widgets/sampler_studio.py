@@ -48,15 +48,32 @@ class SamplerStudio(Studio):
     ):
         self.models = dict(model) if isinstance(model, Mapping) else {None: model}
         self.space, self.tokenizer, self.count = latent_space, tokenizer, count
-        for owner in (latent_space.tokenizer, *(m.tokenizer_fingerprint for m in self.models.values())):
+        for owner in (
+            latent_space.tokenizer,
+            *(m.tokenizer_fingerprint for m in self.models.values()),
+        ):
             if owner and owner != tokenizer.fingerprint:
-                raise ValueError(f"model and latent space belong to tokenizer {owner}, not to {tokenizer.fingerprint}")
+                raise ValueError(
+                    f"model and latent space belong to tokenizer {owner}, not to {tokenizer.fingerprint}"
+                )
         first = next(iter(self.models.values()))
-        self.class_names = list(class_names or [f"class {index}" for index in range(first.num_classes)])
+        self.class_names = list(
+            class_names or [f"class {index}" for index in range(first.num_classes)]
+        )
         if len(self.class_names) != first.num_classes:
-            raise ValueError(f"{len(self.class_names)} class names for a model of {first.num_classes} classes")
-        self.ema, self.label, self.seed = next(iter(self.models)), -1, seed  # label -1: one image of each class
-        self.settings = {"method": method, "num_steps": num_steps, "guidance": guidance or Guidance(3.0, 0.0, 0.75)}
+            raise ValueError(
+                f"{len(self.class_names)} class names for a model of {first.num_classes} classes"
+            )
+        self.ema, self.label, self.seed = (
+            next(iter(self.models)),
+            -1,
+            seed,
+        )  # label -1: one image of each class
+        self.settings = {
+            "method": method,
+            "num_steps": num_steps,
+            "guidance": guidance or Guidance(3.0, 0.0, 0.75),
+        }
         self.points: list[TrajectoryPoint] = []
         self._task: asyncio.Task | None = None
 
@@ -96,13 +113,17 @@ class SamplerStudio(Studio):
         """What forms at five places of the way, a row each, as a matplotlib figure."""
         if not self.points:
             self.sample()
-        kept = sorted({round(share * (len(self.points) - 1)) for share in (0.2, 0.4, 0.6, 0.8)}) + [len(self.points) - 1]
+        kept = sorted({round(share * (len(self.points) - 1)) for share in (0.2, 0.4, 0.6, 0.8)}) + [
+            len(self.points) - 1
+        ]
         rows = {}
         for index in kept:
             point = self.points[index]
             last = index == len(self.points) - 1
             title = "sample" if last else f"guess at t = {point.t:.2f}"
-            rows[title] = decode_point(point, self.tokenizer, self.space, show="state" if last else "guess")
+            rows[title] = decode_point(
+                point, self.tokenizer, self.space, show="state" if last else "guess"
+            )
         return plot_rows(rows).figure
 
     # View -------------------------------------------------------------------------------------------------------------
@@ -111,26 +132,59 @@ class SamplerStudio(Studio):
     def controls(self) -> SimpleNamespace:
         """Every control by name."""
         package, now = ipywidgets(), self.settings
-        wide = {"layout": {"width": "380px"}, "style": {"description_width": "120px"}, "continuous_update": False}
+        wide = {
+            "layout": {"width": "380px"},
+            "style": {"description_width": "120px"},
+            "continuous_update": False,
+        }
         lists = {name: value for name, value in wide.items() if name != "continuous_update"}
-        names = [("one of each", -1), *((name, index) for index, name in enumerate(self.class_names))]
+        names = [
+            ("one of each", -1),
+            *((name, index) for index, name in enumerate(self.class_names)),
+        ]
         # by number: a control whose value is None shows nothing
-        rates = [("the model's" if rate is None else f"{rate:g}", number) for number, rate in enumerate(self.models)]
+        rates = [
+            ("the model's" if rate is None else f"{rate:g}", number)
+            for number, rate in enumerate(self.models)
+        ]
         guide = now["guidance"]
         return SimpleNamespace(
             label=package.Dropdown(options=names, value=self.label, description="class", **lists),
-            seed=package.BoundedIntText(value=self.seed, min=0, max=99_999, description="seed", **wide),
-            scale=package.FloatSlider(value=guide.scale, min=0, max=8, step=0.25, description="guidance scale", **wide),
-            interval=package.FloatRangeSlider(value=(guide.low, guide.high), min=0, max=1, step=0.05,
-                                              description="guided for t in", **wide),
-            steps=package.IntSlider(value=now["num_steps"], min=1, max=100, description="steps", **wide),
-            method=package.Dropdown(options=list(INTEGRATORS), value=now["method"], description="sampler", **lists),
+            seed=package.BoundedIntText(
+                value=self.seed, min=0, max=99_999, description="seed", **wide
+            ),
+            scale=package.FloatSlider(
+                value=guide.scale, min=0, max=8, step=0.25, description="guidance scale", **wide
+            ),
+            interval=package.FloatRangeSlider(
+                value=(guide.low, guide.high),
+                min=0,
+                max=1,
+                step=0.05,
+                description="guided for t in",
+                **wide,
+            ),
+            steps=package.IntSlider(
+                value=now["num_steps"], min=1, max=100, description="steps", **wide
+            ),
+            method=package.Dropdown(
+                options=list(INTEGRATORS), value=now["method"], description="sampler", **lists
+            ),
             ema=package.Dropdown(options=rates, value=0, description="EMA rate", **lists),
-            place=package.IntSlider(value=0, min=0, max=0, description="step of the way", layout={"width": "500px"},
-                                    style={"description_width": "120px"}),
-            show=package.ToggleButtons(options=[("the model's guess", "guess"), ("the state itself", "state")],
-                                       description="picture of", style={"description_width": "120px"}),
-        )  # fmt: skip
+            place=package.IntSlider(
+                value=0,
+                min=0,
+                max=0,
+                description="step of the way",
+                layout={"width": "500px"},
+                style={"description_width": "120px"},
+            ),
+            show=package.ToggleButtons(
+                options=[("the model's guess", "guess"), ("the state itself", "state")],
+                description="picture of",
+                style={"description_width": "120px"},
+            ),
+        )
 
     @functools.cached_property
     def view(self) -> Any:
@@ -142,17 +196,37 @@ class SamplerStudio(Studio):
             getattr(see, name).observe(self._on_setting, "value")
         for name in ("place", "show"):
             getattr(see, name).observe(lambda _: self._show(), "value")
-        left = [see.label, see.seed, see.scale, see.interval, see.steps, see.method, see.ema, self.price]
+        left = [
+            see.label,
+            see.seed,
+            see.scale,
+            see.interval,
+            see.steps,
+            see.method,
+            see.ema,
+            self.price,
+        ]
         wrap = {"flex_flow": "row wrap", "max_width": "1160px"}
-        view = package.HBox([package.VBox(left), package.VBox([see.place, see.show, self.told, self.grid])], layout=wrap)
+        view = package.HBox(
+            [package.VBox(left), package.VBox([see.place, see.show, self.told, self.grid])],
+            layout=wrap,
+        )
         self.start()
         return view
 
     def _on_setting(self, _: Any) -> None:
         see = self.controls
-        self.label, self.seed, self.ema = see.label.value, see.seed.value, list(self.models)[see.ema.value]
+        self.label, self.seed, self.ema = (
+            see.label.value,
+            see.seed.value,
+            list(self.models)[see.ema.value],
+        )
         guidance = Guidance(see.scale.value, *see.interval.value)
-        self.settings = {"method": see.method.value, "num_steps": see.steps.value, "guidance": guidance}
+        self.settings = {
+            "method": see.method.value,
+            "num_steps": see.steps.value,
+            "guidance": guidance,
+        }
         self.start()
 
     def start(self) -> None:

@@ -11,21 +11,29 @@ from maetok_lab.data.readers import BrokenImageError, center_crop, read_rgb
 MAX_PIXELS = 64_000_000  # a few hundred MB when decoded
 
 
-def read_upload(content: bytes, *, name: str, length: int, limit: int, image_size: int) -> torch.Tensor:
+def read_upload(
+    content: bytes, *, name: str, length: int, limit: int, image_size: int
+) -> torch.Tensor:
     """The middle square of an uploaded picture. -> (3, image_size, image_size) in [-1, 1]
 
     Raises ValueError, in words for the person who uploaded it, for a file over `limit` bytes, one of more than 64 million
     pixels, and one that is no picture.
     """
     if length > limit:
-        raise ValueError(f"{name} has {length / 1e6:.0f} MB; a picture of at most {limit / 1e6:.0f} MB can be uploaded")
+        raise ValueError(
+            f"{name} has {length / 1e6:.0f} MB; a picture of at most {limit / 1e6:.0f} MB can be uploaded"
+        )
     try:
         with Image.open(io.BytesIO(content)) as picture:
             width, height = picture.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise ValueError(f"{name} is no picture that can be read (PNG, JPEG, WebP, GIF, BMP, TIFF)") from None
+        raise ValueError(
+            f"{name} is no picture that can be read (PNG, JPEG, WebP, GIF, BMP, TIFF)"
+        ) from None
     if width * height > MAX_PIXELS:
-        raise ValueError(f"{name} has {width} x {height} pixels; at most {MAX_PIXELS // 1_000_000} million can be opened")
+        raise ValueError(
+            f"{name} has {width} x {height} pixels; at most {MAX_PIXELS // 1_000_000} million can be opened"
+        )
     try:
         square = center_crop(read_rgb(content, name=name), image_size)
     except BrokenImageError:

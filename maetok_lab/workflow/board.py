@@ -59,8 +59,12 @@ def table(entries: Sequence[Entry]) -> pd.DataFrame:
         numbers = entry.result.numbers if entry.result else {}
         row = {"entry": entry.number, **entry.parameters, "state": entry.state}
         row |= {"seconds": entry.result.seconds if entry.result else None}
-        row |= {f"reported {name}" if name in row else name: value for name, value in numbers.items()}
-        rows.append(row | {"error": entry.error, "folder": str(entry.call.folder), "log": str(entry.log)})
+        row |= {
+            f"reported {name}" if name in row else name: value for name, value in numbers.items()
+        }
+        rows.append(
+            row | {"error": entry.error, "folder": str(entry.call.folder), "log": str(entry.log)}
+        )
     frame = pd.DataFrame(rows).set_index("entry")
     last = [name for name in ("error", "folder", "log") if name in frame]
     return frame[[name for name in frame.columns if name not in last] + last]
@@ -108,9 +112,17 @@ class Board:
         given = ", ".join(f"{name}={value!r}" for name, value in entry.parameters.items())
         said = f"[{done}/{len(entries)} done] entry {entry.number} ({given}): {entry.state}"
         if entry.result and entry.state == "done":
-            numbers = {name: entry.result.numbers.get(name) for name in (self.spec.quality, self.spec.speed) if name}
+            numbers = {
+                name: entry.result.numbers.get(name)
+                for name in (self.spec.quality, self.spec.speed)
+                if name
+            }
             said += f" in {clock(entry.result.seconds)}"
-            said += "".join(f", {name} {value:.4g}" for name, value in numbers.items() if isinstance(value, int | float))
+            said += "".join(
+                f", {name} {value:.4g}"
+                for name, value in numbers.items()
+                if isinstance(value, int | float)
+            )
         return said + (f", {entry.error}" if entry.error else "")
 
 

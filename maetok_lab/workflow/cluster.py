@@ -64,7 +64,9 @@ class SlurmPool:
         for job in new:
             self._answer(job).unlink(missing_ok=True)
         with self._executor.batch():
-            submitted = [self._executor.submit(EntryJob(), _told(job), str(self._answer(job))) for job in new]
+            submitted = [
+                self._executor.submit(EntryJob(), _told(job), str(self._answer(job))) for job in new
+            ]
         for job, sent in zip(new, submitted):
             self._running[sent.job_id] = job, time.monotonic()
             self._known[_key(job)] = sent.job_id
@@ -114,14 +116,23 @@ class SlurmPool:
         return self.folder / "answers" / f"{_key(job)}.json"
 
 
-def make_executor(config: SlurmConfig, folder: Path, *, cluster: str = "slurm", nodes: int = 1) -> Any:
+def make_executor(
+    config: SlurmConfig, folder: Path, *, cluster: str = "slurm", nodes: int = 1
+) -> Any:
     """submitit's executor with what `config` asks for. Raises ImportError without submitit, RuntimeError without Slurm."""
     try:
         import submitit
     except ImportError:
-        raise ImportError("jobs on a cluster need submitit: pip install 'maetok-lab[cluster]'") from None
+        raise ImportError(
+            "jobs on a cluster need submitit: pip install 'maetok-lab[cluster]'"
+        ) from None
     executor = submitit.AutoExecutor(folder=folder / "%j", cluster=cluster)
-    asked = {"name": "maetok-lab", "timeout_min": config.minutes, "cpus_per_task": config.cpus, "nodes": nodes}
+    asked = {
+        "name": "maetok-lab",
+        "timeout_min": config.minutes,
+        "cpus_per_task": config.cpus,
+        "nodes": nodes,
+    }
     asked |= {"tasks_per_node": 1, "gpus_per_node": config.gpus, "slurm_setup": list(config.setup)}
     asked |= {"mem_gb": config.memory_gb} if config.memory_gb else {}
     asked |= {"slurm_partition": config.partition} if config.partition else {}
@@ -145,7 +156,14 @@ class TrainingJob:
 
         where = submitit.JobEnvironment()
         port = 20000 + int(where.raw_job_id) % 20000  # jobs that share a node must not meet
-        meet = ["--rdzv-backend", "c10d", "--rdzv-id", where.raw_job_id, "--rdzv-endpoint", f"{where.hostnames[0]}:{port}"]
+        meet = [
+            "--rdzv-backend",
+            "c10d",
+            "--rdzv-id",
+            where.raw_job_id,
+            "--rdzv-endpoint",
+            f"{where.hostnames[0]}:{port}",
+        ]
         nodes = ["--nnodes", str(where.num_nodes), "--nproc-per-node", str(self.processes)]
         command = [sys.executable, "-m", "torch.distributed.run", *nodes, *meet, *self.command]
         return subprocess.run(command, check=True).returncode
@@ -172,7 +190,9 @@ def submit_training(
     went wrong, `cancel()`, `stdout()`; logs are in `folder`.
     """
     processes = processes or max(1, config.gpus)
-    return make_executor(config, folder, cluster=cluster, nodes=nodes).submit(TrainingJob(command, processes))
+    return make_executor(config, folder, cluster=cluster, nodes=nodes).submit(
+        TrainingJob(command, processes)
+    )
 
 
 def queued_jobs() -> set[str] | None:

@@ -27,7 +27,10 @@ def main() -> None:
         torch.cuda.synchronize()
     speed = REPEATS * 4 * NUMBERS / (time.perf_counter() - started)
     if rank == 0:
-        json.dump({"processes": world, "backend": backend, "right": right, "bytes_per_second": speed}, sys.stdout)
+        json.dump(
+            {"processes": world, "backend": backend, "right": right, "bytes_per_second": speed},
+            sys.stdout,
+        )
     dist.destroy_process_group()
 
 

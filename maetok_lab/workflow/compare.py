@@ -51,7 +51,13 @@ class Comparison:
 
 COMPARISONS = {
     "test": Comparison(
-        diffusion_steps=8, components=(1, 5), restarts=1, sampling_steps=4, images=32, net_input=64, check_every=5
+        diffusion_steps=8,
+        components=(1, 5),
+        restarts=1,
+        sampling_steps=4,
+        images=32,
+        net_input=64,
+        check_every=5,
     ),
     "tiny": Comparison(),
 }
@@ -70,7 +76,9 @@ class Row:
         return self.ladder.latents(self.run, split)
 
 
-def gather(ladders: Iterable[Ladder], rungs: Sequence[str], comparison: Comparison, *, masked: str = "all") -> list[Row]:
+def gather(
+    ladders: Iterable[Ladder], rungs: Sequence[str], comparison: Comparison, *, masked: str = "all"
+) -> list[Row]:
     """Train, or find, each rung of each ladder; then `masked` with its decoder tuned, and the control that matches it."""
     rows = []
     for ladder in ladders:
@@ -88,7 +96,9 @@ def equal_psnr_control(ladder: Ladder, masked: Run, comparison: Comparison) -> R
     name = masked.name.replace("ladder-", f"ladder-{CONTROL}-", 1)
     with Run.open(name, config, root=ladder.root, parents=[masked]) as run:
         cpu, validation = ladder.device.type == "cpu", ladder.images["val"]
-        for _ in train_to_psnr(config, ladder.images["train"], run, validation=validation, target=target, cpu=cpu):
+        for _ in train_to_psnr(
+            config, ladder.images["train"], run, validation=validation, target=target, cpu=cpu
+        ):
             pass
     return run
 
@@ -103,26 +113,48 @@ def compare_rows(rows: Sequence[Row], comparison: Comparison) -> pd.DataFrame:
     """
     dimensions = common_dimensions([row.latents("train") for row in rows], comparison.variance)
     settings = CardSettings(
-        components=comparison.components, restarts=comparison.restarts, dimensions=dimensions, decoded=64, pairs=16,
-        variance=comparison.variance, diffusion_steps=comparison.diffusion_steps,
-    )  # fmt: skip
+        components=comparison.components,
+        restarts=comparison.restarts,
+        dimensions=dimensions,
+        decoded=64,
+        pairs=16,
+        variance=comparison.variance,
+        diffusion_steps=comparison.diffusion_steps,
+    )
     scores = {row.run.name: row.ladder.score(row.run) for row in rows}
     made = {row.run.name: generation_of(row, flow_of(row, comparison), comparison) for row in rows}
     compare(scores, allow="seed")  # else they share no table
     compare({name: result for name, (result, _) in made.items()}, allow="seed")
-    return pd.DataFrame([_line(row, comparison, settings, scores[row.run.name], made[row.run.name]) for row in rows])
+    return pd.DataFrame(
+        [_line(row, comparison, settings, scores[row.run.name], made[row.run.name]) for row in rows]
+    )
 
 
 def _line(
-    row: Row, comparison: Comparison, settings: CardSettings, score: EvalResult, made: tuple[EvalResult, EvalResult]
+    row: Row,
+    comparison: Comparison,
+    settings: CardSettings,
+    score: EvalResult,
+    made: tuple[EvalResult, EvalResult],
 ) -> dict[str, object]:
     flow, settings = flow_of(row, comparison), dataclasses.replace(settings, seed=row.ladder.seed)
-    known = {"psnr": score.metrics["psnr"], "val_psnr": validation_psnr(row.run, row.ladder.images["val"])}
+    known = {
+        "psnr": score.metrics["psnr"],
+        "val_psnr": validation_psnr(row.run, row.ladder.images["val"]),
+    }
     train, test = row.latents("train"), row.latents("test")
     card = card_run(
-        f"{row.run.name}-card-{settings.dimensions}d", train, train.labels, test, test.labels, diffusion=flow, known=known,
-        tokenizer=load_tokenizer(row.run.folder), settings=settings, root=row.ladder.root,
-    )  # fmt: skip
+        f"{row.run.name}-card-{settings.dimensions}d",
+        train,
+        train.labels,
+        test,
+        test.labels,
+        diffusion=flow,
+        known=known,
+        tokenizer=load_tokenizer(row.run.folder),
+        settings=settings,
+        root=row.ladder.root,
+    )
     entries, most = card.summary, settings.components[-1]
     kernel = {}
     for column, result in zip(("kid", "kid_gap"), made):
@@ -130,23 +162,37 @@ def _line(
         kernel[column] = result.metrics[name]
         kernel[f"{column}_low"], kernel[f"{column}_high"] = result.intervals[name]
     return {
-        "row": row.name, "seed": row.ladder.seed, **known, "probe_top1": entries["probe_top1"],
-        "dimensions": settings.dimensions, "dimensions_90": entries["dimensions_90"],
-        "nll": entries[f"gmm_nll_{most}"], "nll_per_dim": entries[f"gmm_nll_per_dim_{most}"],
-        "diffusion_loss": entries["diffusion_loss"], **kernel,
-        "card": card.name, "flow": flow.name, "run": row.run.name,
-    }  # fmt: skip
+        "row": row.name,
+        "seed": row.ladder.seed,
+        **known,
+        "probe_top1": entries["probe_top1"],
+        "dimensions": settings.dimensions,
+        "dimensions_90": entries["dimensions_90"],
+        "nll": entries[f"gmm_nll_{most}"],
+        "nll_per_dim": entries[f"gmm_nll_per_dim_{most}"],
+        "diffusion_loss": entries["diffusion_loss"],
+        **kernel,
+        "card": card.name,
+        "flow": flow.name,
+        "run": row.run.name,
+    }
 
 
 def flow_of(row: Row, comparison: Comparison) -> Run:
     """The diffusion model of a row: the same model, steps, batch and seed for all."""
     latents, ladder = row.latents("train"), row.ladder
     flow = diffusion_training(
-        ladder.preset, latents, num_classes=ladder.images["train"].num_classes, num_steps=comparison.diffusion_steps,
-        seed=ladder.seed, precision=ladder.changes["precision"],
-    )  # fmt: skip
+        ladder.preset,
+        latents,
+        num_classes=ladder.images["train"].num_classes,
+        num_steps=comparison.diffusion_steps,
+        seed=ladder.seed,
+        precision=ladder.changes["precision"],
+    )
     cpu = ladder.device.type == "cpu"
-    return diffusion_loss(flow, latents, row.latents("test"), f"{row.run.name}-flow", root=ladder.root, cpu=cpu)
+    return diffusion_loss(
+        flow, latents, row.latents("test"), f"{row.run.name}-flow", root=ladder.root, cpu=cpu
+    )
 
 
 def generation_of(row: Row, flow: Run, comparison: Comparison) -> tuple[EvalResult, EvalResult]:
@@ -157,23 +203,36 @@ def generation_of(row: Row, flow: Run, comparison: Comparison) -> tuple[EvalResu
     ladder, test = row.ladder, row.ladder.images["test"]
     guidance = Guidance(comparison.guidance, 0.0, 1.0) if comparison.guidance != 1 else None
     protocol = EvalProtocol(
-        sampler="euler", steps=comparison.sampling_steps, path=flow.config["path"], guidance_scale=comparison.guidance,
-        seed=ladder.seed, ema=flow.config["ema_decays"][0],
-    )  # fmt: skip
-    with Run.open(f"{row.run.name}-evaluation", protocol, root=ladder.root, parents=[row.run, flow]) as run:
+        sampler="euler",
+        steps=comparison.sampling_steps,
+        path=flow.config["path"],
+        guidance_scale=comparison.guidance,
+        seed=ladder.seed,
+        ema=flow.config["ema_decays"][0],
+    )
+    with Run.open(
+        f"{row.run.name}-evaluation", protocol, root=ladder.root, parents=[row.run, flow]
+    ) as run:
         files = [run.folder / SAMPLES_FILE, run.folder / GAP_FILE]
         if all(file.exists() for file in files):
             return tuple(EvalResult.load(file) for file in files)
         picked = torch.linspace(0, len(test) - 1, min(comparison.images, len(test))).long()
         originals, labels = test.batch(picked)
-        model, tokenizer = (part.to(ladder.device) for part in (load_diffusion(flow.folder), load_tokenizer(row.run.folder)))
+        model, tokenizer = (
+            part.to(ladder.device)
+            for part in (load_diffusion(flow.folder), load_tokenizer(row.run.folder))
+        )
         sampling = {"num_steps": comparison.sampling_steps, "guidance": guidance}
-        samples = generate(model, tokenizer, row.latents("train").space, labels, seed=ladder.seed, **sampling)
+        samples = generate(
+            model, tokenizer, row.latents("train").space, labels, seed=ladder.seed, **sampling
+        )
         net = load_net("efficientnet_lite2", input_size=comparison.net_input).to(ladder.device)
         made = make_reference(samples, net, name="samples")
         results = []
         for file, images in zip(files, (originals, reconstruct(tokenizer, originals))):
-            results.append(evaluate_generation(made, images, net=net, protocol=protocol, metrics=["kid"]))
+            results.append(
+                evaluate_generation(made, images, net=net, protocol=protocol, metrics=["kid"])
+            )
             results[-1].save(file)
         run.finish(results[0].metrics)
     return tuple(results)

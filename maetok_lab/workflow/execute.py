@@ -87,12 +87,21 @@ class Progress:
 
     def _beat(self) -> None:
         self._beaten = time.monotonic()
-        where = {"section": self.section, "cell": self._index, "cells": self.cells, "last_line": self._last_line}
+        where = {
+            "section": self.section,
+            "cell": self._index,
+            "cells": self.cells,
+            "last_line": self._last_line,
+        }
         who = {"host": socket.gethostname(), "process": os.getpid()}
-        write_json(self.heartbeat, {"time": now(), "seconds": round(self.seconds, 1), **where, **who})
+        write_json(
+            self.heartbeat, {"time": now(), "seconds": round(self.seconds, 1), **where, **who}
+        )
 
 
-def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, folder: Path, progress: Progress) -> Any:
+def execute(
+    notebook: Path, output: Path, parameters: Mapping[str, Any], *, folder: Path, progress: Progress
+) -> Any:
     """Execute `notebook` in working directory `folder` and return it; `output` is saved after every cell.
 
     Raises NotebookFailed with one line: the section, and what was raised in it.
@@ -119,7 +128,9 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, fold
         )
     except papermill.PapermillExecutionError as problem:
         raised = f"{problem.ename}: {problem.evalue}".strip().removesuffix(":")
-        raise NotebookFailed(f"{notebook.name} failed in section {progress.section!r} with {raised}") from None
+        raise NotebookFailed(
+            f"{notebook.name} failed in section {progress.section!r} with {raised}"
+        ) from None
     except (DeadKernelError, RuntimeError) as problem:
         raise NotebookFailed(
             f"{notebook.name}: the kernel died in section {progress.section!r} (out of memory?): {problem}"
@@ -135,7 +146,10 @@ def write_html(notebook: Any, path: Path, *, folder: Path) -> None:
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(folder)}})
     style = STYLE + HtmlFormatter().get_style_defs(".highlight")
     head = f"<meta charset='utf-8'><title>{html.escape(path.parent.name)}</title><style>{style}</style>"
-    write_bytes(path, f"<!doctype html><html lang='en'><head>{head}</head><body>{body}</body></html>\n".encode())
+    write_bytes(
+        path,
+        f"<!doctype html><html lang='en'><head>{head}</head><body>{body}</body></html>\n".encode(),
+    )
 
 
 def clock(seconds: float) -> str:

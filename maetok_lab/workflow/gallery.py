@@ -26,7 +26,11 @@ def write_summary(folder: Path, frame: pd.DataFrame, spec: SweepSpec) -> None:
     if pictures:
         _save(plot_gallery(pictures), folder / "gallery.png")
     if spec.quality in done and spec.speed in done:
-        front = {"quality": spec.quality, "speed": spec.speed, "larger_is_better": spec.larger_is_better}
+        front = {
+            "quality": spec.quality,
+            "speed": spec.speed,
+            "larger_is_better": spec.larger_is_better,
+        }
         if pareto_front(done, **front).any():
             _save(plot_pareto(done, **front).figure, folder / "pareto.png")
 
@@ -48,7 +52,11 @@ def picture_of(folder: Path, target: Path) -> Path | None:
 
 def _title(number: int, row: pd.Series, spec: SweepSpec) -> str:
     given = ", ".join(f"{name} {row[name]}" for name in spec.swept if name in row)
-    score = f"\n{spec.quality} {row[spec.quality]:.4g}" if spec.quality in row and pd.notna(row[spec.quality]) else ""
+    score = (
+        f"\n{spec.quality} {row[spec.quality]:.4g}"
+        if spec.quality in row and pd.notna(row[spec.quality])
+        else ""
+    )
     return f"{number}: {given}{score}"
 
 

@@ -56,14 +56,19 @@ class Ladder:
         self.suffix = run_suffix(preset, seed, source)
         base = choose(preset, TOKENIZER_TRAINING, "preset")
         size = base.model.image_size
-        self.images = {s: open_images(source, split=s, image_size=size, labels=labels) for s in ("train", "val", "test")}
+        self.images = {
+            s: open_images(source, split=s, image_size=size, labels=labels)
+            for s in ("train", "val", "test")
+        }
         self.device = pick_device(device)
         self.teacher, self.weights = teacher, weights
         self.tuning = DECODER_TUNING[preset] | {"latent_noise": 0.0}
         self.changes = {
             "losses__perceptual": self.tuning.get("losses__perceptual", base.losses.perceptual),
-            "images": self.images["train"].fingerprint, "precision": pick_precision(self.device), "seed": seed,
-        }  # fmt: skip
+            "images": self.images["train"].fingerprint,
+            "precision": pick_precision(self.device),
+            "seed": seed,
+        }
 
     def name(self, rung: str, *, tuned: bool = False) -> str:
         """The name of a row's run."""
@@ -71,9 +76,16 @@ class Ladder:
 
     def first_stage(self, rung: str, *, tuned: bool = False) -> TokenizerTraining:
         """The training of a rung that spends the whole budget, or of the one that leaves its share to decoder tuning."""
-        steps = TOKENIZER_TRAINING[self.preset].num_steps + (0 if tuned else self.tuning["num_steps"])
+        steps = TOKENIZER_TRAINING[self.preset].num_steps + (
+            0 if tuned else self.tuning["num_steps"]
+        )
         return ladder_training(
-            self.preset, rung, teacher=self.teacher, weights=self.weights, num_steps=steps, **self.changes
+            self.preset,
+            rung,
+            teacher=self.teacher,
+            weights=self.weights,
+            num_steps=steps,
+            **self.changes,
         )
 
     def train(self, rung: str, *, tuned: bool = False) -> Run:
@@ -84,8 +96,12 @@ class Ladder:
         if not tuned:
             return run
         config = decoder_tuning(config, parent=run, **self.tuning)
-        with Run.open(self.name(rung, tuned=True), config, root=self.root, parents=[run]) as tuned_run:
-            stage = finetune_decoder(config, self.images["train"], tuned_run, parent=run, **self._options)
+        with Run.open(
+            self.name(rung, tuned=True), config, root=self.root, parents=[run]
+        ) as tuned_run:
+            stage = finetune_decoder(
+                config, self.images["train"], tuned_run, parent=run, **self._options
+            )
             self._follow(tuned_run, stage)
         return tuned_run
 
@@ -117,12 +133,19 @@ class Ladder:
                 return result
         tokenizer = load_tokenizer(run.folder).to(self.device)
         result = evaluate_reconstruction(
-            tokenizer, test, perceptual=SqueezePerceptual(load_net("squeezenet1_1").to(self.device)), device=self.device,
-            protocol=EvalProtocol(task="reconstruction", ema=run.config["ema_decay"], seed=self.seed),
-        )  # fmt: skip
+            tokenizer,
+            test,
+            perceptual=SqueezePerceptual(load_net("squeezenet1_1").to(self.device)),
+            device=self.device,
+            protocol=EvalProtocol(
+                task="reconstruction", ema=run.config["ema_decay"], seed=self.seed
+            ),
+        )
         z = {split: self.latents(run, split) for split in self.images}
         told = [(cache.all_latents(), cache.labels) for cache in (z["train"], z["test"], z["val"])]
-        probe = linear_probe(*told[0], *told[1], validation=told[2], seed=self.seed, precision="float32")
+        probe = linear_probe(
+            *told[0], *told[1], validation=told[2], seed=self.seed, precision="float32"
+        )
         result.metrics["probe_top1"], result.metrics["probe_majority"] = probe.top1, probe.majority
         margin = 1.96 * probe.standard_error
         result.intervals["probe_top1"] = (probe.top1 - margin, probe.top1 + margin)
@@ -131,7 +154,10 @@ class Ladder:
 
 
 def climb(
-    ladders: Iterable[Ladder], *, rungs: Iterable[str] = tuple(LADDER), told: Callable[[str], None] = print
+    ladders: Iterable[Ladder],
+    *,
+    rungs: Iterable[str] = tuple(LADDER),
+    told: Callable[[str], None] = print,
 ) -> pd.DataFrame:
     """Train and score every rung of every ladder, with and without tuning -> one row each, in the ladder's order.
 
@@ -146,9 +172,21 @@ def climb(
                 run = ladder.train(rung, tuned=tuned)
                 metrics = ladder.score(run).metrics
                 shown = {name: metrics[name] for name in ("psnr", "perceptual", "probe_top1")}
-                told(f"{run.name}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+                told(
+                    f"{run.name}: "
+                    + ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+                )
                 seen = int(sum(part.summary["images"] for part in stages(run)))
-                rows.append({"rung": rung, "tuned": tuned, "seed": ladder.seed, "images": seen, **shown, "run": run.name})
+                rows.append(
+                    {
+                        "rung": rung,
+                        "tuned": tuned,
+                        "seed": ladder.seed,
+                        "images": seen,
+                        **shown,
+                        "run": run.name,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -163,5 +201,8 @@ def markdown(table: pd.DataFrame) -> str:
     """The table for a notebook's or a README's text."""
     kinds = {"psnr": "{:.2f}", "perceptual": "{:.3f}", "probe_top1": "{:.3f}"}
     lines = [list(table.columns), ["---"] * table.shape[1]]
-    lines += [[kinds.get(name, "{}").format(value) for name, value in row.items()] for _, row in table.iterrows()]
+    lines += [
+        [kinds.get(name, "{}").format(value) for name, value in row.items()]
+        for _, row in table.iterrows()
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

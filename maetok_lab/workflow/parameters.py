@@ -34,7 +34,9 @@ def read_cells(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         there = [other.name for other in path.parent.glob("*.ipynb")]
-        raise FileNotFoundError(f"no notebook {path}{did_you_mean(path.name, there) if there else ''}")
+        raise FileNotFoundError(
+            f"no notebook {path}{did_you_mean(path.name, there) if there else ''}"
+        )
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         return [{**cell, "source": "".join(cell["source"])} for cell in cells]
@@ -49,7 +51,9 @@ def read_parameters(path: str | Path) -> dict[str, Parameter]:
             try:
                 return declared_parameters(cell["source"])
             except (SyntaxError, ValueError) as problem:
-                raise ValueError(f"the parameters cell of {path} must be literal assignments: {problem}") from None
+                raise ValueError(
+                    f"the parameters cell of {path} must be literal assignments: {problem}"
+                ) from None
     return {}
 
 
@@ -58,12 +62,18 @@ def declared_parameters(source: str) -> dict[str, Parameter]:
     comments = _comments(source)
     found = {}
     for node in ast.parse(source).body:
-        if not isinstance(node, ast.Assign) or len(node.targets) != 1 or not isinstance(node.targets[0], ast.Name):
+        if (
+            not isinstance(node, ast.Assign)
+            or len(node.targets) != 1
+            or not isinstance(node.targets[0], ast.Name)
+        ):
             raise ValueError(f"line {node.lineno} is not of the form `name = value`")
         try:
             default = ast.literal_eval(node.value)
         except ValueError:
-            raise ValueError(f"line {node.lineno}: {ast.unparse(node.value)} is not a literal") from None
+            raise ValueError(
+                f"line {node.lineno}: {ast.unparse(node.value)} is not a literal"
+            ) from None
         name = node.targets[0].id
         found[name] = Parameter(name, default, comments.get(node.end_lineno, ""))
     return found
@@ -82,9 +92,14 @@ def check_parameters(declared: Mapping[str, Parameter], given: Mapping[str, Any]
     return {name: _checked(declared[name], value) for name, value in given.items()}
 
 
-def parse_parameters(declared: Mapping[str, Parameter], given: Iterable[tuple[str, str]]) -> dict[str, Any]:
+def parse_parameters(
+    declared: Mapping[str, Parameter], given: Iterable[tuple[str, str]]
+) -> dict[str, Any]:
     """Values typed on a command line, as `check_parameters` takes them: Python literals, or strings as they stand."""
-    return {name: _parsed(declared[name].default if name in declared else None, text) for name, text in given}
+    return {
+        name: _parsed(declared[name].default if name in declared else None, text)
+        for name, text in given
+    }
 
 
 def code_hash(path: str | Path) -> str:
@@ -92,22 +107,34 @@ def code_hash(path: str | Path) -> str:
     digest = hashlib.sha256()
     for cell in read_cells(path):
         if cell["cell_type"] == "code":
-            digest.update(json.dumps([cell["source"], cell.get("metadata", {}).get("tags", [])]).encode())
+            digest.update(
+                json.dumps([cell["source"], cell.get("metadata", {}).get("tags", [])]).encode()
+            )
     library = Path(__file__).parent.parent
     for file in sorted(library.rglob("*.py")):
-        digest.update(json.dumps([file.relative_to(library).as_posix(), file.read_text(encoding="utf-8")]).encode())
+        digest.update(
+            json.dumps(
+                [file.relative_to(library).as_posix(), file.read_text(encoding="utf-8")]
+            ).encode()
+        )
     return digest.hexdigest()[:16]
 
 
 def _comments(source: str) -> dict[int, str]:
     """Line number -> the comment on it."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {token.start[0]: token.string.lstrip("# ").rstrip() for token in tokens if token.type == tokenize.COMMENT}
+    return {
+        token.start[0]: token.string.lstrip("# ").rstrip()
+        for token in tokens
+        if token.type == tokenize.COMMENT
+    }
 
 
 def _checked(parameter: Parameter, value: Any) -> Any:
     value = _plain(value, parameter.name)
-    default = parameter.default if not isinstance(parameter.default, tuple) else list(parameter.default)
+    default = (
+        parameter.default if not isinstance(parameter.default, tuple) else list(parameter.default)
+    )
     if default is None or type(value) is type(default):
         return value
     if isinstance(default, float) and type(value) is int:
@@ -128,7 +155,9 @@ def _plain(value: Any, name: str) -> Any:
         return {str(key): _plain(item, name) for key, item in value.items()}
     if type(value) in PLAIN and not (isinstance(value, float) and math.isnan(value)):
         return value
-    raise TypeError(f"parameter {name!r} must be made of plain Python values, not {type(value).__name__} {value!r}")
+    raise TypeError(
+        f"parameter {name!r} must be made of plain Python values, not {type(value).__name__} {value!r}"
+    )
 
 
 def _parsed(default: Any, text: str) -> Any:

@@ -26,8 +26,13 @@ from maetok_lab.training.presets import diffusion_training
 from maetok_lab.training.tokenizer import train_tokenizer
 from maetok_lab.workflow.trial import Measured, try_training
 
-BYTES = 4 * 4  # a parameter takes at least: itself, gradient, one moment and one average, in float32
-SHIPPED = {"targets": ("hog", "semantic"), "perceptual": ("none", "squeezenet")}  # what needs no download
+BYTES = (
+    4 * 4
+)  # a parameter takes at least: itself, gradient, one moment and one average, in float32
+SHIPPED = {
+    "targets": ("hog", "semantic"),
+    "perceptual": ("none", "squeezenet"),
+}  # what needs no download
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,11 +52,15 @@ GPUS = {
     "T4": Gpu(memory_gb=16, tflops=65, precision="fp16", source=f"{_NVIDIA}/tesla-t4/"),
     "V100": Gpu(memory_gb=32, tflops=125, precision="fp16", source=f"{_NVIDIA}/v100/"),
     "RTX 3090": Gpu(
-        memory_gb=24, tflops=71, precision="bf16",
+        memory_gb=24,
+        tflops=71,
+        precision="bf16",
         source="https://www.nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.pdf",
     ),
     "RTX 4090": Gpu(
-        memory_gb=24, tflops=165.2, precision="bf16",
+        memory_gb=24,
+        tflops=165.2,
+        precision="bf16",
         source=f"{_GEFORCE}/geforce/ada/nvidia-ada-gpu-architecture.pdf",
     ),
     "L4": Gpu(memory_gb=24, tflops=121, precision="bf16", source=f"{_NVIDIA}/l4/"),
@@ -59,10 +68,12 @@ GPUS = {
     "A100": Gpu(memory_gb=80, tflops=312, precision="bf16", source=f"{_NVIDIA}/a100/"),
     "H100": Gpu(memory_gb=80, tflops=989.5, precision="bf16", source=f"{_NVIDIA}/h100/"),
     "H200": Gpu(memory_gb=141, tflops=989.5, precision="bf16", source=f"{_NVIDIA}/h200/"),
-}  # fmt: skip
+}
 
 
-def measure_tokenizer(config: TokenizerTraining, *, device: torch.device, seconds: float = 20.0) -> Measured:
+def measure_tokenizer(
+    config: TokenizerTraining, *, device: torch.device, seconds: float = 20.0
+) -> Measured:
     """Time, memory and work of a tokenizer's training on random images; reading real ones is not in it (`doctor` times that).
 
     The perceptual term and the discriminator count from the first step, as they do in most of a training.
@@ -74,31 +85,52 @@ def measure_tokenizer(config: TokenizerTraining, *, device: torch.device, second
     images = _RandomImages(config.model.image_size)
     weights = _count(lambda: Tokenizer(config.model)) * BYTES
     return try_training(
-        "tokenizer", override(config, changes),
+        "tokenizer",
+        override(config, changes),
         lambda sized, run: train_tokenizer(sized, images, run, cpu=device.type == "cpu"),
-        weights=weights, device=device, seconds=seconds,
-    )  # fmt: skip
+        weights=weights,
+        device=device,
+        seconds=seconds,
+    )
 
 
 def measure_diffusion(
-    preset: str, tokenizer: TokenizerConfig, *, num_classes: int, device: torch.device, seconds: float = 20.0, **changes: Any
+    preset: str,
+    tokenizer: TokenizerConfig,
+    *,
+    num_classes: int,
+    device: torch.device,
+    seconds: float = 20.0,
+    **changes: Any,
 ) -> Measured:
     """The same of a diffusion preset on random latents of the tokenizer's shape; `changes` are further fields of its config."""
     with tempfile.TemporaryDirectory() as folder:
         latents = random_latents(Path(folder), tokenizer, device)
         config = diffusion_training(preset, latents, num_classes=num_classes, **changes)
-        sizes = {"num_tokens": latents.num_tokens, "latent_dim": latents.latent_dim, "num_classes": num_classes}
+        sizes = {
+            "num_tokens": latents.num_tokens,
+            "latent_dim": latents.latent_dim,
+            "num_classes": num_classes,
+        }
         weights = _count(lambda: DiffusionTransformer(config.model, **sizes)) * BYTES
         return try_training(
-            "diffusion", config, lambda sized, run: train_diffusion(sized, latents, run, cpu=device.type == "cpu"),
-            weights=weights, device=device, seconds=seconds,
-        )  # fmt: skip
+            "diffusion",
+            config,
+            lambda sized, run: train_diffusion(sized, latents, run, cpu=device.type == "cpu"),
+            weights=weights,
+            device=device,
+            seconds=seconds,
+        )
 
 
 def without_downloads(config: TokenizerTraining) -> tuple[TokenizerTraining, list[str]]:
     """The training without the networks that are not shipped, and their names: a lower bound that needs no network."""
-    left_out = [target.target for target in config.targets if target.target not in SHIPPED["targets"]]
-    changes: dict[str, Any] = {"targets": tuple(t for t in config.targets if t.target in SHIPPED["targets"])}
+    left_out = [
+        target.target for target in config.targets if target.target not in SHIPPED["targets"]
+    ]
+    changes: dict[str, Any] = {
+        "targets": tuple(t for t in config.targets if t.target in SHIPPED["targets"])
+    }
     if config.losses.perceptual not in SHIPPED["perceptual"]:
         left_out.append(config.losses.perceptual)
         changes["losses.perceptual"] = "none"
@@ -121,11 +153,20 @@ def estimate(measured: Sequence[Measured], *, utilisation: float) -> pd.DataFram
         raise ValueError(f"utilisation is a share of the peak rate in (0, 1], not {utilisation}")
     rows = []
     for name, gpu in GPUS.items():
-        row: dict[str, Any] = {"GPU": name, "memory GB": gpu.memory_gb, "peak TFLOP/s": gpu.tflops, "in": gpu.precision}
+        row: dict[str, Any] = {
+            "GPU": name,
+            "memory GB": gpu.memory_gb,
+            "peak TFLOP/s": gpu.tflops,
+            "in": gpu.precision,
+        }
         for stage in measured:
             rate = gpu.tflops * 1e12 * utilisation / stage.flop_per_image
             row |= {f"{stage.stage} hours (estimate)": stage.images / rate / 3600}
-            row |= {f"{stage.stage} largest batch (estimate)": stage.largest_batch(0.9 * gpu.memory_gb * 1e9)}
+            row |= {
+                f"{stage.stage} largest batch (estimate)": stage.largest_batch(
+                    0.9 * gpu.memory_gb * 1e9
+                )
+            }
         rows.append(row | {"peak from": gpu.source})
     return pd.DataFrame(rows).set_index("GPU")
 
@@ -134,13 +175,19 @@ def measured_table(measured: Sequence[Measured]) -> pd.DataFrame:
     """One row a stage: what was measured, and what follows for the recipe."""
     rows = [
         {
-            "stage": each.stage, "images/s": each.images_per_second, "at batch": each.batch,
-            "GFLOP an image": each.flop_per_image / 1e9, "TFLOP/s": each.flop_per_image * each.images_per_second / 1e12,
-            "MB an image": each.bytes_per_image / 1e6, "recipe's batch": each.recipe_batch,
-            "GB at it": each.memory() / 1e9, "images in all": each.images, "hours": each.hours,
+            "stage": each.stage,
+            "images/s": each.images_per_second,
+            "at batch": each.batch,
+            "GFLOP an image": each.flop_per_image / 1e9,
+            "TFLOP/s": each.flop_per_image * each.images_per_second / 1e12,
+            "MB an image": each.bytes_per_image / 1e6,
+            "recipe's batch": each.recipe_batch,
+            "GB at it": each.memory() / 1e9,
+            "images in all": each.images,
+            "hours": each.hours,
         }
         for each in measured
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows).set_index("stage")
 
 
@@ -154,14 +201,20 @@ class _RandomImages(SimpleNamespace):
     """As many of an ImageSource's traits as a training on images in memory uses."""
 
     def __init__(self, image_size: int, count: int = 64):
-        super().__init__(image_size=image_size, fingerprint="", in_memory=True, labels=torch.zeros(count).long())
+        super().__init__(
+            image_size=image_size, fingerprint="", in_memory=True, labels=torch.zeros(count).long()
+        )
         self.captions = ["a picture"] * count
-        self._images = torch.rand(count, 3, image_size, image_size, generator=generator(0, "planner")) * 2 - 1
+        self._images = (
+            torch.rand(count, 3, image_size, image_size, generator=generator(0, "planner")) * 2 - 1
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, indices: torch.Tensor, *, flip: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(
+        self, indices: torch.Tensor, *, flip: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """images (B, 3, H, W) and labels (B,); mirroring is skipped."""
         return self._images[indices], self.labels[indices]
 
@@ -173,7 +226,10 @@ class _RandomTokenizer(torch.nn.Module):
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
-        self.shape, self.draw = (config.num_latent_tokens, config.latent_dim), generator(0, "planner")
+        self.shape, self.draw = (
+            (config.num_latent_tokens, config.latent_dim),
+            generator(0, "planner"),
+        )
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> (B, N, C)"""
@@ -185,6 +241,8 @@ def random_latents(folder: Path, config: TokenizerConfig, device: torch.device) 
     images = _RandomImages(8, count=512)
     caching = LatentCaching(tokenizer="random", images=images.fingerprint)
     run = Run.open("latents", caching, root=folder)
-    for _ in write_latents(_RandomTokenizer(config), images, caching, run, device=torch.device("cpu")):
+    for _ in write_latents(
+        _RandomTokenizer(config), images, caching, run, device=torch.device("cpu")
+    ):
         pass
     return LatentDataset(run, device=device)

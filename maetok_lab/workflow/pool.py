@@ -49,7 +49,9 @@ class LocalPool:
 
     def __init__(self, workers: int | None = None):
         gpus = visible_gpus()
-        self.places = [gpus[i % len(gpus)] if gpus else None for i in range(workers or max(1, len(gpus)))]
+        self.places = [
+            gpus[i % len(gpus)] if gpus else None for i in range(workers or max(1, len(gpus)))
+        ]
         self._threads = max(1, torch.get_num_threads() // len(self.places))
         self._workers: dict[int, subprocess.Popen] = {}
         self._running: dict[int, Job] = {}
@@ -65,7 +67,9 @@ class LocalPool:
             if place not in self._workers:
                 self._workers[place] = self._launch(place)
             self._running[place] = job
-            with contextlib.suppress(BrokenPipeError):  # it died while idle: `wait` meets the end of its output and says so
+            with contextlib.suppress(
+                BrokenPipeError
+            ):  # it died while idle: `wait` meets the end of its output and says so
                 self._workers[place].stdin.write(json.dumps(dataclasses.asdict(job)) + "\n")
                 self._workers[place].stdin.flush()
 

@@ -10,7 +10,9 @@ import pandas as pd
 from maetok_lab.locks import RunLock, RunLocked
 from maetok_lab.runs import Run, runs_root
 
-TEMPORARY = re.compile(r"\.step-\d+\.(tmp|removed)|\..+\.\d+\.[0-9a-f]{8}")  # of checkpoints, and of files.atomic_path
+TEMPORARY = re.compile(
+    r"\.step-\d+\.(tmp|removed)|\..+\.\d+\.[0-9a-f]{8}"
+)  # of checkpoints, and of files.atomic_path
 
 
 def prunable(root: str | Path | None = None) -> pd.DataFrame:
@@ -26,10 +28,19 @@ def prunable(root: str | Path | None = None) -> pd.DataFrame:
         except RunLocked:
             continue
         try:
-            rows += [(folder.name, "left by a kill", _size(path), str(path)) for path in _leftovers(folder)]
+            rows += [
+                (folder.name, "left by a kill", _size(path), str(path))
+                for path in _leftovers(folder)
+            ]
             if (folder / "config.json").exists() and (run := Run(folder)).finished:
-                paths = [(step, folder / "checkpoints" / f"step-{step:07d}") for step in run.superseded(1)]
-                rows += [(folder.name, f"checkpoint {step}", _size(path), str(path)) for step, path in paths]
+                paths = [
+                    (step, folder / "checkpoints" / f"step-{step:07d}")
+                    for step in run.superseded(1)
+                ]
+                rows += [
+                    (folder.name, f"checkpoint {step}", _size(path), str(path))
+                    for step, path in paths
+                ]
         finally:
             lock.release()
     return pd.DataFrame(rows, columns=["run", "what", "bytes", "path"])
@@ -57,16 +68,34 @@ def prune(found: pd.DataFrame) -> int:
 def _folders(root: Path) -> list[Path]:
     """Runs, the folders of executed notebooks, and sweeps."""
     runs = [path.parent for path in root.glob("*/config.json")]
-    return sorted([*runs, *(path for kind in ("notebooks", "sweeps") for path in (root / kind).glob("*") if path.is_dir())])
+    return sorted(
+        [
+            *runs,
+            *(
+                path
+                for kind in ("notebooks", "sweeps")
+                for path in (root / kind).glob("*")
+                if path.is_dir()
+            ),
+        ]
+    )
 
 
 def _leftovers(folder: Path) -> list[Path]:
     places = [folder, folder / "checkpoints", folder / "samples", folder / "latents"]
-    return [path for place in places if place.is_dir() for path in sorted(place.iterdir()) if TEMPORARY.fullmatch(path.name)]
+    return [
+        path
+        for place in places
+        if place.is_dir()
+        for path in sorted(place.iterdir())
+        if TEMPORARY.fullmatch(path.name)
+    ]
 
 
 def _size(path: Path) -> int:
     """Bytes on disk of a file, or of all files below a folder."""
     if not path.is_dir():
         return path.stat().st_size
-    return sum(os.path.getsize(Path(place) / name) for place, _, names in os.walk(path) for name in names)
+    return sum(
+        os.path.getsize(Path(place) / name) for place, _, names in os.walk(path) for name in names
+    )

@@ -66,7 +66,9 @@ class NotebookCall:
         return f"{self.path.name} ({', '.join(f'{name}={self.values[name]!r}' for name in named)})"
 
 
-def prepare_call(path: str | Path, output: str | Path | None, parameters: Mapping[str, Any]) -> NotebookCall:
+def prepare_call(
+    path: str | Path, output: str | Path | None, parameters: Mapping[str, Any]
+) -> NotebookCall:
     """Check `parameters` and find the folder. Raises ValueError or TypeError for a wrong one; nothing is written."""
     path = Path(path).absolute()
     declared = read_parameters(path)
@@ -79,7 +81,9 @@ def prepare_call(path: str | Path, output: str | Path | None, parameters: Mappin
     return NotebookCall(path, given, values, _folder(path, output, values, defaults), identity)
 
 
-def run_notebook(path: str | Path, output: str | Path | None = None, /, **parameters: Any) -> NotebookResult:
+def run_notebook(
+    path: str | Path, output: str | Path | None = None, /, **parameters: Any
+) -> NotebookResult:
     """Run a notebook with `parameters`, telling what it does, or say that it is finished already.
 
     `output` is the folder for the executed copy, or a file NAME.ipynb (then the folder is NAME beside it). The kernel's
@@ -94,14 +98,18 @@ def run_notebook(path: str | Path, output: str | Path | None = None, /, **parame
         print(f"{call.title}: finished in {clock(result.seconds)}")
     else:
         took = f"{read_json(call.folder / 'summary.json')['ended']}, in {clock(result.seconds)}"
-        print(f"{call.title}: already finished, {took}. To run it anew remove {_shown(call.folder)}")
+        print(
+            f"{call.title}: already finished, {took}. To run it anew remove {_shown(call.folder)}"
+        )
     if output is not None and Path(output).suffix == ".ipynb":
         write_bytes(output, result.notebook.read_bytes())
     _tell(result)
     return result
 
 
-def _folder(path: Path, output: str | Path | None, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Path:
+def _folder(
+    path: Path, output: str | Path | None, values: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> Path:
     """One folder for each notebook and set of parameters (`runs` says where, not what, and does not count)."""
     if output is not None:
         output = Path(output).absolute()
@@ -112,7 +120,11 @@ def _folder(path: Path, output: str | Path | None, values: Mapping[str, Any], de
     if "seed" in values:
         parts.append(f"s{values['seed']}")
     named = ("preset", "seed", "runs")
-    other = {name: value for name, value in values.items() if name not in named and value != defaults[name]}
+    other = {
+        name: value
+        for name, value in values.items()
+        if name not in named and value != defaults[name]
+    }
     parts += [fingerprint_of(other)[:8]] if other else []
     name = re.sub(r"[^A-Za-z0-9._-]", "_", "-".join(parts))[:120]
     return runs_root(values.get("runs")).absolute() / "notebooks" / name
@@ -132,7 +144,9 @@ def stored_result(call: NotebookCall, *, tell: bool = True) -> NotebookResult | 
     missing = [_shown(file) for file in missing if not file.exists()]
     if not changed and not missing:
         return result
-    reason = f"its {' and '.join(changed)} changed" if changed else f"{', '.join(missing)} is missing"
+    reason = (
+        f"its {' and '.join(changed)} changed" if changed else f"{', '.join(missing)} is missing"
+    )
     if tell:
         print(f"{_shown(folder)} was finished, but {reason} since: running it again", flush=True)
     return None
@@ -147,15 +161,26 @@ def _parents(call: NotebookCall, runs: list[str]) -> dict[str, str]:
     named = {root / value for value in call.values.values() if isinstance(value, str) and value}
     for run in runs:
         record = Path(run) / "provenance.json"
-        named |= {Path(run).parent / parent["run"] for parent in read_json(record)["parents"]} if record.exists() else set()
-    found = [folder for folder in sorted(named) if str(folder) not in runs and (folder / "config.json").exists()]
+        named |= (
+            {Path(run).parent / parent["run"] for parent in read_json(record)["parents"]}
+            if record.exists()
+            else set()
+        )
+    found = [
+        folder
+        for folder in sorted(named)
+        if str(folder) not in runs and (folder / "config.json").exists()
+    ]
     return {os.path.relpath(folder, call.folder): _content(folder) for folder in found}
 
 
 def _parents_changed(parents: Mapping[str, str], folder: Path) -> bool:
     """Whether some parent is another one now. One that is gone cannot have changed: what it gave is stored."""
     places = {Path(os.path.normpath(folder / name)): content for name, content in parents.items()}
-    return any((run / "config.json").exists() and _content(run) != content for run, content in places.items())
+    return any(
+        (run / "config.json").exists() and _content(run) != content
+        for run, content in places.items()
+    )
 
 
 def _content(folder: Path) -> str:
@@ -174,20 +199,35 @@ def _run(call: NotebookCall) -> NotebookResult:
             old.unlink(missing_ok=True)
         write_json(folder / "parameters.json", call.values)
         with _signals_as_exceptions(progress):
-            notebook = execute(path, partial, call.given, folder=runs_root().absolute().parent, progress=progress)
+            notebook = execute(
+                path, partial, call.given, folder=runs_root().absolute().parent, progress=progress
+            )
         write_html(notebook, folder / "notebook.html", folder=path.parent)
         os.replace(partial, folder / "notebook.ipynb")
         numbers, runs = collect(notebook.cells)
-        inside = [os.path.relpath(run, folder) for run in runs]  # so that a runs folder can be moved as a whole
-        stored = {"numbers": numbers, "runs": inside, "seconds": round(progress.seconds, 1), "ended": now()}
-        write_json(folder / "summary.json", {**stored, **call.identity, "parents": _parents(call, runs)})
-        return NotebookResult(folder, numbers, [Path(run) for run in runs], progress.seconds, ran_now=True)
+        inside = [
+            os.path.relpath(run, folder) for run in runs
+        ]  # so that a runs folder can be moved as a whole
+        stored = {
+            "numbers": numbers,
+            "runs": inside,
+            "seconds": round(progress.seconds, 1),
+            "ended": now(),
+        }
+        write_json(
+            folder / "summary.json", {**stored, **call.identity, "parents": _parents(call, runs)}
+        )
+        return NotebookResult(
+            folder, numbers, [Path(run) for run in runs], progress.seconds, ran_now=True
+        )
     except NotebookFailed as problem:
         if partial.exists():
             os.replace(partial, failed)
         raise NotebookFailed(f"{problem}\nThe notebook up to there: {_shown(failed)}") from None
     except (KeyboardInterrupt, SystemExit):
-        print(f"stopped in section {progress.section!r}; run the same again to continue", flush=True)
+        print(
+            f"stopped in section {progress.section!r}; run the same again to continue", flush=True
+        )
         raise
     finally:
         progress.heartbeat.unlink(missing_ok=True)
@@ -205,8 +245,15 @@ def _signals_as_exceptions(progress: Progress) -> Iterator[None]:
         progress.stopped = True
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
-    usual = (signal.SIG_DFL, signal.default_int_handler)  # a signal that somebody handles or ignores stays with them
-    names = [signum for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(signum) in usual]
+    usual = (
+        signal.SIG_DFL,
+        signal.default_int_handler,
+    )  # a signal that somebody handles or ignores stays with them
+    names = [
+        signum
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(signum) in usual
+    ]
     before = {signum: signal.signal(signum, stop) for signum in names}
     try:
         yield
@@ -218,7 +265,9 @@ def _signals_as_exceptions(progress: Progress) -> Iterator[None]:
 def _tell(result: NotebookResult) -> None:
     """The numbers, and where to look."""
     print(table(result.numbers, []))
-    places = {"page": result.html, "notebook": result.notebook} | {f"run {run.name}": run for run in result.runs}
+    places = {"page": result.html, "notebook": result.notebook} | {
+        f"run {run.name}": run for run in result.runs
+    }
     width = max(map(len, places))
     print("Where to look:")
     for name, place in places.items():

@@ -1,14 +1,14 @@
 """What a sweep runs: a notebook, and the sets of parameters to run it with, from Python or a small TOML file.
 
-    notebook = "notebooks/07_generation_sweep.ipynb"   # beside the file, or in the working directory
-    quality = "best_kid"                               # a number that the notebook reports; smaller is better
-    speed = "images_per_second"
+notebook = "notebooks/07_generation_sweep.ipynb"   # beside the file, or in the working directory
+quality = "best_kid"                               # a number that the notebook reports; smaller is better
+speed = "images_per_second"
 
-    [fixed]
-    preset = "tiny"
+[fixed]
+preset = "tiny"
 
-    [grid]                                             # or [[list]] tables, or [random]
-    seed = [0, 1]
+[grid]                                             # or [[list]] tables, or [random]
+seed = [0, 1]
 """
 
 import dataclasses
@@ -38,7 +38,9 @@ class Halving:
 
     def __post_init__(self):
         if len(self.values) < 2 or not 0 < self.keep < 1:
-            raise ValueError(f"halving needs two or more values and keep in (0, 1), not {self.values} and {self.keep}")
+            raise ValueError(
+                f"halving needs two or more values and keep in (0, 1), not {self.values} and {self.keep}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,9 @@ class SlurmConfig:
 
     def __post_init__(self):
         if self.minutes < 10:
-            raise ValueError(f"minutes must be 10 or more, not {self.minutes}: Slurm would tell a shorter job to stop at once")
+            raise ValueError(
+                f"minutes must be 10 or more, not {self.minutes}: Slurm would tell a shorter job to stop at once"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,9 +97,13 @@ class SweepSpec:
         if both:
             raise ValueError(f"{sorted(both)} are fixed and swept at the same time")
         if (self.workers is not None and self.workers < 1) or self.retries < 0:
-            raise ValueError(f"need workers >= 1 and retries >= 0, not {self.workers} and {self.retries}")
+            raise ValueError(
+                f"need workers >= 1 and retries >= 0, not {self.workers} and {self.retries}"
+            )
         if self.halving and not self.quality:
-            raise ValueError("halving keeps the best, so it needs quality: the reported number to judge by")
+            raise ValueError(
+                "halving keeps the best, so it needs quality: the reported number to judge by"
+            )
 
     @property
     def swept(self) -> list[str]:
@@ -118,14 +126,21 @@ def draw(parameters: Mapping[str, Any], *, count: int, seed: int = 0) -> Entries
     """
     if count < 1:
         raise ValueError(f"a random draw needs a count of 1 or more, not {count}")
-    return [{name: _drawn(name, what, seed, k) for name, what in parameters.items()} for k in range(count)]
+    return [
+        {name: _drawn(name, what, seed, k) for name, what in parameters.items()}
+        for k in range(count)
+    ]
 
 
 def _drawn(name: str, what: Any, seed: int, index: int) -> Any:
     u = torch.rand((), generator=generator(seed, "sweep", name, index), dtype=torch.float64).item()
     if isinstance(what, Sequence) and not isinstance(what, str) and what:
         return what[int(u * len(what))]
-    if not isinstance(what, Mapping) or set(what) - {"log"} != {"low", "high"} or not what["low"] <= what["high"]:
+    if (
+        not isinstance(what, Mapping)
+        or set(what) - {"log"} != {"low", "high"}
+        or not what["low"] <= what["high"]
+    ):
         raise ValueError(f"draw needs a list of values or {{low, high}} for {name!r}, not {what!r}")
     low, high = what["low"], what["high"]
     if isinstance(low, int) and isinstance(high, int) and not what.get("log"):
@@ -160,8 +175,13 @@ def read_spec(path: str | Path, changes: Mapping[str, Any] | None = None) -> Swe
     data["fixed"] = {**data.get("fixed", {}), **(changes or {})}
     for key, kind in (("halving", Halving), ("slurm", SlurmConfig)):
         if key in data:
-            _check_keys(data[key], {field.name for field in dataclasses.fields(kind)}, f"{path} [{key}]")
-            lists = {name: tuple(value) if isinstance(value, list) else value for name, value in data[key].items()}
+            _check_keys(
+                data[key], {field.name for field in dataclasses.fields(kind)}, f"{path} [{key}]"
+            )
+            lists = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in data[key].items()
+            }
             data[key] = kind(**lists)
     return SweepSpec(**{"name": path.stem, **data}, entries=tuple(entries))
 
@@ -170,7 +190,9 @@ def _entries(data: dict[str, Any], path: Path) -> Entries:
     """Take the one of `grid`, `list` and `random` that is there out of `data`, and expand it."""
     found = [key for key in ("grid", "list", "random") if key in data]
     if len(found) != 1:
-        raise ValueError(f"{path} needs one of [grid], [[list]] and [random], not {found or 'none'}")
+        raise ValueError(
+            f"{path} needs one of [grid], [[list]] and [random], not {found or 'none'}"
+        )
     content = data.pop(found[0])
     if found[0] == "grid":
         return grid(content)
@@ -178,7 +200,9 @@ def _entries(data: dict[str, Any], path: Path) -> Entries:
         return [dict(entry) for entry in content]
     _check_keys(content, {"count", "seed", "parameters"}, f"{path} [random]")
     if "parameters" not in content:
-        raise ValueError(f"{path} [random] needs a table [random.parameters], and has only {sorted(content)}")
+        raise ValueError(
+            f"{path} [random] needs a table [random.parameters], and has only {sorted(content)}"
+        )
     return draw(content["parameters"], count=content.get("count", 0), seed=content.get("seed", 0))
 
 

@@ -39,7 +39,10 @@ def table(numbers: Mapping[str, Any], runs: list[str]) -> str:
     """The numbers as aligned lines of text, then one line a run."""
     rows = [(name.replace("_", " "), _shown(value)) for name, value in numbers.items()]
     width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join([f"  {name:<{width}}  {value}" for name, value in rows] + [f"  run {folder}" for folder in runs])
+    return "\n".join(
+        [f"  {name:<{width}}  {value}" for name, value in rows]
+        + [f"  run {folder}" for folder in runs]
+    )
 
 
 def collect(cells: list[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
@@ -61,16 +64,29 @@ def _scalar(name: str, value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None  # JSON has no word for it
     if not isinstance(value, str | bool | int | float | None):
-        raise TypeError(f"report needs one number or string for {name!r}, not {type(value).__name__}")
+        raise TypeError(
+            f"report needs one number or string for {name!r}, not {type(value).__name__}"
+        )
     return value
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "not finite" if value is None else str(value)
+    return (
+        f"{value:.4g}"
+        if isinstance(value, float)
+        else "not finite"
+        if value is None
+        else str(value)
+    )
 
 
 def _html(numbers: Mapping[str, Any], runs: list[str]) -> str:
-    cells = [(html.escape(name.replace("_", " ")), html.escape(_shown(value))) for name, value in numbers.items()]
-    rows = "".join(f"<tr><th style='text-align:left'>{name}</th><td>{value}</td></tr>" for name, value in cells)
+    cells = [
+        (html.escape(name.replace("_", " ")), html.escape(_shown(value)))
+        for name, value in numbers.items()
+    ]
+    rows = "".join(
+        f"<tr><th style='text-align:left'>{name}</th><td>{value}</td></tr>" for name, value in cells
+    )
     items = "".join(f"<li><code>{html.escape(run)}</code></li>" for run in runs)
     return f"<table>{rows}</table>" + (f"<p>Runs:</p><ul>{items}</ul>" if items else "")

@@ -73,7 +73,13 @@ def sweep(
     try:
         write_json(folder / "sweep.json", to_json(spec))
         with contextlib.closing(pool or _pool(on, spec, folder)) as place:
-            entries = _halve(first, spec, folder, runs, lambda each, shown: _run(each, shown, place, spec.retries, board))
+            entries = _halve(
+                first,
+                spec,
+                folder,
+                runs,
+                lambda each, shown: _run(each, shown, place, spec.retries, board),
+            )
         frame = table(entries)
         write_bytes(folder / "table.csv", frame.to_csv().encode())
         result = SweepResult(folder, frame, spec)
@@ -84,7 +90,9 @@ def sweep(
         lock.release()
 
 
-def make_entries(spec: SweepSpec, folder: Path, runs: str | Path | None, rung: Any, *, start: int = 0) -> list[Entry]:
+def make_entries(
+    spec: SweepSpec, folder: Path, runs: str | Path | None, rung: Any, *, start: int = 0
+) -> list[Entry]:
     """The sweep's entries with all parameters checked, without repetitions; `rung` is the value of halving's parameter."""
     chosen = [dict(parameters) for parameters in spec.entries]
     if spec.halving:
@@ -92,30 +100,48 @@ def make_entries(spec: SweepSpec, folder: Path, runs: str | Path | None, rung: A
     return _entries(chosen, spec, folder, runs, start)
 
 
-def _entries(chosen: list[dict[str, Any]], spec: SweepSpec, folder: Path, runs: str | Path | None, start: int) -> list[Entry]:
+def _entries(
+    chosen: list[dict[str, Any]], spec: SweepSpec, folder: Path, runs: str | Path | None, start: int
+) -> list[Entry]:
     found: dict[Path, Entry] = {}
     for parameters in chosen:
         asked = {**spec.fixed, **parameters}
         if spec.separate_runs:
-            asked["runs"] = str(folder / "runs" / fingerprint_of({"parameters": repr(sorted(asked.items()))}))
+            asked["runs"] = str(
+                folder / "runs" / fingerprint_of({"parameters": repr(sorted(asked.items()))})
+            )
         elif runs is not None:
             asked["runs"] = str(Path(runs).absolute())
         call = prepare_call(spec.notebook, None, asked)
         number = start + len(found)
-        found.setdefault(call.folder, Entry(number, parameters, call, folder / "logs" / f"{call.folder.name}.log"))
+        found.setdefault(
+            call.folder,
+            Entry(number, parameters, call, folder / "logs" / f"{call.folder.name}.log"),
+        )
     return list(found.values())
 
 
 def _halve(
-    entries: list[Entry], spec: SweepSpec, folder: Path, runs: str | Path | None, run: Callable[[list[Entry], list[Entry]], None]
+    entries: list[Entry],
+    spec: SweepSpec,
+    folder: Path,
+    runs: str | Path | None,
+    run: Callable[[list[Entry], list[Entry]], None],
 ) -> list[Entry]:
     """Run the entries, and with halving the best of them again at each further value; -> all entries there were."""
     run(entries, entries)
     everything = entries
     for value in spec.halving.values[1:] if spec.halving else []:
-        ranked = [entry for entry in entries if entry.state == "done" and _quality(entry, spec) is not None]
+        ranked = [
+            entry
+            for entry in entries
+            if entry.state == "done" and _quality(entry, spec) is not None
+        ]
         ranked.sort(key=lambda entry: _quality(entry, spec), reverse=spec.larger_is_better)
-        kept = sorted(ranked[: max(1, math.ceil(len(ranked) * spec.halving.keep))], key=lambda entry: entry.number)
+        kept = sorted(
+            ranked[: max(1, math.ceil(len(ranked) * spec.halving.keep))],
+            key=lambda entry: entry.number,
+        )
         chosen = [entry.parameters | {spec.halving.parameter: value} for entry in kept]
         entries = _entries(chosen, spec, folder, runs, len(everything))
         everything = everything + entries
@@ -134,7 +160,11 @@ def _run(entries: list[Entry], shown: list[Entry], pool: Pool, retries: int, boa
         if entry.look():
             board.tell(entry, shown)
     while any(entry.state in ("waiting", "running") for entry in entries):
-        ready = [entry for entry in entries if entry.state == "waiting" and entry.not_before <= time.monotonic()]
+        ready = [
+            entry
+            for entry in entries
+            if entry.state == "waiting" and entry.not_before <= time.monotonic()
+        ]
         starting = ready[: pool.free()]
         for entry in starting:
             entry.state, entry.error = "running", None
@@ -177,7 +207,11 @@ def summarise(result: SweepResult) -> dict[str, Any]:
     """Counts, and the best entry's parameters and numbers, as plain JSON."""
     counts = result.table["state"].value_counts().to_dict()
     best = result.best
-    known = {} if best is None else {k: v for k, v in best.items() if not (pd.api.types.is_scalar(v) and pd.isna(v))}
+    known = (
+        {}
+        if best is None
+        else {k: v for k, v in best.items() if not (pd.api.types.is_scalar(v) and pd.isna(v))}
+    )
     told = {} if best is None else {"entry": int(best.name), **known}
     plain = {key: value.item() if hasattr(value, "item") else value for key, value in told.items()}
     return {"entries": len(result.table), **counts, "best": plain, "ended": now()}

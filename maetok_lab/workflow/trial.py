@@ -49,7 +49,9 @@ class Measured:
 
     def memory(self, batch: int | None = None) -> float:
         """Bytes that a step with `batch` images needs; the recipe's batch by default."""
-        passes = self.fixed_bytes + self.bytes_per_image * (self.recipe_batch if batch is None else batch)
+        passes = self.fixed_bytes + self.bytes_per_image * (
+            self.recipe_batch if batch is None else batch
+        )
         return max(passes, self.least_bytes)
 
     @property
@@ -73,7 +75,9 @@ class Measured:
             need = f"weights, gradients, optimizer and averages alone take {gigabytes(self.fixed_bytes)} or more"
             return f"{self.stage}: does not fit: {need}, and {free} are free"
         parts = math.ceil(self.recipe_batch / largest)
-        told = f"a batch of {self.recipe_batch} needs {gigabytes(self.memory())}, and {free} are free"
+        told = (
+            f"a batch of {self.recipe_batch} needs {gigabytes(self.memory())}, and {free} are free"
+        )
         return f"{self.stage}: fits in parts: {told}; up to {largest} images at once fit, so {parts} parts or processes"
 
 
@@ -86,23 +90,37 @@ def try_training(
     """
     end, free = time.perf_counter() + seconds, free_memory(device)
     recipe = config.batch_size
-    size = 0 if weights > ROOM * free else max(1, recipe // GROWTH**2) if weights < SMALL_BYTES else 1
+    size = (
+        0 if weights > ROOM * free else max(1, recipe // GROWTH**2) if weights < SMALL_BYTES else 1
+    )
     tried: list[Trial] = []
     while size:
         try:
-            tried.append(try_batch(config, size, train, device=device, seconds=(end - time.perf_counter()) / 2))
+            tried.append(
+                try_batch(
+                    config, size, train, device=device, seconds=(end - time.perf_counter()) / 2
+                )
+            )
         except torch.OutOfMemoryError:
             break
-        size = next_size(tried, recipe, weights=weights, room=ROOM * free, left=end - time.perf_counter())
+        size = next_size(
+            tried, recipe, weights=weights, room=ROOM * free, left=end - time.perf_counter()
+        )
     fixed, slope = line([(each.batch, each.held) for each in tried], at_least=weights)
     _, grown = line([(each.batch, each.peak) for each in tried], at_least=weights)
     last = tried[-1] if tried else Trial(0, math.nan, weights, math.nan, math.nan)
     return Measured(
-        stage=stage, batch=last.batch, recipe_batch=recipe, images=recipe * config.num_steps,
-        images_per_second=last.batch / last.seconds, fixed_bytes=fixed, bytes_per_image=max(slope, grown),
+        stage=stage,
+        batch=last.batch,
+        recipe_batch=recipe,
+        images=recipe * config.num_steps,
+        images_per_second=last.batch / last.seconds,
+        fixed_bytes=fixed,
+        bytes_per_image=max(slope, grown),
         least_bytes=tried[0].peak if tried else weights,
-        flop_per_image=line([(each.batch, each.work) for each in tried], at_least=0)[1], free_bytes=free,
-    )  # fmt: skip
+        flop_per_image=line([(each.batch, each.work) for each in tried], at_least=0)[1],
+        free_bytes=free,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +134,9 @@ class Trial:
     seconds: float
 
 
-def try_batch(config: Any, batch: int, train: Train, *, device: torch.device, seconds: float) -> Trial:
+def try_batch(
+    config: Any, batch: int, train: Train, *, device: torch.device, seconds: float
+) -> Trial:
     """Two steps for counting memory and work, then steps for the clock, two at least, for some seconds."""
     endless = dict.fromkeys(("num_steps", "log_every", "save_every", "picture_every"), ENDLESS)
     sized = override(config, {"batch_size": batch, **endless})
@@ -140,7 +160,9 @@ def try_batch(config: Any, batch: int, train: Train, *, device: torch.device, se
     return Trial(batch, *memory, counter.get_total_flops(), statistics.median(taken))
 
 
-def next_size(tried: Sequence[Trial], recipe: int, *, weights: float, room: float, left: float) -> int:
+def next_size(
+    tried: Sequence[Trial], recipe: int, *, weights: float, room: float, left: float
+) -> int:
     """The next batch, or 0: a few of its steps must fit into the time that is left, and into memory.
 
     A second batch is tried whatever the time, but a small one: one point makes no line.

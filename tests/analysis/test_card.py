@@ -39,17 +39,24 @@ def card(**given):
 def test_entries_are_the_numbers_of_their_functions():
     x, y = latents()
     test, test_labels = latents(60, "test")
-    table = card(decode=decode, diffusion_loss={"loss": 0.4, "loss/t0.25": 0.6}, known={"psnr": 18.0})
+    table = card(
+        decode=decode, diffusion_loss={"loss": 0.4, "loss/t0.25": 0.6}, known={"psnr": 18.0}
+    )
     curve = gmm_curve(x, [1, 3], dimensions=4, heldout_latents=test)
     assert table.value["gmm_nll_3"] == curve.heldout_nll[1]
     assert table.value["gmm_nll_per_dim_3"] == curve.heldout_nll[1] / 4
     assert table.value["gmm_dimensions"] == 4
     probe = linear_probe(x, y, test, test_labels)
-    assert (table.value["probe_top1"], table.error["probe_top1"]) == (probe.top1, probe.standard_error)
+    assert (table.value["probe_top1"], table.error["probe_top1"]) == (
+        probe.top1,
+        probe.standard_error,
+    )
     assert table.value["psnr"] == 18
     assert table.value["diffusion_loss/t0.25"] == 0.6
     assert set(table.group) == {"known", "mixture", "shape", "probe", "decoder", "diffusion"}
-    assert {"token_correlation", "intrinsic_dimension_twonn", "effective_rank", "knn_top1"} <= set(table.index)
+    assert {"token_correlation", "intrinsic_dimension_twonn", "effective_rank", "knn_top1"} <= set(
+        table.index
+    )
     assert {"psnr_at_noise_0.1", "interpolation_detour", "probe_pooled_top1"} <= set(table.index)
     assert table.value.notna().all()
 
@@ -86,7 +93,9 @@ def test_rank_correlation_agrees_with_scipy_and_is_sorted_by_strength():
     assert table.rho["follows"] == pytest.approx(1)
     assert table.rho["against"] == pytest.approx(-1)
     noise = [c.value["noise"] for c in made.values()]
-    assert table.rho["noise"] == pytest.approx(stats.spearmanr(noise, list(metric.values())).statistic)
+    assert table.rho["noise"] == pytest.approx(
+        stats.spearmanr(noise, list(metric.values())).statistic
+    )
     assert table.index[-1] == "noise"
     assert "same" not in table.index
     assert table.low["noise"] < table.rho["noise"] < table.high["noise"]

@@ -23,14 +23,20 @@ def test_noise_on_latents_costs_the_psnr_that_a_linear_decoder_says():
     for level, value in zip(table.noise, table.psnr):
         assert value == pytest.approx(-20 * math.log10(0.1 * level), abs=0.3)
     assert (table.error > 0).all()
-    assert decoder_robustness(lambda z: torch.zeros(len(z), 3, 4, 4), latents()).psnr.tolist() == [100.0] * 4
+    assert (
+        decoder_robustness(lambda z: torch.zeros(len(z), 3, 4, 4), latents()).psnr.tolist()
+        == [100.0] * 4
+    )
 
 
 def test_noise_is_measured_in_each_channels_own_unit():
     wide = latents() * torch.tensor([1.0, 10.0, 100.0])
     scaled = decoder_robustness(lambda z: linear(z / torch.tensor([1.0, 10.0, 100.0])), wide)
     torch.testing.assert_close(
-        torch.tensor(scaled.psnr), torch.tensor(decoder_robustness(linear, latents()).psnr), atol=1e-3, rtol=0
+        torch.tensor(scaled.psnr),
+        torch.tensor(decoder_robustness(linear, latents()).psnr),
+        atol=1e-3,
+        rtol=0,
     )
 
 

@@ -19,14 +19,18 @@ def blobs(components, width, count, spread=8.0, seed=0):
     random = generator(seed, "blobs", components, width)
     centres = spread * torch.randn(components, width, generator=random, dtype=torch.float64)
     labels = torch.arange(count) % components
-    return centres[labels] + torch.randn(count, width, generator=random, dtype=torch.float64), labels
+    return centres[labels] + torch.randn(
+        count, width, generator=random, dtype=torch.float64
+    ), labels
 
 
 def start_of(points, components, covariance):
     width = points.shape[1]
     unit = torch.ones(width) if covariance == "diag" else torch.eye(width)
     weights = torch.full((components,), 1 / components, dtype=torch.float64)
-    return Mixture(weights, points[:components].clone(), unit.double().expand(components, *unit.shape).clone())
+    return Mixture(
+        weights, points[:components].clone(), unit.double().expand(components, *unit.shape).clone()
+    )
 
 
 @pytest.mark.parametrize("covariance", ["diag", "full"])
@@ -36,7 +40,13 @@ def test_same_start_and_iterations_give_scikit_learns_likelihood(covariance, ite
     points, _ = blobs(5, 4, 400, spread=1.5)
     start = start_of(points, 5, covariance)
     ours = fit_gmm(
-        points, 5, covariance=covariance, start=start, max_iterations=iterations, tolerance=0, covariance_floor=1e-6
+        points,
+        5,
+        covariance=covariance,
+        start=start,
+        max_iterations=iterations,
+        tolerance=0,
+        covariance_floor=1e-6,
     )
     theirs = pytest.importorskip("sklearn.mixture").GaussianMixture(
         5,
@@ -53,7 +63,9 @@ def test_same_start_and_iterations_give_scikit_learns_likelihood(covariance, ite
     assert -ours.train_nll == pytest.approx(theirs.score(points.numpy()), rel=1e-9)
     np.testing.assert_allclose(ours.means, theirs.means_, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(ours.covariances, theirs.covariances_, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(ours.log_prob(points), theirs.score_samples(points.numpy()), rtol=1e-8)
+    np.testing.assert_allclose(
+        ours.log_prob(points), theirs.score_samples(points.numpy()), rtol=1e-8
+    )
     assert (ours.predict(points).numpy() == theirs.predict(points.numpy())).all()
     assert ours.num_parameters == theirs._n_parameters()
 
@@ -62,7 +74,10 @@ def test_same_start_and_iterations_give_scikit_learns_likelihood(covariance, ite
 def test_likelihood_never_falls_and_its_gain_ends_the_fit(covariance):
     points, _ = blobs(6, 3, 300, spread=1.0)
     start = start_of(points, 6, covariance)
-    nll = [fit_gmm(points, 6, covariance=covariance, start=start, max_iterations=n).train_nll for n in range(1, 9)]
+    nll = [
+        fit_gmm(points, 6, covariance=covariance, start=start, max_iterations=n).train_nll
+        for n in range(1, 9)
+    ]
     assert all(b <= a + 1e-9 for a, b in itertools.pairwise(nll))
     done = fit_gmm(points, 6, covariance=covariance, start=start, tolerance=1e-2)
     assert done.converged
@@ -77,7 +92,9 @@ def test_density_integrates_to_one(width, covariance):
     mixture = fit_gmm(points, 3, covariance=covariance)
     axis = torch.linspace(-25, 25, 1001 if width == 2 else 20001, dtype=torch.float64)
     grid = torch.cartesian_prod(*[axis] * width).view(-1, width)
-    assert float(mixture.log_prob(grid).exp().sum() * (axis[1] - axis[0]) ** width) == pytest.approx(1, abs=1e-6)
+    assert float(
+        mixture.log_prob(grid).exp().sum() * (axis[1] - axis[0]) ** width
+    ) == pytest.approx(1, abs=1e-6)
 
 
 def test_well_separated_components_are_found():
@@ -86,7 +103,9 @@ def test_well_separated_components_are_found():
     found = mixture.predict(points)
     pairs = torch.stack([labels, found]).unique(dim=1)
     assert pairs.shape[1] == 12  # a bijection
-    torch.testing.assert_close(mixture.weights, torch.full((12,), 1 / 12).double(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        mixture.weights, torch.full((12,), 1 / 12).double(), atol=1e-3, rtol=0
+    )
 
 
 def test_an_empty_component_is_put_where_the_rows_are():
@@ -122,7 +141,9 @@ def test_features_too_large_to_keep_are_made_again(monkeypatch):
     points, _ = blobs(4, 4, 200)
     kept = fit_gmm(points, 4, covariance="full")
     monkeypatch.setattr("maetok_lab.analysis.mixture.KEEP", 0)
-    assert fit_gmm(points, 4, covariance="full").train_nll == pytest.approx(kept.train_nll, rel=1e-10)
+    assert fit_gmm(points, 4, covariance="full").train_nll == pytest.approx(
+        kept.train_nll, rel=1e-10
+    )
 
 
 def test_float32_agrees_with_float64():
@@ -137,14 +158,19 @@ def test_more_restarts_are_no_worse_and_seeds_are_obeyed():
     one, many = (fit_gmm(points, 20, restarts=n).train_nll for n in (1, 20))
     assert many <= one + 1e-3
     assert fit_gmm(points, 20, seed=3).train_nll == fit_gmm(points, 20, seed=3).train_nll
-    assert fit_gmm(points, 20, seed=3, restarts=1).train_nll != fit_gmm(points, 20, seed=4, restarts=1).train_nll
+    assert (
+        fit_gmm(points, 20, seed=3, restarts=1).train_nll
+        != fit_gmm(points, 20, seed=4, restarts=1).train_nll
+    )
 
 
 def test_one_component_is_the_sample_gaussian():
     points, _ = blobs(3, 2, 200)
     mixture = fit_gmm(points, 1, covariance="full", covariance_floor=1e-9)
     torch.testing.assert_close(mixture.means[0], points.mean(0))
-    torch.testing.assert_close(mixture.covariances[0], points.T.cov(correction=0), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        mixture.covariances[0], points.T.cov(correction=0), rtol=1e-6, atol=1e-6
+    )
     want = 0.5 * (2 * math.log(2 * math.pi * math.e) + points.T.cov(correction=0).logdet())
     assert mixture.train_nll == pytest.approx(float(want), rel=1e-6)
 
@@ -179,7 +205,22 @@ def test_errors_say_what_came():
 def test_the_benchmark_compares_with_scikit_learn_and_projects(repository, capsys, monkeypatch):
     monkeypatch.syspath_prepend(repository / "benchmarks")
     main = runpy.run_path(str(repository / "benchmarks" / "gmm.py"))["main"]
-    main(["--rows", "300", "--width", "8", "--components", "4", "--iterations", "3", "--repeats", "1", "--threads", "1"])
+    main(
+        [
+            "--rows",
+            "300",
+            "--width",
+            "8",
+            "--components",
+            "4",
+            "--iterations",
+            "3",
+            "--repeats",
+            "1",
+            "--threads",
+            "1",
+        ]
+    )
     line = json.loads(capsys.readouterr().out)
     assert (line["rows"], line["components"], line["threads"]) == (300, 4, 1)
     assert line["times_sklearn_float64"] > 0

@@ -27,7 +27,9 @@ def test_dimension_of_a_bent_surface_is_found(dimension, method):
 
 def test_copies_do_not_count_and_errors_are_clear():
     rows = torch.rand(600, 3, generator=generator(0, "rows"))
-    assert intrinsic_dimension(torch.cat([rows, rows])) == pytest.approx(intrinsic_dimension(rows), rel=0.02)
+    assert intrinsic_dimension(torch.cat([rows, rows])) == pytest.approx(
+        intrinsic_dimension(rows), rel=0.02
+    )
     with pytest.raises(ValueError, match=r"choose one of \['mle', 'twonn'\]"):
         intrinsic_dimension(rows, method="box")
     with pytest.raises(ValueError, match="distinct latents"):
@@ -37,9 +39,13 @@ def test_copies_do_not_count_and_errors_are_clear():
 
 
 def test_spectrum_numbers_of_known_variances():
-    corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 4)  # variance 1 in each of 4 independent directions
+    corners = torch.cartesian_prod(
+        *[torch.tensor([-1.0, 1.0])] * 4
+    )  # variance 1 in each of 4 independent directions
     even = spectrum_numbers(corners)
-    assert even == pytest.approx({"dimensions_90": 4, "effective_rank": 4, "participation_ratio": 4, "top_share": 0.25})
+    assert even == pytest.approx(
+        {"dimensions_90": 4, "effective_rank": 4, "participation_ratio": 4, "top_share": 0.25}
+    )
     scaled = spectrum_numbers(corners * torch.tensor([10.0, 1, 1, 1]))
     assert scaled["top_share"] == pytest.approx(100 / 103)
     assert scaled["dimensions_90"] == 1
@@ -58,12 +64,16 @@ def test_channel_statistics_agree_with_pandas():
 
 def test_token_correlation_is_one_for_repeated_and_small_for_independent_tokens():
     one = torch.randn(500, 1, 3, generator=generator(0, "one"))
-    assert token_correlation(100 + one * torch.tensor([1.0, -2.0, 3.0])[:, None]) == pytest.approx(1)
+    assert token_correlation(100 + one * torch.tensor([1.0, -2.0, 3.0])[:, None]) == pytest.approx(
+        1
+    )
     independent = torch.randn(500, 6, 3, generator=generator(0, "independent"))
     assert token_correlation(independent) == pytest.approx(math.sqrt(2 / (math.pi * 500)), rel=0.25)
     mixed = torch.cat([independent, independent[:, :1] + independent[:, 1:2]], dim=1)
     assert token_correlation(mixed) > token_correlation(independent) + 0.03
     by_hand = np.corrcoef(mixed[:, :, 0].T)
-    assert token_correlation(mixed[:, :, :1]) == pytest.approx(np.abs(by_hand[~np.eye(7, dtype=bool)]).mean(), rel=1e-5)
+    assert token_correlation(mixed[:, :, :1]) == pytest.approx(
+        np.abs(by_hand[~np.eye(7, dtype=bool)]).mean(), rel=1e-5
+    )
     with pytest.raises(ValueError, match="N > 1"):
         token_correlation(one)

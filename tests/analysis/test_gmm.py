@@ -51,7 +51,9 @@ def test_held_out_latents_of_ones_own_are_scored_by_the_training_pca():
     table = gmm_curve(x, [4], dimensions=3, heldout_latents=other)
     reducer = fit_reducer(x, dimensions=3)
     mixture = fit_gmm(reducer.transform(x), 4)
-    assert table.heldout_nll[0] == pytest.approx(-float(mixture.log_prob(reducer.transform(other)).mean()), rel=1e-9)
+    assert table.heldout_nll[0] == pytest.approx(
+        -float(mixture.log_prob(reducer.transform(other)).mean()), rel=1e-9
+    )
     assert table.attrs["rows"] == 600
 
 
@@ -59,7 +61,10 @@ def test_streaming_a_memory_map_equals_in_memory(tmp_path):
     x = modes(6, spread=2.0)
     np.save(tmp_path / "latents.npy", x.numpy())
     mapped = np.load(tmp_path / "latents.npy", mmap_mode="r")
-    whole, parts = gmm_curve(x, [1, 6], variance=0.95), gmm_curve(mapped, [1, 6], variance=0.95, chunk_rows=64)
+    whole, parts = (
+        gmm_curve(x, [1, 6], variance=0.95),
+        gmm_curve(mapped, [1, 6], variance=0.95, chunk_rows=64),
+    )
     pd.testing.assert_frame_equal(parts, whole, rtol=1e-8, atol=1e-12)
     assert whole.attrs == parts.attrs
 
@@ -119,6 +124,8 @@ def test_bad_input_is_refused_with_a_reason():
     with pytest.raises(ValueError, match="numbers >= 1"):
         gmm_curve(x, [0, 2])
     with pytest.raises(ValueError, match="dimensions must be between 1 and 6, the rank"):
-        gmm_curve(torch.randn(10, 40, generator=generator(0, "few")), [2], dimensions=7, heldout=0.3)
+        gmm_curve(
+            torch.randn(10, 40, generator=generator(0, "few")), [2], dimensions=7, heldout=0.3
+        )
     with pytest.raises(TypeError, match="tolerence"):
         gmm_curve(x, [2], tolerence=1)

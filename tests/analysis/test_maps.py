@@ -18,9 +18,12 @@ def source():
     noise = torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     images = labels[:, None, None, None] * 1.6 - 0.8 + 0.1 * noise
     return Pictures(
-        images=images, labels=labels, class_names=["dark", "light"], records=pd.DataFrame({"style": ["a", "b", "c"] * 20}),
+        images=images,
+        labels=labels,
+        class_names=["dark", "light"],
+        records=pd.DataFrame({"style": ["a", "b", "c"] * 20}),
         batch=lambda rows: (images[rows], labels[rows]),
-    )  # fmt: skip
+    )
 
 
 class Pictures(SimpleNamespace):
@@ -44,21 +47,28 @@ def test_each_point_has_its_class_records_and_component(source, latents):
     assert frame["style"].tolist() == ["a", "b", "c"] * 20
     assert frame["row"].tolist() == list(range(60))
     assert set(frame["run"]) == {REAL}
-    assert pd.crosstab(frame["class"], frame["component"]).to_numpy().max(1).tolist() == [30, 30], "one Gaussian a class"
+    assert pd.crosstab(frame["class"], frame["component"]).to_numpy().max(1).tolist() == [30, 30], (
+        "one Gaussian a class"
+    )
     assert "component" not in make_atlas(latents, source, components=0).frame
 
 
 def test_a_part_of_the_rows_keeps_its_place_in_the_source(source, latents):
     atlas = make_atlas(latents, source, components=0, max_rows=20)
     assert len(atlas.frame) == 20
-    assert atlas.frame["class"].tolist() == [["dark", "light"][row % 2] for row in atlas.frame["row"]]
+    assert atlas.frame["class"].tolist() == [
+        ["dark", "light"][row % 2] for row in atlas.frame["row"]
+    ]
     point = 7
     assert torch.equal(atlas.latent(point), latents[atlas.frame["row"][point]])
 
 
 def test_overlays_lie_on_the_same_map(source, latents):
     atlas = make_atlas(latents, source, overlays={"generated": latents[10:15]}, components=2)
-    real, more = atlas.frame[atlas.frame["run"] == REAL], atlas.frame[atlas.frame["run"] == "generated"]
+    real, more = (
+        atlas.frame[atlas.frame["run"] == REAL],
+        atlas.frame[atlas.frame["run"] == "generated"],
+    )
     assert len(more) == 5
     np.testing.assert_allclose(more[["x", "y"]], real[["x", "y"]][10:15], atol=1e-5)
     assert set(more["class"]) == {"not known"}
@@ -80,7 +90,9 @@ def test_counts_come_most_first():
 def test_the_mean_image_is_of_the_rows(source):
     rows = torch.tensor([1, 4, 9])
     torch.testing.assert_close(mean_image(source, rows), source.images[rows].mean(0))
-    torch.testing.assert_close(mean_image(source, torch.arange(60), limit=2), source.images[[0, 59]].mean(0))
+    torch.testing.assert_close(
+        mean_image(source, torch.arange(60), limit=2), source.images[[0, 59]].mean(0)
+    )
     with pytest.raises(ValueError, match="no mean of no images"):
         mean_image(source, torch.tensor([], dtype=torch.long))
 

@@ -74,7 +74,9 @@ def test_a_higher_ratio_hides_the_same_patches_and_more(images, kind):
 
 @pytest.mark.parametrize("kind", MASK_KINDS)
 def test_masks_follow_their_seed(images, kind):
-    first, same, other = (draw_masks(images, 4, kind=kind, ratio=0.4, seed=seed) for seed in (0, 0, 1))
+    first, same, other = (
+        draw_masks(images, 4, kind=kind, ratio=0.4, seed=seed) for seed in (0, 0, 1)
+    )
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
     if kind in ("random", "block"):
@@ -92,7 +94,10 @@ def test_a_study_is_the_tokenizers_own_answer(tokenizer, decoders, images):
     image, mask = images[0], draw_masks(images[:1], 4, ratio=0.5)[0]
     with torch.inference_mode():
         statistics = token_statistics(tokenizer.encode(images))
-        whole, latents = tokenizer.encode(images[:1])[0], tokenizer.encode(images[:1], mask=mask[None])[0]
+        whole, latents = (
+            tokenizer.encode(images[:1])[0],
+            tokenizer.encode(images[:1], mask=mask[None])[0],
+        )
         reconstruction = tokenizer.decode(latents[None])[0]
 
         def distance(a, b):
@@ -105,7 +110,9 @@ def test_a_study_is_the_tokenizers_own_answer(tokenizer, decoders, images):
     assert study.hidden == 0.5
     assert study.psnr == pytest.approx(psnr(reconstruction[None], image[None]).item())
     assert study.perceptual == pytest.approx((reconstruction - image).abs().mean().item(), rel=1e-5)
-    torch.testing.assert_close(study.moved, ((latents - whole) / statistics.std).square().mean(-1).sqrt())
+    torch.testing.assert_close(
+        study.moved, ((latents - whole) / statistics.std).square().mean(-1).sqrt()
+    )
     torch.testing.assert_close(study.targets["hog"], hog(image[None], 4, 4)[0])
     assert study.error.shape == (32, 32)
     without = study_mask(tokenizer, image, mask, statistics)
@@ -117,7 +124,9 @@ def test_what_was_computed_before_is_taken(tokenizer, decoders, images):
     mask = torch.zeros(64, dtype=torch.bool)
     given = {"whole": torch.zeros(16, 4), "targets": image_targets(decoders, images[1])}
     study = study_mask(tokenizer, images[0], mask, statistics, decoders=decoders, **given)
-    torch.testing.assert_close(study.moved, (study.latents / statistics.std).square().mean(-1).sqrt())
+    torch.testing.assert_close(
+        study.moved, (study.latents / statistics.std).square().mean(-1).sqrt()
+    )
     assert study.targets["hog"] is given["targets"]["hog"]
 
 
@@ -125,7 +134,9 @@ def test_the_curve_is_the_mean_over_images_of_the_same_scores(tokenizer, images)
     def distance(a, b):
         return (a - b).square().flatten(1).mean(1)
 
-    curve = ratio_curve(tokenizer, images, kind="busy", ratios=(0.0, 1.0), seed=1, distance=distance, batch_size=4)
+    curve = ratio_curve(
+        tokenizer, images, kind="busy", ratios=(0.0, 1.0), seed=1, distance=distance, batch_size=4
+    )
     assert curve["ratio"].tolist() == [0.0, 1.0]
     assert curve["hidden"].tolist() == [0.0, 0.25]
     with torch.inference_mode():

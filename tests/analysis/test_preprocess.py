@@ -30,7 +30,9 @@ def test_scores_are_standardised_and_agree_with_scikit_learn():
     reducer = fit_reducer(x, dimensions=5)
     scores = reducer.transform(x)
     torch.testing.assert_close(scores.mean(0), torch.zeros(5).double(), atol=1e-10, rtol=0)
-    torch.testing.assert_close(scores.std(0, correction=0), torch.ones(5).double(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        scores.std(0, correction=0), torch.ones(5).double(), rtol=1e-9, atol=0
+    )
     pca = decomposition.PCA(5, svd_solver="full").fit(x.flatten(1).double().numpy())
     theirs = pca.transform(x.flatten(1).double().numpy())
     theirs /= theirs.std(0)
@@ -40,7 +42,14 @@ def test_scores_are_standardised_and_agree_with_scikit_learn():
 
 def test_variance_picks_the_fewest_dimensions_that_explain_it():
     spectrum = torch.tensor([5.0, 3.0, 1.5, 0.5], dtype=torch.float64)
-    assert [needed_dimensions(spectrum, v) for v in (0.1, 0.5, 0.51, 0.8, 0.95, 1.0)] == [1, 1, 2, 2, 3, 4]
+    assert [needed_dimensions(spectrum, v) for v in (0.1, 0.5, 0.51, 0.8, 0.95, 1.0)] == [
+        1,
+        1,
+        2,
+        2,
+        3,
+        4,
+    ]
     x = latents()
     reducer = fit_reducer(x, variance=0.9)
     assert reducer.explained >= 0.9
@@ -64,7 +73,9 @@ def test_fewer_rows_than_numbers_a_row_give_the_same_scores():
     _, values, axes = torch.linalg.svd(x.flatten(1).double() - mean, full_matrices=False)
     torch.testing.assert_close(narrow.spectrum, values[:19] ** 2 / 20)
     torch.testing.assert_close(spectrum_of(x), narrow.spectrum)
-    torch.testing.assert_close(spectrum_of(latents()), fit_reducer(latents(), dimensions=1).spectrum)
+    torch.testing.assert_close(
+        spectrum_of(latents()), fit_reducer(latents(), dimensions=1).spectrum
+    )
     torch.testing.assert_close(narrow.components.abs(), axes[:5].abs())
     torch.testing.assert_close(narrow.transform(x).std(0, correction=0), torch.ones(5).double())
 
@@ -74,7 +85,9 @@ def test_chunks_of_a_memory_map_give_what_memory_gives(tmp_path):
     np.save(tmp_path / "latents.npy", x.numpy())
     mapped = np.load(tmp_path / "latents.npy", mmap_mode="r")
     whole, parts = fit_reducer(x, dimensions=6), fit_reducer(mapped, dimensions=6, chunk_rows=37)
-    torch.testing.assert_close(parts.transform(mapped, chunk_rows=11), whole.transform(x), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        parts.transform(mapped, chunk_rows=11), whole.transform(x), rtol=1e-8, atol=1e-8
+    )
     assert data_hash(row_hashes(mapped, chunk_rows=7)) == data_hash(row_hashes(x))
 
 
@@ -89,7 +102,9 @@ def test_a_latent_dataset_is_read_when_sliced():
             return latents()[indices]
 
     want = fit_reducer(latents(), dimensions=3).transform(latents())
-    torch.testing.assert_close(fit_reducer(Cache(), dimensions=3).transform(Cache(), chunk_rows=70), want)
+    torch.testing.assert_close(
+        fit_reducer(Cache(), dimensions=3).transform(Cache(), chunk_rows=70), want
+    )
     assert data_hash(check_latents(Cache())) == data_hash(check_latents(latents()))
 
 
@@ -118,7 +133,10 @@ def test_common_dimensions_satisfy_every_set_of_latents():
 
 def test_hash_changes_with_values_and_order():
     x = latents()
-    hashes = {data_hash(row_hashes(y)) for y in (x, x.flip(0), x + 1e-6 * (torch.arange(300) == 7)[:, None, None])}
+    hashes = {
+        data_hash(row_hashes(y))
+        for y in (x, x.flip(0), x + 1e-6 * (torch.arange(300) == 7)[:, None, None])
+    }
     assert len(hashes) == 3
 
 

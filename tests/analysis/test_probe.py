@@ -15,18 +15,26 @@ def labelled(count=400, classes=7, tokens=4, channels=5, name="train", noise=1.5
     centres = torch.randn(classes, tokens, channels, generator=generator(0, "centres"))
     centres -= centres.mean(dim=1, keepdim=True)  # nothing is left for a pooled probe
     labels = torch.randint(classes, (count,), generator=generator(0, name, "labels"))
-    return centres[labels] + noise * torch.randn(count, tokens, channels, generator=generator(0, name)), labels
+    return centres[labels] + noise * torch.randn(
+        count, tokens, channels, generator=generator(0, name)
+    ), labels
 
 
 def test_logistic_regression_agrees_with_scikit_learn():
     linear_model = pytest.importorskip("sklearn.linear_model")
     x, y = labelled()
-    x = torch.cat([x, x[..., :1] + 1e-3 * x[..., 1:2]], dim=2).flatten(1).double()  # nearly collinear
+    x = (
+        torch.cat([x, x[..., :1] + 1e-3 * x[..., 1:2]], dim=2).flatten(1).double()
+    )  # nearly collinear
     basis = _Basis.of(x)
     weight = _fit(basis(x), y, basis.variances, 7, [1e-2], 100)[0]
     scaled = ((x - x.mean(0)) / x.std(0, correction=0)).numpy()
-    theirs = linear_model.LogisticRegression(C=1 / (1e-2 * len(x)), tol=1e-10, max_iter=5000).fit(scaled, y.numpy())
-    np.testing.assert_allclose(_logits(basis(x), weight).softmax(1), theirs.predict_proba(scaled), atol=2e-4)
+    theirs = linear_model.LogisticRegression(C=1 / (1e-2 * len(x)), tol=1e-10, max_iter=5000).fit(
+        scaled, y.numpy()
+    )
+    np.testing.assert_allclose(
+        _logits(basis(x), weight).softmax(1), theirs.predict_proba(scaled), atol=2e-4
+    )
 
 
 def test_more_dimensions_than_rows_give_the_same_probe():
@@ -37,7 +45,9 @@ def test_more_dimensions_than_rows_give_the_same_probe():
     mean, std = x.flatten(1).double().mean(0), x.flatten(1).double().std(0, correction=0)
     fitted = linear_model.LogisticRegression(C=1 / (0.1 * 30), tol=1e-10, max_iter=5000)
     fitted.fit(((x.flatten(1) - mean) / std).numpy(), y.numpy())
-    assert ours.top1 == pytest.approx(fitted.score(((test.flatten(1) - mean) / std).numpy(), test_labels.numpy()))
+    assert ours.top1 == pytest.approx(
+        fitted.score(((test.flatten(1) - mean) / std).numpy(), test_labels.numpy())
+    )
 
 
 def test_probe_reads_flattened_latents_but_not_pooled_ones():
@@ -49,7 +59,9 @@ def test_probe_reads_flattened_latents_but_not_pooled_ones():
     assert abs(pooled.top1 - pooled.majority) < 0.1
     assert flat.standard_error == pytest.approx(math.sqrt(flat.top1 * (1 - flat.top1) / 300))
     assert (flat.train_images, flat.test_images, flat.classes, flat.pooled) == (400, 300, 7, False)
-    assert linear_probe(x, y, test, test_labels, precision="float32").top1 == pytest.approx(flat.top1, abs=0.01)
+    assert linear_probe(x, y, test, test_labels, precision="float32").top1 == pytest.approx(
+        flat.top1, abs=0.01
+    )
 
 
 def test_the_strength_is_chosen_on_held_out_rows():

@@ -32,7 +32,10 @@ def test_a_map_is_made_of_the_first_principal_components_alone():
     x, _ = clusters()
     few = fit_projection(x, method="pca", pca_dimensions=3)
     assert few.reducer.dimensions == 3
-    assert few.frame.attrs["quality"]["explained"] < fit_projection(x, method="pca").frame.attrs["quality"]["explained"]
+    assert (
+        few.frame.attrs["quality"]["explained"]
+        < fit_projection(x, method="pca").frame.attrs["quality"]["explained"]
+    )
 
 
 def test_class_structure_is_counted():
@@ -40,7 +43,9 @@ def test_class_structure_is_counted():
     quality = project(x, method="pca", labels=labels).attrs["quality"]
     assert quality["knn_accuracy"] == quality["knn_accuracy_before"] == 1
     assert quality["silhouette"] > 0.5
-    mixed = project(x, method="pca", labels=labels.flip(0)[torch.randperm(150, generator=generator(0, "mix"))])
+    mixed = project(
+        x, method="pca", labels=labels.flip(0)[torch.randperm(150, generator=generator(0, "mix"))]
+    )
     assert mixed.attrs["quality"]["knn_accuracy"] < 0.6
     assert mixed.attrs["quality"]["silhouette"] < 0.1
 
@@ -81,9 +86,13 @@ def test_disparity_ignores_rotation_scale_and_shift_only():
     assert _disparity([points, turned, -points]) == pytest.approx(0, abs=1e-12)
     assert _disparity([points, points[::-1]]) > 0.5
     spatial = pytest.importorskip("scipy.spatial")
-    assert _disparity([points, points[::-1]]) == pytest.approx(spatial.procrustes(points, points[::-1])[2])
+    assert _disparity([points, points[::-1]]) == pytest.approx(
+        spatial.procrustes(points, points[::-1])[2]
+    )
     x, _ = clusters()
-    assert project(x, method="pca", stability=True).attrs["quality"]["disparity"] == pytest.approx(0, abs=1e-12)
+    assert project(x, method="pca", stability=True).attrs["quality"]["disparity"] == pytest.approx(
+        0, abs=1e-12
+    )
 
 
 def test_errors_say_what_came(monkeypatch):

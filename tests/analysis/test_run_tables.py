@@ -5,7 +5,13 @@ import json
 
 import pytest
 
-from maetok_lab.analysis.run_tables import config_differences, logged_columns, loss_lines, notebooks_of, sample_pictures
+from maetok_lab.analysis.run_tables import (
+    config_differences,
+    logged_columns,
+    loss_lines,
+    notebooks_of,
+    sample_pictures,
+)
 from maetok_lab.runs import Run
 
 
@@ -26,7 +32,9 @@ def runs(tmp_path):
     configs = {"a": Outer(), "b": Outer(seed=1, inner=Inner(targets=("hog", "semantic")))}
     runs = [Run.open(name, config, root=tmp_path) for name, config in configs.items()]
     for step in (1, 2):
-        runs[0].log({"step": step, "images": 4 * step, "split": "train", "pixel": 1 / step, "skipped": 0})
+        runs[0].log(
+            {"step": step, "images": 4 * step, "split": "train", "pixel": 1 / step, "skipped": 0}
+        )
         runs[1].log({"step": step, "split": "train", "pixel": 2 / step, "auxiliary/hog": 3.0})
     runs[1].log({"step": 2, "split": "val", "psnr": 20.0})
     return runs
@@ -34,7 +42,10 @@ def runs(tmp_path):
 
 def test_only_fields_that_differ_are_in_the_table(runs):
     table = config_differences(runs)
-    assert table.to_dict("index") == {"seed": {"a": "0", "b": "1"}, "inner.targets.1": {"a": "", "b": "semantic"}}
+    assert table.to_dict("index") == {
+        "seed": {"a": "0", "b": "1"},
+        "inner.targets.1": {"a": "", "b": "semantic"},
+    }
     assert config_differences(runs[:1]).empty
 
 

@@ -22,12 +22,17 @@ def normal(*shape, name="x"):
 def test_score_is_the_gradient_of_the_log_density():
     means, points = 2 * normal(3, 4, name="means"), normal(10, 4).requires_grad_()
     density = torch.logsumexp(-0.5 * torch.cdist(points, means).square(), dim=1)
-    torch.testing.assert_close(mixture_score(points, means), torch.autograd.grad(density.sum(), points)[0])
+    torch.testing.assert_close(
+        mixture_score(points, means), torch.autograd.grad(density.sum(), points)[0]
+    )
 
 
 def test_true_means_minimise_the_denoising_loss():
     means = separated_means(3, ToySettings(dimensions=2))
-    clean, noise = means[torch.arange(30_000) % 3] + normal(30_000, 2), normal(30_000, 2, name="noise")
+    clean, noise = (
+        means[torch.arange(30_000) % 3] + normal(30_000, 2),
+        normal(30_000, 2, name="noise"),
+    )
     at_truth = denoising_loss(means, clean, noise, 0.3)
     for direction in torch.eye(6, dtype=torch.float64).view(6, 3, 2):
         assert denoising_loss(means + 0.3 * direction, clean, noise, 0.3) > at_truth

@@ -26,7 +26,9 @@ def caches(tmp_path, make_pictures):
     """Latents of 40 training and 30 test pictures, as raw pixels."""
     pixels = RawPixels(SIZE)
     return [
-        cached_latents(pixels, make_pictures(count, SIZE, seed=seed), f"pixels-{seed}", root=tmp_path)
+        cached_latents(
+            pixels, make_pictures(count, SIZE, seed=seed), f"pixels-{seed}", root=tmp_path
+        )
         for seed, count in enumerate((40, 30))
     ]
 
@@ -37,7 +39,9 @@ def flow(caches):
     return diffusion_training("test", caches[0], num_classes=3, num_steps=4, precision="fp32")
 
 
-def test_a_finished_cache_of_the_same_tokenizer_and_images_is_found_under_any_name(tmp_path, make_pictures, monkeypatch):
+def test_a_finished_cache_of_the_same_tokenizer_and_images_is_found_under_any_name(
+    tmp_path, make_pictures, monkeypatch
+):
     pixels, pictures = RawPixels(SIZE), make_pictures(12, SIZE)
     mirrored = cached_latents(pixels, pictures, "one", flips=True, root=tmp_path)
     assert mirrored.views == 2
@@ -48,7 +52,12 @@ def test_a_finished_cache_of_the_same_tokenizer_and_images_is_found_under_any_na
     other = cached_latents(pixels, make_pictures(12, SIZE, seed=1), "two", root=tmp_path)
     assert (other.run.name, other.views) == ("two", 1)
     assert cached_latents(RawPixels(SIZE, 8), pictures, "three", root=tmp_path).run.name == "three"
-    assert cached_latents(pixels, make_pictures(12, SIZE, seed=1), "four", flips=True, root=tmp_path).run.name == "four"
+    assert (
+        cached_latents(
+            pixels, make_pictures(12, SIZE, seed=1), "four", flips=True, root=tmp_path
+        ).run.name
+        == "four"
+    )
 
 
 def test_losses_are_by_time_and_trained_once(tmp_path, caches, flow, monkeypatch):
@@ -58,7 +67,9 @@ def test_losses_are_by_time_and_trained_once(tmp_path, caches, flow, monkeypatch
     assert {name.partition("/")[0] for name in losses} == {"loss"}
     assert len(losses) > 2
     assert run.summary["steps"] == 4
-    monkeypatch.setattr("maetok_lab.training.diffusion.training_step", lambda *_: pytest.fail("it trained again"))
+    monkeypatch.setattr(
+        "maetok_lab.training.diffusion.training_step", lambda *_: pytest.fail("it trained again")
+    )
     assert loss_by_time(diffusion_loss(flow, *caches, "flow", root=tmp_path, cpu=True)) == losses
     with pytest.raises(ValueError, match="run pixels-0 has no loss on held-out latents"):
         loss_by_time(Run(tmp_path / "pixels-0"))
@@ -68,7 +79,12 @@ def test_a_card_is_a_run_with_a_file_and_is_made_once(tmp_path, caches, flow, mo
     train, test = caches
     trained = diffusion_loss(flow, train, test, "flow", root=tmp_path, cpu=True)
     settings = dataclasses.replace(SETTINGS, diffusion_steps=4)
-    parts = {"tokenizer": RawPixels(SIZE), "diffusion": trained, "known": {"psnr": 30.0}, "settings": settings}
+    parts = {
+        "tokenizer": RawPixels(SIZE),
+        "diffusion": trained,
+        "known": {"psnr": 30.0},
+        "settings": settings,
+    }
     told = (train, train.labels, test, test.labels)
     with pytest.raises(ValueError, match="the loss after 0 steps, but there were 4"):
         card_run("card", *told, root=tmp_path, **parts | {"settings": SETTINGS})
@@ -79,8 +95,15 @@ def test_a_card_is_a_run_with_a_file_and_is_made_once(tmp_path, caches, flow, mo
     assert {"psnr_at_noise_0.1", "gmm_nll_2", "probe_top1"} <= set(card.index)
     assert card.attrs["settings"]["diffusion_steps"] == 4
     assert run.summary["probe_top1"] == card.value["probe_top1"]
-    assert [parent["run"] for parent in run.provenance["parents"]] == ["pixels-0", "pixels-1", "flow"]
-    monkeypatch.setattr("maetok_lab.analysis.tokenizers.diffusability_card", lambda *_, **__: pytest.fail("made again"))
+    assert [parent["run"] for parent in run.provenance["parents"]] == [
+        "pixels-0",
+        "pixels-1",
+        "flow",
+    ]
+    monkeypatch.setattr(
+        "maetok_lab.analysis.tokenizers.diffusability_card",
+        lambda *_, **__: pytest.fail("made again"),
+    )
     assert card_run("card", *told, root=tmp_path, **parts).folder == run.folder
 
 
@@ -90,7 +113,15 @@ def test_a_card_of_other_labels_or_settings_is_another_run(tmp_path, caches):
     run = card_run("card", *told, settings=SETTINGS, root=tmp_path)
     assert "decoder" not in set(cards_of([run])["card"].group)
     with pytest.raises(ValueError, match="made with another config"):
-        card_run("card", train, (train.labels + 1) % 3, test, test.labels, settings=SETTINGS, root=tmp_path)
+        card_run(
+            "card",
+            train,
+            (train.labels + 1) % 3,
+            test,
+            test.labels,
+            settings=SETTINGS,
+            root=tmp_path,
+        )
     with pytest.raises(ValueError, match=r"settings\.seed"):
         card_run("card", *told, settings=dataclasses.replace(SETTINGS, seed=1), root=tmp_path)
 
@@ -103,11 +134,15 @@ def test_generation_scores_go_by_the_tokenizer_that_decoded_the_samples(tmp_path
             pass
         protocol = EvalProtocol(sampler="euler", steps=4, seed=seed)
         with Run.open(f"evaluation-{name}", protocol, root=tmp_path, parents=[tokenizer]) as run:
-            result = EvalResult(metrics={"kid_efflite2": kid, "fd_efflite2": 9.0}, protocol=protocol)
+            result = EvalResult(
+                metrics={"kid_efflite2": kid, "fd_efflite2": 9.0}, protocol=protocol
+            )
             result.save(run.folder / "samples-to-test.json")
             run.finish({})
     assert generation_scores(tmp_path).to_dict() == {"kid_efflite2": {"a": 0.5, "b": 0.25}}
-    other = EvalResult(metrics={"kid_efflite2": 0.1}, protocol=EvalProtocol(sampler="euler", steps=9))
+    other = EvalResult(
+        metrics={"kid_efflite2": 0.1}, protocol=EvalProtocol(sampler="euler", steps=9)
+    )
     other.save(tmp_path / "evaluation-b" / "samples-to-test.json")
     with pytest.raises(ValueError, match="different protocols"):
         generation_scores(tmp_path)

@@ -9,7 +9,9 @@ from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig
 
 TOWER = TowerConfig(width=16, depth=1, num_heads=2)
-MODEL = TokenizerConfig(image_size=8, patch_size=4, num_latent_tokens=3, latent_dim=2, encoder=TOWER, decoder=TOWER)
+MODEL = TokenizerConfig(
+    image_size=8, patch_size=4, num_latent_tokens=3, latent_dim=2, encoder=TOWER, decoder=TOWER
+)
 
 
 @pytest.fixture
@@ -32,7 +34,12 @@ def caching(pictures):
     """`caching(**fields)`: the config of a cache of the pictures, in shards of eight."""
 
     def make(**fields) -> LatentCaching:
-        settings = {"tokenizer": "weights", "images": pictures.fingerprint, "shard_size": 8, "batch_size": 3}
+        settings = {
+            "tokenizer": "weights",
+            "images": pictures.fingerprint,
+            "shard_size": 8,
+            "batch_size": 3,
+        }
         return LatentCaching(**settings | fields)
 
     return make

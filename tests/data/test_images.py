@@ -19,8 +19,12 @@ SPLITS = ("train", "val", "test")
 
 def picture(seed: int, size=(40, 30), mode="RGB") -> Image.Image:
     channels = {"RGB": 3, "RGBA": 4, "CMYK": 4, "L": 1, "LA": 2}[mode]
-    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
-    return Image.fromarray(values[..., 0] if channels == 1 else values, mode=None if channels == 1 else mode)
+    values = np.random.default_rng(seed).integers(
+        0, 256, (size[1], size[0], channels), dtype=np.uint8
+    )
+    return Image.fromarray(
+        values[..., 0] if channels == 1 else values, mode=None if channels == 1 else mode
+    )
 
 
 def png(image: Image.Image) -> bytes:
@@ -37,7 +41,9 @@ def mixed(tmp_path) -> Path:
         (root / folder).mkdir(parents=True)
     for i in range(8):
         picture(i).save(root / "train/a" / f"plain{i}.png")
-    Image.fromarray(np.linspace(0, 65535, 1200).reshape(30, 40).astype(np.uint16)).save(root / "train/a/grey16.png")
+    Image.fromarray(np.linspace(0, 65535, 1200).reshape(30, 40).astype(np.uint16)).save(
+        root / "train/a/grey16.png"
+    )
     picture(9, mode="RGBA").save(root / "train/a/rgba.png")
     picture(10, mode="L").save(root / "train/b/grey.png")
     picture(11, mode="LA").save(root / "train/b/la.png")
@@ -77,7 +83,15 @@ def test_the_emoji_have_their_counts_classes_and_range():
         assert images.min() >= -1
         assert images.max() == 1
         assert labels.equal(source.labels[:32])
-        assert set(source.records.columns) >= {"category", "style", "subcategory", "name", "caption", "split", "path"}
+        assert set(source.records.columns) >= {
+            "category",
+            "style",
+            "subcategory",
+            "name",
+            "caption",
+            "split",
+            "path",
+        }
         assert source.captions == source.records["caption"].tolist()
 
 
@@ -96,13 +110,16 @@ def test_the_emoji_have_labels_of_every_kind(labels):
     row = source.records.iloc[7]
     expected = f"{row.category} / {row.style}" if labels == "category-style" else row[labels]
     assert source.class_names[source[7][1]] == expected
-    assert source.num_classes == {"category": 9, "category-style": 26, "style": 3}.get(labels, source.num_classes)
+    assert source.num_classes == {"category": 9, "category-style": 26, "style": 3}.get(
+        labels, source.num_classes
+    )
 
 
 def test_only_symbols_and_flags_are_not_flipped():
     source = open_images("emoji", split="test", image_size=32)
     assert source.flippable.logical_not().equal(
-        torch.tensor(source.records["category"].isin(["Symbols", "Flags"]).tolist()))
+        torch.tensor(source.records["category"].isin(["Symbols", "Flags"]).tolist())
+    )
     plain, _ = source.batch(slice(None))
     flipped, _ = source.batch(slice(None), flip=torch.ones(len(source), dtype=torch.bool))
     assert flipped[source.flippable].equal(plain[source.flippable].flip(-1))
@@ -114,8 +131,11 @@ def test_two_opens_are_the_same_and_another_choice_has_another_fingerprint():
     first, second = (open_images("emoji", split="val", image_size=16) for _ in range(2))
     assert first.fingerprint == second.fingerprint
     assert first.batch([3, 5])[0].equal(second.batch([3, 5])[0])
-    others = [open_images("emoji", split="test", image_size=16), open_images("emoji", split="val", image_size=32),
-              open_images("emoji", split="val", image_size=16, labels="style")]
+    others = [
+        open_images("emoji", split="test", image_size=16),
+        open_images("emoji", split="val", image_size=32),
+        open_images("emoji", split="val", image_size=16, labels="style"),
+    ]
     assert len({first.fingerprint, *(other.fingerprint for other in others)}) == 4
 
 
@@ -228,10 +248,16 @@ def test_scale_crops_come_from_the_file_even_of_a_source_in_memory(tmp_path, mon
     assert found.indices.tolist() == [3, 3, 5]
     assert found.broken == ()
     file = Image.open(root / "train" / "a" / "003.png")  # 12 x 10: the short side becomes 10
-    assert found.pixels[0].equal(torch.from_numpy(np.array(file.crop((0, 0, 8, 8)))).permute(2, 0, 1))
-    assert found.pixels[1].equal(torch.from_numpy(np.array(file.crop((4, 2, 12, 10)))).permute(2, 0, 1))
+    assert found.pixels[0].equal(
+        torch.from_numpy(np.array(file.crop((0, 0, 8, 8)))).permute(2, 0, 1)
+    )
+    assert found.pixels[1].equal(
+        torch.from_numpy(np.array(file.crop((4, 2, 12, 10)))).permute(2, 0, 1)
+    )
     flip = torch.tensor([True, False, False])
-    assert small.batch([3, 3, 5], scale_crops=crops, flip=flip)[0][0].equal(found.pixels[0].flip(-1) / 127.5 - 1)
+    assert small.batch([3, 3, 5], scale_crops=crops, flip=flip)[0][0].equal(
+        found.pixels[0].flip(-1) / 127.5 - 1
+    )
     monkeypatch.setattr(images_module, "_IN_MEMORY", 0)
     large = open_images(root, split="train", image_size=8)
     assert not large.in_memory
@@ -240,7 +266,9 @@ def test_scale_crops_come_from_the_file_even_of_a_source_in_memory(tmp_path, mon
         small.batch([0, 1], scale_crops=crops)
 
 
-def test_what_a_large_source_could_not_read_is_told_and_counted_but_changes_no_fingerprint(mixed, monkeypatch):
+def test_what_a_large_source_could_not_read_is_told_and_counted_but_changes_no_fingerprint(
+    mixed, monkeypatch
+):
     monkeypatch.setattr(images_module, "_IN_MEMORY", 0)
     source = open_images(mixed, split="train", image_size=16, max_broken=1)
     before, broken = source.fingerprint, source.records["path"].tolist().index("train/b/broken.png")
@@ -252,21 +280,30 @@ def test_what_a_large_source_could_not_read_is_told_and_counted_but_changes_no_f
     with pytest.warns(UserWarning, match=r"broken\.png"):
         source.count_broken([*found.broken, *found.broken])
     assert source.fingerprint == before
-    with pytest.warns(UserWarning, match="second"), pytest.raises(ValueError, match="more than max_broken=1"):
+    with (
+        pytest.warns(UserWarning, match="second"),
+        pytest.raises(ValueError, match="more than max_broken=1"),
+    ):
         source.count_broken(["second: bad"])
 
 
 # ---- messages ----
-@pytest.mark.parametrize(("options", "message"), [
-    ({"source": "emojis"}, "no source 'emojis'; it must be 'emoji', an image folder, or Parquet"),
-    ({"split": "tran"}, "unknown split: 'tran'; did you mean 'train'"),
-    ({"labels": "catgory"}, "unknown labels for emoji: 'catgory'; did you mean 'category'"),
-    ({"split": "xyz"}, r"unknown split: 'xyz'\. Choose one of train, val, test"),
-    ({"crop": "centre"}, "unknown crop: 'centre'; did you mean 'center'"),
-    ({"image_size": 65}, "emoji has images of 64 px, so image_size=65 is too large"),
-    ({"image_size": 0}, "image_size must be a whole number of pixels >= 1, got 0"),
-    ({"image_size": 32.0}, r"image_size must be a whole number of pixels >= 1, got 32\.0"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"source": "emojis"},
+            "no source 'emojis'; it must be 'emoji', an image folder, or Parquet",
+        ),
+        ({"split": "tran"}, "unknown split: 'tran'; did you mean 'train'"),
+        ({"labels": "catgory"}, "unknown labels for emoji: 'catgory'; did you mean 'category'"),
+        ({"split": "xyz"}, r"unknown split: 'xyz'\. Choose one of train, val, test"),
+        ({"crop": "centre"}, "unknown crop: 'centre'; did you mean 'center'"),
+        ({"image_size": 65}, "emoji has images of 64 px, so image_size=65 is too large"),
+        ({"image_size": 0}, "image_size must be a whole number of pixels >= 1, got 0"),
+        ({"image_size": 32.0}, r"image_size must be a whole number of pixels >= 1, got 32\.0"),
+    ],
+)
 def test_what_cannot_be_opened_is_said_in_one_line(options, message):
     kind = FileNotFoundError if "source" in options else ValueError
     with pytest.raises(kind, match=message) as caught:

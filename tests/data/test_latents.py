@@ -10,13 +10,17 @@ from maetok_lab.runs import Run
 CPU = torch.device("cpu")
 
 
-def test_a_cache_holds_what_the_tokenizer_gives_for_images_and_mirror_images(cache, pictures, tokenizer):
+def test_a_cache_holds_what_the_tokenizer_gives_for_images_and_mirror_images(
+    cache, pictures, tokenizer
+):
     latents = cache(dtype="fp32")
     everything = torch.arange(22)
     with torch.inference_mode():
         for view, flip in ((0, False), (1, True)):
             images, labels = pictures.batch(everything, flip=torch.full((22,), flip))
-            assert torch.allclose(latents.latents(everything, view=view), tokenizer.encode(images), atol=1e-5)
+            assert torch.allclose(
+                latents.latents(everything, view=view), tokenizer.encode(images), atol=1e-5
+            )
     assert torch.equal(latents.labels, labels)
     assert (len(latents), latents.views, latents.num_tokens, latents.latent_dim) == (22, 2, 3, 2)
     assert torch.equal(latents.all_latents(), latents.latents(everything))
@@ -24,7 +28,11 @@ def test_a_cache_holds_what_the_tokenizer_gives_for_images_and_mirror_images(cac
 
 def test_pictures_that_must_not_be_mirrored_have_the_same_latents_in_both_views(cache, pictures):
     latents = cache(dtype="fp32", batch_size=22)
-    same = (latents.latents(torch.arange(22)) == latents.latents(torch.arange(22), view=1)).flatten(1).all(1)
+    same = (
+        (latents.latents(torch.arange(22)) == latents.latents(torch.arange(22), view=1))
+        .flatten(1)
+        .all(1)
+    )
     assert torch.equal(same, ~pictures.flippable)
     assert cache("one", flips=False).views == 1
 
@@ -47,7 +55,9 @@ def test_bf16_is_fp32_rounded_and_read_back_as_float32(cache, memory_limit):
     assert torch.equal(rounded.all_latents(), wanted)
     assert rounded._shards[0].dtype == np.int16  # its bits
     assert torch.allclose(rounded.space.mean, wanted.double().mean((0, 1)).float(), atol=1e-6)
-    assert torch.allclose(rounded.space.std, wanted.double().std((0, 1), correction=0).float(), atol=1e-6)
+    assert torch.allclose(
+        rounded.space.std, wanted.double().std((0, 1), correction=0).float(), atol=1e-6
+    )
 
 
 def test_the_memory_mapped_path_is_the_in_memory_path(cache):
@@ -59,13 +69,17 @@ def test_the_memory_mapped_path_is_the_in_memory_path(cache):
     for chosen in (0, 1, view):
         for mine, theirs in zip(held.batch(index, view=chosen), mapped.batch(index, view=chosen)):
             assert torch.equal(mine, theirs)
-    assert torch.equal(held.latents(index, view=view)[1], held.latents(torch.tensor([0]), view=1)[0])
+    assert torch.equal(
+        held.latents(index, view=view)[1], held.latents(torch.tensor([0]), view=1)[0]
+    )
 
 
 # Statistics -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "axes"), [("scalar", (0, 1, 2)), ("channel", (0, 1)), ("element", 0)])
+@pytest.mark.parametrize(
+    ("kind", "axes"), [("scalar", (0, 1, 2)), ("channel", (0, 1)), ("element", 0)]
+)
 def test_statistics_are_numpys_over_the_unmirrored_images(cache, kind, axes):
     latents = cache(statistics=kind)
     values = latents.all_latents().double().numpy()
@@ -81,7 +95,9 @@ def test_normalised_latents_have_mean_zero_and_std_one_and_come_back(cache, kind
     axes = {"scalar": (0, 1, 2), "channel": (0, 1), "element": 0}[kind]
     assert x.mean(axes).abs().max() < 1e-5
     assert (x.std(axes, correction=0) - 1).abs().max() < 1e-5
-    assert torch.allclose(latents.space.denormalise(x), latents.latents(torch.arange(22)), atol=1e-6)
+    assert torch.allclose(
+        latents.space.denormalise(x), latents.latents(torch.arange(22)), atol=1e-6
+    )
     assert latents.space.check(x, tokenizer="weights").startswith("normalised latents: mean")
 
 
@@ -91,8 +107,14 @@ def test_constant_latents_cannot_be_normalised(tmp_path, pictures, caching):
             return torch.zeros(len(images), 3, 2)
 
     config = caching()
-    with pytest.raises(ValueError, match="the latents are constant in some channel: there is nothing to normalise"):
-        list(write_latents(Constant(), pictures, config, Run.open("a", config, root=tmp_path), device=CPU))
+    with pytest.raises(
+        ValueError, match="the latents are constant in some channel: there is nothing to normalise"
+    ):
+        list(
+            write_latents(
+                Constant(), pictures, config, Run.open("a", config, root=tmp_path), device=CPU
+            )
+        )
 
 
 # The latent space -----------------------------------------------------------------------------------------------------
@@ -101,11 +123,15 @@ def test_constant_latents_cannot_be_normalised(tmp_path, pictures, caching):
 def test_a_latent_space_refuses_another_tokenizer_and_latents_far_from_its_scale():
     space = LatentSpace("weights", torch.tensor(0.0), torch.tensor(1.0))
     x = torch.randn(50, 3, 2, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match="these latents belong to tokenizer weights, not to others"):
+    with pytest.raises(
+        ValueError, match="these latents belong to tokenizer weights, not to others"
+    ):
         space.check(x, tokenizer="others")
     assert space.check(x)
     for scale in (0.3, 3.0, float("nan")):
-        with pytest.raises(ValueError, match="normalised latents should have a std near 1, but this batch has mean"):
+        with pytest.raises(
+            ValueError, match="normalised latents should have a std near 1, but this batch has mean"
+        ):
             space.check(x * scale)
 
 
@@ -118,21 +144,29 @@ def test_a_latent_space_is_found_by_name_and_by_folder(cache, tmp_path, pictures
     with pytest.raises(FileNotFoundError, match="nowhere is not a run"):
         load_latent_space("nowhere", root=tmp_path)
     Run.open("begun", caching(), root=tmp_path).close()
-    with pytest.raises(FileNotFoundError, match=r"begun holds no latent space: it needs latent_space.safetensors"):
+    with pytest.raises(
+        FileNotFoundError, match=r"begun holds no latent space: it needs latent_space.safetensors"
+    ):
         load_latent_space("begun", root=tmp_path)
 
 
 def test_a_cache_is_held_when_half_of_the_free_memory_can_hold_it(cache, monkeypatch):
     run = cache().run
-    size = sum(path.stat().st_size for path in (run.folder / "latents").glob("*.npy")) - 3 * 128  # headers
+    size = (
+        sum(path.stat().st_size for path in (run.folder / "latents").glob("*.npy")) - 3 * 128
+    )  # headers
     for free, held in ((2 * size, True), (2 * size - 2, False)):
         monkeypatch.setattr("maetok_lab.data.latents.free_memory", lambda device, free=free: free)
         assert (LatentDataset(run)._all is not None) == held
 
 
-def test_the_tokenizer_gets_its_mode_back_even_when_caching_stops(tmp_path, pictures, tokenizer, caching):
+def test_the_tokenizer_gets_its_mode_back_even_when_caching_stops(
+    tmp_path, pictures, tokenizer, caching
+):
     config = caching()
-    stopped = write_latents(tokenizer.train(), pictures, config, Run.open("a", config, root=tmp_path), device=CPU)
+    stopped = write_latents(
+        tokenizer.train(), pictures, config, Run.open("a", config, root=tmp_path), device=CPU
+    )
     next(stopped)
     during = tokenizer.training
     stopped.close()
@@ -144,20 +178,33 @@ def test_the_tokenizer_gets_its_mode_back_even_when_caching_stops(tmp_path, pict
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 
-def test_other_images_or_another_tokenizer_than_the_configs_are_refused(tmp_path, pictures, make_pictures, tokenizer, caching):
+def test_other_images_or_another_tokenizer_than_the_configs_are_refused(
+    tmp_path, pictures, make_pictures, tokenizer, caching
+):
     for name, wrong, source in (
-        ("a", {"tokenizer": "other"}, pictures), ("b", {}, make_pictures(22, 8, seed=1))
-    ):  # fmt: skip
+        ("a", {"tokenizer": "other"}, pictures),
+        ("b", {}, make_pictures(22, 8, seed=1)),
+    ):
         config = caching(**wrong)
-        with pytest.raises(ValueError, match=r"configured for (tokenizer other|images pictures-22-8-0), but"):
-            list(write_latents(tokenizer, source, config, Run.open(name, config, root=tmp_path), device=CPU))
+        with pytest.raises(
+            ValueError, match=r"configured for (tokenizer other|images pictures-22-8-0), but"
+        ):
+            list(
+                write_latents(
+                    tokenizer, source, config, Run.open(name, config, root=tmp_path), device=CPU
+                )
+            )
         assert not (tmp_path / name / "latents").exists()
 
 
 @pytest.mark.parametrize(
-    ("value", "dtype"), [(float("nan"), "fp16"), (float("inf"), "fp32"), (1e5, "fp16")], ids=["nan", "inf", "too large"]
+    ("value", "dtype"),
+    [(float("nan"), "fp16"), (float("inf"), "fp32"), (1e5, "fp16")],
+    ids=["nan", "inf", "too large"],
 )
-def test_latents_that_are_not_finite_are_an_error_that_names_the_images(tmp_path, pictures, value, dtype, caching):
+def test_latents_that_are_not_finite_are_an_error_that_names_the_images(
+    tmp_path, pictures, value, dtype, caching
+):
     class Broken(torch.nn.Module):
         def encode(self, images):
             latents = images[:, :, :2, :2].flatten(2).clone()
@@ -168,4 +215,7 @@ def test_latents_that_are_not_finite_are_an_error_that_names_the_images(tmp_path
     run = Run.open("a", config, root=tmp_path)
     with pytest.raises(ValueError, match=f"latents of images 8 to 10 are not finite in {dtype}"):
         list(write_latents(Broken(), pictures, config, run, device=CPU))
-    assert sorted(p.name for p in (run.folder / "latents").iterdir()) == ["shard-00000.npy", "shard-00000.sha256"]  # kept
+    assert sorted(p.name for p in (run.folder / "latents").iterdir()) == [
+        "shard-00000.npy",
+        "shard-00000.sha256",
+    ]  # kept

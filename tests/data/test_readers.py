@@ -40,7 +40,9 @@ def test_transparency_is_white_and_16_bits_are_scaled_and_exif_turns():
 
 def test_a_16_bit_rgb_png_keeps_its_scale():
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     row = b"\0" + b"".join(value.to_bytes(2, "big") for value in (65535, 32896, 0))
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0))
@@ -64,7 +66,9 @@ def test_crops_are_square_and_central(size):
         assert crop(image, 16).size == (16, 16)
     stripes = Image.new("RGB", (96, 32), "red")
     stripes.paste("blue", (32, 0, 64, 32))
-    assert np.asarray(center_crop(stripes, 16))[:, 2:-2].reshape(-1, 3).tolist() == [[0, 0, 255]] * (16 * 12)
+    assert np.asarray(center_crop(stripes, 16))[:, 2:-2].reshape(-1, 3).tolist() == [
+        [0, 0, 255]
+    ] * (16 * 12)
     assert pad_square(stripes, 48).getpixel((24, 2)) == (255, 255, 255)
 
 
@@ -79,9 +83,16 @@ def test_a_scale_crop_has_its_size_wherever_it_lies(size):
 
 
 def test_a_scale_crop_shows_its_share_of_the_short_side_at_its_place():
-    ramp = Image.fromarray(np.add.outer(np.arange(100), np.zeros(200)).astype(np.uint8))  # the value is the row
-    rows = [np.asarray(scale_crop(ramp, 80, scale=0.8, down=down, across=0)) for down in (0.0, 0.5, 1.0)]
+    ramp = Image.fromarray(
+        np.add.outer(np.arange(100), np.zeros(200)).astype(np.uint8)
+    )  # the value is the row
+    rows = [
+        np.asarray(scale_crop(ramp, 80, scale=0.8, down=down, across=0)) for down in (0.0, 0.5, 1.0)
+    ]
     assert [found[0, 0].item() for found in rows] == [0, 10, 20]
     assert [found[-1, 0].item() for found in rows] == [79, 89, 99]
     columns = Image.fromarray(np.add.outer(np.zeros(100), np.arange(200)).astype(np.uint8))
-    assert [np.asarray(scale_crop(columns, 80, scale=0.8, down=0, across=a))[0, 0].item() for a in (0, 1)] == [0, 120]
+    assert [
+        np.asarray(scale_crop(columns, 80, scale=0.8, down=0, across=a))[0, 0].item()
+        for a in (0, 1)
+    ] == [0, 120]

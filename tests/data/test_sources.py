@@ -39,7 +39,10 @@ def classes_of(root: Path, names: list[str], count: int) -> Path:
 
 
 def write_parquet(path: Path, count: int, *, first: int = 0, hub: bool = True, **columns) -> Path:
-    rows = [{"bytes": png(picture(first + i, (12, 10))), "path": f"{first + i}.png"} for i in range(count)]
+    rows = [
+        {"bytes": png(picture(first + i, (12, 10))), "path": f"{first + i}.png"}
+        for i in range(count)
+    ]
     table = pa.table({"image": rows} | {name: values[:count] for name, values in columns.items()})
     names = {"info": {"features": {"label": {"_type": "ClassLabel", "names": ["zebra", "ant"]}}}}
     table = table.replace_schema_metadata({"huggingface": json.dumps(names)} if hub else None)
@@ -63,11 +66,21 @@ def test_parquet_shards_with_the_hubs_names_keep_their_splits_and_class_numbers(
 
 
 def test_one_parquet_file_with_text_labels_and_a_split_column(tmp_path):
-    path = write_parquet(tmp_path / "set.parquet", 6, hub=False, label=list("bababa"), split=["train", "valid"] * 3,
-                         grade=[3, 1, 2] * 2)
+    path = write_parquet(
+        tmp_path / "set.parquet",
+        6,
+        hub=False,
+        label=list("bababa"),
+        split=["train", "valid"] * 3,
+        grade=[3, 1, 2] * 2,
+    )
     source = open_images(str(path), split="val", image_size=8)
     assert (source.class_names, source.labels.tolist()) == (["a", "b"], [0, 0, 0])
-    assert open_images(path, split="train", image_size=8, labels="grade").class_names == ["1", "2", "3"]
+    assert open_images(path, split="train", image_size=8, labels="grade").class_names == [
+        "1",
+        "2",
+        "3",
+    ]
 
 
 def test_parquet_without_labels_or_splits_is_split_by_row_name(tmp_path):
@@ -96,17 +109,23 @@ def test_parquet_with_a_missing_picture_leaves_it_out(tmp_path):
 
 
 def test_folders_and_files_that_do_not_fit_are_errors(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"has no images: no \*\.parquet, no \*\.tar .* and none of"):
+    with pytest.raises(
+        ValueError, match=r"has no images: no \*\.parquet, no \*\.tar .* and none of"
+    ):
         open_images(tmp_path, image_size=8)
     (tmp_path / "file.txt").write_text("")
     with pytest.raises(ValueError, match=r"neither a folder nor a \.parquet or \.tar file"):
         open_images(tmp_path / "file.txt", image_size=8)
     classes_of(tmp_path, ["a"], 2)
     picture(0).save(tmp_path / "beside.png")
-    with pytest.raises(ValueError, match=r"mixes class folders with images beside them \(beside\.png\)"):
+    with pytest.raises(
+        ValueError, match=r"mixes class folders with images beside them \(beside\.png\)"
+    ):
         open_images(tmp_path, image_size=8)
     (tmp_path / "a").rename(tmp_path / "train")
-    with pytest.raises(ValueError, match=r"has folders \['train'\], but beside\.png is in no split's folder"):
+    with pytest.raises(
+        ValueError, match=r"has folders \['train'\], but beside\.png is in no split's folder"
+    ):
         open_images(tmp_path, image_size=8)
     monkeypatch.setattr(sources, "EMOJI", tmp_path / "emoji.parquet")
     with pytest.raises(FileNotFoundError, match=r"make it with `python data/build_emoji\.py`"):
@@ -115,10 +134,15 @@ def test_folders_and_files_that_do_not_fit_are_errors(tmp_path, monkeypatch):
 
 def test_parquet_files_that_do_not_fit_are_errors(tmp_path):
     pq.write_table(pa.table({"label": [1]}), tmp_path / "none.parquet")
-    with pytest.raises(ValueError, match=r"no image column \{bytes, path\} and no binary column; it has \['label'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"no image column \{bytes, path\} and no binary column; it has \['label'\]",
+    ):
         open_images(tmp_path, image_size=8)
     (tmp_path / "none.parquet").unlink()
-    path = write_parquet(tmp_path / "odd.parquet", 2, hub=False, split=["train", "holdout"], label=["a", None])
+    path = write_parquet(
+        tmp_path / "odd.parquet", 2, hub=False, split=["train", "holdout"], label=["a", None]
+    )
     with pytest.raises(ValueError, match="unknown split 'holdout'"):
         open_images(path, image_size=8)
     write_parquet(path, 2, hub=False, split=["train", "train"], label=["a", None])

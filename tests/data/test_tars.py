@@ -20,7 +20,9 @@ from maetok_lab.data.sources import split_by_name
 
 
 def picture(seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (10, 12, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (10, 12, 3), dtype=np.uint8)
+    )
 
 
 def png(seed: int) -> bytes:
@@ -30,10 +32,15 @@ def png(seed: int) -> bytes:
 
 
 def expected(seed: int) -> torch.Tensor:
-    return torch.from_numpy(np.array(center_crop(picture(seed), 8))).permute(2, 0, 1).float() / 127.5 - 1
+    return (
+        torch.from_numpy(np.array(center_crop(picture(seed), 8))).permute(2, 0, 1).float() / 127.5
+        - 1
+    )
 
 
-def write_tar(path: Path, members: dict[str, bytes | str], *, shuffle: int | None = None, mode: str = "w") -> Path:
+def write_tar(
+    path: Path, members: dict[str, bytes | str], *, shuffle: int | None = None, mode: str = "w"
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     names = list(members)
     if shuffle is not None:
@@ -51,12 +58,18 @@ def write_tar(path: Path, members: dict[str, bytes | str], *, shuffle: int | Non
 def samples(first: int, count: int, folder: str = "") -> dict[str, bytes | str]:
     members: dict[str, bytes | str] = {}
     for i in range(first, first + count):
-        members |= {f"{folder}{i:06d}.png": png(i), f"{folder}{i:06d}.cls": f"{i % 3}\n", f"{folder}{i:06d}.txt": f"number {i}"}
+        members |= {
+            f"{folder}{i:06d}.png": png(i),
+            f"{folder}{i:06d}.cls": f"{i % 3}\n",
+            f"{folder}{i:06d}.txt": f"number {i}",
+        }
     return members
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_shuffled_shards_in_folders_give_every_picture_with_its_label_and_caption(tmp_path, monkeypatch, in_memory):
+def test_shuffled_shards_in_folders_give_every_picture_with_its_label_and_caption(
+    tmp_path, monkeypatch, in_memory
+):
     if not in_memory:
         monkeypatch.setattr(images_module, "_IN_MEMORY", 0)
     write_tar(tmp_path / "data" / "train-000.tar", samples(0, 7, "./deep/er/"), shuffle=1)
@@ -72,8 +85,16 @@ def test_shuffled_shards_in_folders_give_every_picture_with_its_label_and_captio
     found, _ = pickle.loads(pickle.dumps(source)).batch(order)
     assert found.equal(torch.stack([expected(numbers[i]) for i in order]))
     assert source.records["path"][0].startswith("data/train-000.tar:deep/er/")
-    assert open_images(tmp_path, split="val", image_size=8).captions == ["number 12", "number 13", "number 14"]
-    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"train-000.tar", "train-001.tar", "val-000.tar"}
+    assert open_images(tmp_path, split="val", image_size=8).captions == [
+        "number 12",
+        "number 13",
+        "number 14",
+    ]
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
+        "train-000.tar",
+        "train-001.tar",
+        "val-000.tar",
+    }
 
 
 def test_headers_are_read_once_and_again_only_when_a_shard_changed(tmp_path, monkeypatch):
@@ -86,13 +107,25 @@ def test_headers_are_read_once_and_again_only_when_a_shard_changed(tmp_path, mon
     assert len(open_images(path, split="train", image_size=8)) == 3
 
 
-def test_json_tells_label_and_caption_where_there_is_no_text_and_the_folder_is_the_last_resort(tmp_path):
-    told = {"a.jpg": png(0), "a.json": json.dumps({"label": "cat", "caption": "a cat"}), "b.webp": png(1), "b.cls": "dog",
-            "b.json": json.dumps({"label": "cow", "text": "not read"}), "b.txt": "a dog", "c.seg.png": b"", "._a.jpg": b""}
+def test_json_tells_label_and_caption_where_there_is_no_text_and_the_folder_is_the_last_resort(
+    tmp_path,
+):
+    told = {
+        "a.jpg": png(0),
+        "a.json": json.dumps({"label": "cat", "caption": "a cat"}),
+        "b.webp": png(1),
+        "b.cls": "dog",
+        "b.json": json.dumps({"label": "cow", "text": "not read"}),
+        "b.txt": "a dog",
+        "c.seg.png": b"",
+        "._a.jpg": b"",
+    }
     source = open_images(write_tar(tmp_path / "train-a.tar", told), split="train", image_size=8)
     assert source.records["category"].tolist() == ["cat", "dog"]
     assert source.captions == ["a cat", "a dog"]
-    folders = write_tar(tmp_path / "train-b.tar", {"x/cow/1.png": png(0), "x/ant/2.png": png(1), "3.png": png(2)})
+    folders = write_tar(
+        tmp_path / "train-b.tar", {"x/cow/1.png": png(0), "x/ant/2.png": png(1), "3.png": png(2)}
+    )
     source = open_images(folders, split="train", image_size=8)
     assert source.records["category"].tolist() == source.captions == ["cow", "ant", "all"]
 
@@ -103,9 +136,13 @@ def test_the_split_is_in_the_shards_name_else_drawn_from_the_key(tmp_path):
     assert len(open_images(tmp_path, split="val", image_size=8)) == 2
     assert len(open_images(tmp_path, split="train", image_size=8)) == 3
     other = write_tar(tmp_path / "other" / "shard.tar", samples(0, 40))
-    found = {split: open_images(other, split=split, image_size=8) for split in ("train", "val", "test")}
+    found = {
+        split: open_images(other, split=split, image_size=8) for split in ("train", "val", "test")
+    }
     for split, source in found.items():
-        assert source.captions == [f"number {i}" for i in range(40) if split_by_name(f"{i:06d}") == split]
+        assert source.captions == [
+            f"number {i}" for i in range(40) if split_by_name(f"{i:06d}") == split
+        ]
 
 
 def test_a_broken_member_is_named_and_left_out(tmp_path):
@@ -131,7 +168,9 @@ def test_shards_that_cannot_be_read_are_errors_that_name_them(tmp_path):
     damaged = bytearray(whole)
     damaged[1024 + 148] ^= 0xFF  # the checksum of the second header
     path.write_bytes(damaged)
-    with pytest.raises(ValueError, match=r"train\.tar is no whole tar file: damaged header at byte \d+"):
+    with pytest.raises(
+        ValueError, match=r"train\.tar is no whole tar file: damaged header at byte \d+"
+    ):
         open_images(path, image_size=8)
     write_tar(path, {"a.png": png(0), "a.jpg": png(1)})
     with pytest.raises(ValueError, match=r"train\.tar holds 'a' twice \(a\.jpg\)"):

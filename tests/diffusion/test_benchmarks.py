@@ -32,16 +32,23 @@ def task() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(3, 2, 1, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2, 7])
 
 
-def test_an_image_of_the_paper_costs_437_rows_here_500_with_both_passes_and_874_as_the_authors_call_it(sampling, task):
+def test_an_image_of_the_paper_costs_437_rows_here_500_with_both_passes_and_874_as_the_authors_call_it(
+    sampling, task
+):
     found = sampling.compare(sampling.Counted(Stub()), *task, 250, PAPER, repeats=1, tolerance=1e-4)
     assert {row["sampler"]: row["rows an image"] for row in found} == {
-        "ours": "437", "both passes": "500", "authors' caller": "874"
-    }  # fmt: skip
+        "ours": "437",
+        "both passes": "500",
+        "authors' caller": "874",
+    }
     assert [row["rows / ours"] for row in found] == ["1.00", "1.14", "2.00"]
 
 
 def test_what_is_timed_is_guided_and_equal(sampling, task):
-    outputs = {name: call(sampling.Counted(Stub()), *task, 40, PAPER) for name, call in sampling.CALLERS.items()}
+    outputs = {
+        name: call(sampling.Counted(Stub()), *task, 40, PAPER)
+        for name, call in sampling.CALLERS.items()
+    }
     for output in outputs.values():
         assert torch.allclose(output, outputs["ours"], atol=1e-5)
     plain = sampling.ours(sampling.Counted(Stub()), *task, 40, Guidance(1.0))
@@ -50,7 +57,10 @@ def test_what_is_timed_is_guided_and_equal(sampling, task):
 
 def test_a_sampler_that_gives_something_else_ends_the_benchmark(sampling, task, monkeypatch):
     monkeypatch.setitem(sampling.CALLERS, "both passes", lambda model, noise, *_: noise)
-    with pytest.raises(SystemExit, match=r"both passes and ours differ by .* standard deviations; 0.0001 is rounding"):
+    with pytest.raises(
+        SystemExit,
+        match=r"both passes and ours differ by .* standard deviations; 0.0001 is rounding",
+    ):
         sampling.compare(sampling.Counted(Stub()), *task, 4, PAPER, repeats=1, tolerance=1e-4)
 
 

@@ -14,10 +14,16 @@ PAPER = Guidance(1.9, 0.0, 0.75)
 def counted(name: str, num_tokens: int, latent_dim: int) -> int:
     """What torch counts in a forward pass of one sample, on the meta device: nothing is computed."""
     with torch.device("meta"):
-        model = DiffusionTransformer(DIFFUSION[name], num_tokens=num_tokens, latent_dim=latent_dim, num_classes=1000)
+        model = DiffusionTransformer(
+            DIFFUSION[name], num_tokens=num_tokens, latent_dim=latent_dim, num_classes=1000
+        )
         counter = FlopCounterMode(display=False)
         with counter, torch.no_grad():
-            model(torch.empty(1, num_tokens, latent_dim), torch.empty(1), torch.zeros(1, dtype=torch.long))
+            model(
+                torch.empty(1, num_tokens, latent_dim),
+                torch.empty(1),
+                torch.zeros(1, dtype=torch.long),
+            )
     return counter.get_total_flops()
 
 
@@ -42,12 +48,19 @@ class Counting(torch.nn.Module):
     def __init__(self, num_classes: int = 3):
         super().__init__()
         self.inner = DiffusionTransformer(
-            DiffusionConfig(width=8, depth=1, num_heads=2), num_tokens=4, latent_dim=2, num_classes=num_classes
+            DiffusionConfig(width=8, depth=1, num_heads=2),
+            num_tokens=4,
+            latent_dim=2,
+            num_classes=num_classes,
         )
         self.rows = 0
 
     def __getattr__(self, name):
-        return super().__getattr__(name) if name in ("inner", "rows") else getattr(super().__getattr__("inner"), name)
+        return (
+            super().__getattr__(name)
+            if name in ("inner", "rows")
+            else getattr(super().__getattr__("inner"), name)
+        )
 
     def forward(self, x_t, t, labels):
         self.rows += len(x_t)
@@ -70,18 +83,26 @@ def test_rows_are_counted_as_the_samplers_will_ask_for_them(method, guidance, ex
 
 def test_the_papers_setting_is_said_before_it_starts():
     with torch.device("meta"):
-        model = DiffusionTransformer(DIFFUSION["sit-xl"], num_tokens=128, latent_dim=32, num_classes=1000)
+        model = DiffusionTransformer(
+            DIFFUSION["sit-xl"], num_tokens=128, latent_dim=32, num_classes=1000
+        )
     cost = sampling_cost(model, 50_000, num_steps=250, guidance=PAPER)
     assert cost.rows == 437
     assert cost.describe() == "50,000 images: 437 model rows an image, 51,015.1 GFLOP each"
     assert sampling_cost(model, 1, num_steps=250, guidance=Guidance(1.9)).rows == 500
     auto = sampling_cost(model, 8, num_steps=250, guidance=PAPER, weak_model=model)
-    assert auto.describe().startswith("8 images: 250 model rows and 187 of the weaker model an image")
+    assert auto.describe().startswith(
+        "8 images: 250 model rows and 187 of the weaker model an image"
+    )
     free = sampling_cost(model, 8, method="dopri5", num_steps=5)
-    assert free.describe() == "8 images with dopri5: the number of model rows is only known afterwards"
+    assert (
+        free.describe() == "8 images with dopri5: the number of model rows is only known afterwards"
+    )
 
 
-def test_progress_says_the_cost_then_speed_and_time_left_after_the_first_batch_and_at_the_end(monkeypatch):
+def test_progress_says_the_cost_then_speed_and_time_left_after_the_first_batch_and_at_the_end(
+    monkeypatch,
+):
     clock = iter([0.0, 2.0, 4.0, 6.0])
     monkeypatch.setattr("maetok_lab.diffusion.cost.time.monotonic", lambda: next(clock))
     said = []

@@ -9,7 +9,9 @@ from maetok_lab.runs import Run
 from maetok_lab.training.diffusion import DiffusionTraining, ema_name
 
 MODEL = DiffusionConfig(width=16, depth=1, num_heads=2)
-TRAINING = DiffusionTraining(model=MODEL, num_classes=3, num_steps=2, batch_size=2, ema_decays=(0.9999, 0.9))
+TRAINING = DiffusionTraining(
+    model=MODEL, num_classes=3, num_steps=2, batch_size=2, ema_decays=(0.9999, 0.9)
+)
 
 
 def build(seed: int) -> DiffusionTransformer:
@@ -19,7 +21,9 @@ def build(seed: int) -> DiffusionTransformer:
 
 def save(run: Run, step: int) -> dict[float, DiffusionTransformer]:
     averaged = {0.9999: build(1), 0.9: build(2)}
-    tensors = {"model": build(0).state_dict()} | {ema_name(d): m.state_dict() for d, m in averaged.items()}
+    tensors = {"model": build(0).state_dict()} | {
+        ema_name(d): m.state_dict() for d, m in averaged.items()
+    }
     run.save_checkpoint(step, tensors, {"skipped": 0, **describe_model(build(0))})
     return averaged
 
@@ -28,7 +32,10 @@ def test_the_first_rate_is_the_default_and_any_can_be_chosen(tmp_path):
     with Run.open("a", TRAINING, root=tmp_path) as run:
         averaged = save(run, 10)
     for ema, wanted in ((None, 0.9999), (0.9, 0.9), (0.9999, 0.9999)):
-        for model in (load_diffusion("a", ema=ema, root=tmp_path), load_diffusion(tmp_path / "a", ema=ema)):
+        for model in (
+            load_diffusion("a", ema=ema, root=tmp_path),
+            load_diffusion(tmp_path / "a", ema=ema),
+        ):
             assert not model.training
             assert describe_model(model) == {"num_tokens": 4, "latent_dim": 2, "num_classes": 3}
             for name, value in averaged[wanted].state_dict().items():
@@ -45,7 +52,9 @@ def test_what_cannot_be_loaded_is_one_clear_line(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is not a run.*; did you mean 'sit-a'\?"):
         load_diffusion("sit-b", root=tmp_path)
     Run.open("model", MODEL, root=tmp_path).close()
-    with pytest.raises(ValueError, match="run model holds a DiffusionConfig, not a diffusion model"):
+    with pytest.raises(
+        ValueError, match="run model holds a DiffusionConfig, not a diffusion model"
+    ):
         load_diffusion("model", root=tmp_path)
 
 

@@ -44,9 +44,13 @@ def test_the_fixed_table_of_the_release_is_ours(fixture):
 
 
 def test_sit_xl_has_the_released_names_shapes_and_number_of_values(repository):
-    wanted = json.loads((repository / "tests" / "fixtures" / "released-state-dicts.json").read_text())
+    wanted = json.loads(
+        (repository / "tests" / "fixtures" / "released-state-dicts.json").read_text()
+    )
     with torch.device("meta"):
-        model = DiffusionTransformer(DIFFUSION["sit-xl"], num_tokens=128, latent_dim=32, num_classes=1000)
+        model = DiffusionTransformer(
+            DIFFUSION["sit-xl"], num_tokens=128, latent_dim=32, num_classes=1000
+        )
     found = {name: list(value.shape) for name, value in model.state_dict().items()}
     assert found == {name: list(shape) for name, shape in wanted["sit-xl_maetok-b-128"].items()}
     assert sum(value.numel() for value in model.state_dict().values()) == 675_000_608
@@ -79,7 +83,9 @@ def test_time_label_and_the_order_of_tokens_all_matter_and_samples_do_not_mix(pa
 def test_every_weight_learns(parts):
     model = make(**parts)
     model(noise(4, 6, 3), torch.rand(4), torch.tensor([1, 2, 3, 5])).square().sum().backward()
-    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    idle = [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()
+    ]
     assert idle == []
 
 
@@ -98,7 +104,9 @@ def test_lightningdit_has_its_parts():
     assert "pos_embed" not in model.state_dict()
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's RMSNorm says it is slow so
+@pytest.mark.filterwarnings(
+    "ignore:Mismatch dtype between input and weight"
+)  # torch's RMSNorm says it is slow so
 @each_kind
 def test_bf16_is_close_to_float32(parts):
     model, x, t, y = make(**parts), noise(2, 6, 3), torch.tensor([0.2, 0.7]), torch.tensor([1, 5])
@@ -115,21 +123,38 @@ def test_presets_are_the_designs_and_all_run():
     counts = {}
     for name in ("test", "tiny", "small", "sit-s", "lightningdit-b", "lightningdit-xl"):
         with torch.device("meta"):
-            model = DiffusionTransformer(DIFFUSION[name], num_tokens=16, latent_dim=16, num_classes=9)
+            model = DiffusionTransformer(
+                DIFFUSION[name], num_tokens=16, latent_dim=16, num_classes=9
+            )
             v = model(torch.empty(2, 16, 16), torch.empty(2), torch.zeros(2, dtype=torch.long))
         assert v.shape == (2, 16, 16), name
         counts[name] = sum(p.numel() for p in model.parameters())
-    assert counts["test"] < counts["tiny"] < counts["small"] < counts["sit-s"] < counts["lightningdit-b"]
+    assert (
+        counts["test"]
+        < counts["tiny"]
+        < counts["small"]
+        < counts["sit-s"]
+        < counts["lightningdit-b"]
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("sit-s", 33), ("sit-b", 130), ("sit-l", 458), ("sit-xl", 675),
-     ("lightningdit-b", 130), ("lightningdit-l", 458), ("lightningdit-xl", 675)],
-)  # fmt: skip
+    [
+        ("sit-s", 33),
+        ("sit-b", 130),
+        ("sit-l", 458),
+        ("sit-xl", 675),
+        ("lightningdit-b", 130),
+        ("lightningdit-l", 458),
+        ("lightningdit-xl", 675),
+    ],
+)
 def test_presets_have_the_papers_numbers_of_parameters(name, millions):
     with torch.device("meta"):
-        model = DiffusionTransformer(DIFFUSION[name], num_tokens=128, latent_dim=32, num_classes=1000)
+        model = DiffusionTransformer(
+            DIFFUSION[name], num_tokens=128, latent_dim=32, num_classes=1000
+        )
     count = sum(p.numel() for p in model.parameters())
     assert round(count / 1e6) == pytest.approx(millions, abs=1)
 
@@ -150,7 +175,11 @@ def test_two_dimensional_positions_tell_rows_from_columns(positions):
     v = model(x, t, y)
     for order in (x.unflatten(1, (3, 3)).transpose(1, 2).flatten(1, 2), x.flip(1)):
         back = model(order, t, y)
-        back = back.flip(1) if torch.equal(order, x.flip(1)) else back.unflatten(1, (3, 3)).transpose(1, 2).flatten(1, 2)
+        back = (
+            back.flip(1)
+            if torch.equal(order, x.flip(1))
+            else back.unflatten(1, (3, 3)).transpose(1, 2).flatten(1, 2)
+        )
         assert not torch.allclose(back, v, atol=1e-3)
     assert ("pos_embed" in model.state_dict()) == positions.startswith("sincos")
 
@@ -158,13 +187,19 @@ def test_two_dimensional_positions_tell_rows_from_columns(positions):
 @pytest.mark.parametrize("positions", ["sincos-2d", "rope-2d"])
 def test_two_dimensional_positions_need_a_square(positions):
     config = DiffusionConfig(width=16, depth=1, num_heads=2, positions=positions)
-    with pytest.raises(ValueError, match="2-D positions need a square grid of tokens, not 8 tokens"):
+    with pytest.raises(
+        ValueError, match="2-D positions need a square grid of tokens, not 8 tokens"
+    ):
         DiffusionTransformer(config, num_tokens=8, latent_dim=3, num_classes=5)
 
 
 def test_the_fixed_2d_table_is_that_of_rows_and_columns():
     config = DiffusionConfig(width=16, depth=0, num_heads=2, positions="sincos-2d")
-    table = DiffusionTransformer(config, num_tokens=9, latent_dim=3, num_classes=5).pos_embed[0].reshape(3, 3, 16)
+    table = (
+        DiffusionTransformer(config, num_tokens=9, latent_dim=3, num_classes=5)
+        .pos_embed[0]
+        .reshape(3, 3, 16)
+    )
     assert torch.equal(table[1, 0, :8], table[1, 2, :8])  # the first half knows the row alone
     assert torch.equal(table[0, 1, 8:], table[2, 1, 8:])
     assert torch.equal(table[1, 2, :8], table[2, 1, 8:])

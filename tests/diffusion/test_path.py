@@ -25,7 +25,11 @@ def test_a_path_leads_from_data_at_zero_to_noise_at_one(name):
 
 @each_path
 def test_the_velocity_is_the_paths_derivative(name):
-    x, n, t = noise(5, 3, 4), noise(5, 3, 4, seed=1), torch.linspace(0.05, 0.95, 5, dtype=torch.float64)
+    x, n, t = (
+        noise(5, 3, 4),
+        noise(5, 3, 4, seed=1),
+        torch.linspace(0.05, 0.95, 5, dtype=torch.float64),
+    )
     path, h = PATHS[name], 1e-6
     slope = (path.interpolate(x, n, t + h)[0] - path.interpolate(x, n, t - h)[0]) / (2 * h)
     assert torch.allclose(path.interpolate(x, n, t)[1], slope, atol=1e-7)
@@ -50,8 +54,12 @@ def test_predictions_of_data_and_of_noise_are_velocities_in_other_words(name):
         assert torch.allclose(path.velocity_from_data(x_t, x, t), v, atol=1e-12)
         assert torch.allclose(path.velocity_from_noise(x_t, n, t), v, atol=1e-12)
         guess = noise(4, 3, 4, seed=2)  # of any prediction, not of the right one alone
-        assert torch.allclose(path.data(x_t, path.velocity_from_data(x_t, guess, t), t), guess, atol=1e-9)
-        assert torch.allclose(path.noise(x_t, path.velocity_from_noise(x_t, guess, t), t), guess, atol=1e-9)
+        assert torch.allclose(
+            path.data(x_t, path.velocity_from_data(x_t, guess, t), t), guess, atol=1e-9
+        )
+        assert torch.allclose(
+            path.noise(x_t, path.velocity_from_noise(x_t, guess, t), t), guess, atol=1e-9
+        )
 
 
 @each_path
@@ -71,8 +79,12 @@ def test_the_score_is_the_gradient_of_a_gaussians_log_density_even_at_pure_noise
 def test_the_paths_are_the_papers():
     t = torch.tensor([0.0, 0.25, 1.0])
     assert PATHS["linear"].alpha(t).tolist() == [1, 0.75, 0]
-    assert torch.allclose(PATHS["cosine"].alpha(t), torch.tensor([1, math.cos(math.pi / 8), 0]), atol=1e-6)
-    assert torch.allclose(PATHS["cosine"].sigma(t), torch.tensor([0, math.sin(math.pi / 8), 1]), atol=1e-6)
+    assert torch.allclose(
+        PATHS["cosine"].alpha(t), torch.tensor([1, math.cos(math.pi / 8), 0]), atol=1e-6
+    )
+    assert torch.allclose(
+        PATHS["cosine"].sigma(t), torch.tensor([0, math.sin(math.pi / 8), 1]), atol=1e-6
+    )
 
 
 @each_path
@@ -116,18 +128,28 @@ def test_the_loss_is_each_samples_own_mean_square():
 
 
 def test_the_direction_loss_is_zero_along_the_velocity_and_two_against_it():
-    x, n, t, y = noise(3, 4, 2).float(), noise(3, 4, 2, seed=1).float(), torch.full((3,), 0.4), torch.zeros(3)
+    x, n, t, y = (
+        noise(3, 4, 2).float(),
+        noise(3, 4, 2, seed=1).float(),
+        torch.full((3,), 0.4),
+        torch.zeros(3),
+    )
     v = n - x
 
     def extra(prediction: torch.Tensor) -> list[float]:
-        plain, more = (velocity_loss(lambda *_: prediction, x, y, t=t, noise=n, direction_weight=w) for w in (0.0, 0.5))
+        plain, more = (
+            velocity_loss(lambda *_: prediction, x, y, t=t, noise=n, direction_weight=w)
+            for w in (0.0, 0.5)
+        )
         return (more - plain).tolist()
 
     assert extra(3 * v) == pytest.approx([0, 0, 0], abs=1e-6)
     assert extra(-v) == pytest.approx([1, 1, 1], abs=1e-6)  # half of 1 - cos = 2
     turned = torch.stack([-v[..., 1], v[..., 0]], dim=-1)  # a right angle in every token's plane
     assert extra(turned) == pytest.approx([0.5] * 3, abs=1e-6)
-    one = torch.where(torch.arange(4)[None, :, None] == 2, -v, v)  # one token of four goes the wrong way
+    one = torch.where(
+        torch.arange(4)[None, :, None] == 2, -v, v
+    )  # one token of four goes the wrong way
     assert extra(one) == pytest.approx([0.25] * 3, abs=1e-6)
 
 
@@ -137,13 +159,17 @@ def test_the_generator_decides_times_and_noise():
     def model(x_t, t, labels):
         return x_t * t[:, None, None]
 
-    first, again, other = (velocity_loss(model, x, y, generator=generator(s, "loss")) for s in (0, 0, 1))
+    first, again, other = (
+        velocity_loss(model, x, y, generator=generator(s, "loss")) for s in (0, 0, 1)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_a_bf16_velocity_is_compared_in_float32():
     x, n, t = noise(3, 4, 2).float(), noise(3, 4, 2, seed=1).float(), torch.full((3,), 0.5)
-    loss = velocity_loss(lambda x_t, t, y: x_t.bfloat16(), x, torch.zeros(3, dtype=torch.long), t=t, noise=n)
+    loss = velocity_loss(
+        lambda x_t, t, y: x_t.bfloat16(), x, torch.zeros(3, dtype=torch.long), t=t, noise=n
+    )
     assert loss.dtype == torch.float32
     assert torch.allclose(loss, (((x + n) / 2).bfloat16().float() - (n - x)).square().mean((1, 2)))

@@ -10,7 +10,12 @@ from safetensors.torch import load_file, save_file
 from maetok_lab.data.latents import LatentSpace, load_latent_space
 from maetok_lab.diffusion import loading
 from maetok_lab.diffusion.loading import export_diffusion, load_diffusion
-from maetok_lab.diffusion.model import DIFFUSION, DiffusionConfig, DiffusionTransformer, describe_model
+from maetok_lab.diffusion.model import (
+    DIFFUSION,
+    DiffusionConfig,
+    DiffusionTransformer,
+    describe_model,
+)
 from maetok_lab.diffusion.released import from_released, to_released
 from maetok_lab.diffusion.sampling import Guidance, sample
 from maetok_lab.evaluation.samples import generate
@@ -33,7 +38,11 @@ def settings(repository) -> dict:
 
 @pytest.fixture(scope="module")
 def weights(fixture) -> dict[str, torch.Tensor]:
-    return {name.removeprefix("weights."): value for name, value in fixture.items() if name.startswith("weights.")}
+    return {
+        name.removeprefix("weights."): value
+        for name, value in fixture.items()
+        if name.startswith("weights.")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +58,9 @@ def test_velocities_agree_with_the_release(fixture, released, settings):
     null = torch.full((3,), settings["num_classes"])
     with torch.inference_mode():
         for key, labels in (("velocity", fixture["labels"]), ("velocity_null", null)):
-            assert (released(fixture["x_t"], fixture["t"], labels) - fixture[key]).abs().max() < 1e-4
+            assert (
+                released(fixture["x_t"], fixture["t"], labels) - fixture[key]
+            ).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("method", ["euler", "heun", "euler_maruyama"])
@@ -58,9 +69,14 @@ def test_samples_agree_with_the_release(fixture, weights, settings, path, method
     model = from_released(weights, settings | {"path_type": path})
     guidance = Guidance(settings["cfg_scale"], settings["guidance_low"], settings["guidance_high"])
     found = sample(
-        model, fixture["x_t"], fixture["labels"], method=method, num_steps=settings["num_steps"], guidance=guidance,
+        model,
+        fixture["x_t"],
+        fixture["labels"],
+        method=method,
+        num_steps=settings["num_steps"],
+        guidance=guidance,
         sde_noise=fixture["sde_noise"] if method == "euler_maruyama" else None,
-    )  # fmt: skip
+    )
     assert (found - fixture[f"sample_{path}_{method}"]).abs().max() < 1e-3
 
 
@@ -71,17 +87,33 @@ def test_a_round_trip_is_exact(weights, released):
 
 
 def test_the_hubs_sit_xl_is_our_preset_and_its_sizes_come_from_the_tensors(repository):
-    shapes = json.loads((repository / "tests" / "fixtures" / "released-state-dicts.json").read_text())["sit-xl_maetok-b-128"]
+    shapes = json.loads(
+        (repository / "tests" / "fixtures" / "released-state-dicts.json").read_text()
+    )["sit-xl_maetok-b-128"]
     hub = {
-        "input_size": 128, "in_channels": 32, "hidden_size": 1152, "depth": 28, "num_heads": 16, "num_classes": 1000,
-        "path_type": "linear", "vae_1d": True, "_something_new": 7,
-    }  # fmt: skip
+        "input_size": 128,
+        "in_channels": 32,
+        "hidden_size": 1152,
+        "depth": 28,
+        "num_heads": 16,
+        "num_classes": 1000,
+        "path_type": "linear",
+        "vae_1d": True,
+        "_something_new": 7,
+    }
     with torch.device("meta"):
         tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
-        for config in (hub, {}):  # without a config the number of heads is that of the paper's SiT of this size
+        for config in (
+            hub,
+            {},
+        ):  # without a config the number of heads is that of the paper's SiT of this size
             model = from_released(tensors, config)
             assert model.config == DIFFUSION["sit-xl"]
-            assert describe_model(model) == {"num_tokens": 128, "latent_dim": 32, "num_classes": 1000}
+            assert describe_model(model) == {
+                "num_tokens": 128,
+                "latent_dim": 32,
+                "num_classes": 1000,
+            }
     found = {name: list(value.shape) for name, value in to_released(model).items()}
     assert found == shapes
     assert sum(torch.Size(shape).numel() for shape in found.values()) == 675_000_608
@@ -109,17 +141,29 @@ def test_a_config_that_contradicts_the_tensors_is_refused(weights, settings, cha
 
 def test_tensors_that_do_not_fit_are_named(weights, settings):
     short = {name: value for name, value in weights.items() if name != "final_layer.linear.bias"}
-    with pytest.raises(ValueError, match=r"released SiT: the tensors do not fit the model\n  missing     final_layer.linear.b"):
+    with pytest.raises(
+        ValueError,
+        match=r"released SiT: the tensors do not fit the model\n  missing     final_layer.linear.b",
+    ):
         from_released(short, settings)
     with pytest.raises(ValueError, match=r"unexpected  extra \(1,\)"):
         from_released(weights | {"extra": torch.zeros(1)}, settings)
-    with pytest.raises(ValueError, match=r"these are no released SiT weights: the tensor 'pos_embed' is missing"):
-        from_released({name: value for name, value in weights.items() if name != "pos_embed"}, settings)
-    with pytest.raises(ValueError, match="the config has no num_heads, and no SiT of the paper has width 48 and depth 2"):
+    with pytest.raises(
+        ValueError, match=r"these are no released SiT weights: the tensor 'pos_embed' is missing"
+    ):
+        from_released(
+            {name: value for name, value in weights.items() if name != "pos_embed"}, settings
+        )
+    with pytest.raises(
+        ValueError,
+        match="the config has no num_heads, and no SiT of the paper has width 48 and depth 2",
+    ):
         from_released(weights, {})
 
 
-@pytest.mark.parametrize("change", [{"norm": "rmsnorm"}, {"mlp": "swiglu"}, {"positions": "rope"}, {"qk_norm": True}])
+@pytest.mark.parametrize(
+    "change", [{"norm": "rmsnorm"}, {"mlp": "swiglu"}, {"positions": "rope"}, {"qk_norm": True}]
+)
 def test_what_their_sit_cannot_express_has_no_released_form(change):
     config = DiffusionConfig(**{"width": 16, "depth": 1, "num_heads": 2} | change)
     with pytest.raises(ValueError, match=r"only SiT .* has a released form"):
@@ -135,10 +179,18 @@ def folders(repository, tmp_path_factory, weights, settings):
     root = tmp_path_factory.mktemp("hub")
     with safe_open(repository / "tests" / "fixtures" / "tokenizer-small.safetensors", "pt") as file:
         config = json.loads(file.metadata()["config"])
-        tensors = {n.removeprefix("weights."): file.get_tensor(n) for n in list(file.keys()) if n.startswith("weights.")}
+        tensors = {
+            n.removeprefix("weights."): file.get_tensor(n)
+            for n in list(file.keys())
+            if n.startswith("weights.")
+        }
     for name, values, told in (
         ("tokenizer", tensors, config | {"vq_mean": 0.25, "vq_std": 2.0}),
-        ("sit", weights, {key: settings[key] for key in ("num_heads", "num_classes")} | {"path_type": "cosine"}),
+        (
+            "sit",
+            weights,
+            {key: settings[key] for key in ("num_heads", "num_classes")} | {"path_type": "cosine"},
+        ),
     ):
         (root / name).mkdir()
         save_file(values, root / name / "model.safetensors")
@@ -147,7 +199,10 @@ def folders(repository, tmp_path_factory, weights, settings):
 
 
 def test_a_released_tokenizer_and_a_released_sit_make_images_in_two_lines(folders, settings):
-    tokenizer, space = load_tokenizer(folders / "tokenizer"), load_latent_space(folders / "tokenizer")
+    tokenizer, space = (
+        load_tokenizer(folders / "tokenizer"),
+        load_latent_space(folders / "tokenizer"),
+    )
     model = load_diffusion(folders / "sit")
     assert (space.mean.item(), space.std.item(), model.trained_path) == (0.25, 2.0, "cosine")
     shape = (tokenizer.config.num_latent_tokens, tokenizer.config.latent_dim)
@@ -158,42 +213,63 @@ def test_a_released_tokenizer_and_a_released_sit_make_images_in_two_lines(folder
 
 
 def test_one_set_of_weights_has_no_choice_of_rates(folders):
-    with pytest.raises(ValueError, match="sit holds one set of weights, without a choice of EMA rates"):
+    with pytest.raises(
+        ValueError, match="sit holds one set of weights, without a choice of EMA rates"
+    ):
         load_diffusion(folders / "sit", ema=0.9)
 
 
-def test_an_exported_folder_gives_model_and_latent_space_back_bound_to_the_exported_tokenizer(tmp_path):
+def test_an_exported_folder_gives_model_and_latent_space_back_bound_to_the_exported_tokenizer(
+    tmp_path,
+):
     torch.manual_seed(0)
     tower = TowerConfig(width=16, depth=1, num_heads=2)
     sizes = {"image_size": 16, "patch_size": 4, "num_latent_tokens": 16, "latent_dim": 8}
     tokenizer = Tokenizer(TokenizerConfig(**sizes, encoder=tower, decoder=tower))
     tokenizer.fingerprint = "a run's"
     space = LatentSpace("a run's", torch.linspace(-1, 1, 8), torch.linspace(0.1, 0.7, 8))
-    parts = DiffusionConfig(width=16, depth=1, num_heads=2, norm="rmsnorm", mlp="swiglu", positions="rope-2d")
+    parts = DiffusionConfig(
+        width=16, depth=1, num_heads=2, norm="rmsnorm", mlp="swiglu", positions="rope-2d"
+    )
     model = DiffusionTransformer(parts, num_tokens=16, latent_dim=8, num_classes=3).eval()
     model.trained_path = "cosine"
     export_tokenizer(tokenizer, tmp_path / "ours")
-    export_diffusion(model, tmp_path / "flow", space=space, tokenizer=tokenizer, about="Four tokens.")
+    export_diffusion(
+        model, tmp_path / "flow", space=space, tokenizer=tokenizer, about="Four tokens."
+    )
     back, known = load_diffusion(tmp_path / "flow"), load_latent_space(tmp_path / "flow")
-    assert (back.config, back.trained_path, describe_model(back)) == (parts, "cosine", describe_model(model))
-    assert all(torch.equal(back.state_dict()[name], value) for name, value in model.state_dict().items())
+    assert (back.config, back.trained_path, describe_model(back)) == (
+        parts,
+        "cosine",
+        describe_model(model),
+    )
+    assert all(
+        torch.equal(back.state_dict()[name], value) for name, value in model.state_dict().items()
+    )
     assert torch.equal(known.mean, space.mean)
     assert torch.equal(known.std, space.std)
     exported = load_tokenizer(tmp_path / "ours")
     assert exported.fingerprint == known.tokenizer == back.tokenizer_fingerprint
     assert "Four tokens." in (tmp_path / "flow" / "README.md").read_text()
     tokenizer.fingerprint = "another"
-    with pytest.raises(ValueError, match=r"the latent space belongs to tokenizer .*, not to another"):
+    with pytest.raises(
+        ValueError, match=r"the latent space belongs to tokenizer .*, not to another"
+    ):
         export_diffusion(model, tmp_path / "no", space=space, tokenizer=tokenizer)
 
 
 def test_pushing_uploads_the_exported_folder(folders, tmp_path, monkeypatch):
-    tokenizer, space = load_tokenizer(folders / "tokenizer"), load_latent_space(folders / "tokenizer")
+    tokenizer, space = (
+        load_tokenizer(folders / "tokenizer"),
+        load_latent_space(folders / "tokenizer"),
+    )
     pushed = {}
 
     def push(folder, name):
         pushed[name] = sorted(path.name for path in folder.iterdir())
 
     monkeypatch.setattr(loading, "push_folder", push)
-    loading.push_diffusion(load_diffusion(folders / "sit"), tmp_path / "f", "me/sit", space=space, tokenizer=tokenizer)
+    loading.push_diffusion(
+        load_diffusion(folders / "sit"), tmp_path / "f", "me/sit", space=space, tokenizer=tokenizer
+    )
     assert pushed == {"me/sit": ["README.md", "config.json", "model.safetensors"]}

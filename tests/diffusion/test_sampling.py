@@ -48,7 +48,9 @@ def test_the_trajectory_ends_where_sample_ends(method):
         options["seeds"] = [1, 2, 3]
     steps = list(sample_steps(Pull(), z, labels, **options))
     assert [s.step for s in steps] == [1, 2, 3, 4, 5]
-    times = [0.76, 0.52, 0.28, 0.04, 0.0] if method == "euler_maruyama" else [0.8, 0.6, 0.4, 0.2, 0.0]
+    times = (
+        [0.76, 0.52, 0.28, 0.04, 0.0] if method == "euler_maruyama" else [0.8, 0.6, 0.4, 0.2, 0.0]
+    )
     assert [s.t for s in steps] == pytest.approx(times)
     assert steps[0].x.dtype == torch.float64
     last = sample(Pull(), z, labels, **options)
@@ -61,8 +63,10 @@ def test_sampling_keeps_no_gradients_and_shows_the_model_float32():
     seen = []
     found = sample(
         lambda x_t, t, y: seen.append((x_t.dtype, t.dtype)) or model(x_t, t, y),
-        noise(2, 1, 2).requires_grad_(), torch.zeros(2, dtype=torch.long), num_steps=2,
-    )  # fmt: skip
+        noise(2, 1, 2).requires_grad_(),
+        torch.zeros(2, dtype=torch.long),
+        num_steps=2,
+    )
     assert set(seen) == {(torch.float32, torch.float32)}
     assert not found.requires_grad
 
@@ -82,9 +86,18 @@ def test_a_shift_above_one_spends_more_steps_near_the_noise():
 
 def test_dopri5_asks_the_model_about_no_time_outside_of_zero_to_one_and_lands_on_the_ends_of_guidance():
     model = Rows()
-    found = sample(model, torch.zeros(1, 1, 1), torch.tensor([2]), method="dopri5", num_steps=3, guidance=Guidance(3.0, 0.3, 0.7))
+    found = sample(
+        model,
+        torch.zeros(1, 1, 1),
+        torch.tensor([2]),
+        method="dopri5",
+        num_steps=3,
+        guidance=Guidance(3.0, 0.3, 0.7),
+    )
     assert all(0 <= t <= 1 for _, t in model.calls)
-    assert found.item() == pytest.approx(-(2 * 0.6 + 8 * 0.4), abs=1e-6)  # exact, in spite of the two jumps
+    assert found.item() == pytest.approx(
+        -(2 * 0.6 + 8 * 0.4), abs=1e-6
+    )  # exact, in spite of the two jumps
     assert {rows for rows, t in model.calls if 0.31 < t < 0.69} == {2}
     assert {rows for rows, t in model.calls if t < 0.29 or t > 0.71} == {1}
 
@@ -92,7 +105,9 @@ def test_dopri5_asks_the_model_about_no_time_outside_of_zero_to_one_and_lands_on
 def test_a_model_may_bring_the_path_it_was_trained_on():
     model, z = Pull(), noise(8, 1, 2)
     options = {"method": "euler_maruyama", "num_steps": 6, "seeds": range(8)}
-    cosine, linear = (sample(model, z, torch.zeros(8), path=path, **options) for path in ("cosine", "linear"))
+    cosine, linear = (
+        sample(model, z, torch.zeros(8), path=path, **options) for path in ("cosine", "linear")
+    )
     assert torch.equal(sample(model, z, torch.zeros(8), **options), linear)
     model.trained_path = "cosine"
     assert torch.equal(sample(model, z, torch.zeros(8), **options), cosine)
@@ -114,15 +129,26 @@ def test_guidance_extrapolates_from_the_null_velocity_inside_its_interval_only()
 @pytest.mark.parametrize("method", ["euler", "heun", "euler_maruyama", "dopri5"])
 def test_guidance_of_scale_one_is_no_guidance_and_costs_nothing(method):
     labels, z = torch.tensor([2, 5]), noise(2, 1, 1)
-    options = {"method": method, "num_steps": 6} | ({"seeds": [1, 2]} if method == "euler_maruyama" else {})
+    options = {"method": method, "num_steps": 6} | (
+        {"seeds": [1, 2]} if method == "euler_maruyama" else {}
+    )
     free, one = Rows(), Rows()
-    assert torch.equal(sample(free, z, labels, **options), sample(one, z, labels, guidance=Guidance(1.0), **options))
+    assert torch.equal(
+        sample(free, z, labels, **options),
+        sample(one, z, labels, guidance=Guidance(1.0), **options),
+    )
     assert free.rows == one.rows
 
 
 def test_exactly_b_rows_a_step_outside_the_interval_and_twice_as_many_inside():
     model = Rows()
-    sample(model, noise(3, 1, 1), torch.tensor([1, 2, 3]), num_steps=20, guidance=Guidance(1.9, 0.25, 0.75))
+    sample(
+        model,
+        noise(3, 1, 1),
+        torch.tensor([1, 2, 3]),
+        num_steps=20,
+        guidance=Guidance(1.9, 0.25, 0.75),
+    )
     assert len(model.calls) == 20
     for rows, t in model.calls:
         assert rows == (6 if 0.25 <= round(t, 6) <= 0.75 else 3)
@@ -139,7 +165,14 @@ def test_the_papers_setting_costs_437_rows_an_image():
 
 def test_heun_guides_both_evaluations_of_a_step_by_the_steps_first_time():
     model = Rows()
-    sample(model, noise(3, 1, 1), torch.tensor([1, 2, 3]), method="heun", num_steps=4, guidance=Guidance(2.0, 0.4, 0.8))
+    sample(
+        model,
+        noise(3, 1, 1),
+        torch.tensor([1, 2, 3]),
+        method="heun",
+        num_steps=4,
+        guidance=Guidance(2.0, 0.4, 0.8),
+    )
     # steps begin at 1, 0.75, 0.5 and 0.25; the last one has one evaluation
     assert model.calls == [(3, 1), (3, 0.75), (6, 0.75), (6, 0.5), (6, 0.5), (6, 0.25), (3, 0.25)]
 
@@ -151,9 +184,13 @@ def test_autoguidance_extrapolates_from_a_weaker_model_with_the_same_labels():
         return weak(x_t, t, labels) / 2
 
     found = sample(
-        strong, torch.zeros(2, 1, 1), torch.tensor([2, 6]), num_steps=4,
-        weak_model=weaker, guidance=Guidance(3.0, 0, 0.5),
-    )  # fmt: skip
+        strong,
+        torch.zeros(2, 1, 1),
+        torch.tensor([2, 6]),
+        num_steps=4,
+        weak_model=weaker,
+        guidance=Guidance(3.0, 0, 0.5),
+    )
     # v = label / 2 + 3 (label - label / 2) = 2 label at t = 0.5 and 0.25
     assert found.flatten().tolist() == [-(2 * 2 + 2 * 4) / 4, -(2 * 6 + 2 * 12) / 4]
     assert strong.calls == [(2, 1), (2, 0.75), (2, 0.5), (2, 0.25)]
@@ -163,16 +200,24 @@ def test_autoguidance_extrapolates_from_a_weaker_model_with_the_same_labels():
 def test_an_unconditional_model_is_sampled_with_its_null_label_and_guided_by_a_weaker_model_only():
     torch.manual_seed(0)
     sizes = {"num_tokens": 4, "latent_dim": 3, "num_classes": 0}
-    strong, weak = (DiffusionTransformer(DiffusionConfig(width=16, depth=d, num_heads=2), **sizes) for d in (2, 1))
+    strong, weak = (
+        DiffusionTransformer(DiffusionConfig(width=16, depth=d, num_heads=2), **sizes)
+        for d in (2, 1)
+    )
     for parameter in [*strong.parameters(), *weak.parameters()]:
         torch.nn.init.normal_(parameter, std=0.3)
     z, null = noise(2, 4, 3), torch.zeros(2, dtype=torch.long)
     plain = sample(strong, z, null, num_steps=4)
     guided = sample(strong, z, null, num_steps=4, weak_model=weak, guidance=Guidance(2.0))
     assert not torch.allclose(plain, guided, atol=1e-3)
-    with pytest.raises(ValueError, match="an unconditional model has no labels to be guided by; it can be guided by a weak"):
+    with pytest.raises(
+        ValueError,
+        match="an unconditional model has no labels to be guided by; it can be guided by a weak",
+    ):
         sample(strong, z, null, num_steps=4, guidance=Guidance(2.0))
-    with pytest.raises(ValueError, match=r"labels must be in 0 .. 0 \(0 is the null class\), not 0 .. 1"):
+    with pytest.raises(
+        ValueError, match=r"labels must be in 0 .. 0 \(0 is the null class\), not 0 .. 1"
+    ):
         sample(strong, z, torch.tensor([0, 1]), num_steps=4)
 
 
@@ -192,7 +237,9 @@ def test_image_k_does_not_depend_on_the_batch_around_it(method):
         seeds = seeds_for(0, 5)[chosen]
         z = draw_noise(seeds, 4, 3)
         guidance = Guidance(1.5, 0.0, 0.75)
-        return sample(model, z, labels[chosen], method=method, num_steps=6, seeds=seeds, guidance=guidance)
+        return sample(
+            model, z, labels[chosen], method=method, num_steps=6, seeds=seeds, guidance=guidance
+        )
 
     together = run(slice(0, 5))
     apart = torch.cat([run(slice(0, 2)), run(slice(2, 3)), run(slice(3, 5))])
@@ -210,7 +257,9 @@ def test_noise_belongs_to_its_seed():
 
 @pytest.mark.parametrize(("low", "high"), [(0.8, 0.2), (-0.1, 0.5), (0.5, 1.1)])
 def test_an_interval_that_is_none_is_refused(low, high):
-    with pytest.raises(ValueError, match=rf"guidance needs 0 <= low <= high <= 1, not low {low}, high {high}"):
+    with pytest.raises(
+        ValueError, match=rf"guidance needs 0 <= low <= high <= 1, not low {low}, high {high}"
+    ):
         Guidance(1.5, low, high)
 
 
@@ -223,14 +272,23 @@ def test_an_interval_that_is_none_is_refused(low, high):
         ([1, 2], {"num_steps": 0}, "num_steps must be at least 1, not 0"),
         ([1, 2], {"method": "huen"}, r"unknown sampler 'huen'; did you mean 'heun'\?"),
         ([1, 2], {"path": "cosin"}, r"unknown path 'cosin'; did you mean 'cosine'\?"),
-        ([1, 2], {"method": "euler_maruyama"}, r"euler_maruyama needs one seed a sample \(seeds\), or its noise"),
-        ([1, 2], {"method": "euler_maruyama", "seeds": [1]}, "needs one seed a sample .* 1 seeds came for 2 samples"),
         (
-            [1, 2], {"method": "euler_maruyama", "sde_noise": torch.zeros(4, 2, 1, 1)},
+            [1, 2],
+            {"method": "euler_maruyama"},
+            r"euler_maruyama needs one seed a sample \(seeds\), or its noise",
+        ),
+        (
+            [1, 2],
+            {"method": "euler_maruyama", "seeds": [1]},
+            "needs one seed a sample .* 1 seeds came for 2 samples",
+        ),
+        (
+            [1, 2],
+            {"method": "euler_maruyama", "sde_noise": torch.zeros(4, 2, 1, 1)},
             r"sde_noise must be \(3, 2, 1, 1\), not \(4, 2, 1, 1\)",
         ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_sampled_is_one_clear_line(labels, options, message):
     with pytest.raises(ValueError, match=message):
         sample(Rows(), torch.zeros(2, 1, 1), torch.tensor(labels), **{"num_steps": 4} | options)
@@ -249,5 +307,7 @@ def test_the_null_label_may_be_asked_for():
 
 def test_dopri5_says_which_package_it_needs(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchdiffeq", None)
-    with pytest.raises(ImportError, match=r"sampler needs torchdiffeq: pip install 'maetok-lab\[evaluation\]'"):
+    with pytest.raises(
+        ImportError, match=r"sampler needs torchdiffeq: pip install 'maetok-lab\[evaluation\]'"
+    ):
         sample(Rows(), torch.zeros(1, 1, 1), torch.tensor([1]), method="dopri5", num_steps=2)

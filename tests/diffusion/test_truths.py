@@ -9,7 +9,9 @@ from maetok_lab.diffusion.path import PATHS
 from maetok_lab.diffusion.sampling import sample, sample_steps
 
 each_path = pytest.mark.parametrize("path", PATHS)
-WEIGHTS, MEANS, STDS = (torch.tensor(v, dtype=torch.float64) for v in ([0.3, 0.7], [-1.5, 1.0], [0.5, 0.8]))
+WEIGHTS, MEANS, STDS = (
+    torch.tensor(v, dtype=torch.float64) for v in ([0.3, 0.7], [-1.5, 1.0], [0.5, 0.8])
+)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -27,15 +29,23 @@ class Mixture:
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         variance = (alpha * STDS).square() + sigma**2
         centred = x - alpha * MEANS
-        share = (WEIGHTS.log() - 0.5 * variance.log() - 0.5 * centred.square() / variance).softmax(-1)
+        share = (WEIGHTS.log() - 0.5 * variance.log() - 0.5 * centred.square() / variance).softmax(
+            -1
+        )
         data, noise = MEANS + alpha * STDS.square() / variance * centred, sigma / variance * centred
-        return (share * (self.path.d_alpha(t) * data + self.path.d_sigma(t) * noise)).sum(-1).float()
+        return (
+            (share * (self.path.d_alpha(t) * data + self.path.d_sigma(t) * noise)).sum(-1).float()
+        )
 
 
 def quantile(z: torch.Tensor) -> torch.Tensor:
     """Where the flow takes noise z: the mixture's value at the same quantile, because flows in 1-D keep the order."""
     normal = torch.distributions.Normal(0.0, 1.0)
-    wanted, low, high = normal.cdf(z.double()), torch.full_like(z.double(), -9), torch.full_like(z.double(), 9)
+    wanted, low, high = (
+        normal.cdf(z.double()),
+        torch.full_like(z.double(), -9),
+        torch.full_like(z.double(), 9),
+    )
     for _ in range(60):
         middle = (low + high) / 2
         below = (WEIGHTS * normal.cdf((middle[..., None] - MEANS) / STDS)).sum(-1) < wanted
@@ -68,8 +78,12 @@ def test_dopri5_solves_the_flow_to_five_digits(path):
 def test_euler_maruyama_reproduces_the_mixtures_mean_and_covariance(path):
     count = 8000
     z, labels = noise(count, 1, 2), torch.zeros(count, dtype=torch.long)
-    sde = torch.randn(149, count, 1, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = sample(Mixture(path), z, labels, method="euler_maruyama", num_steps=150, path=path, sde_noise=sde)
+    sde = torch.randn(
+        149, count, 1, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
+    found = sample(
+        Mixture(path), z, labels, method="euler_maruyama", num_steps=150, path=path, sde_noise=sde
+    )
     found = found[:, 0].double()
     mean = (WEIGHTS * MEANS).sum()
     variance = (WEIGHTS * (STDS.square() + MEANS.square())).sum() - mean**2
@@ -88,11 +102,17 @@ def test_a_single_point_is_reached_exactly_and_known_from_the_first_step_on(meth
         """v = alpha' x + sigma' n, with x the point and n what is left of x_t."""
         t = t.double()[:, None, None]
         p = PATHS[path]
-        return p.d_alpha(t) * point + p.d_sigma(t) * (x_t - p.alpha(t) * point) / p.sigma(t).clamp(min=1e-6)
+        return p.d_alpha(t) * point + p.d_sigma(t) * (x_t - p.alpha(t) * point) / p.sigma(t).clamp(
+            min=1e-6
+        )
 
     sde = noise(9, 4, 2, 3).double()
     options = {"sde_noise": sde} if method == "euler_maruyama" else {}
-    steps = list(sample_steps(model, noise(4, 2, 3), torch.zeros(4), method=method, num_steps=10, path=path, **options))
+    steps = list(
+        sample_steps(
+            model, noise(4, 2, 3), torch.zeros(4), method=method, num_steps=10, path=path, **options
+        )
+    )
     for step in steps:
         assert torch.allclose(step.x0, point.double().expand(4, -1, -1), atol=1e-4)
     if method == "dopri5" or (method, path) == ("euler", "linear"):
@@ -103,5 +123,7 @@ def test_a_single_point_is_reached_exactly_and_known_from_the_first_step_on(meth
 @pytest.mark.parametrize("shift", [0.3, 3.0])
 def test_shifted_times_solve_the_same_equation(path, shift):
     z, labels = noise(64, 1, 1), torch.zeros(64, dtype=torch.long)
-    found = sample(Mixture(path), z, labels, method="heun", num_steps=128, path=path, time_shift=shift)
+    found = sample(
+        Mixture(path), z, labels, method="heun", num_steps=128, path=path, time_shift=shift
+    )
     assert (found - quantile(z)).abs().mean() < 5e-3

@@ -9,7 +9,9 @@ from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig
 
 TOWER = TowerConfig(width=16, depth=2, num_heads=2)
-MODEL = TokenizerConfig(image_size=8, patch_size=4, num_latent_tokens=3, latent_dim=2, encoder=TOWER, decoder=TOWER)
+MODEL = TokenizerConfig(
+    image_size=8, patch_size=4, num_latent_tokens=3, latent_dim=2, encoder=TOWER, decoder=TOWER
+)
 
 
 def fill(module: torch.nn.Module) -> torch.nn.Module:
@@ -21,7 +23,9 @@ def fill(module: torch.nn.Module) -> torch.nn.Module:
 
 @pytest.fixture
 def tokenizer() -> Tokenizer:
-    tokenizer = fill(Tokenizer(override(MODEL, {"encoder.drop_path": 0.5, "decoder.drop_path": 0.5})))
+    tokenizer = fill(
+        Tokenizer(override(MODEL, {"encoder.drop_path": 0.5, "decoder.drop_path": 0.5}))
+    )
     tokenizer.fingerprint = "weights"
     return tokenizer
 

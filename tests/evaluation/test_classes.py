@@ -10,7 +10,9 @@ from maetok_lab.rng import generator
 
 
 def reference(name, count=60):
-    return Reference(name, "", count, 8, torch.randn(count, 4, generator=generator(0, name), dtype=torch.float64))
+    return Reference(
+        name, "", count, 8, torch.randn(count, 4, generator=generator(0, name), dtype=torch.float64)
+    )
 
 
 def test_the_class_that_is_drawn_badly_stands_out():

@@ -60,9 +60,13 @@ def test_batch_size_and_way_of_arrival_change_nothing():
     want = image_features(images(), TinyNet(), batch_size=64)
     assert want.shape == (23, 6)
     for batch_size in (1, 7):
-        torch.testing.assert_close(image_features(images(), TinyNet(), batch_size=batch_size), want, rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            image_features(images(), TinyNet(), batch_size=batch_size), want, rtol=1e-5, atol=0
+        )
     for given in (Source(images()), iter(images().split(5)), [images()[:20], images()[20:]]):
-        torch.testing.assert_close(image_features(given, TinyNet(), batch_size=7), want, rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            image_features(given, TinyNet(), batch_size=7), want, rtol=1e-5, atol=0
+        )
 
 
 def test_every_batch_is_full():
@@ -79,7 +83,9 @@ def test_images_are_clamped_and_rounded_first():
     levels = to_uint8(x).float() / 127.5 - 1
     torch.testing.assert_close(image_features(x, TinyNet()), TinyNet().features(levels).detach())
     outside = torch.where(x > 0, 7.0, x)
-    torch.testing.assert_close(image_features(outside, TinyNet()), image_features(outside.clamp(max=1), TinyNet()))
+    torch.testing.assert_close(
+        image_features(outside, TinyNet()), image_features(outside.clamp(max=1), TinyNet())
+    )
     bad = x.clone()
     bad[0, 0, 0, 0] = math.nan
     with pytest.raises(ValueError, match="NaN"):
@@ -90,7 +96,11 @@ def test_images_are_clamped_and_rounded_first():
 
 def test_a_stand_in_never_has_the_real_metrics_name():
     net = TinyNet()
-    assert [metric_name(m, net) for m in ("fd", "kid", "rfd")] == ["fd_efflite2", "kid_efflite2", "rfd_efflite2"]
+    assert [metric_name(m, net) for m in ("fd", "kid", "rfd")] == [
+        "fd_efflite2",
+        "kid_efflite2",
+        "rfd_efflite2",
+    ]
     net.name = "timm:vit_small_patch14_dinov2.lvd142m"
     assert metric_name("fd", net) == "fd_vit_small_patch14_dinov2_lvd142m"
     net.name = "inception"
@@ -98,7 +108,10 @@ def test_a_stand_in_never_has_the_real_metrics_name():
 
 
 def test_a_reference_is_known_by_its_pixels():
-    first, again = make_reference(Source(images()), TinyNet(), batch_size=5), make_reference(images(), TinyNet())
+    first, again = (
+        make_reference(Source(images()), TinyNet(), batch_size=5),
+        make_reference(images(), TinyNet()),
+    )
     assert first.sha256 == again.sha256
     assert make_reference(images(name="other"), TinyNet()).sha256 != first.sha256
     assert (first.name, first.count, first.image_size) == ("val", 23, 16)
@@ -120,7 +133,9 @@ def test_spatial_features_of_the_shipped_network_are_seven_channels_at_stride_16
     found = image_features(images(2), net, output="spatial", batch_size=2)
     assert found.shape == (2, 7 * side * side)
     rounded = to_uint8(images(2)).float() / 127.5 - 1
-    torch.testing.assert_close(found, _stage(net, rounded, side)[:, :7].flatten(1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found, _stage(net, rounded, side)[:, :7].flatten(1), rtol=1e-4, atol=1e-4
+    )
 
 
 def _stage(net, images, side):
@@ -146,10 +161,24 @@ def _process(rank, port, queue):
         message = str(problem)
     reference = make_reference(Source(images()), TinyNet(), batch_size=4)
     result = evaluate_generation(
-        images(30, "fake"), reference, net=TinyNet(), protocol=EvalProtocol(), preview=True, batch_size=4
+        images(30, "fake"),
+        reference,
+        net=TinyNet(),
+        protocol=EvalProtocol(),
+        preview=True,
+        batch_size=4,
     )
     rebuilt = evaluate_reconstruction(Shift(), images(), net=TinyNet(), batch_size=4)
-    queue.put((rank, reference.features.tolist(), reference.sha256, message, result.to_json(), rebuilt.to_json()))
+    queue.put(
+        (
+            rank,
+            reference.features.tolist(),
+            reference.sha256,
+            message,
+            result.to_json(),
+            rebuilt.to_json(),
+        )
+    )
     torch.distributed.destroy_process_group()
 
 
@@ -166,12 +195,18 @@ class Shift:
 def test_two_processes_give_what_one_gives_and_an_error_of_one_is_everybodys(in_two_processes):
     found = in_two_processes(_process)
     want = make_reference(Source(images()), TinyNet())
-    result = evaluate_generation(images(30, "fake"), want, net=TinyNet(), protocol=EvalProtocol(), preview=True)
+    result = evaluate_generation(
+        images(30, "fake"), want, net=TinyNet(), protocol=EvalProtocol(), preview=True
+    )
     rebuilt = evaluate_reconstruction(Shift(), images(), net=TinyNet())
     for rank, features, sha256, message, their_result, their_rebuilt in found:
-        torch.testing.assert_close(torch.tensor(features), want.features, rtol=1e-5, atol=0, msg=f"process {rank}")
+        torch.testing.assert_close(
+            torch.tensor(features), want.features, rtol=1e-5, atol=0, msg=f"process {rank}"
+        )
         assert sha256 == want.sha256
         assert "NaN" in message
         assert EvalResult.from_json(their_result).metrics == pytest.approx(result.metrics, rel=1e-5)
-        assert EvalResult.from_json(their_rebuilt).metrics == pytest.approx(rebuilt.metrics, rel=1e-5)
+        assert EvalResult.from_json(their_rebuilt).metrics == pytest.approx(
+            rebuilt.metrics, rel=1e-5
+        )
         assert EvalResult.from_json(their_rebuilt).protocol == rebuilt.protocol

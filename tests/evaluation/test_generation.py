@@ -9,7 +9,12 @@ import torch
 
 from maetok_lab.evaluation.features import Reference, image_features, make_reference
 from maetok_lab.evaluation.generation import _wilson, evaluate_generation
-from maetok_lab.evaluation.metrics import feature_statistics, frechet_distance, inception_score, kernel_distance
+from maetok_lab.evaluation.metrics import (
+    feature_statistics,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+)
 from maetok_lab.evaluation.protocol import PREVIEW_IMAGES, EvalProtocol
 from maetok_lab.rng import generator
 
@@ -31,12 +36,16 @@ class TinyNet(torch.nn.Module):
 
 def images(count=60, name="real", size=16):
     tint = torch.rand(count, 3, 1, 1, generator=generator(0, name, "tint")) - 0.5
-    return (tint + 0.5 * torch.rand(count, 3, size, size, generator=generator(0, name))).clamp(-1, 1)
+    return (tint + 0.5 * torch.rand(count, 3, size, size, generator=generator(0, name))).clamp(
+        -1, 1
+    )
 
 
 def evaluate(samples, reference=None, **settings):
     reference = images() if reference is None else reference
-    return evaluate_generation(samples, reference, net=TinyNet(), protocol=PROTOCOL, **{"preview": True} | settings)
+    return evaluate_generation(
+        samples, reference, net=TinyNet(), protocol=PROTOCOL, **{"preview": True} | settings
+    )
 
 
 def test_numbers_are_those_of_the_metrics_under_the_networks_name():
@@ -45,7 +54,12 @@ def test_numbers_are_those_of_the_metrics_under_the_networks_name():
     made, real = make_reference(samples, net).features, make_reference(images(), net).features
     assert result.metrics["kid_efflite2"] == kernel_distance(made, real).value
     assert result.metrics["fd_efflite2"] == pytest.approx(frechet_distance(made, real))
-    assert set(result.metrics) == {"kid_efflite2", "fd_efflite2", "precision_efflite2", "recall_efflite2"}
+    assert set(result.metrics) == {
+        "kid_efflite2",
+        "fd_efflite2",
+        "precision_efflite2",
+        "recall_efflite2",
+    }
     assert set(result.floor) == set(result.metrics)
     assert set(result.intervals) == set(result.metrics)
     for name, (low, high) in result.intervals.items():
@@ -56,19 +70,23 @@ def test_numbers_are_those_of_the_metrics_under_the_networks_name():
 def test_the_protocol_says_what_was_compared():
     result = evaluate(images(50, "fake"))
     protocol = result.protocol
-    assert (protocol.sampler, protocol.num_images, protocol.reference_images, protocol.image_size) == (
-        "heun",
-        50,
-        60,
-        16,
-    )
+    assert (
+        protocol.sampler,
+        protocol.num_images,
+        protocol.reference_images,
+        protocol.image_size,
+    ) == ("heun", 50, 60, 16)
     assert (protocol.net, protocol.net_weights) == ("efficientnet_lite2", "0123")
     assert protocol.reference_sha256 == make_reference(images(), TinyNet()).sha256
     assert result.preview
     json.dumps(result.to_json())
     with pytest.raises(ValueError, match="num_images = 7, but it is 50"):
         evaluate_generation(
-            images(50, "fake"), images(), net=TinyNet(), protocol=EvalProtocol(num_images=7), preview=True
+            images(50, "fake"),
+            images(),
+            net=TinyNet(),
+            protocol=EvalProtocol(num_images=7),
+            preview=True,
         )
 
 
@@ -93,7 +111,9 @@ def test_batch_size_does_not_change_the_result():
 def test_a_second_real_set_can_be_the_floor():
     second = images(40, "second")
     result = evaluate(images(50, "fake"), second_reference=second)
-    want = kernel_distance(make_reference(second, TinyNet()).features, make_reference(images(), TinyNet()).features)
+    want = kernel_distance(
+        make_reference(second, TinyNet()).features, make_reference(images(), TinyNet()).features
+    )
     assert result.floor["kid_efflite2"] == want.value
 
 
@@ -102,7 +122,9 @@ def test_published_statistics_give_the_frechet_distance_alone():
     pair = feature_statistics(make_reference(images(), net).features)
     statistics = Reference("published", "abc", None, None, statistics=pair)
     result = evaluate(images(50, "fake"), statistics, metrics=["fd"])
-    assert result.metrics["fd_efflite2"] == pytest.approx(evaluate(images(50, "fake")).metrics["fd_efflite2"])
+    assert result.metrics["fd_efflite2"] == pytest.approx(
+        evaluate(images(50, "fake")).metrics["fd_efflite2"]
+    )
     assert result.floor == {}
     with pytest.raises(ValueError, match="only a mean and a covariance"):
         evaluate(images(50, "fake"), statistics)
@@ -114,17 +136,26 @@ def test_inception_score_is_given_when_asked_for():
             return 50 * self.features(images)
 
     samples = images(50, "fake")
-    result = evaluate_generation(samples, images(), net=Classifier(), protocol=PROTOCOL, metrics=["is"])
+    result = evaluate_generation(
+        samples, images(), net=Classifier(), protocol=PROTOCOL, metrics=["is"]
+    )
     want = inception_score(image_features(samples, Classifier(), output="logits"))
     assert result.metrics == {"is_efflite2": want.mean}
     assert want.mean > 1
-    assert result.floor["is_efflite2"] == inception_score(image_features(images(), Classifier(), output="logits")).mean
-    streamed = evaluate_generation(iter(samples.split(7)), images(), net=Classifier(), protocol=PROTOCOL, metrics=["is"])
+    assert (
+        result.floor["is_efflite2"]
+        == inception_score(image_features(images(), Classifier(), output="logits")).mean
+    )
+    streamed = evaluate_generation(
+        iter(samples.split(7)), images(), net=Classifier(), protocol=PROTOCOL, metrics=["is"]
+    )
     assert streamed.metrics == pytest.approx(result.metrics)
     with pytest.raises(ValueError, match="class logits"):
         evaluate(samples, metrics=["is"])
     featured = make_reference(samples, Classifier())
-    with pytest.raises(ValueError, match=r"'is' needs logits of 50 images: make_reference\(.* .logits.\]\)"):
+    with pytest.raises(
+        ValueError, match=r"'is' needs logits of 50 images: make_reference\(.* .logits.\]\)"
+    ):
         evaluate_generation(featured, images(), net=Classifier(), protocol=PROTOCOL, metrics=["is"])
 
 
@@ -135,10 +166,16 @@ def test_spatial_distance_sees_where_things_are_and_has_its_own_name():
 
     samples = images(50, "fake")
     turned = evaluate_generation(
-        torch.cat([samples[:, :, 8:], samples[:, :, :8] - 0.5], dim=2), images(), net=Mapped(), protocol=PROTOCOL,
-        metrics=["sfd"], preview=True,
-    )  # fmt: skip
-    level = evaluate_generation(samples, images(), net=Mapped(), protocol=PROTOCOL, metrics=["sfd"], preview=True)
+        torch.cat([samples[:, :, 8:], samples[:, :, :8] - 0.5], dim=2),
+        images(),
+        net=Mapped(),
+        protocol=PROTOCOL,
+        metrics=["sfd"],
+        preview=True,
+    )
+    level = evaluate_generation(
+        samples, images(), net=Mapped(), protocol=PROTOCOL, metrics=["sfd"], preview=True
+    )
     assert set(level.metrics) == set(level.floor) == set(level.intervals) == {"sfd_efflite2"}
     assert turned.metrics["sfd_efflite2"] > level.metrics["sfd_efflite2"]
     sides = [image_features(side, Mapped(), output="spatial") for side in (samples, images())]
@@ -169,9 +206,13 @@ def test_what_cannot_be_trusted_is_refused():
     assert "kid_efflite2" in evaluate(images(50, "fake"), preview=False, metrics=["kid"]).metrics
     with pytest.raises(ValueError, match="all 20 samples are the same image"):
         evaluate(images(1).expand(20, -1, -1, -1))
-    with pytest.raises(ValueError, match="all 20 images of the reference 20 images are the same image"):
+    with pytest.raises(
+        ValueError, match="all 20 images of the reference 20 images are the same image"
+    ):
         evaluate(images(50, "fake"), images(1).expand(20, -1, -1, -1))
-    with pytest.raises(ValueError, match=r"samples are 8 px, but the reference .* has images of 16 px"):
+    with pytest.raises(
+        ValueError, match=r"samples are 8 px, but the reference .* has images of 16 px"
+    ):
         evaluate(images(50, "fake", size=8))
     bad = images(50, "fake")
     bad[3, 1, 2, 2] = math.nan

@@ -22,7 +22,9 @@ def test_missing_weights_and_package_say_what_to_do(monkeypatch, tmp_path):
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(FileNotFoundError, match=r"no route to host.*load_inception\(weights=FILE\)"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no route to host.*load_inception\(weights=FILE\)"
+    ):
         load_inception()
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     with pytest.raises(ImportError, match=r"maetok-lab\[evaluation\]"):
@@ -33,13 +35,19 @@ def test_features_are_torch_fidelitys_of_the_rounded_images(tmp_path, monkeypatc
     inner = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     with monkeypatch.context() as patch:  # a network without a file, to write one
         patch.setattr(inner, "load_state_dict_from_url", lambda *args, **kwargs: {})
-        patch.setattr(inner.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
-        random = inner.FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"])
+        patch.setattr(
+            inner.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None
+        )
+        random = inner.FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"]
+        )
     torch.save(random.state_dict(), tmp_path / "weights.pth")
     net = load_inception(tmp_path / "weights.pth").train()
     images = 2 * torch.rand(1, 3, 32, 32, generator=generator(0, "images")) - 1
     maps = []
-    random.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: maps.append(output))
+    random.Mixed_6d.branch1x1.register_forward_hook(
+        lambda module, inputs, output: maps.append(output)
+    )
     with torch.no_grad():
         features, logits = random(to_uint8(images))
         found = net.outputs(images, ["logits", "spatial", "features"])
@@ -49,7 +57,10 @@ def test_features_are_torch_fidelitys_of_the_rounded_images(tmp_path, monkeypatc
     torch.testing.assert_close(found["logits"], logits)
     torch.testing.assert_close(found["spatial"], maps[0][:, :7].flatten(1))
     assert [value.shape[1] for value in found.values()] == [1008, 7 * 17 * 17, 2048]
-    assert about_net(net)["net_version"] == f"torch_fidelity {importlib.metadata.version('torch-fidelity')}"
+    assert (
+        about_net(net)["net_version"]
+        == f"torch_fidelity {importlib.metadata.version('torch-fidelity')}"
+    )
     assert metric_name("sfd", net) == "sfid"
     assert metric_name("fd", net) == "fid"
     assert not net.model.training

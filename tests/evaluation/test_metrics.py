@@ -20,7 +20,9 @@ from maetok_lab.rng import generator
 
 
 def images(count=3, size=24, name="images"):
-    return torch.rand(count, 3, size, size, generator=generator(0, name)) * 2.4 - 1.2  # some pixels need clamping
+    return (
+        torch.rand(count, 3, size, size, generator=generator(0, name)) * 2.4 - 1.2
+    )  # some pixels need clamping
 
 
 def noisy(x, sigma):
@@ -43,20 +45,28 @@ def uint8_hwc(x):
 def test_psnr_agrees_with_scikit_image():
     metrics = pytest.importorskip("skimage.metrics")
     x, y = images(), noisy(images(), 0.1)
-    want = [metrics.peak_signal_noise_ratio(a, b, data_range=255) for a, b in zip(uint8_hwc(x), uint8_hwc(y))]
+    want = [
+        metrics.peak_signal_noise_ratio(a, b, data_range=255)
+        for a, b in zip(uint8_hwc(x), uint8_hwc(y))
+    ]
     np.testing.assert_allclose(psnr(y, x).numpy(), want, rtol=1e-9)
 
 
 @pytest.mark.parametrize("data_range", [255, 510])
 @pytest.mark.parametrize(
-    ("window", "settings"), [("gaussian", {"gaussian_weights": True, "use_sample_covariance": False}), ("uniform", {})]
+    ("window", "settings"),
+    [("gaussian", {"gaussian_weights": True, "use_sample_covariance": False}), ("uniform", {})],
 )
 def test_ssim_agrees_with_scikit_image(window, settings, data_range):
     metrics = pytest.importorskip("skimage.metrics")
     x, y = images(), noisy(images(), 0.2)
     settings = settings | {"data_range": data_range, "channel_axis": -1}
-    want = [metrics.structural_similarity(a, b, **settings) for a, b in zip(uint8_hwc(x), uint8_hwc(y))]
-    np.testing.assert_allclose(ssim(y, x, window=window, data_range=data_range).numpy(), want, atol=1e-9)
+    want = [
+        metrics.structural_similarity(a, b, **settings) for a, b in zip(uint8_hwc(x), uint8_hwc(y))
+    ]
+    np.testing.assert_allclose(
+        ssim(y, x, window=window, data_range=data_range).numpy(), want, atol=1e-9
+    )
 
 
 def test_psnr_is_taken_after_clamping_and_rounding():
@@ -160,14 +170,25 @@ def test_feature_errors_say_what_came():
 def test_kernel_distance_of_one_full_subset_agrees_with_torch_fidelity():
     fidelity = pytest.importorskip("torch_fidelity.metric_kid")
     x, y = features(), features(name="other", shift=0.2)
-    theirs = fidelity.kid_features_to_metric(x, y, kid_subsets=1, kid_subset_size=len(x), verbose=False)
-    assert kernel_distance(x, y).value == pytest.approx(theirs[fidelity.KEY_METRIC_KID_MEAN], rel=1e-9)
-    assert kernel_distance(x, y, subset_size=len(x), subsets=3).value == pytest.approx(kernel_distance(x, y).value)
+    theirs = fidelity.kid_features_to_metric(
+        x, y, kid_subsets=1, kid_subset_size=len(x), verbose=False
+    )
+    assert kernel_distance(x, y).value == pytest.approx(
+        theirs[fidelity.KEY_METRIC_KID_MEAN], rel=1e-9
+    )
+    assert kernel_distance(x, y, subset_size=len(x), subsets=3).value == pytest.approx(
+        kernel_distance(x, y).value
+    )
 
 
 def test_kernel_distance_is_unbiased_and_its_interval_covers_zero_for_equal_sets():
-    results = [kernel_distance(features(120, name=f"a{i}"), features(120, name=f"a{i}", shift=0.0)) for i in range(3)]
-    assert all(r.value < 0 for r in results)  # the same rows twice: the cross term holds the large diagonal
+    results = [
+        kernel_distance(features(120, name=f"a{i}"), features(120, name=f"a{i}", shift=0.0))
+        for i in range(3)
+    ]
+    assert all(
+        r.value < 0 for r in results
+    )  # the same rows twice: the cross term holds the large diagonal
     x = torch.randn(40, 60, 4, generator=generator(0, "kid"), dtype=torch.float64)
     values = [kernel_distance(a, b) for a, b in zip(x[::2], x[1::2])]
     mean = sum(r.value for r in values) / len(values)
@@ -187,7 +208,9 @@ def test_kernel_distance_has_the_error_that_repeated_draws_show():
 
 def test_kernel_distance_grows_with_noise_and_does_not_depend_on_the_seed():
     x, y = features(), features(name="other")
-    assert (values := [kernel_distance(noisy(x, s), y).value for s in (0.1, 0.6, 1.2)]) == sorted(values)
+    assert (values := [kernel_distance(noisy(x, s), y).value for s in (0.1, 0.6, 1.2)]) == sorted(
+        values
+    )
     assert kernel_distance(x, y, seed=1).value == kernel_distance(x, y, seed=2).value
     with pytest.raises(ValueError, match="between 2 and 200"):
         kernel_distance(x, y, subset_size=201)

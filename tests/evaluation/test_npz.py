@@ -31,7 +31,9 @@ def test_numpy_reads_the_rounded_images_back(tmp_path):
     for name in ("whole.npz", "parts.npz"):
         with np.load(tmp_path / name) as file:
             assert file.files == ["arr_0"]
-            np.testing.assert_array_equal(file["arr_0"], to_uint8(images()).permute(0, 2, 3, 1).numpy())
+            np.testing.assert_array_equal(
+                file["arr_0"], to_uint8(images()).permute(0, 2, 3, 1).numpy()
+            )
 
 
 def test_labels_go_along_and_the_file_is_mapped_not_read(tmp_path):
@@ -75,9 +77,16 @@ def test_images_come_back_as_a_source(tmp_path):
 def test_references_are_images_for_any_network_and_statistics_for_inception_alone(tmp_path):
     write_npz(tmp_path / "reference.npz", images())
     reference = read_reference(tmp_path / "reference.npz", TinyNet())
-    assert (reference.name, reference.count, reference.features.shape) == ("reference.npz", 9, (9, 3))
+    assert (reference.name, reference.count, reference.features.shape) == (
+        "reference.npz",
+        9,
+        (9, 3),
+    )
     np.savez(tmp_path / "published.npz", mu=np.zeros(4), sigma=np.eye(4))
-    with pytest.raises(ValueError, match="Inception's mean and covariance only; efficientnet_lite2 needs the images"):
+    with pytest.raises(
+        ValueError,
+        match="Inception's mean and covariance only; efficientnet_lite2 needs the images",
+    ):
         read_reference(tmp_path / "published.npz", TinyNet())
     inception = TinyNet()
     inception.name = "inception"
@@ -85,15 +94,26 @@ def test_references_are_images_for_any_network_and_statistics_for_inception_alon
     assert (mean.shape, covariance.shape) == ((4,), (4, 4))
     published = read_reference(tmp_path / "published.npz", inception)
     with pytest.raises(ValueError, match="features have 3 dimensions, but the reference has 4"):
-        evaluate_generation(images(), published, net=inception, protocol=EvalProtocol(), preview=True, metrics=["fd"])
+        evaluate_generation(
+            images(),
+            published,
+            net=inception,
+            protocol=EvalProtocol(),
+            preview=True,
+            metrics=["fd"],
+        )
     np.savez(tmp_path / "published.npz", mu=np.zeros(3), sigma=np.eye(3))
     published = read_reference(tmp_path / "published.npz", inception)
-    result = evaluate_generation(images(), published, net=inception, protocol=EvalProtocol(), preview=True, metrics=["fd"])
+    result = evaluate_generation(
+        images(), published, net=inception, protocol=EvalProtocol(), preview=True, metrics=["fd"]
+    )
     want = frechet_distance(image_features(images(), inception), (np.zeros(3), np.eye(3)))
     assert result.metrics == {"fid": pytest.approx(want)}
     assert result.protocol.reference_sha256 == sha256(tmp_path / "published.npz")[:16]
     np.savez(tmp_path / "neither.npz", x=np.zeros(4))
-    with pytest.raises(ValueError, match=r"no reference: it needs arr_0 or mu and sigma; it has \['x'\]"):
+    with pytest.raises(
+        ValueError, match=r"no reference: it needs arr_0 or mu and sigma; it has \['x'\]"
+    ):
         read_reference(tmp_path / "neither.npz", TinyNet())
 
 
@@ -101,15 +121,24 @@ def test_an_adm_reference_gives_its_statistics_to_fid_and_its_images_to_precisio
     net = TinyNet()
     net.name = "inception"
     pixels = to_uint8(images()).permute(0, 2, 3, 1).numpy()
-    statistics = {"mu": np.full(3, 0.5), "sigma": np.eye(3), "mu_s": np.full(5, 0.1), "sigma_s": 2 * np.eye(5)}
+    statistics = {
+        "mu": np.full(3, 0.5),
+        "sigma": np.eye(3),
+        "mu_s": np.full(5, 0.1),
+        "sigma_s": 2 * np.eye(5),
+    }
     np.savez(tmp_path / "adm.npz", arr_0=pixels, **statistics)
     reference = read_reference(tmp_path / "adm.npz", net)
     assert (reference.count, reference.features.shape, reference.name) == (9, (9, 3), "adm.npz")
     assert reference.spatial_statistics[1][0, 0] == 2
     samples = images(7) * 0.5
-    result = evaluate_generation(samples, reference, net=net, protocol=EvalProtocol(), preview=True, metrics=["fd", "recall"])
+    result = evaluate_generation(
+        samples, reference, net=net, protocol=EvalProtocol(), preview=True, metrics=["fd", "recall"]
+    )
     features = image_features(samples, net)
-    assert result.metrics["fid"] == pytest.approx(frechet_distance(features, (statistics["mu"], statistics["sigma"])))
+    assert result.metrics["fid"] == pytest.approx(
+        frechet_distance(features, (statistics["mu"], statistics["sigma"]))
+    )
     assert result.metrics["recall"] >= 0
     assert result.protocol.reference_sha256 == sha256(tmp_path / "adm.npz")[:16]
     net.name = "efficientnet_lite2"  # for any other network the images alone count

@@ -14,7 +14,9 @@ def result(value=1.0, **fields):
         metrics={"kid_efflite2": value},
         intervals={"kid_efflite2": (value - 0.1, value + 0.1)},
         floor={"kid_efflite2": 0.01},
-        protocol=EvalProtocol(**{"num_images": 100, "sampler": "heun", "steps": protocol.steps} | fields),
+        protocol=EvalProtocol(
+            **{"num_images": 100, "sampler": "heun", "steps": protocol.steps} | fields
+        ),
         preview=True,
     )
 
@@ -31,9 +33,18 @@ def test_a_result_and_its_protocol_survive_json(tmp_path):
 
 def test_equal_protocols_share_a_table():
     table = compare({"mine": result(1.0), "yours": result(2.0)})
-    assert table.loc["yours"].to_dict() == {"preview": True, "kid_efflite2": 2.0, "kid_efflite2_floor": 0.01}
+    assert table.loc["yours"].to_dict() == {
+        "preview": True,
+        "kid_efflite2": 2.0,
+        "kid_efflite2_floor": 0.01,
+    }
     assert compare([result()]).index.tolist() == ["0"]
-    assert result().table().loc["kid_efflite2"].to_dict() == {"value": 1.0, "low": 0.9, "high": 1.1, "floor": 0.01}
+    assert result().table().loc["kid_efflite2"].to_dict() == {
+        "value": 1.0,
+        "low": 0.9,
+        "high": 1.1,
+        "floor": 0.01,
+    }
 
 
 def test_different_protocols_are_refused_with_the_fields_that_differ():
@@ -72,7 +83,10 @@ def test_a_protocol_is_said_in_one_line():
     )
     said = "50,000 images, equal labels, heun, 50 steps, guidance 1.5 on t in [0.1, 0.8], EMA 0.9999, fp32, rounded to uint8"
     assert protocol.describe() == said
-    assert EvalProtocol(task="reconstruction", precision="bf16").describe() == "reconstruction, bf16, rounded to uint8"
+    assert (
+        EvalProtocol(task="reconstruction", precision="bf16").describe()
+        == "reconstruction, bf16, rounded to uint8"
+    )
 
 
 def test_a_stated_field_is_not_overwritten():

@@ -57,7 +57,11 @@ def test_numbers_are_the_means_over_images():
     assert result.metrics["ssim"] == pytest.approx(float(ssim(x + 0.2, x).mean()), rel=1e-9)
     low, high = result.intervals["ssim"]
     assert low < result.metrics["ssim"] < high
-    assert (result.protocol.task, result.protocol.num_images, result.protocol.image_size) == ("reconstruction", 11, 16)
+    assert (result.protocol.task, result.protocol.num_images, result.protocol.image_size) == (
+        "reconstruction",
+        11,
+        16,
+    )
     assert "data_range 255" in result.protocol.ssim
 
 
@@ -69,7 +73,9 @@ def test_sources_and_batch_sizes_give_the_same():
         assert (got.protocol.reference, got.protocol.reference_sha256) == ("val", "feed")
 
 
-@pytest.mark.parametrize("layout", ["val/n01440764/{}.JPEG", "val2017/{:012d}.jpg"], ids=["ImageNet", "COCO"])
+@pytest.mark.parametrize(
+    "layout", ["val/n01440764/{}.JPEG", "val2017/{:012d}.jpg"], ids=["ImageNet", "COCO"]
+)
 def test_folders_of_photographs_are_held_out_sources(tmp_path, layout):
     for i in range(8):
         path = tmp_path / layout.format(i)
@@ -79,9 +85,15 @@ def test_folders_of_photographs_are_held_out_sources(tmp_path, layout):
     source = open_images(tmp_path, split="val", image_size=16)
     result = evaluate_reconstruction(Shift(0.2), source, batch_size=4)
     pictures = source.batch(torch.arange(len(source)))[0]
-    assert result.metrics["psnr"] == pytest.approx(float(psnr(pictures + 0.2, pictures).mean()), rel=1e-9)
+    assert result.metrics["psnr"] == pytest.approx(
+        float(psnr(pictures + 0.2, pictures).mean()), rel=1e-9
+    )
     stated = result.protocol
-    assert (stated.num_images, stated.reference, stated.reference_sha256) == (8, "val", source.fingerprint)
+    assert (stated.num_images, stated.reference, stated.reference_sha256) == (
+        8,
+        "val",
+        source.fingerprint,
+    )
     assert stated.crop
     assert stated.resize
 
@@ -97,16 +109,22 @@ def test_perceptual_and_feature_distances_are_named():
     def distance(made, real):
         return (made - real).abs().mean(dim=(1, 2, 3))
 
-    result = evaluate_reconstruction(Shift(0.25), images(), perceptual=distance, net=TinyNet(), batch_size=4)
+    result = evaluate_reconstruction(
+        Shift(0.25), images(), perceptual=distance, net=TinyNet(), batch_size=4
+    )
     assert result.metrics["perceptual"] == pytest.approx(0.25, abs=1e-6)
     assert set(result.metrics) == {"psnr", "ssim", "perceptual", "rkid_efflite2", "rfd_efflite2"}
     # the features all move by one constant: the Frechet distance is its square, three times
     assert result.metrics["rfd_efflite2"] == pytest.approx(3 * 0.25**2, rel=0.02)
     assert result.preview
-    assert not evaluate_reconstruction(Shift(0.25), images()).preview  # PSNR has no bias that more images would cure
+    assert not evaluate_reconstruction(
+        Shift(0.25), images()
+    ).preview  # PSNR has no bias that more images would cure
     low, high = result.intervals["rfd_efflite2"]
     assert low < result.metrics["rfd_efflite2"] < high
-    assert high - low < 0.1 * result.metrics["rfd_efflite2"]  # an image and its reconstruction are drawn together
+    assert (
+        high - low < 0.1 * result.metrics["rfd_efflite2"]
+    )  # an image and its reconstruction are drawn together
     assert (result.protocol.net, result.protocol.perceptual) == ("efficientnet_lite2", "distance")
 
 
@@ -130,4 +148,6 @@ def test_errors_say_what_came():
     with pytest.raises(ValueError, match="no images"):
         evaluate_reconstruction(Shift(0.0), images()[:0])
     with pytest.raises(ValueError, match="num_images = 5, but it is 11"):
-        evaluate_reconstruction(Shift(0.0), images(), protocol=EvalProtocol(task="reconstruction", num_images=5))
+        evaluate_reconstruction(
+            Shift(0.0), images(), protocol=EvalProtocol(task="reconstruction", num_images=5)
+        )

@@ -11,14 +11,27 @@ from PIL import Image
 from maetok_lab.data.latents import LatentSpace
 from maetok_lab.evaluation.npz import NpzImages
 from maetok_lab.evaluation.protocol import EvalProtocol
-from maetok_lab.evaluation.sample_sets import class_labels, image_path, sample_set, sampling_options, write_samples
+from maetok_lab.evaluation.sample_sets import (
+    class_labels,
+    image_path,
+    sample_set,
+    sampling_options,
+    write_samples,
+)
 from maetok_lab.evaluation.samples import generate
 from maetok_lab.pictures import to_uint8
 from maetok_lab.runs import Run
 
 SPACE = LatentSpace("weights", torch.tensor([0.5, -0.5]), torch.tensor([2.0, 0.5]))
 PROTOCOL = EvalProtocol(
-    num_images=7, labels="equal", sampler="heun", steps=3, path="linear", guidance_scale=1.5, guidance_high=0.8, seed=5
+    num_images=7,
+    labels="equal",
+    sampler="heun",
+    steps=3,
+    path="linear",
+    guidance_scale=1.5,
+    guidance_high=0.8,
+    seed=5,
 )
 
 
@@ -41,7 +54,9 @@ def test_pngs_and_npz_hold_what_generate_draws(model, tokenizer, tmp_path):
     assert np.abs(pixels(run).astype(int) - want).max() <= 1  # a rounding boundary
     assert (pixels(run) == want).mean() > 0.99
     for row in range(7):
-        np.testing.assert_array_equal(np.asarray(Image.open(image_path(run, row))), pixels(run)[row])
+        np.testing.assert_array_equal(
+            np.asarray(Image.open(image_path(run, row))), pixels(run)[row]
+        )
     source = NpzImages(run.folder / "samples.npz")
     assert source.batch(torch.arange(7))[1].tolist() == [0, 1, 2, 3, 0, 1, 2]
     assert run.finished
@@ -67,7 +82,9 @@ def test_another_model_or_other_labels_are_refused(model, tokenizer, tmp_path):
     given, run = opened(model, tokenizer, tmp_path)
     with torch.no_grad():
         next(model.parameters()).add_(1)
-    with pytest.raises(ValueError, match="configured for another model, tokenizer or other labels: model: "):
+    with pytest.raises(
+        ValueError, match="configured for another model, tokenizer or other labels: model: "
+    ):
         next(write_samples(*given, run))
     with pytest.raises(ValueError, match="7 labels for 8 images"):
         sample_set(dataclasses.replace(PROTOCOL, num_images=8), model, tokenizer, given[3])
@@ -82,7 +99,9 @@ def test_labels_are_equal_random_or_none():
     many = dataclasses.replace(PROTOCOL, labels="random", num_images=2000)
     assert class_labels(many, 4).bincount().tolist() == pytest.approx([500] * 4, rel=0.2)
     pool = torch.tensor([0, 0, 0, 2])
-    assert class_labels(many, 4, pool=pool).bincount().tolist() == pytest.approx([1500, 0, 500], rel=0.2)
+    assert class_labels(many, 4, pool=pool).bincount().tolist() == pytest.approx(
+        [1500, 0, 500], rel=0.2
+    )
     assert class_labels(many, 4).equal(class_labels(many, 4))
     with pytest.raises(ValueError, match=r"must state num_images and labels .* not None and None"):
         class_labels(EvalProtocol(), 3)
@@ -91,7 +110,11 @@ def test_labels_are_equal_random_or_none():
 def test_the_protocol_alone_says_how_samples_are_drawn():
     options = sampling_options(PROTOCOL)
     assert (options["method"], options["num_steps"], options["seed"]) == ("heun", 3, 5)
-    assert (options["guidance"].scale, options["guidance"].low, options["guidance"].high) == (1.5, 0.0, 0.8)
+    assert (options["guidance"].scale, options["guidance"].low, options["guidance"].high) == (
+        1.5,
+        0.0,
+        0.8,
+    )
     assert sampling_options(dataclasses.replace(PROTOCOL, guidance_scale=None))["guidance"] is None
     with pytest.raises(ValueError, match="must state sampler, path before"):
         sampling_options(EvalProtocol(steps=3))
@@ -100,7 +123,9 @@ def test_the_protocol_alone_says_how_samples_are_drawn():
 def _process(rank, port, root, model, tokenizer, queue):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    given, run = opened(model, tokenizer, root, f"part-{rank}")  # a lock each: the second reads the first one's folder
+    given, run = opened(
+        model, tokenizer, root, f"part-{rank}"
+    )  # a lock each: the second reads the first one's folder
     run = run if rank == 0 else Run(root / "part-0")
     done = list(write_samples(*given, run, batch_size=2))
     drawn = generate(model, tokenizer, SPACE, given[3], batch_size=2, **sampling_options(PROTOCOL))
@@ -117,10 +142,16 @@ def test_two_processes_share_the_images(model, tokenizer, tmp_path):
     Run.open("part-0", given[4], root=tmp_path).close()
     context = torch.multiprocessing.get_context("fork")
     queue = context.Queue()
-    workers = [context.Process(target=_process, args=(r, port, tmp_path, model, tokenizer, queue)) for r in range(2)]
+    workers = [
+        context.Process(target=_process, args=(r, port, tmp_path, model, tokenizer, queue))
+        for r in range(2)
+    ]
     for worker in workers:
         worker.start()
-    found = {rank: (done, torch.tensor(drawn)) for rank, done, drawn in (queue.get(timeout=60) for _ in workers)}
+    found = {
+        rank: (done, torch.tensor(drawn))
+        for rank, done, drawn in (queue.get(timeout=60) for _ in workers)
+    }
     for worker in workers:
         worker.join()
     assert [found[0][0][-1], found[1][0][-1]] == [(4, 4), (3, 3)]

@@ -16,12 +16,16 @@ def images(count: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_reconstructions_are_in_eval_mode_whatever_the_batch_and_the_mode_comes_back(tokenizer, training):
+def test_reconstructions_are_in_eval_mode_whatever_the_batch_and_the_mode_comes_back(
+    tokenizer, training
+):
     with torch.inference_mode():
         wanted = tokenizer(images(5))
     tokenizer.train(training)
     for batch_size in (2, 5, 64):
-        assert torch.allclose(reconstruct(tokenizer, images(5), batch_size=batch_size), wanted, atol=1e-5)
+        assert torch.allclose(
+            reconstruct(tokenizer, images(5), batch_size=batch_size), wanted, atol=1e-5
+        )
     assert tokenizer.training == training
     assert not wanted.requires_grad
 
@@ -45,7 +49,13 @@ def test_latents_are_denormalised_before_decoding(model, tokenizer):
     torch.nn.init.zeros_(model.final_layer.linear.bias)  # no velocity: the noise itself is decoded
     seen = []
     tokenizer.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    generate(model, tokenizer, LatentSpace("weights", torch.tensor(0.0), torch.tensor(1.0)), LABELS, num_steps=1)
+    generate(
+        model,
+        tokenizer,
+        LatentSpace("weights", torch.tensor(0.0), torch.tensor(1.0)),
+        LABELS,
+        num_steps=1,
+    )
     generate(model, tokenizer, SPACE, LABELS, num_steps=1)
     assert torch.allclose(seen[1], seen[0] * SPACE.std + SPACE.mean, atol=1e-6)
 
@@ -59,16 +69,22 @@ def test_samples_are_drawn_in_eval_mode_and_the_modes_come_back(model, tokenizer
 
 def test_the_latent_space_of_another_tokenizer_is_refused(model, tokenizer):
     tokenizer.fingerprint = "others"
-    with pytest.raises(ValueError, match="the latent space belongs to tokenizer weights, not to others"):
+    with pytest.raises(
+        ValueError, match="the latent space belongs to tokenizer weights, not to others"
+    ):
         generate(model, tokenizer, SPACE, LABELS, num_steps=1)
 
 
 def test_labels_the_model_does_not_know_are_refused(model, tokenizer):
-    with pytest.raises(ValueError, match=r"labels must be in 0 .. 4 \(4 is the null class\), not 0 .. 5"):
+    with pytest.raises(
+        ValueError, match=r"labels must be in 0 .. 4 \(4 is the null class\), not 0 .. 5"
+    ):
         generate(model, tokenizer, SPACE, torch.tensor([0, 5]), num_steps=1)
 
 
-def test_a_model_of_another_tokenizers_latents_is_refused_and_one_of_unknown_latents_is_not(model, tokenizer):
+def test_a_model_of_another_tokenizers_latents_is_refused_and_one_of_unknown_latents_is_not(
+    model, tokenizer
+):
     for fingerprint in ("", SPACE.tokenizer):
         model.tokenizer_fingerprint = fingerprint
         generate(model, tokenizer, SPACE, LABELS, num_steps=1)
@@ -86,7 +102,10 @@ def test_the_cost_is_said_before_the_start_and_the_speed_after_the_first_batch(m
 
 
 def test_samples_can_be_drawn_in_bf16(model, tokenizer):
-    fine, coarse = (generate(model, tokenizer, SPACE, LABELS, num_steps=2, precision=name) for name in ("fp32", "bf16"))
+    fine, coarse = (
+        generate(model, tokenizer, SPACE, LABELS, num_steps=2, precision=name)
+        for name in ("fp32", "bf16")
+    )
     assert coarse.dtype == torch.float32
     assert not coarse.equal(fine)
     assert torch.allclose(coarse, fine, atol=0.2)

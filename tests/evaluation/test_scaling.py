@@ -13,7 +13,10 @@ def features(count, width=12, name="features"):
 
 
 def test_infinity_is_near_the_true_distance_where_finite_counts_are_biased():
-    truth = torch.full((12,), 0.2, dtype=torch.float64), torch.eye(12, dtype=torch.float64)  # distance 12 * 0.04
+    truth = (
+        torch.full((12,), 0.2, dtype=torch.float64),
+        torch.eye(12, dtype=torch.float64),
+    )  # distance 12 * 0.04
     table = frechet_against_count(features(600), truth)
     assert table.value.is_monotonic_decreasing
     assert table.value.iloc[-1] == pytest.approx(frechet_distance(features(600), truth))
@@ -23,8 +26,12 @@ def test_infinity_is_near_the_true_distance_where_finite_counts_are_biased():
 
 
 def test_a_line_in_one_over_n_is_met_exactly(monkeypatch):
-    monkeypatch.setattr("maetok_lab.evaluation.scaling.frechet_distance", lambda x, y: 3 + 7 / len(x))
-    table = frechet_against_count(features(100), feature_statistics(features(50)), counts=[20, 50, 100])
+    monkeypatch.setattr(
+        "maetok_lab.evaluation.scaling.frechet_distance", lambda x, y: 3 + 7 / len(x)
+    )
+    table = frechet_against_count(
+        features(100), feature_statistics(features(50)), counts=[20, 50, 100]
+    )
     assert table.attrs["infinity"] == pytest.approx(3)
     assert table.attrs["high"] - table.attrs["low"] == pytest.approx(0, abs=1e-9)
     with pytest.raises(ValueError, match=r"in 2 .. 100"):

@@ -16,7 +16,12 @@ from maetok_lab.evaluation.settings import Scorer, Setting, load_score, setting_
 
 SPACE = LatentSpace("weights", torch.tensor([0.5, -0.5]), torch.tensor([2.0, 0.5]))
 BASE = EvalProtocol(image_size=8, labels="random", path="linear", seed=3)
-LISTS = {"scales": [1, 2.5], "intervals": [[0, 0.8], [0.0, 1.0]], "steps": [2, 3], "samplers": ["euler", "heun"]}
+LISTS = {
+    "scales": [1, 2.5],
+    "intervals": [[0, 0.8], [0.0, 1.0]],
+    "steps": [2, 3],
+    "samplers": ["euler", "heun"],
+}
 
 
 class Colours(torch.nn.Module):
@@ -35,18 +40,35 @@ def pictures(count, seed):
 @pytest.fixture
 def scorer(model, tokenizer, tmp_path):
     net = Colours()
-    real, second = make_reference(pictures(20, 0), net, name="val"), make_reference(pictures(20, 1), net, name="train")
+    real, second = (
+        make_reference(pictures(20, 0), net, name="val"),
+        make_reference(pictures(20, 1), net, name="train"),
+    )
     return Scorer(
-        name="toy", models={0.9: model}, tokenizer=tokenizer, space=SPACE, labels=torch.arange(12) % 4, real=real,
-        second=second, net=net, protocol=BASE, root=tmp_path,
-    )  # fmt: skip
+        name="toy",
+        models={0.9: model},
+        tokenizer=tokenizer,
+        space=SPACE,
+        labels=torch.arange(12) % 4,
+        real=real,
+        second=second,
+        net=net,
+        protocol=BASE,
+        root=tmp_path,
+    )
 
 
 def test_a_grid_is_every_combination_the_scale_fastest():
     grid = setting_grid(**LISTS, ema_rates=[0.9, None])
     assert len(set(grid)) == len(grid) == 32
     assert [setting.scale for setting in grid[:4]] == [1.0, 2.5, 1.0, 2.5]
-    assert (grid[0].low, grid[0].high, grid[0].steps, grid[0].sampler, grid[0].ema) == (0.0, 0.8, 2, "euler", 0.9)
+    assert (grid[0].low, grid[0].high, grid[0].steps, grid[0].sampler, grid[0].ema) == (
+        0.0,
+        0.8,
+        2,
+        "euler",
+        0.9,
+    )
     assert grid[-1] == Setting(scale=2.5, low=0.0, high=1.0, steps=3, sampler="heun", ema=None)
     with pytest.raises(ValueError, match=r"no values for \['steps'\]"):
         setting_grid(**LISTS | {"steps": []}, ema_rates=[None])
@@ -60,12 +82,23 @@ def test_a_setting_is_scored_as_its_protocol_says_once(scorer, model, tokenizer,
     result = load_score(run)
     images = generate(model, tokenizer, SPACE, scorer.labels, **sampling_options(result.protocol))
     by_hand = evaluate_generation(
-        images, scorer.real, net=scorer.net, protocol=result.protocol, metrics=["kid"], second_reference=scorer.second
+        images,
+        scorer.real,
+        net=scorer.net,
+        protocol=result.protocol,
+        metrics=["kid"],
+        second_reference=scorer.second,
     )
     assert result.metrics == by_hand.metrics
     assert result.floor == by_hand.floor
-    assert (result.protocol.guidance_scale, result.protocol.sampler, result.protocol.steps) == (2.5, "heun", 3)
-    assert run.summary["model_rows"] == 5 + 3  # five evaluations; the two of the first step, at t = 1, are not guided
+    assert (result.protocol.guidance_scale, result.protocol.sampler, result.protocol.steps) == (
+        2.5,
+        "heun",
+        3,
+    )
+    assert (
+        run.summary["model_rows"] == 5 + 3
+    )  # five evaluations; the two of the first step, at t = 1, are not guided
     assert run.sample_path(0).exists()
     monkeypatch.setattr(module, "generate", None)  # a second call draws nothing
     assert scorer.score(setting).folder == run.folder
@@ -85,10 +118,14 @@ def test_without_guidance_the_interval_makes_no_other_run(scorer):
     assert table["interval"].tolist() == ["0 to 0.8", "0 to 0.8", "0 to 1", "0 to 1"]
 
 
-def test_a_setting_stopped_half_way_is_free_for_the_next_and_other_real_images_are_another_run(scorer, monkeypatch):
+def test_a_setting_stopped_half_way_is_free_for_the_next_and_other_real_images_are_another_run(
+    scorer, monkeypatch
+):
     setting = Setting(scale=1.0, low=0.0, high=1.0, steps=2, sampler="euler", ema=0.9)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "evaluate_generation", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            module, "evaluate_generation", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             scorer.score(setting)
     run = scorer.score(setting)

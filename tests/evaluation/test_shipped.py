@@ -23,14 +23,23 @@ def blur(images, width):
 
 
 def test_distances_on_the_shipped_network_grow_with_noise_and_blur():
-    source, net = open_images("emoji", split="val", image_size=64), load_net("efficientnet_lite2", input_size=128)
+    source, net = (
+        open_images("emoji", split="val", image_size=64),
+        load_net("efficientnet_lite2", input_size=128),
+    )
     images, _ = source.batch(torch.arange(0, 128, 2))
     real = make_reference(source.batch(torch.arange(1, 128, 2))[0], net, name="emoji/val, odd")
     noise = torch.randn(images.shape, generator=generator(0, "noise"))
 
     def distances(samples):
         result = evaluate_generation(
-            samples, real, net=net, protocol=EvalProtocol(), preview=True, metrics=["kid", "fd"], fd_draws=0
+            samples,
+            real,
+            net=net,
+            protocol=EvalProtocol(),
+            preview=True,
+            metrics=["kid", "fd"],
+            fd_draws=0,
         )
         return result.metrics["kid_efflite2"], result.metrics["fd_efflite2"]
 
@@ -47,10 +56,15 @@ def test_distances_on_the_shipped_network_grow_with_noise_and_blur():
 
 def scores(batch_size):
     """The numbers of 40 shipped images against 40 others, by the shipped network."""
-    source, net = open_images("emoji", split="val", image_size=64), load_net("efficientnet_lite2", input_size=64)
+    source, net = (
+        open_images("emoji", split="val", image_size=64),
+        load_net("efficientnet_lite2", input_size=64),
+    )
     real = make_reference(Rows(source, range(40, 80)), net, batch_size=batch_size)
     samples = source.batch(torch.arange(40))[0]
-    return evaluate_generation(samples, real, net=net, protocol=EvalProtocol(), preview=True, batch_size=batch_size).metrics
+    return evaluate_generation(
+        samples, real, net=net, protocol=EvalProtocol(), preview=True, batch_size=batch_size
+    ).metrics
 
 
 class Rows:
@@ -73,7 +87,9 @@ def _process(rank, port, queue):
     torch.distributed.destroy_process_group()
 
 
-def test_neither_batch_size_nor_processes_change_the_numbers_of_the_shipped_network(in_two_processes):
+def test_neither_batch_size_nor_processes_change_the_numbers_of_the_shipped_network(
+    in_two_processes,
+):
     found = in_two_processes(_process, timeout=120) + [scores(size) for size in (1, 7, 64)]
     want = scores(32)
     assert set(want) == {"kid_efflite2", "fd_efflite2", "precision_efflite2", "recall_efflite2"}

@@ -43,7 +43,9 @@ def test_without_positions_attention_does_not_know_the_order_of_tokens():
     order = torch.tensor([3, 1, 4, 0, 2])
     assert torch.allclose(attention(x[:, order]), attention(x)[:, order], atol=1e-5)
     rotation = Rope1d(8)(torch.arange(5.0))
-    assert not torch.allclose(attention(x[:, order], rotation), attention(x, rotation)[:, order], atol=1e-3)
+    assert not torch.allclose(
+        attention(x[:, order], rotation), attention(x, rotation)[:, order], atol=1e-3
+    )
 
 
 def test_qk_norm_makes_attention_blind_to_the_size_of_queries_and_keys():
@@ -70,7 +72,9 @@ def test_low_precision_on_the_cpu_is_close_to_float32_forward_and_backward(dtype
         assert (low - exact).norm() < 0.02 * exact.norm()
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's RMSNorm says it is slow so
+@pytest.mark.filterwarnings(
+    "ignore:Mismatch dtype between input and weight"
+)  # torch's RMSNorm says it is slow so
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_autocast_attention_is_close_to_float32(qk_norm):
     torch.manual_seed(0)

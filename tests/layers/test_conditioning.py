@@ -29,4 +29,9 @@ def test_the_last_label_is_the_null_class():
 
 
 def test_frequencies_are_no_part_of_the_state_dict():
-    assert set(TimeEmbedding(8).state_dict()) == {"mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias"}
+    assert set(TimeEmbedding(8).state_dict()) == {
+        "mlp.0.weight",
+        "mlp.0.bias",
+        "mlp.2.weight",
+        "mlp.2.bias",
+    }

@@ -29,4 +29,11 @@ def test_swiglu_is_a_gated_product():
 
 def test_swiglu_of_two_thirds_width_has_as_many_weights_as_an_mlp():
     for width in (96, 768, 1152):
-        assert abs(parameters(SwiGLU(width, int(4 * width * 2 / 3))) / parameters(Mlp(width, 4 * width)) - 1) < 0.005
+        assert (
+            abs(
+                parameters(SwiGLU(width, int(4 * width * 2 / 3)))
+                / parameters(Mlp(width, 4 * width))
+                - 1
+            )
+            < 0.005
+        )

@@ -29,7 +29,9 @@ def test_modulation_multiplies_by_one_plus_scale_for_all_tokens_of_a_sample():
     x, shift, scale = noise(2, 3, 4), noise(2, 4) + 1, noise(2, 4) - 1
     for b in range(2):
         for n in range(3):
-            assert torch.allclose(modulate(x, shift, scale)[b, n], x[b, n] * (1 + scale[b]) + shift[b], atol=1e-6)
+            assert torch.allclose(
+                modulate(x, shift, scale)[b, n], x[b, n] * (1 + scale[b]) + shift[b], atol=1e-6
+            )
     assert torch.equal(modulate(x, torch.zeros(2, 4), torch.zeros(2, 4)), x)
 
 
@@ -38,7 +40,9 @@ def test_drop_path_drops_whole_samples_and_keeps_the_expectation():
     dropped = DropPath(0.25)(torch.ones(20_000, 2, 3))
     assert dropped.unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
     assert (dropped == dropped[:, :1, :1]).all()
-    assert dropped.mean().item() == pytest.approx(1, abs=0.015)  # four standard errors: 4 sqrt(1/3 / 20000)
+    assert dropped.mean().item() == pytest.approx(
+        1, abs=0.015
+    )  # four standard errors: 4 sqrt(1/3 / 20000)
 
 
 def test_drop_path_is_the_identity_in_eval_mode_and_at_rate_zero():

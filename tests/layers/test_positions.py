@@ -39,7 +39,9 @@ each_rope = pytest.mark.parametrize("make", ROPES.values(), ids=ROPES)
 def test_a_rotation_keeps_the_length_of_every_pair(make):
     x = noise(2, 3, 12, 16)
     turned = rotate(x, make()(*grid_positions(3, 4))[0])
-    assert torch.allclose(turned.unflatten(-1, (-1, 2)).norm(dim=-1), x.unflatten(-1, (-1, 2)).norm(dim=-1), atol=1e-5)
+    assert torch.allclose(
+        turned.unflatten(-1, (-1, 2)).norm(dim=-1), x.unflatten(-1, (-1, 2)).norm(dim=-1), atol=1e-5
+    )
     assert not torch.allclose(turned[:, :, 1:], x[:, :, 1:], atol=0.1)
 
 
@@ -61,7 +63,9 @@ def test_attention_scores_depend_on_the_difference_of_places_only(make):
 def test_adjacent_channels_turn_as_a_complex_number():
     x, angle = noise(1, 1, 3, 2), torch.tensor([0.3, -1.0, 2.0])[None, :, None]
     turned = torch.view_as_complex(x) * torch.polar(torch.ones(3), angle[0, :, 0])
-    assert torch.allclose(torch.view_as_complex(rotate(x, (angle.cos(), angle.sin()))), turned, atol=1e-6)
+    assert torch.allclose(
+        torch.view_as_complex(rotate(x, (angle.cos(), angle.sin()))), turned, atol=1e-6
+    )
 
 
 def test_bf16_is_rotated_in_float32_and_comes_back_as_bf16():

@@ -12,7 +12,11 @@ def card(losses=True):
     )
     table = pd.DataFrame({"value": values}).rename_axis("entry")
     gmm = [{"components": k, "heldout_nll_per_dim": 1.4 - k / 100} for k in (1, 10)]
-    table.attrs["curves"] = {"spectrum": [6.0, 3.0, 1.0], "gmm": gmm, "robustness": [{"noise": 0.1, "psnr": 30.0}]}
+    table.attrs["curves"] = {
+        "spectrum": [6.0, 3.0, 1.0],
+        "gmm": gmm,
+        "robustness": [{"noise": 0.1, "psnr": 30.0}],
+    }
     return table
 
 

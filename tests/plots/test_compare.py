@@ -22,7 +22,10 @@ def test_loss_curves_are_smoothed_and_named():
 def test_one_point_a_row_with_the_words_of_the_axes():
     table = pd.DataFrame({"probe": [0.3, 0.6], "kid": [2.0, 1.0]}, index=["ae", "hog"])
     ax = plot_against(table, "probe", "kid", labels={"probe": "linear probe, top-1"})
-    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines] == [(0.3, 2.0), (0.6, 1.0)]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines] == [
+        (0.3, 2.0),
+        (0.6, 1.0),
+    ]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("linear probe, top-1", "kid")
     with pytest.raises(ValueError, match=r"no column \['fid'\]"):
         plot_against(table, "probe", "fid")

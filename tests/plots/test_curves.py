@@ -8,8 +8,13 @@ from maetok_lab.plots.curves import PALETTE, colours_for, plot_losses
 
 
 def metrics():
-    train = [{"step": s, "images": 8 * s, "split": "train", "loss": 1 / s, "loss/hog": 0.5 / s} for s in range(1, 30)]
-    return pd.DataFrame([*train, {"step": 10, "images": 80, "split": "val", "loss": 0.2, "psnr": 15.0}])
+    train = [
+        {"step": s, "images": 8 * s, "split": "train", "loss": 1 / s, "loss/hog": 0.5 / s}
+        for s in range(1, 30)
+    ]
+    return pd.DataFrame(
+        [*train, {"step": 10, "images": 80, "split": "val", "loss": 0.2, "psnr": 15.0}]
+    )
 
 
 def test_each_loss_and_split_is_one_line_with_its_values():
@@ -17,7 +22,11 @@ def test_each_loss_and_split_is_one_line_with_its_values():
     lines = {line.get_label(): line for line in ax.get_lines()}
     assert set(lines) == {"loss, train", "loss, val", "loss/hog, train"}
     assert lines["loss, val"].get_xydata().tolist() == [[10, 0.2]]
-    assert lines["loss, train"].get_color() == lines["loss, val"].get_color() != lines["loss/hog, train"].get_color()
+    assert (
+        lines["loss, train"].get_color()
+        == lines["loss, val"].get_color()
+        != lines["loss/hog, train"].get_color()
+    )
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("training step", "loss")
 
 

@@ -27,7 +27,9 @@ def test_train_and_held_out_are_drawn_for_every_table():
     assert lines["all, train"] == [15.0, 13.0, 12.0]
     assert ax.get_xlabel() == "mixture components"
     assert ax.get_ylabel() == "NLL (nats per image, 10 dimensions)"
-    assert [line.get_label() for line in plot_gmm_curve(table(heldout=False)).get_lines()] == ["train"]
+    assert [line.get_label() for line in plot_gmm_curve(table(heldout=False)).get_lines()] == [
+        "train"
+    ]
 
 
 def test_tables_with_other_dimensions_share_axes_only_per_dimension():

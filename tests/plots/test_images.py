@@ -11,7 +11,9 @@ from maetok_lab.plots.images import plot_images, plot_reconstructions, plot_rows
 
 
 def images(count: int, height: int = 4, width: int = 6) -> torch.Tensor:
-    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(count)) * 2 - 1
+    return (
+        torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(count)) * 2 - 1
+    )
 
 
 def test_a_grid_holds_the_images_in_reading_order_and_the_background_elsewhere():
@@ -37,7 +39,9 @@ def test_a_list_of_rows_keeps_its_rows_and_columns_default_to_a_square():
 def test_values_are_clamped_and_rounded():
     values = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]).view(1, 1, 1, 5).expand(1, 3, 1, 5)
     assert to_uint8(values)[0, 0, 0].tolist() == [0, 0, 128, 255, 255]
-    assert torch.equal(to_uint8(torch.arange(256) / 127.5 - 1), torch.arange(256, dtype=torch.uint8))
+    assert torch.equal(
+        to_uint8(torch.arange(256) / 127.5 - 1), torch.arange(256, dtype=torch.uint8)
+    )
 
 
 def test_what_is_no_batch_is_an_error():
@@ -61,10 +65,13 @@ def test_a_png_is_written_whole_with_every_pixel_enlarged(tmp_path):
 
 def test_plots_draw_on_the_axes_they_get_and_return_them():
     figure, axes = pyplot.subplots(1, 5)
-    returned = [show_sheet(image_grid(images(4)), ax=axes[0]), plot_images(images(4), columns=2, ax=axes[1]),
-                plot_images(images(4), titles=list("abcd"), columns=3, ax=axes[2]),
-                plot_reconstructions(images(10), images(10), columns=5, ax=axes[3]),
-                plot_rows({"one": images(3), "two": images(2)}, ax=axes[4])]
+    returned = [
+        show_sheet(image_grid(images(4)), ax=axes[0]),
+        plot_images(images(4), columns=2, ax=axes[1]),
+        plot_images(images(4), titles=list("abcd"), columns=3, ax=axes[2]),
+        plot_reconstructions(images(10), images(10), columns=5, ax=axes[3]),
+        plot_rows({"one": images(3), "two": images(2)}, ax=axes[4]),
+    ]
     assert returned == list(axes)
     assert [text.get_text() for text in axes[2].texts] == list("abcd")
     assert [text.get_text() for text in axes[4].texts] == ["one", "two"]
@@ -82,5 +89,7 @@ def test_originals_are_above_their_reconstructions():
 def test_plots_say_what_does_not_fit():
     with pytest.raises(ValueError, match="3 titles for 4 images"):
         plot_images(images(4), titles=list("abc"), columns=2)
-    with pytest.raises(ValueError, match=r"must have one shape, got \(4, 3, 4, 6\) and \(3, 3, 4, 6\)"):
+    with pytest.raises(
+        ValueError, match=r"must have one shape, got \(4, 3, 4, 6\) and \(3, 3, 4, 6\)"
+    ):
         plot_reconstructions(images(4), images(3))

@@ -31,7 +31,12 @@ def stripes(axis):
 
 def study(**changes):
     image = stripes("across")[0]
-    empty = {"image": image, "mask": torch.arange(16) < 5, "latents": torch.zeros(4, 2), "moved": torch.arange(4.0)}
+    empty = {
+        "image": image,
+        "mask": torch.arange(16) < 5,
+        "latents": torch.zeros(4, 2),
+        "moved": torch.arange(4.0),
+    }
     empty |= {"reconstruction": -image, "error": torch.ones(16, 16), "psnr": 3.0, "perceptual": 0.5}
     target = hog(image[None], 4, 4)[0]
     empty |= {"seen": {"hog": 0 * target, "semantic": torch.randn(16, 7)}}
@@ -48,9 +53,14 @@ def test_hidden_patches_are_grey_and_others_untouched():
 
 
 def test_heat_rises_with_the_value_up_to_its_limit():
-    brightness = heat_picture(torch.tensor([[0.0, 0.5, 1.0, 7.0]]), limit=1.0).astype(int).sum(-1)[0]
+    brightness = (
+        heat_picture(torch.tensor([[0.0, 0.5, 1.0, 7.0]]), limit=1.0).astype(int).sum(-1)[0]
+    )
     assert brightness[0] < brightness[1] < brightness[2] == brightness[3]
-    assert heat_picture(torch.tensor([[0.0, 3.0]]))[0, 1].tolist() == heat_picture(torch.tensor([[1.0]]))[0, 0].tolist()
+    assert (
+        heat_picture(torch.tensor([[0.0, 3.0]]))[0, 1].tolist()
+        == heat_picture(torch.tensor([[1.0]]))[0, 0].tolist()
+    )
     assert heat_picture(torch.zeros(2, 2)).shape == (2, 2, 3)
 
 
@@ -59,14 +69,19 @@ def test_strokes_run_along_the_edges(axis):
     drawn = hog_picture(hog(stripes(axis), 8, 4)[0], (2, 2), glyph=16)
     assert drawn.shape == (64, 64, 3)
     glyph = drawn[16:32, 16:32, 0].astype(float)
-    down, across = glyph[:, 7:9].sum(), glyph[7:9].sum()  # light along the middle column, and along the middle row
+    down, across = (
+        glyph[:, 7:9].sum(),
+        glyph[7:9].sum(),
+    )  # light along the middle column, and along the middle row
     assert (down > 2 * across) if axis == "across" else (across > 2 * down)
 
 
 def test_a_glyph_stands_where_its_cell_is():
     descriptors = torch.zeros(4, 27 * 4).view(4, 3, 9, 2, 2)
     descriptors[1, 2, 4, 1, 0] = 1.0  # patch 1 is top right, its cell bottom left
-    light = hog_picture(descriptors.flatten(1), (2, 2), glyph=8)[..., 0].reshape(4, 8, 4, 8).sum((1, 3))
+    light = (
+        hog_picture(descriptors.flatten(1), (2, 2), glyph=8)[..., 0].reshape(4, 8, 4, 8).sum((1, 3))
+    )
     assert np.argwhere(light).tolist() == [[1, 2]]
 
 
@@ -83,7 +98,12 @@ def test_components_are_the_targets_own_and_show_equal_features_alike():
 
 def test_each_target_is_shown_predicted_and_as_it_should_be():
     pictures = target_pictures(study(), (4, 4))
-    assert list(pictures) == ["hog: predicted", "hog: target", "semantic: predicted", "semantic: target"]
+    assert list(pictures) == [
+        "hog: predicted",
+        "hog: target",
+        "semantic: predicted",
+        "semantic: target",
+    ]
     assert pictures["hog: predicted"].max() == 0 < pictures["hog: target"].max()
 
 
@@ -93,12 +113,19 @@ def test_the_study_is_one_figure_with_every_picture_and_the_curve():
     figure = plot_mask_study(study(), (4, 4), curve=curve)
     titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
     assert titles[1:3] == ["seen (31% hidden)", "reconstruction, 3.0 dB"]
-    assert titles[4:] == ["hog: predicted", "hog: target", "semantic: predicted", "semantic: target"]
+    assert titles[4:] == [
+        "hog: predicted",
+        "hog: target",
+        "semantic: predicted",
+        "semantic: target",
+    ]
     lines, bars = figure.axes[-2:]
     assert lines.lines[1].get_xydata().tolist() == [[5 / 16, 3.0]]
     assert [bar.get_height() for bar in bars.patches] == [0, 1, 2, 3]
     assert plot_ratio_curve(curve).lines[0].get_ydata().tolist() == curve["psnr"].tolist()
-    assert len(plot_ratio_curves({"random": curve, "block": curve}).axes) == 1, "no panel for a column that is not there"
+    assert len(plot_ratio_curves({"random": curve, "block": curve}).axes) == 1, (
+        "no panel for a column that is not there"
+    )
 
 
 def test_a_token_map_has_a_row_a_token():

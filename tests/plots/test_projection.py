@@ -9,9 +9,16 @@ from maetok_lab.plots.projection import plot_projection
 
 def frame(count=30, classes=3):
     table = pd.DataFrame(
-        {"x": range(count), "y": [i % 7 for i in range(count)], "label": [i % classes for i in range(count)]}
+        {
+            "x": range(count),
+            "y": [i % 7 for i in range(count)],
+            "label": [i % classes for i in range(count)],
+        }
     )
-    table.attrs = {"settings": {"method": "umap"}, "quality": {"trustworthiness": 0.93, "knn_accuracy": 0.5}}
+    table.attrs = {
+        "settings": {"method": "umap"},
+        "quality": {"trustworthiness": 0.93, "knn_accuracy": 0.5},
+    }
     return table
 
 

@@ -8,18 +8,34 @@ from PIL import Image
 from maetok_lab.plots.sweep import pareto_front, plot_gallery, plot_pareto, plot_surface
 
 TABLE = pd.DataFrame(
-    {"kid": [3.0, 1.0, 2.0, 2.5, None], "rate": [9.0, 1.0, 4.0, 4.0, 99.0], "steps": [5, 50, 20, 20, 5], "scale": [1, 1, 1, 2, 2]}
+    {
+        "kid": [3.0, 1.0, 2.0, 2.5, None],
+        "rate": [9.0, 1.0, 4.0, 4.0, 99.0],
+        "steps": [5, 50, 20, 20, 5],
+        "scale": [1, 1, 1, 2, 2],
+    }
 )
 
 
 def test_the_front_is_what_no_other_row_beats():
-    assert pareto_front(TABLE, quality="kid", speed="rate").tolist() == [True, True, True, False, False]
+    assert pareto_front(TABLE, quality="kid", speed="rate").tolist() == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
     larger = pareto_front(TABLE, quality="kid", speed="rate", larger_is_better=True)
     assert larger.tolist() == [True, False, False, False, False]
     rng = np.random.default_rng(0)
     cloud = pd.DataFrame(rng.random((60, 2)), columns=["kid", "rate"])
-    beaten = [((cloud.kid <= k) & (cloud.rate >= r) & ((cloud.kid < k) | (cloud.rate > r))).any() for k, r in cloud.values]
-    assert pareto_front(cloud, quality="kid", speed="rate").tolist() == [not each for each in beaten]
+    beaten = [
+        ((cloud.kid <= k) & (cloud.rate >= r) & ((cloud.kid < k) | (cloud.rate > r))).any()
+        for k, r in cloud.values
+    ]
+    assert pareto_front(cloud, quality="kid", speed="rate").tolist() == [
+        not each for each in beaten
+    ]
 
 
 def test_the_front_is_drawn_and_its_rows_are_named():
@@ -39,7 +55,9 @@ def test_a_surface_takes_the_best_of_the_other_settings_and_frames_the_best_cell
     assert ax.get_xticklabels()[0].get_text() == "5"
     np.testing.assert_array_equal(shown, [[np.nan, 2.5, np.nan], [3.0, 2.0, 1.0]])
     assert ax.patches[0].get_xy() == (1.5, 0.5)
-    assert plot_surface(TABLE, x="steps", y="scale", value="kid", larger_is_better=True).patches[0].get_xy() == (-0.5, 0.5)
+    assert plot_surface(TABLE, x="steps", y="scale", value="kid", larger_is_better=True).patches[
+        0
+    ].get_xy() == (-0.5, 0.5)
     with pytest.raises(ValueError, match="no column"):
         plot_surface(TABLE, x="step", y="scale", value="kid")
 

@@ -13,7 +13,12 @@ from maetok_lab.plots.theory import plot_sample_complexity  # noqa: E402
 
 def test_lines_rings_and_target():
     table = pd.DataFrame(
-        {"components": [2, 2, 4, 4], "samples": [10, 100, 10, 100], "error": [1.0, 0.1, 2.0, 0.2], "spread": 0.01}
+        {
+            "components": [2, 2, 4, 4],
+            "samples": [10, 100, 10, 100],
+            "error": [1.0, 0.1, 2.0, 0.2],
+            "spread": 0.01,
+        }
     )
     table.attrs = {"settings": {"target": 0.3}, "needed": {2: 33.0, 4: 67.0}, "exponent": 1.02}
     mine = pyplot.figure().add_subplot()

@@ -41,7 +41,9 @@ def statistics():
 
 
 def test_a_token_moves_by_the_root_mean_square_of_its_channels_in_std():
-    moved = token_shift(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 0.0]]), torch.tensor([1.0, 2.0]))
+    moved = token_shift(
+        torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 0.0]]), torch.tensor([1.0, 2.0])
+    )
     assert moved.item() == pytest.approx(((9 + 4) / 2) ** 0.5)
 
 

@@ -11,8 +11,12 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def augment(images: torch.Tensor, policy: str, probability: float = 1.0, seed: int = 0, **more) -> torch.Tensor:
-    return diff_augment(images, policy=policy, probability=probability, generator=generator(seed, "test"), **more)
+def augment(
+    images: torch.Tensor, policy: str, probability: float = 1.0, seed: int = 0, **more
+) -> torch.Tensor:
+    return diff_augment(
+        images, policy=policy, probability=probability, generator=generator(seed, "test"), **more
+    )
 
 
 @pytest.mark.parametrize("policy", ["color", "translation", "cutout_0.2", STRONG])
@@ -49,14 +53,23 @@ def test_colours_change_by_brightness_saturation_and_contrast_only():
 
 def test_translation_moves_by_up_to_an_eighth_and_zeros_come_in():
     size = 16
-    image = (1 + torch.arange(size * size, dtype=torch.float32)).view(1, 1, size, size).expand(300, 3, -1, -1)
+    image = (
+        (1 + torch.arange(size * size, dtype=torch.float32))
+        .view(1, 1, size, size)
+        .expand(300, 3, -1, -1)
+    )
     moved = augment(image, "translation")
     seen = set()
     for result in moved[:, 0]:
-        inside = (result[8, 8].int().item() - 1) // size - 8, (result[8, 8].int().item() - 1) % size - 8
+        inside = (
+            (result[8, 8].int().item() - 1) // size - 8,
+            (result[8, 8].int().item() - 1) % size - 8,
+        )
         seen.add(inside)
         down, across = inside
-        wanted = torch.nn.functional.pad(image[0, 0], (2, 2, 2, 2))[2 + down : 2 + down + size, 2 + across : 2 + across + size]
+        wanted = torch.nn.functional.pad(image[0, 0], (2, 2, 2, 2))[
+            2 + down : 2 + down + size, 2 + across : 2 + across + size
+        ]
         assert torch.equal(result, wanted)
     assert seen == {(i, j) for i in range(-2, 3) for j in range(-2, 3)}
 
@@ -76,9 +89,14 @@ def test_rows_of_a_shared_batch_are_augmented_as_in_one_process():
     whole = augment(images, STRONG, probability=0.5)
     for rank in range(2):
         rows = slice(rank, None, 2)
-        assert torch.equal(augment(images[rows], STRONG, probability=0.5, batch=(8, rows)), whole[rows])
+        assert torch.equal(
+            augment(images[rows], STRONG, probability=0.5, batch=(8, rows)), whole[rows]
+        )
 
 
 def test_an_unknown_augmentation_is_an_error():
-    with pytest.raises(ValueError, match=r"unknown augmentation 'flip' in 'color,flip'; choose from color, translation, cutout"):
+    with pytest.raises(
+        ValueError,
+        match=r"unknown augmentation 'flip' in 'color,flip'; choose from color, translation, cutout",
+    ):
         augment(noise(1, 3, 8, 8), "color,flip")

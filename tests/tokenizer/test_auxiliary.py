@@ -18,7 +18,13 @@ from maetok_lab.tokenizer.towers import TowerConfig
 
 TOWER = TowerConfig(width=16, depth=1, num_heads=2)
 MODEL = TokenizerConfig(
-    image_size=16, patch_size=4, num_latent_tokens=6, latent_dim=4, encoder=TOWER, decoder=TOWER, modulation_init=1.0
+    image_size=16,
+    patch_size=4,
+    num_latent_tokens=6,
+    latent_dim=4,
+    encoder=TOWER,
+    decoder=TOWER,
+    modulation_init=1.0,
 )
 
 
@@ -44,9 +50,18 @@ def test_without_a_tower_of_its_own_a_decoder_is_a_small_copy_of_the_pixel_decod
     model = TOKENIZERS[name]
     tower = shallow_tower(dataclasses.replace(model.decoder, drop_path=0.1))
     assert tower.width / tower.num_heads == model.decoder.width / model.decoder.num_heads
-    assert (tower.positions, tower.rope, tower.drop_path) == (model.decoder.positions, model.decoder.rope, 0)
+    assert (tower.positions, tower.rope, tower.drop_path) == (
+        model.decoder.positions,
+        model.decoder.rope,
+        0,
+    )
     small = TokenizerConfig(
-        image_size=16, patch_size=4, num_latent_tokens=6, latent_dim=4, encoder=TOWER, decoder=dataclasses.replace(TOWER, depth=5)
+        image_size=16,
+        patch_size=4,
+        num_latent_tokens=6,
+        latent_dim=4,
+        encoder=TOWER,
+        decoder=dataclasses.replace(TOWER, depth=5),
     )
     blocks = AuxiliaryDecoder(AuxiliaryConfig(), small).decoder.blocks
     assert len(blocks) == 3
@@ -54,7 +69,10 @@ def test_without_a_tower_of_its_own_a_decoder_is_a_small_copy_of_the_pixel_decod
 
 def test_the_target_is_hog_in_cells_of_eight_pixels_or_the_smaller_patch():
     for patch, cell in ((16, 8), (8, 8), (4, 4)):
-        images, model = noise(2, 3, 32, 32), dataclasses.replace(MODEL, image_size=32, patch_size=patch)
+        images, model = (
+            noise(2, 3, 32, 32),
+            dataclasses.replace(MODEL, image_size=32, patch_size=patch),
+        )
         assert torch.equal(make_target(AuxiliaryConfig(), model)(images), hog(images, patch, cell))
 
 

@@ -26,7 +26,9 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def vision_transformer(**settings) -> torch.nn.Module:
-    from timm.models.vision_transformer import VisionTransformer  # not at the top: maetok_lab makes timm importable
+    from timm.models.vision_transformer import (
+        VisionTransformer,
+    )  # not at the top: maetok_lab makes timm importable
 
     return VisionTransformer(num_classes=0, **settings)
 
@@ -36,11 +38,16 @@ def small_dino(size: int = 32) -> DinoDiscriminator:
     torch.manual_seed(0)
     vit = vision_transformer(
         img_size=size, patch_size=8, embed_dim=32, depth=12, num_heads=2, dynamic_img_size=True
-    )  # fmt: skip
+    )
     net = FeatureNet(
-        vit, name="timm:vit_small_patch16_224.dino", mean=[124, 116, 104], std=[58, 57, 57], order="rgb", input_size=size,
+        vit,
+        name="timm:vit_small_patch16_224.dino",
+        mean=[124, 116, 104],
+        std=[58, 57, 57],
+        order="rgb",
+        input_size=size,
         weight_hash="random",
-    )  # fmt: skip
+    )
     return DinoDiscriminator(net)
 
 
@@ -69,7 +76,9 @@ def test_hinge_losses_are_what_one_computes_by_hand():
 def test_lecam_is_its_formula_and_its_averages_start_at_zero():
     lecam = LecamEma(decay=0.9)
     real, fake = torch.tensor([1.0, -2.0]), torch.tensor([-3.0, 0.5])
-    assert lecam(real, fake).item() == pytest.approx(1 / 2 + 9 / 2)  # relu(real - 0)^2, relu(0 - fake)^2
+    assert lecam(real, fake).item() == pytest.approx(
+        1 / 2 + 9 / 2
+    )  # relu(real - 0)^2, relu(0 - fake)^2
     lecam.update(torch.tensor(4.0), torch.tensor(-2.0))
     lecam.update(torch.tensor(1.0), torch.tensor(-1.0))
     mean_real, mean_fake = 0.9 * 0.4 + 0.1, 0.9 * -0.2 - 0.1
@@ -93,7 +102,9 @@ def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer():
     assert not found.requires_grad
     assert weight.grad is None
     (reconstruction + found * adversarial).backward()  # both graphs are still there
-    averaged = adaptive_weight((x @ weight).sum(), (x @ weight).sum(), weight, average=lambda gradient: 0 * gradient + 1)
+    averaged = adaptive_weight(
+        (x @ weight).sum(), (x @ weight).sum(), weight, average=lambda gradient: 0 * gradient + 1
+    )
     assert averaged.item() == pytest.approx(math.sqrt(6) / (math.sqrt(6) + 1e-4))
 
 
@@ -128,7 +139,9 @@ def test_spectral_norm_gives_the_largest_singular_value_one_also_under_autocast(
         normalised = spectral(weight)
     assert torch.linalg.svdvals(normalised.flatten(1))[0].item() == pytest.approx(1, abs=1e-4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(spectral.eval()(weight), normalised) or torch.allclose(spectral(weight), normalised, atol=1e-6)
+        assert torch.equal(spectral.eval()(weight), normalised) or torch.allclose(
+            spectral(weight), normalised, atol=1e-6
+        )
 
 
 @each_kind
@@ -136,10 +149,14 @@ def test_looking_in_eval_mode_changes_no_state_and_training_mode_only_spectral_v
     discriminator = kinds()[kind].eval()
     before = {name: value.clone() for name, value in discriminator.state_dict().items()}
     discriminator(noise(2, 3, 32, 32))
-    assert all(torch.equal(before[name], value) for name, value in discriminator.state_dict().items())
+    assert all(
+        torch.equal(before[name], value) for name, value in discriminator.state_dict().items()
+    )
     discriminator.train()(noise(2, 3, 32, 32))
     changed = {
-        name.rpartition(".")[2] for name, value in discriminator.state_dict().items() if not torch.equal(before[name], value)
+        name.rpartition(".")[2]
+        for name, value in discriminator.state_dict().items()
+        if not torch.equal(before[name], value)
     }
     assert changed == (set() if kind == "group" else {"u"})
 
@@ -187,13 +204,23 @@ def test_dino_looks_at_the_embedding_and_four_blocks_of_a_frozen_network():
     vit = discriminator.net.model
     prepared = discriminator.net.prepare(images, 32)
     blocks = vit.forward_intermediates(
-        prepared, indices=[2, 5, 8, 11], norm=False, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
+        prepared,
+        indices=[2, 5, 8, 11],
+        norm=False,
+        output_fmt="NLC",
+        return_prefix_tokens=True,
+        intermediates_only=True,
     )
     embedding = vit.patch_embed(prepared).flatten(1, 2) + vit.pos_embed[:, 1:]
-    wanted = [embedding + (vit.cls_token + vit.pos_embed[:, :1])] + [patches + prefix for patches, prefix in blocks]
+    wanted = [embedding + (vit.cls_token + vit.pos_embed[:, :1])] + [
+        patches + prefix for patches, prefix in blocks
+    ]
     found = discriminator.features(images)
     assert [tuple(x.shape) for x in found] == [(2, 32, 16)] * 5
-    assert all(torch.allclose(mine.transpose(1, 2), theirs, atol=1e-5) for mine, theirs in zip(found, wanted))
+    assert all(
+        torch.allclose(mine.transpose(1, 2), theirs, atol=1e-5)
+        for mine, theirs in zip(found, wanted)
+    )
     assert discriminator(images).shape == (2, 5 * 16)
     assert not any(p.requires_grad for p in discriminator.net.parameters())
     assert all(p.requires_grad for p in discriminator.trained.parameters())
@@ -211,11 +238,23 @@ def test_the_released_discriminator_has_the_released_number_of_trained_values(mo
     def load(name, **settings):
         asked.update(settings, name=name)
         vit = vision_transformer(patch_size=16, embed_dim=384, depth=0, num_heads=6)
-        return FeatureNet(vit, name=name, mean=[124] * 3, std=[58] * 3, order="rgb", input_size=224, weight_hash="")
+        return FeatureNet(
+            vit,
+            name=name,
+            mean=[124] * 3,
+            std=[58] * 3,
+            order="rgb",
+            input_size=224,
+            weight_hash="",
+        )
 
     monkeypatch.setattr(discriminators, "load_net", load)
     discriminator = make_discriminator(AdversarialConfig(weights="dino.pth"), image_size=256)
-    assert asked == {"name": "timm:vit_small_patch16_224.dino", "weights": "dino.pth", "input_size": 224}
+    assert asked == {
+        "name": "timm:vit_small_patch16_224.dino",
+        "weights": "dino.pth",
+        "input_size": 224,
+    }
     assert discriminator.crop_size == 224
     assert round(sum(p.numel() for p in discriminator.trained.parameters()) / 1e6, 2) == 7.39
 
@@ -234,7 +273,9 @@ def test_a_config_names_its_discriminator():
 
 def test_bad_settings_are_errors_that_say_what_is_needed(tmp_path):
     patchgan = AdversarialConfig(discriminator="patchgan")
-    with pytest.raises(ValueError, match="of 3 layers needs images of at least 24 px, not 16; take fewer layers"):
+    with pytest.raises(
+        ValueError, match="of 3 layers needs images of at least 24 px, not 16; take fewer layers"
+    ):
         make_discriminator(patchgan, image_size=16)
     with pytest.raises(ValueError, match="need 0 <= trains_from <= counts_from, not 10 and 5"):
         AdversarialConfig(trains_from=10, counts_from=5)
@@ -242,5 +283,7 @@ def test_bad_settings_are_errors_that_say_what_is_needed(tmp_path):
         AdversarialConfig(lecam_decay=1.0)
     with pytest.raises(ValueError, match="must be one of"):
         override(patchgan, {"discriminator": "stylegan"})
-    with pytest.raises(FileNotFoundError, match=r"no weights at .*dino\.pth for timm:vit_small_patch16_224\.dino"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no weights at .*dino\.pth for timm:vit_small_patch16_224\.dino"
+    ):
         make_discriminator(AdversarialConfig(weights=str(tmp_path / "dino.pth")), image_size=32)

@@ -14,7 +14,13 @@ from maetok_lab.evaluation.reconstruction import evaluate_reconstruction
 from maetok_lab.evaluation.samples import reconstruct
 from maetok_lab.rng import generator
 from maetok_lab.runs import Run
-from maetok_lab.tokenizer.foreign import AnyTokenizer, GridTokenizer, RawPixels, from_diffusers, open_tokenizer
+from maetok_lab.tokenizer.foreign import (
+    AnyTokenizer,
+    GridTokenizer,
+    RawPixels,
+    from_diffusers,
+    open_tokenizer,
+)
 from maetok_lab.tokenizer.loading import export_tokenizer
 from maetok_lab.tokenizer.model import TOKENIZERS, Tokenizer, TokenizerConfig
 from maetok_lab.tokenizer.released import to_released
@@ -23,15 +29,26 @@ from maetok_lab.weights import write_weights
 
 SIZE = 16
 KL = {
-    "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "block_out_channels": (8, 16), "latent_channels": 4, "norm_num_groups": 4,
-}  # fmt: skip
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "block_out_channels": (8, 16),
+    "latent_channels": 4,
+    "norm_num_groups": 4,
+}
 DC = {
-    "latent_channels": 4, "attention_head_dim": 2, "downsample_block_type": "conv", "upsample_block_type": "interpolate",
-    "encoder_block_types": ("ResBlock", "EfficientViTBlock"), "decoder_block_types": ("ResBlock", "EfficientViTBlock"),
-    "encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8), "encoder_layers_per_block": (1, 1),
-    "decoder_layers_per_block": (1, 1), "encoder_qkv_multiscales": ((), (5,)), "decoder_qkv_multiscales": ((), (5,)),
-}  # fmt: skip
+    "latent_channels": 4,
+    "attention_head_dim": 2,
+    "downsample_block_type": "conv",
+    "upsample_block_type": "interpolate",
+    "encoder_block_types": ("ResBlock", "EfficientViTBlock"),
+    "decoder_block_types": ("ResBlock", "EfficientViTBlock"),
+    "encoder_block_out_channels": (8, 8),
+    "decoder_block_out_channels": (8, 8),
+    "encoder_layers_per_block": (1, 1),
+    "decoder_layers_per_block": (1, 1),
+    "encoder_qkv_multiscales": ((), (5,)),
+    "decoder_qkv_multiscales": ((), (5,)),
+}
 
 
 class Half(nn.Module):
@@ -111,8 +128,12 @@ def test_diffusers_autoencoders_are_read_from_a_folder(tmp_path, name):
 
 def test_other_models_of_diffusers_and_folders_without_one_are_refused(tmp_path):
     diffusers = pytest.importorskip("diffusers")
-    diffusers.AutoencoderTiny(encoder_block_out_channels=(8,), decoder_block_out_channels=(8,),
-                              num_encoder_blocks=(1,), num_decoder_blocks=(1,)).save_pretrained(tmp_path)  # fmt: skip
+    diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8,),
+        decoder_block_out_channels=(8,),
+        num_encoder_blocks=(1,),
+        num_decoder_blocks=(1,),
+    ).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds a AutoencoderTiny, not one of"):
         from_diffusers(tmp_path, image_size=SIZE)
     (tmp_path / "empty").mkdir()
@@ -135,9 +156,17 @@ def test_our_own_and_the_released_weights_are_opened_by_the_same_call(tmp_path):
         open_tokenizer(tmp_path / "ours", image_size=64)
     tower = TowerConfig(width=16, depth=1, num_heads=2, rope="mixed", positions="rope+ape")
     released = Tokenizer(
-        TokenizerConfig(image_size=16, patch_size=4, num_latent_tokens=5, latent_dim=2, class_token=True,
-                        layer_scale=1e-5, encoder=tower, decoder=dataclasses.replace(tower, positions="rope"))
-    )  # fmt: skip
+        TokenizerConfig(
+            image_size=16,
+            patch_size=4,
+            num_latent_tokens=5,
+            latent_dim=2,
+            class_token=True,
+            layer_scale=1e-5,
+            encoder=tower,
+            decoder=dataclasses.replace(tower, positions="rope"),
+        )
+    )
     folder = write_weights(tmp_path / "released", to_released(released), {"num_heads": 2}, "")
     opened = open_tokenizer(folder, image_size=SIZE)
     assert isinstance(opened, AnyTokenizer)
@@ -156,14 +185,20 @@ def test_caching_analysis_and_evaluation_take_every_kind(tmp_path, make_pictures
     caches = []
     for seed in (0, 1):
         pictures = make_pictures(40, SIZE, seed=seed)
-        config = LatentCaching(tokenizer=tokenizer.fingerprint, images=pictures.fingerprint, flips=False)
+        config = LatentCaching(
+            tokenizer=tokenizer.fingerprint, images=pictures.fingerprint, flips=False
+        )
         run = Run.open(f"cache-{seed}", config, root=tmp_path)
         list(write_latents(tokenizer, pictures, config, run, device=torch.device("cpu")))
         caches.append(LatentDataset(run))
     train, test = caches
     assert (train.num_tokens, train.latent_dim) == tokenizer.latent_shape
-    settings = CardSettings(components=(1, 2), dimensions=3, decoded=6, pairs=2, noise_levels=(0.1,))
-    card = diffusability_card(train, train.labels, test, test.labels, decode=tokenizer.decode, settings=settings)
+    settings = CardSettings(
+        components=(1, 2), dimensions=3, decoded=6, pairs=2, noise_levels=(0.1,)
+    )
+    card = diffusability_card(
+        train, train.labels, test, test.labels, decode=tokenizer.decode, settings=settings
+    )
     assert {"gmm_nll_2", "probe_top1", "knn_top1", "psnr_at_noise_0.1"} <= set(card.index)
     score = evaluate_reconstruction(tokenizer, pictures.images)
     assert score.metrics["psnr"] > (100 if kind == "pixels" else 0)

@@ -15,8 +15,13 @@ from maetok_lab.tokenizer.towers import TowerConfig
 from maetok_lab.training.tokenizer import Objective, TokenizerTraining, decoder_tuning
 
 TOWER = TowerConfig(width=16, depth=1, num_heads=2)
-MODEL = TokenizerConfig(image_size=16, patch_size=4, num_latent_tokens=4, latent_dim=2, encoder=TOWER, decoder=TOWER)
-TARGETS = tuple(AuxiliaryConfig(target=name, tower=TOWER, weight=0.5) for name in ("hog", "pixel", "timm:resnet10t.c3_in1k"))
+MODEL = TokenizerConfig(
+    image_size=16, patch_size=4, num_latent_tokens=4, latent_dim=2, encoder=TOWER, decoder=TOWER
+)
+TARGETS = tuple(
+    AuxiliaryConfig(target=name, tower=TOWER, weight=0.5)
+    for name in ("hog", "pixel", "timm:resnet10t.c3_in1k")
+)
 TRAINING = TokenizerTraining(
     model=MODEL, targets=TARGETS, losses=LossConfig(perceptual="none"), num_steps=2, batch_size=2
 )
@@ -25,12 +30,16 @@ TRAINING = TokenizerTraining(
 @pytest.fixture
 def parent(tmp_path, monkeypatch):
     """A run with a checkpoint of three targets, and what it saved."""
-    monkeypatch.setattr("maetok_lab.training.objective.share_networks", lambda decoders: None)  # resnet10t's are on the hub
+    monkeypatch.setattr(
+        "maetok_lab.training.objective.share_networks", lambda decoders: None
+    )  # resnet10t's are on the hub
     torch.manual_seed(0)
     objective = Objective(TRAINING)
     with Run.open("parent", TRAINING, root=tmp_path) as run:
         auxiliary = objective.auxiliary.state_dict()
-        run.save_checkpoint(2, {"ema": objective.tokenizer.state_dict(), "auxiliary": auxiliary}, {})
+        run.save_checkpoint(
+            2, {"ema": objective.tokenizer.state_dict(), "auxiliary": auxiliary}, {}
+        )
     return run, objective.auxiliary
 
 
@@ -80,15 +89,25 @@ def test_what_has_no_decoders_is_said(parent, tmp_path):
     with pytest.raises(FileNotFoundError, match="parent is not a run"):
         load_auxiliary("tuned", root=tmp_path)
     Run.open("parent", override(TRAINING, {"seed": 2}), root=tmp_path).close()
-    with pytest.raises(ValueError, match="run tuned was tuned from another run than the parent that is beside it now"):
+    with pytest.raises(
+        ValueError,
+        match="run tuned was tuned from another run than the parent that is beside it now",
+    ):
         load_auxiliary("tuned", root=tmp_path)
 
 
 def test_a_checkpoint_that_does_not_fit_is_a_table(parent, tmp_path):
     run, auxiliary = parent
-    state = {name: value for name, value in auxiliary.state_dict().items() if name != "pixel.to_target.bias"}
+    state = {
+        name: value
+        for name, value in auxiliary.state_dict().items()
+        if name != "pixel.to_target.bias"
+    }
     run.save_checkpoint(3, {"auxiliary": state}, {})
-    with pytest.raises(ValueError, match=r"run parent: the tensors do not fit the model\n  missing +pixel\.to_target\.bias"):
+    with pytest.raises(
+        ValueError,
+        match=r"run parent: the tensors do not fit the model\n  missing +pixel\.to_target\.bias",
+    ):
         load_auxiliary("parent", root=tmp_path)
 
 
@@ -96,7 +115,9 @@ def test_a_checkpoint_that_does_not_fit_is_a_table(parent, tmp_path):
 def test_an_exported_folder_may_have_them_too(parent, tmp_path, dtype):
     run, auxiliary = parent
     tokenizer = load_tokenizer(run.folder)
-    folder = export_tokenizer(tokenizer, tmp_path / "out", auxiliary=load_auxiliary(run.folder), dtype=dtype)
+    folder = export_tokenizer(
+        tokenizer, tmp_path / "out", auxiliary=load_auxiliary(run.folder), dtype=dtype
+    )
     found = load_auxiliary(folder)
     assert list(found) == [target.target for target in TARGETS]
     for target in TARGETS:

@@ -12,14 +12,18 @@ from maetok_lab.tokenizer.towers import TowerConfig
 from maetok_lab.training.tokenizer import TokenizerTraining
 
 TOWER = TowerConfig(width=16, depth=1, num_heads=2)
-MODEL = TokenizerConfig(image_size=16, patch_size=4, num_latent_tokens=4, latent_dim=2, encoder=TOWER, decoder=TOWER)
+MODEL = TokenizerConfig(
+    image_size=16, patch_size=4, num_latent_tokens=4, latent_dim=2, encoder=TOWER, decoder=TOWER
+)
 TRAINING = TokenizerTraining(model=MODEL, num_steps=2, batch_size=2)
 
 
 def save(run: Run, step: int, seed: int = 0) -> Tokenizer:
     torch.manual_seed(seed)
     averaged = Tokenizer(MODEL)
-    run.save_checkpoint(step, {"model": Tokenizer(MODEL).state_dict(), "ema": averaged.state_dict()}, {})
+    run.save_checkpoint(
+        step, {"model": Tokenizer(MODEL).state_dict(), "ema": averaged.state_dict()}, {}
+    )
     return averaged
 
 
@@ -60,7 +64,9 @@ def test_what_is_no_tokenizer_is_refused_with_one_clear_line(tmp_path):
     Run.open("tokenizer-a", TRAINING, root=tmp_path).close()
     with pytest.raises(ValueError, match="run tokenizer-a has no checkpoint yet"):
         load_tokenizer("tokenizer-a", root=tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"tokenizer-b is not a run.*; did you mean 'tokenizer-a'\?"):
+    with pytest.raises(
+        FileNotFoundError, match=r"tokenizer-b is not a run.*; did you mean 'tokenizer-a'\?"
+    ):
         load_tokenizer("tokenizer-b", root=tmp_path)
     Run.open("model", TOWER, root=tmp_path).close()
     with pytest.raises(ValueError, match="run model holds a TowerConfig, not a tokenizer"):
@@ -72,5 +78,7 @@ def test_weights_that_do_not_fit_the_config_are_refused(tmp_path):
         state = Tokenizer(MODEL).state_dict()
         state.pop("to_pixels.bias")
         run.save_checkpoint(10, {"ema": state}, {})
-    with pytest.raises(ValueError, match=r"run a: the tensors do not fit the model\n  missing\s+to_pixels.bias"):
+    with pytest.raises(
+        ValueError, match=r"run a: the tensors do not fit the model\n  missing\s+to_pixels.bias"
+    ):
         load_tokenizer("a", root=tmp_path)

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from maetok_lab.tokenizer.discriminators import AdversarialConfig
-from maetok_lab.tokenizer.losses import LossConfig, discriminator_weights, loss_weights, pixel_loss, total_loss
+from maetok_lab.tokenizer.losses import (
+    LossConfig,
+    discriminator_weights,
+    loss_weights,
+    pixel_loss,
+    total_loss,
+)
 
 
 def test_pixel_losses_are_means_over_everything():
@@ -23,7 +29,10 @@ def test_the_perceptual_weight_rises_over_its_share_of_the_training():
 def test_the_total_is_the_weighted_sum_of_the_terms_there_are():
     weights = loss_weights(LossConfig(pixel_weight=3.0, kl_weight=0.5), {"hog": 0.25}, progress=1.0)
     assert weights == {"pixel": 3.0, "perceptual": 1.0, "kl": 0.5, "auxiliary/hog": 0.25}
-    terms = {name: torch.tensor(value) for name, value in (("pixel", 2.0), ("auxiliary/hog", 8.0), ("kl", 1.0))}
+    terms = {
+        name: torch.tensor(value)
+        for name, value in (("pixel", 2.0), ("auxiliary/hog", 8.0), ("kl", 1.0))
+    }
     terms["pixel"].requires_grad_()
     total = total_loss(terms, weights)
     assert total == 3 * 2 + 0.25 * 8 + 0.5

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from maetok_lab.rng import generator
-from maetok_lab.tokenizer.masking import MaskingConfig, block_mask, draw_mask, draw_ratio, random_mask
+from maetok_lab.tokenizer.masking import (
+    MaskingConfig,
+    block_mask,
+    draw_mask,
+    draw_ratio,
+    random_mask,
+)
 
 PLACES = {"random": random_mask, "block": block_mask}
 each_kind = pytest.mark.parametrize("kind", PLACES)
@@ -99,14 +105,18 @@ def test_the_linear_schedule_falls_from_high_to_low():
     config = MaskingConfig(ratio="linear", low=0.0, high=0.6)
     for progress, wanted in ((0.0, 0.6), (0.25, 0.45), (0.5, 0.3), (1.0, 0.0)):
         assert ratios(config, 3, progress).tolist() == pytest.approx([wanted] * 3)
-    assert draw_mask(config, 2, (8, 8), progress=0.5, generator=generator(0, "mask")).sum(1).tolist() == [20, 20]
+    assert draw_mask(config, 2, (8, 8), progress=0.5, generator=generator(0, "mask")).sum(
+        1
+    ).tolist() == [20, 20]
     assert draw_mask(config, 2, (8, 8), progress=1.0, generator=generator(0, "mask")) is None
 
 
 @each_kind
 def test_one_ratio_counts_for_the_whole_batch_and_the_generator_decides_all(kind):
     config = MaskingConfig(kind=kind)
-    masks = [draw_mask(config, 6, (8, 8), generator=generator(0, "mask", step)) for step in (1, 2, 3, 1)]
+    masks = [
+        draw_mask(config, 6, (8, 8), generator=generator(0, "mask", step)) for step in (1, 2, 3, 1)
+    ]
     for mask in masks:
         assert len(mask.sum(1).unique()) == 1
         assert math.ceil(64 * 0.4) <= mask[0].sum() <= math.ceil(64 * 0.6)
@@ -127,8 +137,9 @@ def test_one_ratio_counts_for_the_whole_batch_and_the_generator_decides_all(kind
 def test_over_many_draws_each_kind_hides_its_share(kind, config, share, spread):
     config, count, patches = dataclasses.replace(config, kind=kind), 400, 20 * 20
     masks = [
-        draw_mask(config, 1, (20, 20), progress=i / count, generator=generator(0, "mask", i)) for i in range(count)
-    ]  # fmt: skip
+        draw_mask(config, 1, (20, 20), progress=i / count, generator=generator(0, "mask", i))
+        for i in range(count)
+    ]
     shares = torch.tensor([mask.float().mean().item() for mask in masks])
     # the ceiling adds up to one patch, half of one on average
     assert (shares.mean() - share).abs() < 4 * spread / count**0.5 + 1 / patches
@@ -141,5 +152,7 @@ def test_no_mask_is_none():
 
 @pytest.mark.parametrize(("low", "high"), [(0.6, 0.4), (-0.1, 0.4), (0.4, 1.0)])
 def test_impossible_ratios_are_refused(low, high):
-    with pytest.raises(ValueError, match=rf"mask ratios need 0 <= low <= high < 1, not low {low}, high {high}"):
+    with pytest.raises(
+        ValueError, match=rf"mask ratios need 0 <= low <= high < 1, not low {low}, high {high}"
+    ):
         MaskingConfig(low=low, high=high)

@@ -5,12 +5,24 @@ import torch
 
 from maetok_lab.config import override
 from maetok_lab.device import autocast
-from maetok_lab.tokenizer.model import TOKENIZERS, Posterior, Tokenizer, TokenizerConfig, num_parameters
+from maetok_lab.tokenizer.model import (
+    TOKENIZERS,
+    Posterior,
+    Tokenizer,
+    TokenizerConfig,
+    num_parameters,
+)
 from maetok_lab.tokenizer.towers import TowerConfig
 
 TOWER = TowerConfig(width=32, depth=2, num_heads=2)
 CONFIG = TokenizerConfig(
-    image_size=16, patch_size=4, num_latent_tokens=6, latent_dim=4, encoder=TOWER, decoder=TOWER, latent_init="grid"
+    image_size=16,
+    patch_size=4,
+    num_latent_tokens=6,
+    latent_dim=4,
+    encoder=TOWER,
+    decoder=TOWER,
+    latent_init="grid",
 )
 
 
@@ -31,7 +43,12 @@ def make(changes: dict | None = None, *, seed: int = 0) -> Tokenizer:
 POSITIONS = [
     {"encoder.positions": "rope"},
     {"encoder.positions": "ape", "class_token": True},
-    {"encoder.positions": "rope+ape", "encoder.rope": "mixed", "class_token": True, "layer_scale": 0.5},
+    {
+        "encoder.positions": "rope+ape",
+        "encoder.rope": "mixed",
+        "class_token": True,
+        "layer_scale": 0.5,
+    },
 ]
 each_position = pytest.mark.parametrize("positions", POSITIONS, ids=["rope", "ape", "both"])
 each_treatment = pytest.mark.parametrize("masked", ["replace", "drop"])
@@ -57,7 +74,9 @@ def test_hidden_pixels_do_not_change_the_latents_and_visible_ones_do(masked, pos
     for patch in range(16):
         one = torch.zeros_like(MASK)
         one[:, patch] = True
-        changed = (tokenizer.encode(change_patches(images, one), mask=MASK) != latents).flatten(1).any(1)
+        changed = (
+            (tokenizer.encode(change_patches(images, one), mask=MASK) != latents).flatten(1).any(1)
+        )
         assert changed.tolist() == (~MASK[:, patch]).tolist()
 
 
@@ -73,7 +92,9 @@ def test_an_explicit_mask_is_obeyed_and_none_is_ever_drawn(masked, training):
     assert not torch.allclose(tokenizer.encode(images, mask=MASK), whole, atol=1e-3)
     visible = torch.zeros_like(MASK)
     assert torch.allclose(tokenizer.encode(images, mask=visible), whole, atol=1e-5)
-    assert torch.allclose(tokenizer(images, mask=MASK), tokenizer.decode(tokenizer.encode(images, mask=MASK)))
+    assert torch.allclose(
+        tokenizer(images, mask=MASK), tokenizer.decode(tokenizer.encode(images, mask=MASK))
+    )
 
 
 @each_position
@@ -81,8 +102,12 @@ def test_drop_equals_replace_with_nothing_hidden_and_not_otherwise(positions):
     replace, drop = make({"masked": "replace", **positions}), make({"masked": "drop", **positions})
     drop.load_state_dict(replace.state_dict())
     images, nothing = noise(2, 3, 16, 16), torch.zeros_like(MASK)
-    assert torch.allclose(drop.encode(images, mask=nothing), replace.encode(images, mask=nothing), atol=1e-5)
-    assert not torch.allclose(drop.encode(images, mask=MASK), replace.encode(images, mask=MASK), atol=1e-3)
+    assert torch.allclose(
+        drop.encode(images, mask=nothing), replace.encode(images, mask=nothing), atol=1e-5
+    )
+    assert not torch.allclose(
+        drop.encode(images, mask=MASK), replace.encode(images, mask=MASK), atol=1e-3
+    )
 
 
 def test_dropped_patches_leave_no_trace_not_even_a_mask_token():
@@ -101,7 +126,9 @@ def test_dropping_all_patches_but_some_is_encoding_those_alone():
     mask = torch.ones(2, 4, 4, dtype=torch.bool)
     mask[:, 0] = False
     assert torch.allclose(
-        tokenizer.encode(images, mask=mask.flatten(1)), tokenizer.encode(images[:, :, :4]), atol=1e-5
+        tokenizer.encode(images, mask=mask.flatten(1)),
+        tokenizer.encode(images[:, :, :4]),
+        atol=1e-5,
     )
 
 
@@ -113,7 +140,10 @@ def test_masks_that_do_not_fit_are_refused():
     uneven = MASK.clone()
     uneven[0, 1] = True
     tokenizer.encode(images, mask=uneven)
-    with pytest.raises(ValueError, match='masked="drop" needs the same number of hidden patches in every image of a batch, not'):
+    with pytest.raises(
+        ValueError,
+        match='masked="drop" needs the same number of hidden patches in every image of a batch, not',
+    ):
         make({"masked": "drop"}).encode(images, mask=uneven)
 
 
@@ -142,7 +172,14 @@ def test_absolute_positions_refuse_another_resolution(positions):
 
 
 def test_patches_as_latents_are_as_many_as_the_patches_and_stay_in_place():
-    tokenizer = make({"latent_tokens": "patches", "num_latent_tokens": 16, "class_token": True, "encoder.depth": 0})
+    tokenizer = make(
+        {
+            "latent_tokens": "patches",
+            "num_latent_tokens": 16,
+            "class_token": True,
+            "encoder.depth": 0,
+        }
+    )
     images = noise(2, 3, 16, 16)
     latents = tokenizer.encode(images)
     assert latents.shape == (2, 16, 4)
@@ -162,7 +199,10 @@ def test_patches_as_latents_are_as_many_as_the_patches_and_stay_in_place():
         ({"encoder.num_heads": 5}, "5 heads do not divide the width 32"),
         ({"encoder.depth": -1}, "depth must be 0 or more, not -1"),
         ({"decoder.drop_path": 1.0}, r"drop_path must be in \[0, 1\), not 1.0"),
-        ({"latent_tokens": "patches"}, 'latent_tokens="patches" gives 16 latent tokens, but num_latent_tokens is 6'),
+        (
+            {"latent_tokens": "patches"},
+            'latent_tokens="patches" gives 16 latent tokens, but num_latent_tokens is 6',
+        ),
         (
             {"latent_tokens": "patches", "num_latent_tokens": 16, "masked": "drop"},
             'masked="drop" removes hidden patches, which are the latents of latent_tokens="patches"',
@@ -199,7 +239,11 @@ def test_inputs_that_cannot_work_are_refused():
 def test_the_kl_term_is_the_divergence_from_a_standard_normal():
     mean, log_variance = noise(3, 6, 4), noise(3, 6, 4, seed=1)
     normal = torch.distributions.Normal(mean, (log_variance / 2).exp())
-    wanted = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0, 1)).sum((1, 2)).mean()
+    wanted = (
+        torch.distributions.kl_divergence(normal, torch.distributions.Normal(0, 1))
+        .sum((1, 2))
+        .mean()
+    )
     assert torch.allclose(Posterior(mean, log_variance).kl(), wanted, rtol=1e-5)
     assert Posterior(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)).kl() == 0
 
@@ -236,10 +280,16 @@ def test_a_plain_autoencoder_has_no_posterior_to_sample_or_compare():
 
 def test_every_weight_learns_but_the_one_kept_for_the_released_format():
     positions = {"positions": "rope+ape", "rope": "mixed"}
-    changes = {f"{tower}.{key}": value for tower in ("encoder", "decoder") for key, value in positions.items()}
+    changes = {
+        f"{tower}.{key}": value
+        for tower in ("encoder", "decoder")
+        for key, value in positions.items()
+    }
     tokenizer = make({"class_token": True, "layer_scale": 0.5, "refine": 4, **changes})
     tokenizer(noise(2, 3, 16, 16), mask=MASK).square().sum().backward()
-    idle = {name for name, p in tokenizer.named_parameters() if p.grad is None or not p.grad.abs().sum()}
+    idle = {
+        name for name, p in tokenizer.named_parameters() if p.grad is None or not p.grad.abs().sum()
+    }
     assert idle == {"decoder.norm_modulation.linear.weight", "decoder.norm_modulation.linear.bias"}
 
 
@@ -278,11 +328,17 @@ def test_presets_are_the_designs_and_each_reconstructs_at_its_size():
             tokenizer = Tokenizer(config)
             images = torch.empty(2, 3, config.image_size, config.image_size)
             assert tokenizer(images).shape == images.shape, name
-            assert tokenizer.encode(images).shape == (2, config.num_latent_tokens, config.latent_dim)
+            assert tokenizer.encode(images).shape == (
+                2,
+                config.num_latent_tokens,
+                config.latent_dim,
+            )
 
 
 @pytest.mark.parametrize("modulation", [True, False])
 def test_without_modulation_latents_enter_the_decoder_by_attention_alone(modulation):
     tokenizer = make({"decoder_modulation": modulation})
     assert any("modulation" in name for name, _ in tokenizer.named_parameters()) == modulation
-    assert not torch.allclose(tokenizer.decode(noise(2, 6, 4)), tokenizer.decode(noise(2, 6, 4, seed=1)), atol=1e-3)
+    assert not torch.allclose(
+        tokenizer.decode(noise(2, 6, 4)), tokenizer.decode(noise(2, 6, 4, seed=1)), atol=1e-3
+    )

@@ -9,7 +9,12 @@ from safetensors.torch import save_file
 
 from maetok_lab.nets import load_net
 from maetok_lab.tokenizer.losses import LossConfig
-from maetok_lab.tokenizer.perceptual import SqueezePerceptual, VggLpips, make_perceptual, stage_distance
+from maetok_lab.tokenizer.perceptual import (
+    SqueezePerceptual,
+    VggLpips,
+    make_perceptual,
+    stage_distance,
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +45,10 @@ def test_it_is_two_minus_two_cosines_averaged_over_places_summed_over_stages(per
 
 
 def test_gradients_reach_the_images_only(perceptual):
-    images, reference = noise(1, 3, 32, 32).requires_grad_(), noise(1, 3, 32, 32, seed=1).requires_grad_()
+    images, reference = (
+        noise(1, 3, 32, 32).requires_grad_(),
+        noise(1, 3, 32, 32, seed=1).requires_grad_(),
+    )
     perceptual(images, reference).sum().backward()
     assert images.grad.abs().sum() > 0
     assert reference.grad is None
@@ -50,7 +58,9 @@ def test_gradients_reach_the_images_only(perceptual):
 
 # VGG-LPIPS ------------------------------------------------------------------------------------------------------------
 
-CHANNELS = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256} | dict.fromkeys((17, 19, 21, 24, 26, 28), 512)
+CHANNELS = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256} | dict.fromkeys(
+    (17, 19, 21, 24, 26, 28), 512
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +68,9 @@ def vgg_file(tmp_path_factory):
     """A file with VGG16's convolutions as torchvision names them; random, because nothing can be downloaded in a test."""
     draw, width, state = torch.Generator().manual_seed(0), 3, {}
     for i, channels in CHANNELS.items():
-        state[f"features.{i}.weight"] = torch.randn(channels, width, 3, 3, generator=draw) * (2 / (9 * width)) ** 0.5
+        state[f"features.{i}.weight"] = (
+            torch.randn(channels, width, 3, 3, generator=draw) * (2 / (9 * width)) ** 0.5
+        )
         state[f"features.{i}.bias"] = torch.randn(channels, generator=draw) * 0.1
         width = channels
     path = tmp_path_factory.mktemp("vgg") / "vgg16.pth"
@@ -76,7 +88,9 @@ def test_lpips_is_what_the_package_computes(vgg_lpips, vgg_file):
     images, reference = noise(2, 3, 32, 32), noise(2, 3, 32, 32, seed=1)
     theirs = vgg_lpips.model(images, reference).flatten()
     assert torch.allclose(vgg_lpips(images, reference), theirs, rtol=1e-4)
-    assert torch.equal(vgg_lpips.model.net.slice5[-2].bias, torch.load(vgg_file)["features.28.bias"])
+    assert torch.equal(
+        vgg_lpips.model.net.slice5[-2].bias, torch.load(vgg_file)["features.28.bias"]
+    )
     assert vgg_lpips(images, images).tolist() == [0, 0]
 
 
@@ -87,7 +101,10 @@ def test_lpips_weighs_channels_with_the_packages_learned_heads(vgg_lpips):
 
 
 def test_lpips_stays_frozen_without_dropout_and_passes_gradients_to_the_images(vgg_lpips):
-    images, reference = noise(1, 3, 16, 16).requires_grad_(), noise(1, 3, 16, 16, seed=1).requires_grad_()
+    images, reference = (
+        noise(1, 3, 16, 16).requires_grad_(),
+        noise(1, 3, 16, 16, seed=1).requires_grad_(),
+    )
     holder = torch.nn.ModuleList([vgg_lpips]).train()
     assert torch.equal(vgg_lpips(images, reference), vgg_lpips(images, reference))
     assert not any(module.training for module in vgg_lpips.modules())
@@ -115,7 +132,9 @@ def test_places_without_any_feature_give_a_finite_gradient():
 
 def test_lpips_takes_any_size_from_sixteen_pixels_on(vgg_lpips):
     assert vgg_lpips(noise(1, 3, 16, 24), noise(1, 3, 16, 24, seed=1)).shape == (1,)
-    with pytest.raises(ValueError, match=r"VGG-LPIPS needs images of at least 16 px, not \(8, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"VGG-LPIPS needs images of at least 16 px, not \(8, 16\)"
+    ):
         vgg_lpips(noise(1, 3, 8, 16), noise(1, 3, 8, 16))
 
 
@@ -130,7 +149,9 @@ def test_a_config_names_its_distance_or_none():
 
 def test_without_the_package_the_error_names_it(monkeypatch, vgg_file):
     monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(ImportError, match=r"perceptual='lpips' needs lpips: pip install 'maetok-lab\[evaluation\]'"):
+    with pytest.raises(
+        ImportError, match=r"perceptual='lpips' needs lpips: pip install 'maetok-lab\[evaluation\]'"
+    ):
         VggLpips(vgg_file)
 
 
@@ -142,10 +163,13 @@ def test_without_weights_the_error_names_the_file_and_where_it_is(monkeypatch, t
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     with pytest.raises(
-        FileNotFoundError, match=r"VGG16 is not in .*no network.*vgg16-397923af\.pth elsewhere and give the file as"
+        FileNotFoundError,
+        match=r"VGG16 is not in .*no network.*vgg16-397923af\.pth elsewhere and give the file as",
     ):
         VggLpips()
-    with pytest.raises(FileNotFoundError, match=r"no weights at .*mine\.pth \(LossConfig\.perceptual_weights\)"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no weights at .*mine\.pth \(LossConfig\.perceptual_weights\)"
+    ):
         VggLpips(tmp_path / "mine.pth")
 
 
@@ -156,5 +180,8 @@ def test_weights_that_are_broken_or_of_another_network_are_errors(tmp_path):
     save_file({"features.0.weight": torch.zeros(32, 3, 3, 3)}, other)
     with pytest.raises(ValueError, match=r"broken\.pth is no readable weights file"):
         VggLpips(broken)
-    with pytest.raises(ValueError, match=r"(?s)other\.safetensors is not torchvision's VGG16.*missing +features\.0\.bias"):
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)other\.safetensors is not torchvision's VGG16.*missing +features\.0\.bias",
+    ):
         VggLpips(other)

@@ -28,11 +28,17 @@ def settings(repository) -> dict:
 
 @pytest.fixture(scope="module")
 def weights(fixture) -> dict[str, torch.Tensor]:
-    return {name.removeprefix("weights."): value for name, value in fixture.items() if name.startswith("weights.")}
+    return {
+        name.removeprefix("weights."): value
+        for name, value in fixture.items()
+        if name.startswith("weights.")
+    }
 
 
 def same(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
-    return set(mine) == set(theirs) and all(torch.equal(mine[name], value) for name, value in theirs.items())
+    return set(mine) == set(theirs) and all(
+        torch.equal(mine[name], value) for name, value in theirs.items()
+    )
 
 
 def test_latents_and_reconstructions_agree_with_the_release(fixture, weights, settings):
@@ -40,7 +46,9 @@ def test_latents_and_reconstructions_agree_with_the_release(fixture, weights, se
     assert not tokenizer.training
     with torch.inference_mode():
         assert (tokenizer.encode(fixture["images"]) - fixture["latents"]).abs().max() < 1e-4
-        assert (tokenizer.decode(fixture["latents"]) - fixture["reconstructions"]).abs().max() < 1e-4
+        assert (
+            tokenizer.decode(fixture["latents"]) - fixture["reconstructions"]
+        ).abs().max() < 1e-4
 
 
 def test_a_round_trip_is_exact_also_of_what_nothing_uses(weights, settings):
@@ -48,18 +56,31 @@ def test_a_round_trip_is_exact_also_of_what_nothing_uses(weights, settings):
 
 
 def test_the_papers_model_has_exactly_the_released_names_and_shapes(repository):
-    shapes = json.loads((repository / "tests" / "fixtures" / "released-state-dicts.json").read_text())["maetok-b-128"]
+    shapes = json.loads(
+        (repository / "tests" / "fixtures" / "released-state-dicts.json").read_text()
+    )["maetok-b-128"]
     hub = {
-        "image_size": 256, "num_latent_tokens": 128, "codebook_embed_dim": 32, "enc_patch_size": 16, "dec_patch_size": 16,
-        "encoder_model": "vit_base_patch14_dinov2.lvd142m", "decoder_model": "vit_base_patch14_dinov2_movqv2",
-        "use_rope": True, "rope_mixed": True, "rope_theta": 10.0, "enc_token_drop": 0.4, "_something_new": 7,
-    }  # fmt: skip
+        "image_size": 256,
+        "num_latent_tokens": 128,
+        "codebook_embed_dim": 32,
+        "enc_patch_size": 16,
+        "dec_patch_size": 16,
+        "encoder_model": "vit_base_patch14_dinov2.lvd142m",
+        "decoder_model": "vit_base_patch14_dinov2_movqv2",
+        "use_rope": True,
+        "rope_mixed": True,
+        "rope_theta": 10.0,
+        "enc_token_drop": 0.4,
+        "_something_new": 7,
+    }
     with torch.device("meta"):
         ours = to_released(Tokenizer(TOKENIZERS["maetok-b-128"]))
         theirs = from_released({name: torch.empty(shape) for name, shape in shapes.items()}, hub)
     found = {name: list(value.shape) for name, value in ours.items()}
     assert found == shapes
-    coordinates = sum(torch.Size(shape).numel() for name, shape in found.items() if "freqs_t" in name)
+    coordinates = sum(
+        torch.Size(shape).numel() for name, shape in found.items() if "freqs_t" in name
+    )
     assert sum(torch.Size(shape).numel() for shape in found.values()) - coordinates == 173_890_592
     assert theirs.config == TOKENIZERS["maetok-b-128"]
 
@@ -68,9 +89,18 @@ def test_the_papers_model_has_exactly_the_released_names_and_shapes(repository):
     ("changes", "message"),
     [
         ({"image_size": 256}, "the config says image_size = 256, but the tensors say 64"),
-        ({"num_latent_tokens": 128}, "the config says num_latent_tokens = 128, but the tensors say 16"),
-        ({"codebook_embed_dim": 32}, "the config says codebook_embed_dim = 32, but the tensors say 8"),
-        ({"encoder_model": "vit_base_patch14"}, r"encoder_model = 'vit_base_patch14', but the tensors are \(48, 2\)"),
+        (
+            {"num_latent_tokens": 128},
+            "the config says num_latent_tokens = 128, but the tensors say 16",
+        ),
+        (
+            {"codebook_embed_dim": 32},
+            "the config says codebook_embed_dim = 32, but the tensors say 8",
+        ),
+        (
+            {"encoder_model": "vit_base_patch14"},
+            r"encoder_model = 'vit_base_patch14', but the tensors are \(48, 2\)",
+        ),
         ({"num_heads": 5}, "5 heads do not divide the width 48"),
     ],
 )
@@ -91,32 +121,53 @@ def test_tensors_that_do_not_fit_are_a_table(weights, settings):
     with pytest.raises(ValueError) as problem:
         from_released(wrong, settings)
     assert str(problem.value) == lines
-    with pytest.raises(ValueError, match=r"these are no released tokenizer weights: the tensor 'quant_conv.bias' is missing"):
-        from_released({"encoder.model.patch_embed.proj.weight": torch.zeros(2, 3, 4, 4), "encoder.model.pos_embed":
-                       torch.zeros(1, 5, 2)}, settings)  # fmt: skip
+    with pytest.raises(
+        ValueError,
+        match=r"these are no released tokenizer weights: the tensor 'quant_conv.bias' is missing",
+    ):
+        from_released(
+            {
+                "encoder.model.patch_embed.proj.weight": torch.zeros(2, 3, 4, 4),
+                "encoder.model.pos_embed": torch.zeros(1, 5, 2),
+            },
+            settings,
+        )
 
 
-@pytest.mark.parametrize("change", [{"bottleneck": "kl"}, {"refine": 8}, {"class_token": False}, {"decoder.rope": "axial"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"bottleneck": "kl"}, {"refine": 8}, {"class_token": False}, {"decoder.rope": "axial"}],
+)
 def test_what_their_tokenizer_cannot_express_has_no_released_form(weights, settings, change):
     config = override(from_released(weights, settings).config, change)
-    with pytest.raises(ValueError, match=r"only tokenizers built like maetok-b-128 .* have a released form; this one differs"):
+    with pytest.raises(
+        ValueError,
+        match=r"only tokenizers built like maetok-b-128 .* have a released form; this one differs",
+    ):
         to_released(Tokenizer(config))
 
 
 # Folders --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_as_the_hub_has_it_loads_by_its_path_and_by_a_hub_name(fixture, weights, settings, tmp_path, monkeypatch):
+def test_a_folder_as_the_hub_has_it_loads_by_its_path_and_by_a_hub_name(
+    fixture, weights, settings, tmp_path, monkeypatch
+):
     save_file(weights, tmp_path / "model.safetensors")
     write_json(tmp_path / "config.json", settings | {"vq_mean": 0.1})
     tokenizer = load_tokenizer(tmp_path)
     assert (tokenizer.encode(fixture["images"]) - fixture["latents"]).abs().max() < 1e-4
     asked = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **rest: asked.append((name, rest)) or tmp_path)
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda name, **rest: asked.append((name, rest)) or tmp_path,
+    )
     assert load_tokenizer("MAETok/maetok-b-128").fingerprint == tokenizer.fingerprint
     [(name, options)] = asked
     assert name == "MAETok/maetok-b-128"
-    assert all(pattern.endswith((".safetensors", ".json", ".md")) for pattern in options["allow_patterns"])
+    assert all(
+        pattern.endswith((".safetensors", ".json", ".md")) for pattern in options["allow_patterns"]
+    )
 
 
 def test_our_own_tokenizer_is_exported_with_a_card_and_comes_back_the_same(tmp_path, monkeypatch):
@@ -154,5 +205,8 @@ def test_folders_and_names_that_hold_nothing_are_one_clear_line(weights, tmp_pat
         raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(FileNotFoundError, match=r"MAETok/maetok-b-128 is not in the hub's cache and could not be fetched"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"MAETok/maetok-b-128 is not in the hub's cache and could not be fetched",
+    ):
         load_tokenizer("MAETok/maetok-b-128")

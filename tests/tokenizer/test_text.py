@@ -14,7 +14,13 @@ from maetok_lab.tokenizer.towers import TowerConfig
 
 TOWER = TowerConfig(width=16, depth=1, num_heads=2)
 MODEL = TokenizerConfig(
-    image_size=16, patch_size=8, num_latent_tokens=6, latent_dim=4, encoder=TOWER, decoder=TOWER, modulation_init=1.0
+    image_size=16,
+    patch_size=8,
+    num_latent_tokens=6,
+    latent_dim=4,
+    encoder=TOWER,
+    decoder=TOWER,
+    modulation_init=1.0,
 )
 IMAGES = torch.zeros(2, 3, 16, 16)
 
@@ -53,10 +59,14 @@ def test_the_loss_is_softmax_cross_entropy_by_hand_and_nothing_where_there_are_n
     red, apple = caption_tokens(["red apple"])[0, :2]
     logits[0, red], logits[0, apple] = 2.0, 1.0
     norm = torch.tensor([VOCABULARY - 2 + 2.718281828**2 + 2.718281828]).log()
-    assert torch.allclose(target.loss(logits, wanted), torch.cat([norm - 1.5, torch.zeros(1)]), atol=1e-4)
+    assert torch.allclose(
+        target.loss(logits, wanted), torch.cat([norm - 1.5, torch.zeros(1)]), atol=1e-4
+    )
     best = torch.full((1, VOCABULARY), -100.0)
     best[0, [red, apple]] = 0.0
-    assert torch.allclose(target.loss(best, wanted[:1]), torch.tensor([2.0]).log())  # the entropy of two equal words
+    assert torch.allclose(
+        target.loss(best, wanted[:1]), torch.tensor([2.0]).log()
+    )  # the entropy of two equal words
 
 
 def test_the_emojis_captions_can_be_learnt_from_latents():
@@ -72,7 +82,9 @@ def test_the_emojis_captions_can_be_learnt_from_latents():
     assert decoder(latents).shape == (4, VOCABULARY)
     mask = torch.zeros(4, 4, dtype=torch.bool)
     mask[:, 0] = True
-    assert torch.equal(decoder.loss(latents, target, mask), decoder.loss(latents, target, None))  # one loss an image
+    assert torch.equal(
+        decoder.loss(latents, target, mask), decoder.loss(latents, target, None)
+    )  # one loss an image
     optimizer = torch.optim.Adam(decoder.parameters(), lr=3e-2)
     losses = []
     for _ in range(20):
@@ -90,5 +102,7 @@ def test_missing_captions_and_a_missing_package_are_said(monkeypatch):
             TextTarget()(IMAGES, captions)
     text._encoder.cache_clear()
     monkeypatch.setitem(sys.modules, "open_clip.tokenizer", None)
-    with pytest.raises(ImportError, match=r"open-clip-torch: pip install 'maetok-lab\[evaluation\]'"):
+    with pytest.raises(
+        ImportError, match=r"open-clip-torch: pip install 'maetok-lab\[evaluation\]'"
+    ):
         caption_tokens(["red"])

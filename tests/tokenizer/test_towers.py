@@ -4,8 +4,20 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm, silu
 
-from maetok_lab.tokenizer.blocks import ModulatedBlock, Modulation, PlainBlock, init_weights, modulate_latents
-from maetok_lab.tokenizer.towers import GridPositions, LatentDecoder, TowerConfig, drop_path_rates, latent_positions
+from maetok_lab.tokenizer.blocks import (
+    ModulatedBlock,
+    Modulation,
+    PlainBlock,
+    init_weights,
+    modulate_latents,
+)
+from maetok_lab.tokenizer.towers import (
+    GridPositions,
+    LatentDecoder,
+    TowerConfig,
+    drop_path_rates,
+    latent_positions,
+)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -14,16 +26,26 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def decoder(**changes) -> LatentDecoder:
     torch.manual_seed(0)
-    settings = {"depth": 2, "positions": "rope"} | {k: changes.pop(k) for k in ("depth", "positions") if k in changes}
-    options = {"latent_dim": 4, "num_latent_tokens": 6, "grid": (2, 3), "theta": 10.0, "modulation": True}
+    settings = {"depth": 2, "positions": "rope"} | {
+        k: changes.pop(k) for k in ("depth", "positions") if k in changes
+    }
+    options = {
+        "latent_dim": 4,
+        "num_latent_tokens": 6,
+        "grid": (2, 3),
+        "theta": 10.0,
+        "modulation": True,
+    }
     options |= {"scale_init": 1.0, "latent_init": "normal"} | changes
-    return LatentDecoder(TowerConfig(width=16, num_heads=2, **settings), **options).apply(init_weights)
+    return LatentDecoder(TowerConfig(width=16, num_heads=2, **settings), **options).apply(
+        init_weights
+    )
 
 
 def test_stochastic_depth_rises_linearly_from_zero():
-    assert drop_path_rates(TowerConfig(width=8, depth=5, num_heads=1, drop_path=0.2)) == pytest.approx(
-        [0, 0.05, 0.1, 0.15, 0.2]
-    )
+    assert drop_path_rates(
+        TowerConfig(width=8, depth=5, num_heads=1, drop_path=0.2)
+    ) == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
     assert drop_path_rates(TowerConfig(width=8, depth=1, num_heads=1, drop_path=0.2)) == [0]
 
 
@@ -41,7 +63,9 @@ def test_a_modulated_block_scales_and_shifts_latent_positions_only_by_scale_not_
     x, latents = noise(2, 9, 16), noise(2, 6, 4)
     torch.nn.init.normal_(block.modulation.linear.weight)
     torch.nn.init.normal_(block.modulation.linear.bias)
-    shift_attn, scale_attn, shift_mlp, scale_mlp = block.modulation.linear(silu(latents)).split(16, dim=-1)
+    shift_attn, scale_attn, shift_mlp, scale_mlp = block.modulation.linear(silu(latents)).split(
+        16, dim=-1
+    )
 
     def modulated(y, shift, scale):
         y = layer_norm(y, (16,), eps=1e-6)
@@ -67,7 +91,9 @@ def test_modulation_starts_at_its_scale_and_without_shift(scale_init):
 def test_with_scales_at_zero_the_first_block_sees_no_latents():
     for scale_init, sees in ((0.0, False), (1.0, True)):
         tower = decoder(depth=1, scale_init=scale_init)
-        same = torch.allclose(tower(noise(2, 6, 4), (2, 3)), tower(noise(2, 6, 4, seed=1), (2, 3)), atol=1e-6)
+        same = torch.allclose(
+            tower(noise(2, 6, 4), (2, 3)), tower(noise(2, 6, 4, seed=1), (2, 3)), atol=1e-6
+        )
         assert same != sees
 
 
@@ -78,7 +104,9 @@ def test_a_decoder_of_depth_zero_is_one_linear_map_for_its_own_grid():
     assert zero.shape == (2, 6, 16)
     wanted = tower(a, (2, 3)) + 2 * tower(b, (2, 3)) - 2 * zero
     assert torch.allclose(tower(a + 2 * b, (2, 3)), wanted, atol=1e-5)
-    with pytest.raises(ValueError, match=r"a decoder of depth 0 gives 6 patches, so it cannot give \(4, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"a decoder of depth 0 gives 6 patches, so it cannot give \(4, 4\)"
+    ):
         tower(a, (4, 4))
 
 
@@ -106,7 +134,9 @@ def test_the_class_tokens_absolute_position_comes_first_and_starts_at_zero():
 
 def test_rotations_cover_the_sequence_and_leave_class_and_latents_alone():
     config = TowerConfig(width=16, depth=3, num_heads=2, positions="rope", rope="mixed")
-    rotations = GridPositions(config, (2, 3), class_token=True, theta=10.0).rotations((3, 4), after=5, depth=3)
+    rotations = GridPositions(config, (2, 3), class_token=True, theta=10.0).rotations(
+        (3, 4), after=5, depth=3
+    )
     assert len(rotations) == 3
     for cos, sin in rotations:
         assert cos.shape == sin.shape == (2, 1 + 12 + 5, 4)
@@ -123,7 +153,9 @@ def test_latent_positions_on_a_grid_each_have_a_home_evenly_over_the_image():
         assert apart.min() > 0.2
     same = latent_positions(64, 16, (8, 8), "grid")
     config = TowerConfig(width=16, depth=1, num_heads=2, positions="ape")
-    assert torch.allclose(same, GridPositions(config, (8, 8), class_token=False, theta=10.0).absolute, atol=1e-6)
+    assert torch.allclose(
+        same, GridPositions(config, (8, 8), class_token=False, theta=10.0).absolute, atol=1e-6
+    )
 
 
 def test_latent_positions_of_the_release_are_small_and_random():

@@ -23,11 +23,15 @@ def assert_same_end():
     def compare(first: Run, second: Run) -> None:
         mine, theirs = Run(first.folder).load_checkpoint(), Run(second.folder).load_checkpoint()
         assert (mine.step, mine.state) == (theirs.step, theirs.state)
-        assert {g: sorted(t) for g, t in mine.tensors.items()} == {g: sorted(t) for g, t in theirs.tensors.items()}
+        assert {g: sorted(t) for g, t in mine.tensors.items()} == {
+            g: sorted(t) for g, t in theirs.tensors.items()
+        }
         for group, tensors in mine.tensors.items():
             for name, value in tensors.items():
                 assert torch.equal(value, theirs.tensors[group][name]), f"{group} {name}"
-        assert (first.folder / "metrics.jsonl").read_text() == (second.folder / "metrics.jsonl").read_text()
+        assert (first.folder / "metrics.jsonl").read_text() == (
+            second.folder / "metrics.jsonl"
+        ).read_text()
 
     return compare
 
@@ -39,9 +43,16 @@ def assert_same_end():
 def sit() -> DiffusionTraining:
     """Twenty steps of a small SiT on latents of three classes."""
     return DiffusionTraining(
-        model=DiffusionConfig(width=16, depth=1, num_heads=2), num_classes=3, num_steps=20, batch_size=8,
-        ema_decays=(0.9, 0.5), optimizer=OptimizerConfig(learning_rate=1e-3), precision="fp32", log_every=2, save_every=9,
-    )  # fmt: skip
+        model=DiffusionConfig(width=16, depth=1, num_heads=2),
+        num_classes=3,
+        num_steps=20,
+        batch_size=8,
+        ema_decays=(0.9, 0.5),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        precision="fp32",
+        log_every=2,
+        save_every=9,
+    )
 
 
 @pytest.fixture(params=["sit", "lightningdit"])
@@ -51,7 +62,9 @@ def diffusion_config(request, sit) -> DiffusionTraining:
         return sit
     return dataclasses.replace(
         sit,
-        model=override(sit.model, {"norm": "rmsnorm", "mlp": "swiglu", "positions": "rope", "qk_norm": True}),
+        model=override(
+            sit.model, {"norm": "rmsnorm", "mlp": "swiglu", "positions": "rope", "qk_norm": True}
+        ),
         path="cosine",
         optimizer=OptimizerConfig(name="muon"),
         precision="bf16",
@@ -95,8 +108,18 @@ def small_dino(monkeypatch):
         from timm.models.vision_transformer import VisionTransformer
 
         torch.manual_seed(0)
-        vit = VisionTransformer(img_size=8, patch_size=4, embed_dim=16, depth=12, num_heads=2, dynamic_img_size=True)
-        return FeatureNet(vit, name=name, mean=[124] * 3, std=[58] * 3, order="rgb", input_size=8, weight_hash="random")
+        vit = VisionTransformer(
+            img_size=8, patch_size=4, embed_dim=16, depth=12, num_heads=2, dynamic_img_size=True
+        )
+        return FeatureNet(
+            vit,
+            name=name,
+            mean=[124] * 3,
+            std=[58] * 3,
+            order="rgb",
+            input_size=8,
+            weight_hash="random",
+        )
 
     monkeypatch.setattr(discriminators, "load_net", load)
 
@@ -110,7 +133,9 @@ def break_hinge(monkeypatch):
 
         def hinge(real, fake):
             count.append(None)
-            return discriminators.hinge_d(real, fake) * (torch.nan if len(count) - 1 in calls else 1)
+            return discriminators.hinge_d(real, fake) * (
+                torch.nan if len(count) - 1 in calls else 1
+            )
 
         monkeypatch.setattr(adversary, "hinge_d", hinge)
 

@@ -30,10 +30,18 @@ def main(root: str, how: str = "") -> None:
         pass
     run = open_run(state, root, "diffusion", CONFIG)
     start = run.checkpoint_steps()
-    print(f"process {state.process_index} of {state.num_processes} starts after {start[-1] if start else 0}", flush=True)
+    print(
+        f"process {state.process_index} of {state.num_processes} starts after {start[-1] if start else 0}",
+        flush=True,
+    )
     for record in train_diffusion(CONFIG, LatentDataset(Run(f"{root}/cache")), run, cpu=True):
         time.sleep(0.1 * (how == "slow"))
-        if how == "kill" and record.step == 12 and state.process_index == state.num_processes - 1 and not done.exists():
+        if (
+            how == "kill"
+            and record.step == 12
+            and state.process_index == state.num_processes - 1
+            and not done.exists()
+        ):
             done.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -27,16 +27,29 @@ COMMON = {
     "log_every": 1,
     "optimizer": OptimizerConfig(learning_rate=1e-3),
 }
-ADVERSARIAL = AdversarialConfig(discriminator="patchgan", width=8, layers=2, trains_from=1, counts_from=3, learning_rate=1e-3)
+ADVERSARIAL = AdversarialConfig(
+    discriminator="patchgan", width=8, layers=2, trains_from=1, counts_from=3, learning_rate=1e-3
+)
 TOKENIZER = TokenizerTraining(
     model=TokenizerConfig(
-        image_size=16, patch_size=4, num_latent_tokens=4, latent_dim=3, encoder=TOWER, decoder=TOWER, bottleneck="kl"
+        image_size=16,
+        patch_size=4,
+        num_latent_tokens=4,
+        latent_dim=3,
+        encoder=TOWER,
+        decoder=TOWER,
+        bottleneck="kl",
     ),
     targets=(AuxiliaryConfig(tower=TOWER),),
     losses=LossConfig(perceptual="none", kl_weight=1e-3, adversarial=ADVERSARIAL),
     **COMMON,
 )
-DIFFUSION = DiffusionTraining(model=DiffusionConfig(width=16, depth=1, num_heads=2), num_classes=3, ema_decays=(0.9,), **COMMON)
+DIFFUSION = DiffusionTraining(
+    model=DiffusionConfig(width=16, depth=1, num_heads=2),
+    num_classes=3,
+    ema_decays=(0.9,),
+    **COMMON,
+)
 
 
 class Averages(torch.nn.Module):
@@ -53,10 +66,16 @@ def pictures() -> Pictures:
     images = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     labels = torch.arange(12) % 3
     return Pictures(
-        labels=labels, image_size=16, fingerprint="pictures", in_memory=True, count_broken=lambda messages: None,
+        labels=labels,
+        image_size=16,
+        fingerprint="pictures",
+        in_memory=True,
+        count_broken=lambda messages: None,
         batch=lambda index, flip: (images[index], labels[index]),
-        read=lambda index, flip, scale_crops: SimpleNamespace(images=images[index], indices=index, broken=()),
-    )  # fmt: skip
+        read=lambda index, flip, scale_crops: SimpleNamespace(
+            images=images[index], indices=index, broken=()
+        ),
+    )
 
 
 def open_run(state: PartialState, root: str, name: str, config) -> Run:
@@ -71,7 +90,9 @@ def main(root: str, name: str) -> None:
     caching = LatentCaching(tokenizer="weights", images="pictures", dtype="fp32", shard_size=5)
     cache = open_run(state, root, f"cache-{name}", caching)
     shards = list(write_latents(Averages(), pictures(), caching, cache, device=torch.device("cpu")))
-    assert len(shards) == {(1, 0): 3, (2, 0): 2, (2, 1): 1}[state.num_processes, state.process_index]
+    assert (
+        len(shards) == {(1, 0): 3, (2, 0): 2, (2, 1): 1}[state.num_processes, state.process_index]
+    )
     latents = LatentDataset(Run(f"{root}/cache-{name}"))
     tokenizer = open_run(state, root, f"tokenizer-{name}", TOKENIZER)
     for record in train_tokenizer(TOKENIZER, pictures(), tokenizer, cpu=True):

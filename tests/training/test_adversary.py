@@ -15,14 +15,22 @@ from maetok_lab.training.adversary import Adversary, average_gradients, half_cro
 from maetok_lab.training.common import OptimizerConfig, Share
 
 PATCHGAN = AdversarialConfig(
-    discriminator="patchgan", width=8, layers=2, trains_from=0, counts_from=0, learning_rate=1e-3, betas=(0.5, 0.9)
+    discriminator="patchgan",
+    width=8,
+    layers=2,
+    trains_from=0,
+    counts_from=0,
+    learning_rate=1e-3,
+    betas=(0.5, 0.9),
 )
 
 
 def make_adversary(config: AdversarialConfig = PATCHGAN, **changes) -> Adversary:
     config = dataclasses.replace(config, **changes)
     optimizer = OptimizerConfig(learning_rate=1e-3)
-    return Adversary(config, optimizer, image_size=16, precision="fp32", seed=0, device=torch.device("cpu"))
+    return Adversary(
+        config, optimizer, image_size=16, precision="fp32", seed=0, device=torch.device("cpu")
+    )
 
 
 def share(step: int = 0, size: int = 4) -> Share:
@@ -53,9 +61,14 @@ def test_the_weighted_term_has_its_share_of_the_reconstructions_gradient_at_the_
     reconstructions = torch.einsum("bchw,cd->bdhw", noise(4, 3, 16, 16), weight)
     loss = (reconstructions - noise(4, 3, 16, 16, seed=1)).square().mean()
     terms = adversary.oppose(reconstructions, loss, weight, share())
-    of_loss, of_term = (torch.autograd.grad(x, weight, retain_graph=True)[0].norm() for x in (loss, terms["adversarial"]))
+    of_loss, of_term = (
+        torch.autograd.grad(x, weight, retain_graph=True)[0].norm()
+        for x in (loss, terms["adversarial"])
+    )
     assert (terms["adaptive_weight"] * of_term / of_loss).item() == pytest.approx(1, rel=0.05)
-    assert terms["adaptive_weight"].item() == pytest.approx((of_loss / (of_term + 1e-4)).item(), rel=1e-4)
+    assert terms["adaptive_weight"].item() == pytest.approx(
+        (of_loss / (of_term + 1e-4)).item(), rel=1e-4
+    )
     fixed = make_adversary(adaptive=False).oppose(reconstructions, loss, weight, share())
     assert fixed["adaptive_weight"] == 1
     assert fixed["adversarial"] == terms["adversarial"]
@@ -67,8 +80,12 @@ def test_what_trains_the_discriminator_gives_no_gradient_to_the_tokenizer():
     adversary.learn(noise(4, 3, 16, 16), noise(4, 3, 16, 16, seed=1) * weight, share(), factor=1.0)
     assert weight.grad is None
     assert all(p.grad is None for p in adversary.discriminator.parameters())
-    changed = {name for name, value in adversary.tensors().items() if not torch.equal(before[name], value)}
-    assert changed == set(before) - {"trained.6.parametrizations.weight.0.u"}  # of the logit: 1 x 1, always 1 or -1
+    changed = {
+        name for name, value in adversary.tensors().items() if not torch.equal(before[name], value)
+    }
+    assert changed == set(before) - {
+        "trained.6.parametrizations.weight.0.u"
+    }  # of the logit: 1 x 1, always 1 or -1
 
 
 def test_held_still_is_over_afterwards_even_after_an_error():
@@ -101,7 +118,9 @@ def test_a_step_logs_what_its_logits_say_and_lecam_takes_their_means(monkeypatch
     terms = adversary.learn(noise(4, 3, 16, 16), noise(4, 3, 16, 16, seed=1), share(), factor=1.0)
     real, fake = logits["real"], logits["fake"]
     assert terms["discriminator"] == discriminators.hinge_d(real, fake)
-    assert terms["lecam"].item() == pytest.approx((real.relu().square().mean() + (-fake).relu().square().mean()).item())
+    assert terms["lecam"].item() == pytest.approx(
+        (real.relu().square().mean() + (-fake).relu().square().mean()).item()
+    )
     assert terms["discriminator/accuracy_real"] == (real > 0).float().mean()
     assert terms["discriminator/accuracy_fake"] == (fake < 0).float().mean()
     assert adversary.lecam.real.item() == pytest.approx(0.25 * real.mean().item())
@@ -115,12 +134,18 @@ def test_consistency_compares_the_same_image_under_strong_augmentation(monkeypat
     assert adversary.learn(images, made, share(), factor=1.0)["consistency"] == 0
     monkeypatch.setattr(module, "diff_augment", lambda x, **settings: -x)
     assert adversary.learn(images, made, share(), factor=1.0)["consistency"] > 0
-    assert "consistency" not in make_adversary(consistency_weight=0.0).learn(images, made, share(), factor=1.0)
+    assert "consistency" not in make_adversary(consistency_weight=0.0).learn(
+        images, made, share(), factor=1.0
+    )
 
 
 def test_draws_depend_on_seed_stream_and_step_only():
     adversary, images = make_adversary(), noise(8, 3, 16, 16)
-    views = [adversary._view(images, name, share(step, 8)) for name in ("real", "fake") for step in (0, 1)]
+    views = [
+        adversary._view(images, name, share(step, 8))
+        for name in ("real", "fake")
+        for step in (0, 1)
+    ]
     assert len({view.sum().item() for view in views}) == 4
     torch.rand(3)
     assert torch.equal(adversary._view(images, "real", share(0, 8)), views[0])
@@ -137,12 +162,16 @@ def test_a_discriminator_beats_a_decoder_that_stands_still():
     ramp = torch.linspace(-1, 1, 16)
     for step in range(30):
         images = torch.sin(3 * (ramp[:, None] + ramp) + 3 * noise(8, 3, 1, 1, seed=step))
-        terms = adversary.learn(images, noise(8, 3, 16, 16, seed=100 + step), share(step, 8), factor=1.0)
+        terms = adversary.learn(
+            images, noise(8, 3, 16, 16, seed=100 + step), share(step, 8), factor=1.0
+        )
     assert terms["discriminator/accuracy_real"] > 0.9
     assert terms["discriminator/accuracy_fake"] > 0.9
 
 
-def test_images_larger_than_the_network_takes_are_cropped_half_of_the_time_in_one_place_a_step(small_dino):
+def test_images_larger_than_the_network_takes_are_cropped_half_of_the_time_in_one_place_a_step(
+    small_dino,
+):
     adversary = make_adversary(dataclasses.replace(PATCHGAN, discriminator="dino"), diffaug=False)
     images = noise(4, 3, 16, 16)
     shapes = []
@@ -170,7 +199,9 @@ def test_gradients_are_averaged_over_processes():
     layer = torch.nn.Linear(2, 3)
     for parameter in layer.parameters():
         parameter.grad = torch.ones_like(parameter)
-    halved = SimpleNamespace(num_processes=2, process_index=0, reduce=lambda value, how: value * {"mean": 0.5}[how])
+    halved = SimpleNamespace(
+        num_processes=2, process_index=0, reduce=lambda value, how: value * {"mean": 0.5}[how]
+    )
     average_gradients(list(layer.parameters()), Share(halved, 0, 4))
     assert all((parameter.grad == 0.5).all() for parameter in layer.parameters())
     assert Share(halved, 0, 4).rows == slice(0, None, 2)
@@ -180,7 +211,11 @@ def test_a_step_without_a_finite_gradient_never_reaches_the_discriminator(break_
     adversary = make_adversary()
     batch = noise(4, 3, 16, 16), noise(4, 3, 16, 16, seed=1), share()
     adversary.learn(*batch, factor=1.0)
-    before = {name: value.clone() for name, value in adversary.tensors().items() if not name.endswith(".u")}
+    before = {
+        name: value.clone()
+        for name, value in adversary.tensors().items()
+        if not name.endswith(".u")
+    }
     break_hinge({0})
     terms = adversary.report(adversary.learn(*batch, factor=1.0))
     assert terms["discriminator/skipped"] == 1

@@ -33,7 +33,9 @@ def folder(tmp_path) -> Path:
     for i in range(15):
         path = tmp_path / "images" / "train" / "ab"[i % 2] / f"{i:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (16, 20, 3), dtype=np.uint8)).save(path)
+        Image.fromarray(
+            np.random.default_rng(i).integers(0, 256, (16, 20, 3), dtype=np.uint8)
+        ).save(path)
     return tmp_path / "images"
 
 
@@ -50,7 +52,9 @@ def same(mine, theirs) -> bool:
 
 @pytest.mark.parametrize("crop", ["center", "scale"])
 def test_workers_change_nothing(large, crop):
-    alone, helped = (list(training_batches(large, Config(crop=crop, workers=workers))) for workers in (0, 2))
+    alone, helped = (
+        list(training_batches(large, Config(crop=crop, workers=workers))) for workers in (0, 2)
+    )
     assert [batch.step for batch in helped] == list(range(6))
     assert all(map(same, alone, helped))
     assert not torch.equal(alone[0].images, alone[1].images)
@@ -80,7 +84,9 @@ def test_a_restart_at_step_k_gives_the_batches_from_k_on(large, workers):
 
 def test_every_process_gets_its_rows_of_the_same_batch(large):
     whole = training_batches(large, Config(crop="scale"))
-    shares = [training_batches(large, Config(crop="scale"), rows=slice(rank, None, 2)) for rank in (0, 1)]
+    shares = [
+        training_batches(large, Config(crop="scale"), rows=slice(rank, None, 2)) for rank in (0, 1)
+    ]
     for batch, *parts in itertools.islice(zip(whole, *shares), 2):
         for rank, part in enumerate(parts):
             assert torch.equal(part.images, batch.images[rank::2])
@@ -89,7 +95,9 @@ def test_every_process_gets_its_rows_of_the_same_batch(large):
 
 def test_flips_and_crops_are_drawn_anew_at_every_visit_of_a_picture(large):
     batches = list(training_batches(large, Config(crop="scale", num_steps=16)))  # over four epochs
-    of_first = [batch.images[batch.indices == 0][0] for batch in batches if (batch.indices == 0).any()]
+    of_first = [
+        batch.images[batch.indices == 0][0] for batch in batches if (batch.indices == 0).any()
+    ]
     assert len(of_first) >= 4
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(of_first, 2))
 
@@ -109,7 +117,9 @@ def test_truncated_pictures_are_named_and_counted_up_to_the_limit(folder, large,
     with pytest.warns(UserWarning, match="skipped a broken image") as caught:
         batches = list(training_batches(large, Config(workers=workers)))
     named = [str(warning.message) for warning in caught if "skipped" in str(warning.message)]
-    assert len(named) == len(large.broken) == 2  # each once, though they come again in the second epoch
+    assert (
+        len(named) == len(large.broken) == 2
+    )  # each once, though they come again in the second epoch
     assert all(large.records["path"][i] in " ".join(named) for i in (1, 7))
     met = torch.cat([batch.indices for batch in batches])
     assert not {1, 7} & set(met.tolist())
@@ -126,13 +136,19 @@ def test_a_scale_crop_is_80_to_100_percent_of_the_short_side():
     assert crops.shape == (4000, 3)
     assert 0.8 <= crops[:, 0].min() < 0.801
     assert 0.999 < crops[:, 0].max() <= 1
-    assert ((1 / crops[:, 0]).mean() - 1.125).abs() < 0.005  # the short side is uniform, not the scale
+    assert (
+        (1 / crops[:, 0]).mean() - 1.125
+    ).abs() < 0.005  # the short side is uniform, not the scale
     assert (crops[:, 1:].mean(0) - 0.5).abs().max() < 0.02
 
 
 def test_the_crop_is_part_of_the_fingerprint_and_the_workers_are_not():
     config = TOKENIZER_TRAINING["test"]
-    assert fingerprint(dataclasses.replace(config, workers=0)) == fingerprint(dataclasses.replace(config, workers=7))
+    assert fingerprint(dataclasses.replace(config, workers=0)) == fingerprint(
+        dataclasses.replace(config, workers=7)
+    )
     assert fingerprint(dataclasses.replace(config, crop="scale")) != fingerprint(config)
-    with pytest.raises(ValueError, match=r"workers must be 0 \(decode in this process\) or more, not -1"):
+    with pytest.raises(
+        ValueError, match=r"workers must be 0 \(decode in this process\) or more, not -1"
+    ):
         dataclasses.replace(config, workers=-1)

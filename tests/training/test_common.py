@@ -32,7 +32,11 @@ def modules() -> dict[str, dict[str, torch.nn.Module]]:
     """Every kind of parameter there is: a tokenizer with its auxiliary decoder, and both kinds of diffusion model."""
     torch.manual_seed(0)
     tower = {"positions": "rope+ape", "rope": "mixed"}
-    changes = {f"model.{side}.{key}": value for side in ("encoder", "decoder") for key, value in tower.items()}
+    changes = {
+        f"model.{side}.{key}": value
+        for side in ("encoder", "decoder")
+        for key, value in tower.items()
+    }
     training = TOKENIZER_TRAINING["test"]
     changes |= {"model.class_token": True, "model.layer_scale": 0.1, "losses.perceptual": "none"}
     objective = Objective(override(training, changes))
@@ -48,7 +52,12 @@ def modules() -> dict[str, dict[str, torch.nn.Module]]:
 
 def names_of(parameters, modules) -> set[str]:
     wanted = set(map(id, parameters))
-    return {f"{m}.{n}" for m, module in modules.items() for n, p in module.named_parameters() if id(p) in wanted}
+    return {
+        f"{m}.{n}"
+        for m, module in modules.items()
+        for n, p in module.named_parameters()
+        if id(p) in wanted
+    }
 
 
 each_model = pytest.mark.parametrize("kind", ["tokenizer", "sit", "lightningdit"])
@@ -62,9 +71,20 @@ def test_muon_moves_the_matrices_of_blocks_and_adamw_all_the_rest(modules, kind)
     muon = names_of(grad_parameters([optimizers["muon"]]), modules[kind])
     for name in muon:
         assert ".blocks." in name
-        assert name.endswith((".qkv.weight", ".proj.weight", ".fc1.weight", ".fc2.weight", ".w12.weight", ".w3.weight"))
+        assert name.endswith(
+            (
+                ".qkv.weight",
+                ".proj.weight",
+                ".fc1.weight",
+                ".fc2.weight",
+                ".w12.weight",
+                ".w3.weight",
+            )
+        )
     assert {name.rsplit(".", 2)[1] for name in muon} >= {"qkv", "proj"}
-    every = {f"{m}.{n}" for m, module in modules[kind].items() for n, p in module.named_parameters()}
+    every = {
+        f"{m}.{n}" for m, module in modules[kind].items() for n, p in module.named_parameters()
+    }
     rest = names_of(grad_parameters([optimizers["adamw"]]), modules[kind])
     assert rest | muon == every
     assert not rest & muon
@@ -74,7 +94,11 @@ def test_muon_moves_the_matrices_of_blocks_and_adamw_all_the_rest(modules, kind)
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_weight_decay_acts_on_matrices_only(modules, kind, name):
     optimizers = make_optimizers(override(MUON, {"name": name}), modules[kind])
-    shapes = {f"{m}.{n}": p.ndim for m, module in modules[kind].items() for n, p in module.named_parameters()}
+    shapes = {
+        f"{m}.{n}": p.ndim
+        for m, module in modules[kind].items()
+        for n, p in module.named_parameters()
+    }
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
             for parameter in names_of(group["params"], modules[kind]):
@@ -82,7 +106,15 @@ def test_weight_decay_acts_on_matrices_only(modules, kind, name):
                 assert group["weight_decay"] == (0.1 if matrix else 0.0), parameter
     if kind == "tokenizer":
         free = names_of(optimizers["adamw"].param_groups[1]["params"], modules[kind])
-        for part in ("mask_token", "class_token", "latent_tokens", "latent_positions", "absolute", "freqs", "gamma"):
+        for part in (
+            "mask_token",
+            "class_token",
+            "latent_tokens",
+            "latent_positions",
+            "absolute",
+            "freqs",
+            "gamma",
+        ):
             assert any(part in parameter for parameter in free), part
 
 
@@ -91,7 +123,10 @@ def test_frozen_parameters_are_in_no_optimizer():
     model[0].requires_grad_(False)
     optimizers = make_optimizers(OptimizerConfig(), {"model": model})
     assert list(optimizers) == ["adamw"]
-    assert names_of(grad_parameters(optimizers.values()), {"m": model}) == {"m.1.weight", "m.1.bias"}
+    assert names_of(grad_parameters(optimizers.values()), {"m": model}) == {
+        "m.1.weight",
+        "m.1.bias",
+    }
 
 
 def steps(model: torch.nn.Module, optimizers: dict, first: int, last: int) -> None:
@@ -149,9 +184,13 @@ def test_a_factor_scales_every_groups_own_rate(modules):
         assert {g["lr"] for g in optimizers["muon"].param_groups} == {0.5 * factor}
 
 
-@pytest.mark.parametrize("changes", [{"warmup": 1.0}, {"learning_rate": 0.0}, {"clip": 0.0}, {"warmup": -0.1}])
+@pytest.mark.parametrize(
+    "changes", [{"warmup": 1.0}, {"learning_rate": 0.0}, {"clip": 0.0}, {"warmup": -0.1}]
+)
 def test_rates_that_cannot_train_are_refused(changes):
-    with pytest.raises(ValueError, match=r"need warmup in \[0, 1\), learning_rate > 0 and clip > 0, not"):
+    with pytest.raises(
+        ValueError, match=r"need warmup in \[0, 1\), learning_rate > 0 and clip > 0, not"
+    ):
         OptimizerConfig(**changes)
 
 
@@ -170,7 +209,9 @@ def test_the_average_follows_its_formula_and_warms_up():
         wanted = decay * wanted + (1 - decay) * model.weight.detach()
         ema.update(step)
         assert torch.allclose(ema.module.weight, wanted)
-    assert torch.equal(ema.module.bias, model.bias)  # what does not move stays the same to the last bit
+    assert torch.equal(
+        ema.module.bias, model.bias
+    )  # what does not move stays the same to the last bit
 
 
 def test_the_average_goes_on_after_its_weights_were_loaded():
@@ -189,18 +230,25 @@ def test_the_average_goes_on_after_its_weights_were_loaded():
 def test_non_finite_steps_are_refused_and_counted_and_five_in_a_row_end_it_with_step_and_terms():
     guard, nan, one = Guard(), torch.tensor(math.nan), torch.tensor(1.0)
     terms = {"pixel": torch.tensor(math.inf), "kl": one}
-    answers = [guard.accepts(norm, step, terms) for step, norm in enumerate([one, nan, nan, nan, nan, one, nan])]
+    answers = [
+        guard.accepts(norm, step, terms)
+        for step, norm in enumerate([one, nan, nan, nan, nan, one, nan])
+    ]
     assert answers == [True, False, False, False, False, True, False]
     assert (guard.skipped, guard.in_a_row) == (5, 1)
     for step in (7, 8, 9):
         guard.accepts(nan, step, terms)
-    with pytest.raises(NonFiniteTraining, match=r"5 steps in a row up to step 10 .* not finite: \{'pixel': inf\}"):
+    with pytest.raises(
+        NonFiniteTraining, match=r"5 steps in a row up to step 10 .* not finite: \{'pixel': inf\}"
+    ):
         guard.accepts(nan, 10, terms)
 
 
 def test_finite_terms_with_infinite_gradients_are_told_apart():
     guard = Guard(limit=1)
-    with pytest.raises(NonFiniteTraining, match=r"1 steps in a row .* terms that are not finite: none"):
+    with pytest.raises(
+        NonFiniteTraining, match=r"1 steps in a row .* terms that are not finite: none"
+    ):
         guard.accepts(torch.tensor(math.inf), 3, {"pixel": torch.tensor(1.0)})
 
 
@@ -216,7 +264,9 @@ def test_a_deferred_guard_skips_on_the_device_and_tells_at_log_time(name):
         for step, bad in enumerate([True, False, True, True, False]):
             for parameter in model.parameters():
                 draw = torch.Generator().manual_seed(step)
-                parameter.grad = torch.randn(parameter.shape, generator=draw) * (math.nan if bad else 1)
+                parameter.grad = torch.randn(parameter.shape, generator=draw) * (
+                    math.nan if bad else 1
+                )
             norm = torch.tensor(math.nan if bad else 1.0)
             before = {key: value.clone() for key, value in model.state_dict().items()}
             guard.step(optimizers.values(), [ema], norm, step, {})
@@ -225,16 +275,25 @@ def test_a_deferred_guard_skips_on_the_device_and_tells_at_log_time(name):
         assert guard.skipped == (0 if deferred else 3)
         guard.settle(4, {})
         assert (guard.skipped, guard.in_a_row) == (3, 0)
-        ends[deferred] = [*model.parameters(), *ema.module.parameters(), *optimizer_tensors(optimizers).values()]
+        ends[deferred] = [
+            *model.parameters(),
+            *ema.module.parameters(),
+            *optimizer_tensors(optimizers).values(),
+        ]
     assert all(value.isfinite().all() for value in ends[True])
-    assert all(torch.allclose(mine, theirs, atol=1e-6) for mine, theirs in zip(ends[True], ends[False], strict=True))
+    assert all(
+        torch.allclose(mine, theirs, atol=1e-6)
+        for mine, theirs in zip(ends[True], ends[False], strict=True)
+    )
 
 
 def test_a_deferred_guard_ends_the_training_at_log_time():
     guard, nan, one = Guard(limit=3, deferred=True), torch.tensor(math.nan), torch.tensor(1.0)
     for step, norm in enumerate([nan, nan, one, nan, nan, nan, one]):
         guard.step([], [], norm, step, {})
-    with pytest.raises(NonFiniteTraining, match=r"3 steps in a row up to step 6 .* not finite: \{'velocity': nan\}"):
+    with pytest.raises(
+        NonFiniteTraining, match=r"3 steps in a row up to step 6 .* not finite: \{'velocity': nan\}"
+    ):
         guard.settle(6, {"velocity": nan})
     assert guard.skipped == 5
 
@@ -244,7 +303,11 @@ def test_a_deferred_guard_ends_the_training_at_log_time():
 
 def test_every_epoch_visits_every_item_once_in_an_order_of_its_own():
     visited = torch.cat([batch_indices(0, step, 4, 10) for step in range(5)])  # two epochs of ten
-    assert visited[:10].sort().values.tolist() == visited[10:].sort().values.tolist() == list(range(10))
+    assert (
+        visited[:10].sort().values.tolist()
+        == visited[10:].sort().values.tolist()
+        == list(range(10))
+    )
     assert not torch.equal(visited[:10], visited[10:])
     assert not torch.equal(visited[:4], batch_indices(1, 0, 4, 10))
     assert torch.equal(batch_indices(0, 3, 4, 10), visited[12:16])

@@ -14,17 +14,35 @@ from maetok_lab.tokenizer.towers import TowerConfig
 from maetok_lab.training.common import OptimizerConfig
 from maetok_lab.training.objective import Objective
 from maetok_lab.training.presets import DECODER_TUNING, TOKENIZER_TRAINING
-from maetok_lab.training.tokenizer import TokenizerTraining, decoder_tuning, finetune_decoder, train_tokenizer
+from maetok_lab.training.tokenizer import (
+    TokenizerTraining,
+    decoder_tuning,
+    finetune_decoder,
+    train_tokenizer,
+)
 
 TOWER = TowerConfig(width=16, depth=2, num_heads=2, drop_path=0.1)
 MODEL = TokenizerConfig(
-    image_size=16, patch_size=4, num_latent_tokens=4, latent_dim=2, encoder=TOWER, decoder=TOWER, modulation_init=1.0
+    image_size=16,
+    patch_size=4,
+    num_latent_tokens=4,
+    latent_dim=2,
+    encoder=TOWER,
+    decoder=TOWER,
+    modulation_init=1.0,
 )
 HOG = (AuxiliaryConfig(tower=dataclasses.replace(TOWER, depth=1)),)
 STAGE_ONE = TokenizerTraining(
-    model=MODEL, targets=HOG, losses=LossConfig(perceptual="none"), optimizer=OptimizerConfig(learning_rate=1e-3),
-    num_steps=3, batch_size=6, ema_decay=0.9, log_every=2, save_every=9,
-)  # fmt: skip
+    model=MODEL,
+    targets=HOG,
+    losses=LossConfig(perceptual="none"),
+    optimizer=OptimizerConfig(learning_rate=1e-3),
+    num_steps=3,
+    batch_size=6,
+    ema_decay=0.9,
+    log_every=2,
+    save_every=9,
+)
 
 
 @pytest.fixture
@@ -70,7 +88,11 @@ def test_it_starts_from_the_averages_leaves_the_encoder_alone_and_resumes_bit_fo
             unused = name.startswith("decoder.norm_modulation")
             assert torch.equal(after[group][name], value) == (name in frozen or unused), name
     assert whole.provenance["parents"] == [
-        {"run": "parent", "fingerprint": parent.fingerprint, "checkpoint_sha256": parent.weights_hash()}
+        {
+            "run": "parent",
+            "fingerprint": parent.fingerprint,
+            "checkpoint_sha256": parent.weights_hash(),
+        }
     ]
     train(config, pictures, Run.open("cut", config, root=tmp_path), parent=parent, steps=9)
     resumed = Run.open("cut", config, root=tmp_path)
@@ -91,32 +113,48 @@ def test_it_needs_its_own_parent_and_weights_in_it(tmp_path, pictures, parent):
     tuning = decoder_tuning(STAGE_ONE, parent=parent)
     other = Run.open("other", dataclasses.replace(STAGE_ONE, seed=1), root=tmp_path)
     for wrong in (None, other):
-        with pytest.raises(ValueError, match=f"needs the run with fingerprint {parent.fingerprint} as its parent"):
+        with pytest.raises(
+            ValueError, match=f"needs the run with fingerprint {parent.fingerprint} as its parent"
+        ):
             train(tuning, pictures, Run.open("tuned", tuning, root=tmp_path), parent=wrong)
     empty = decoder_tuning(STAGE_ONE, parent=other)
-    with pytest.raises(ValueError, match="decoder tuning starts from run other, which has no checkpoint yet"):
+    with pytest.raises(
+        ValueError, match="decoder tuning starts from run other, which has no checkpoint yet"
+    ):
         train(empty, pictures, Run.open("empty", empty, root=tmp_path), parent=other)
     for wrong in ({"targets": HOG}, {"parent": None}):
-        with pytest.raises(ValueError, match=r"needs a parent run and has no auxiliary targets, not parent "):
+        with pytest.raises(
+            ValueError, match=r"needs a parent run and has no auxiliary targets, not parent "
+        ):
             dataclasses.replace(tuning, **wrong)
 
 
 def test_every_tuning_preset_fits_its_training_preset(parent):
     assert set(DECODER_TUNING) == set(TOKENIZER_TRAINING)
     for name, changes in DECODER_TUNING.items():
-        assert decoder_tuning(TOKENIZER_TRAINING[name], parent=parent, **changes).trains == "decoder"
+        assert (
+            decoder_tuning(TOKENIZER_TRAINING[name], parent=parent, **changes).trains == "decoder"
+        )
 
 
-def test_an_encoder_that_moved_is_an_error_that_names_it_and_is_not_written(tmp_path, pictures, parent, monkeypatch):
+def test_an_encoder_that_moved_is_an_error_that_names_it_and_is_not_written(
+    tmp_path, pictures, parent, monkeypatch
+):
     config = decoder_tuning(STAGE_ONE, parent=parent)
     run = Run.open("tuned", config, root=tmp_path)
+
     def nudge(self, mode=True):
         with torch.no_grad():
-            self.tokenizer.encoder.norm.weight[0] += 1e-6  # one value of one tensor, by the last bits
+            self.tokenizer.encoder.norm.weight[0] += (
+                1e-6  # one value of one tensor, by the last bits
+            )
         return torch.nn.Module.train(self, mode)
 
     monkeypatch.setattr(Objective, "train", nudge)
-    with pytest.raises(RuntimeError, match=r"decoder tuning moved what makes the latents: encoder\.norm\.weight of 1 tensors"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"decoder tuning moved what makes the latents: encoder\.norm\.weight of 1 tensors",
+    ):
         train(config, pictures, run, parent=parent)
     assert not run.finished
     assert run.checkpoint_steps() == []
@@ -124,10 +162,24 @@ def test_an_encoder_that_moved_is_an_error_that_names_it_and_is_not_written(tmp_
 
 def test_each_stage_has_its_own_function(tmp_path, pictures, parent):
     tuning = decoder_tuning(STAGE_ONE, parent=parent)
-    with pytest.raises(ValueError, match="this config tunes a decoder: finetune_decoder trains it, from its parent run"):
+    with pytest.raises(
+        ValueError,
+        match="this config tunes a decoder: finetune_decoder trains it, from its parent run",
+    ):
         next(train_tokenizer(tuning, pictures, Run.open("a", tuning, root=tmp_path), cpu=True))
-    with pytest.raises(ValueError, match="finetune_decoder needs the config of a second stage; make it with decoder_tuning"):
-        next(finetune_decoder(STAGE_ONE, pictures, Run.open("b", STAGE_ONE, root=tmp_path), parent=parent, cpu=True))
+    with pytest.raises(
+        ValueError,
+        match="finetune_decoder needs the config of a second stage; make it with decoder_tuning",
+    ):
+        next(
+            finetune_decoder(
+                STAGE_ONE,
+                pictures,
+                Run.open("b", STAGE_ONE, root=tmp_path),
+                parent=parent,
+                cpu=True,
+            )
+        )
 
 
 def test_noise_on_the_latents_is_for_the_second_stage():
@@ -146,4 +198,17 @@ def test_the_mask_ratio_falls_to_nothing(tmp_path, pictures, parent, monkeypatch
 
     monkeypatch.setattr(Objective, "forward", spy)
     train(config, pictures, Run.open("tuned", config, root=tmp_path), parent=parent)
-    assert seen == [10, 9, 8, 8, 7, 6, 5, 4, 4, 3, 2, 1]  # the ceiling of 16 * 0.6 * (1 - step / 12)
+    assert seen == [
+        10,
+        9,
+        8,
+        8,
+        7,
+        6,
+        5,
+        4,
+        4,
+        3,
+        2,
+        1,
+    ]  # the ceiling of 16 * 0.6 * (1 - step / 12)

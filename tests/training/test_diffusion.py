@@ -21,13 +21,21 @@ def train(config, latents, run, *, steps: int | None = None, **options) -> list:
     return records
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's RMSNorm says it is slow so
-def test_twenty_steps_equal_nine_a_stop_and_eleven_bit_for_bit(assert_same_end, tmp_path, cache, diffusion_config):
+@pytest.mark.filterwarnings(
+    "ignore:Mismatch dtype between input and weight"
+)  # torch's RMSNorm says it is slow so
+def test_twenty_steps_equal_nine_a_stop_and_eleven_bit_for_bit(
+    assert_same_end, tmp_path, cache, diffusion_config
+):
     whole = Run.open("whole", diffusion_config, root=tmp_path)
-    assert [r.step for r in train(diffusion_config, cache, whole, validation=cache)] == list(range(1, 21))
+    assert [r.step for r in train(diffusion_config, cache, whole, validation=cache)] == list(
+        range(1, 21)
+    )
     train(diffusion_config, cache, Run.open("cut", diffusion_config, root=tmp_path), steps=9)
     resumed = Run.open("cut", diffusion_config, root=tmp_path)
-    assert [r.step for r in train(diffusion_config, cache, resumed, validation=cache)] == list(range(10, 21))
+    assert [r.step for r in train(diffusion_config, cache, resumed, validation=cache)] == list(
+        range(10, 21)
+    )
     assert_same_end(whole, resumed)
     checkpoint = whole.load_checkpoint()
     assert set(checkpoint.tensors) == {"model", "optimizer", "ema-0.9", "ema-0.5"}
@@ -72,7 +80,9 @@ def test_a_stop_between_checkpoints_logs_nothing_twice(assert_same_end, tmp_path
     assert train(config, cache, cut) == []
 
 
-def test_a_kill_between_the_validation_and_the_summary_logs_it_once(tmp_path, cache, sit, monkeypatch):
+def test_a_kill_between_the_validation_and_the_summary_logs_it_once(
+    tmp_path, cache, sit, monkeypatch
+):
     config = override(sit, {"num_steps": 2})
     run = Run.open("a", config, root=tmp_path)
 
@@ -88,7 +98,9 @@ def test_a_kill_between_the_validation_and_the_summary_logs_it_once(tmp_path, ca
     assert run.finished
 
 
-def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(assert_same_end, tmp_path, cache, sit):
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
+    assert_same_end, tmp_path, cache, sit
+):
     runs = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         torch.manual_seed(len(runs))
@@ -111,17 +123,23 @@ class Decoder(torch.nn.Module):
         return latents.transpose(1, 2).unflatten(2, (2, 2))
 
 
-def test_samples_of_fixed_seeds_are_written_at_intervals_and_change_nothing(assert_same_end, tmp_path, cache, sit):
+def test_samples_of_fixed_seeds_are_written_at_intervals_and_change_nothing(
+    assert_same_end, tmp_path, cache, sit
+):
     config = override(sit, {"num_steps": 5, "picture_every": 2})
     plain, drawn = (Run.open(name, config, root=tmp_path) for name in ("plain", "drawn"))
     train(config, cache, plain)
     records = train(config, cache, drawn, tokenizer=Decoder())
     assert [record.step for record in records if record.picture] == [2, 4, 5]
-    assert sorted(p.name for p in (drawn.folder / "samples").iterdir()) == [f"step-{s:07d}.png" for s in (2, 4, 5)]
+    assert sorted(p.name for p in (drawn.folder / "samples").iterdir()) == [
+        f"step-{s:07d}.png" for s in (2, 4, 5)
+    ]
     assert_same_end(plain, drawn)
     other = Decoder()
     other.fingerprint = "others"
-    with pytest.raises(ValueError, match="the latent space belongs to tokenizer weights, not to others"):
+    with pytest.raises(
+        ValueError, match="the latent space belongs to tokenizer weights, not to others"
+    ):
         train(config, cache, Run.open("other", config, root=tmp_path), tokenizer=other)
 
 
@@ -129,11 +147,16 @@ def test_an_unconditional_model_trains_on_labelled_latents(tmp_path, cache, sit)
     config = override(sit, {"num_steps": 3, "num_classes": 0})
     run = Run.open("a", config, root=tmp_path)
     train(config, cache, run, validation=cache, tokenizer=Decoder())
-    assert run.load_checkpoint().tensors["model"]["y_embedder.embedding_table.weight"].shape == (1, 16)
+    assert run.load_checkpoint().tensors["model"]["y_embedder.embedding_table.weight"].shape == (
+        1,
+        16,
+    )
     assert run.summary["val_loss"] > 0
 
 
-def test_compiling_wraps_the_forward_pass_and_leaves_the_names_alone(tmp_path, cache, sit, monkeypatch):
+def test_compiling_wraps_the_forward_pass_and_leaves_the_names_alone(
+    tmp_path, cache, sit, monkeypatch
+):
     wrapped = []
     monkeypatch.setattr(torch, "compile", lambda module: wrapped.append(module) or module)
     config = override(sit, {"num_steps": 1})
@@ -155,12 +178,18 @@ def test_compiling_wraps_the_forward_pass_and_leaves_the_names_alone(tmp_path, c
         ({"num_classes": 2}, "the cache has labels 0 .. 2, but num_classes is 2"),
     ],
 )
-def test_another_cache_than_the_configs_is_one_clear_line_and_writes_nothing(tmp_path, cache, sit, changes, message):
+def test_another_cache_than_the_configs_is_one_clear_line_and_writes_nothing(
+    tmp_path, cache, sit, changes, message
+):
     config = override(sit, changes)
     run = Run.open("a", config, root=tmp_path)
     with pytest.raises(ValueError, match=message):
         train(config, cache, run)
-    assert sorted(p.name for p in run.folder.iterdir()) == ["config.json", "lock.json", "provenance.json"]
+    assert sorted(p.name for p in run.folder.iterdir()) == [
+        "config.json",
+        "lock.json",
+        "provenance.json",
+    ]
     check_latents(override(sit, {"latents": cache.fingerprint, "tokenizer": "weights"}), cache)
 
 
@@ -187,7 +216,11 @@ def test_a_training_that_cannot_be_is_refused(sit, changes, message):
 def test_presets_are_bound_to_their_cache(cache):
     for preset in DIFFUSION_TRAINING:
         config = diffusion_training(preset, cache, num_classes=3)
-        assert (config.latents, config.tokenizer, config.model) == (cache.fingerprint, "weights", DIFFUSION[preset])
+        assert (config.latents, config.tokenizer, config.model) == (
+            cache.fingerprint,
+            "weights",
+            DIFFUSION[preset],
+        )
     assert diffusion_training("test", cache, num_classes=3, seed=7, precision="fp32").seed == 7
     with pytest.raises(ValueError, match=r"unknown preset 'tinny'; did you mean 'tiny'\?"):
         diffusion_training("tinny", cache, num_classes=3)

@@ -12,17 +12,31 @@ from maetok_lab.data.latents import LatentDataset, LatentSpace
 from maetok_lab.diffusion.path import velocity_loss
 from maetok_lab.runs import Run
 from maetok_lab.training.common import Guard, NonFiniteTraining, make_engine
-from maetok_lab.training.diffusion import by_time, start, train_diffusion, training_step, validation_loss
+from maetok_lab.training.diffusion import (
+    by_time,
+    start,
+    train_diffusion,
+    training_step,
+    validation_loss,
+)
 
 
 def test_the_loss_falls_on_eight_latents(tmp_path, make_cache, sit):
     latents = make_cache(8)
-    changes = {"num_steps": 250, "batch_size": 32, "log_every": 50, "save_every": 999, "model.width": 32}
+    changes = {
+        "num_steps": 250,
+        "batch_size": 32,
+        "log_every": 50,
+        "save_every": 999,
+        "model.width": 32,
+    }
     changes |= {"optimizer.learning_rate": 1e-2, "time_sampling": "uniform", "ema_decays": (0.98,)}
     config = override(sit, changes)
     run = Run.open("a", config, root=tmp_path)
     list(train_diffusion(config, latents, run, validation=latents, cpu=True))
-    assert run.summary["val_loss"] < 1.45  # 2 for a velocity of zero: data and noise have variance 1
+    assert (
+        run.summary["val_loss"] < 1.45
+    )  # 2 for a velocity of zero: data and noise have variance 1
     assert run.summary["steps"] == 250
     assert run.summary["images"] == 8000
 
@@ -39,7 +53,9 @@ def test_the_first_loss_is_that_of_a_velocity_of_zero_by_quarters_of_time(tmp_pa
 
 
 @pytest.mark.parametrize(("dropout", "share"), [(0.0, 0.0), (0.25, 0.25)])
-def test_classes_are_dropped_as_often_as_asked_and_views_are_drawn_evenly(tmp_path, cache, sit, monkeypatch, dropout, share):
+def test_classes_are_dropped_as_often_as_asked_and_views_are_drawn_evenly(
+    tmp_path, cache, sit, monkeypatch, dropout, share
+):
     seen, views = [], []
 
     def spy(model, x, labels, **options):
@@ -47,7 +63,12 @@ def test_classes_are_dropped_as_often_as_asked_and_views_are_drawn_evenly(tmp_pa
         return velocity_loss(model, x, labels, **options)
 
     monkeypatch.setattr("maetok_lab.training.diffusion.velocity_loss", spy)
-    spied = SimpleNamespace(**{n: getattr(cache, n) for n in ("num_tokens", "latent_dim", "views", "labels", "space", "place")})
+    spied = SimpleNamespace(
+        **{
+            n: getattr(cache, n)
+            for n in ("num_tokens", "latent_dim", "views", "labels", "space", "place")
+        }
+    )
 
     def batch(indices, *, view=0):
         views.append(torch.as_tensor(view).expand(len(indices)))
@@ -62,7 +83,9 @@ def test_classes_are_dropped_as_often_as_asked_and_views_are_drawn_evenly(tmp_pa
     list(train_diffusion(config, spied, Run.open("a", config, root=tmp_path), cpu=True))
     labels = torch.cat(seen)
     assert (labels == 3).float().mean().item() == pytest.approx(share, abs=0.04)
-    assert (torch.bincount(labels, minlength=4)[:3] / len(labels) - (1 - share) / 3).abs().max() < 0.04
+    assert (
+        torch.bincount(labels, minlength=4)[:3] / len(labels) - (1 - share) / 3
+    ).abs().max() < 0.04
     assert torch.cat(views[1:]).float().mean().item() == pytest.approx(0.5, abs=0.05)
 
 
@@ -86,9 +109,13 @@ def test_the_direction_loss_is_trained_and_logged(tmp_path, cache, sit):
     found = {}
     for weight in (0.0, 1.0):
         config = override(sit, {"num_steps": 1, "batch_size": 256, "direction_weight": weight})
-        [record] = train_diffusion(config, cache, Run.open(f"w{weight:g}", config, root=tmp_path), cpu=True)
+        [record] = train_diffusion(
+            config, cache, Run.open(f"w{weight:g}", config, root=tmp_path), cpu=True
+        )
         found[weight] = record.losses["loss"]
-    assert found[1.0] - found[0.0] == pytest.approx(1.0, abs=1e-4)  # of a velocity of zero the cosine is 0
+    assert found[1.0] - found[0.0] == pytest.approx(
+        1.0, abs=1e-4
+    )  # of a velocity of zero the cosine is 0
 
 
 # Bad steps ------------------------------------------------------------------------------------------------------------
@@ -112,25 +139,35 @@ class Poisoned:
         return (x * torch.nan if self.calls in self.bad else x), labels
 
 
-def test_a_step_without_a_finite_loss_is_skipped_counted_and_never_reaches_the_weights(tmp_path, cache, sit):
+def test_a_step_without_a_finite_loss_is_skipped_counted_and_never_reaches_the_weights(
+    tmp_path, cache, sit
+):
     config = override(sit, {"num_steps": 6, "save_every": 1})
     run = Run.open("a", config, root=tmp_path)
     found = {}
-    poisoned = Poisoned(cache, 3, 2)  # call 0 checks the cache: these are the third and the fourth step
+    poisoned = Poisoned(
+        cache, 3, 2
+    )  # call 0 checks the cache: these are the third and the fourth step
     for record in train_diffusion(config, poisoned, run, cpu=True):
         found[record.step] = run.load_checkpoint()
     for step in (3, 4):
         for group, tensors in found[step].tensors.items():
             for name, value in tensors.items():
                 assert torch.equal(value, found[step - 1].tensors[group][name]), name
-    assert not torch.equal(*(found[step].tensors["model"]["final_layer.linear.bias"] for step in (4, 5)))
+    assert not torch.equal(
+        *(found[step].tensors["model"]["final_layer.linear.bias"] for step in (4, 5))
+    )
     assert run.summary["skipped"] == 2
-    assert all(value.isfinite().all() for group in found[6].tensors.values() for value in group.values())
+    assert all(
+        value.isfinite().all() for group in found[6].tensors.values() for value in group.values()
+    )
 
 
 def test_five_bad_steps_in_a_row_end_the_training_and_name_step_and_term(tmp_path, cache, sit):
     run = Run.open("a", sit, root=tmp_path)
-    with pytest.raises(NonFiniteTraining, match=r"5 steps in a row up to step 13 .*\{'velocity': nan\}"):
+    with pytest.raises(
+        NonFiniteTraining, match=r"5 steps in a row up to step 13 .*\{'velocity': nan\}"
+    ):
         list(train_diffusion(sit, Poisoned(cache, 10, 99), run, cpu=True))
     assert run.checkpoint_steps() == [9]
 
@@ -146,14 +183,18 @@ class Unread(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's RMSNorm says it is slow so
+@pytest.mark.filterwarnings(
+    "ignore:Mismatch dtype between input and weight"
+)  # torch's RMSNorm says it is slow so
 def test_a_step_reads_nothing_off_the_device(tmp_path, cache, monkeypatch, diffusion_config):
     run = Run.open("a", diffusion_config, root=tmp_path)
     engine = make_engine(diffusion_config.batch_size, cpu=True)
     state = start(diffusion_config, cache, run, engine.device)
     state.guard = Guard(deferred=True)  # as on a GPU
     for name in ("tolist", "numpy", "cpu"):
-        monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("the host waits for a tensor"))
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda *_: pytest.fail("the host waits for a tensor")
+        )
     with Unread():
         for state.step in range(3):
             losses, _ = training_step(diffusion_config, state, state.model, engine, cache)
@@ -170,7 +211,9 @@ def test_a_step_on_a_gpu_waits_for_nothing(tmp_path, cache, diffusion_config):
     config = override(diffusion_config, {"num_steps": 12, "log_every": 100, "save_every": 100})
     held = LatentDataset(cache.run, device="cuda")
     steps = train_diffusion(config, held, Run.open("a", config, root=tmp_path))
-    list(itertools.islice(steps, 3))  # the first ones copy the order of the epoch, and a guard's counts
+    list(
+        itertools.islice(steps, 3)
+    )  # the first ones copy the order of the epoch, and a guard's counts
     torch.cuda.set_sync_debug_mode("error")
     try:
         assert len(list(itertools.islice(steps, 4))) == 4

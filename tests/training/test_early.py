@@ -11,12 +11,20 @@ from maetok_lab.training.presets import ladder_training
 @pytest.fixture
 def config():
     """Eight steps of a plain autoencoder, a checkpoint every second."""
-    return override(ladder_training("test", "ae", num_steps=8), {"save_every": 2, "batch_size": 4, "precision": "fp32"})
+    return override(
+        ladder_training("test", "ae", num_steps=8),
+        {"save_every": 2, "batch_size": 4, "precision": "fp32"},
+    )
 
 
 def train(config, pictures, root, target, name="a"):
     with Run.open(name, config, root=root) as run:
-        steps = [r.step for r in train_to_psnr(config, pictures, run, validation=pictures, target=target, cpu=True)]
+        steps = [
+            r.step
+            for r in train_to_psnr(
+                config, pictures, run, validation=pictures, target=target, cpu=True
+            )
+        ]
     return run, steps
 
 

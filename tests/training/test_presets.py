@@ -39,25 +39,63 @@ def test_every_training_survives_as_json(size):
 def test_the_papers_recipe_has_the_papers_numbers():
     config = TOKENIZER_TRAINING["maetok-b-128"]
     steps, optimizer, losses = config.num_steps, config.optimizer, config.losses
-    assert (steps, config.batch_size, config.ema_decay, config.crop) == (500_000, 512, 0.9999, "scale")
-    assert (optimizer.name, optimizer.betas, optimizer.weight_decay, optimizer.clip) == ("adamw", (0.9, 0.95), 1e-4, 1.0)
-    rates = [optimizer.learning_rate * common.learning_rate_factor(optimizer, step, steps) for step in (5000, steps - 1)]
+    assert (steps, config.batch_size, config.ema_decay, config.crop) == (
+        500_000,
+        512,
+        0.9999,
+        "scale",
+    )
+    assert (optimizer.name, optimizer.betas, optimizer.weight_decay, optimizer.clip) == (
+        "adamw",
+        (0.9, 0.95),
+        1e-4,
+        1.0,
+    )
+    rates = [
+        optimizer.learning_rate * common.learning_rate_factor(optimizer, step, steps)
+        for step in (5000, steps - 1)
+    ]
     assert rates == pytest.approx([2e-4, 2e-5])  # the warm-up's end, and a tenth at the end
     assert losses.perceptual_warmup * steps == 10_000
-    assert (losses.pixel, losses.perceptual, losses.pixel_weight, losses.perceptual_weight) == ("mse", "lpips", 1, 1)
+    assert (losses.pixel, losses.perceptual, losses.pixel_weight, losses.perceptual_weight) == (
+        "mse",
+        "lpips",
+        1,
+        1,
+    )
     critic = losses.adversarial
-    assert (critic.discriminator, critic.weight, critic.adaptive, critic.counts_from) == ("dino", 0.4, True, 30_000)
-    assert (critic.lecam_weight, critic.consistency_weight, critic.learning_rate) == (0.001, 4.0, 2e-4)
-    assert (config.masking.ratio, config.masking.low, config.masking.high) == ("truncated_normal", 0.4, 0.6)
+    assert (critic.discriminator, critic.weight, critic.adaptive, critic.counts_from) == (
+        "dino",
+        0.4,
+        True,
+        30_000,
+    )
+    assert (critic.lecam_weight, critic.consistency_weight, critic.learning_rate) == (
+        0.001,
+        4.0,
+        2e-4,
+    )
+    assert (config.masking.ratio, config.masking.low, config.masking.high) == (
+        "truncated_normal",
+        0.4,
+        0.6,
+    )
     assert names(config) == ["hog", "dinov2", "clip"]
     assert {target.weight for target in config.targets} == {1.0}
     tuning = decoder_tuning(config, parent=PARENT, **DECODER_TUNING["maetok-b-128"])
-    assert (tuning.num_steps, tuning.masking.ratio, tuning.masking.high, tuning.masking.low) == (50_000, "linear", 0.6, 0.0)
+    assert (tuning.num_steps, tuning.masking.ratio, tuning.masking.high, tuning.masking.low) == (
+        50_000,
+        "linear",
+        0.6,
+        0.0,
+    )
     assert (tuning.latent_noise, tuning.losses.adversarial.trains_from) == (0.0, 0)
 
 
 def test_the_papers_training_is_built_as_the_release_is(monkeypatch):
-    monkeypatch.setattr("maetok_lab.training.objective.share_networks", lambda decoders: None)  # teachers are downloads
+    monkeypatch.setattr(
+        "maetok_lab.training.objective.share_networks", lambda decoders: None
+    )  # teachers are downloads
     monkeypatch.setattr("maetok_lab.training.objective.make_perceptual", lambda losses: None)
     with torch.device("meta"):
         objective = Objective(TOKENIZER_TRAINING["maetok-b-128"])
@@ -71,7 +109,14 @@ def test_the_papers_training_is_built_as_the_release_is(monkeypatch):
 def test_the_ladder_climbs_in_its_order():
     assert list(LADDER) == ["ae", "kl", "ae-mask", "hog", "semantic", "all"]
     rungs = [override(TOKENIZER_TRAINING["tiny"], changes) for changes in LADDER.values()]
-    assert [names(rung) for rung in rungs] == [[], [], [], ["hog"], ["semantic"], ["hog", "semantic"]]
+    assert [names(rung) for rung in rungs] == [
+        [],
+        [],
+        [],
+        ["hog"],
+        ["semantic"],
+        ["hog", "semantic"],
+    ]
     assert [rung.masking.ratio for rung in rungs] == ["none"] * 2 + ["truncated_normal"] * 4
     assert [rung.model.bottleneck for rung in rungs] == ["ae", "kl", "ae", "ae", "ae", "ae"]
 
@@ -88,8 +133,12 @@ def test_every_rung_stands_on_every_size_and_can_be_tuned(size, rung):
 def test_twenty_steps_of_a_rung_equal_nine_a_stop_and_eleven_against_a_discriminator(
     assert_same_end, tmp_path, make_pictures, rung
 ):
-    critic = AdversarialConfig(discriminator="patchgan", width=8, layers=2, trains_from=4, counts_from=12)
-    config = ladder_training("test", rung, batch_size=2, save_every=9, precision="fp32", losses__adversarial=critic)
+    critic = AdversarialConfig(
+        discriminator="patchgan", width=8, layers=2, trains_from=4, counts_from=12
+    )
+    config = ladder_training(
+        "test", rung, batch_size=2, save_every=9, precision="fp32", losses__adversarial=critic
+    )
     images = make_pictures(10, 32)
     whole = Run.open("whole", config, root=tmp_path)
     list(train_tokenizer(config, images, whole, cpu=True))
@@ -99,15 +148,24 @@ def test_twenty_steps_of_a_rung_equal_nine_a_stop_and_eleven_against_a_discrimin
             break
     torch.rand(5)
     resumed = Run.open("cut", config, root=tmp_path)
-    assert [record.step for record in train_tokenizer(config, images, resumed, cpu=True)] == list(range(10, 21))
+    assert [record.step for record in train_tokenizer(config, images, resumed, cpu=True)] == list(
+        range(10, 21)
+    )
     assert_same_end(whole, resumed)
     assert whole.summary["adversarial"] != 0
-    assert {name for name in whole.summary if name.startswith("auxiliary/")} == {f"auxiliary/{name}" for name in names(config)}
+    assert {name for name in whole.summary if name.startswith("auxiliary/")} == {
+        f"auxiliary/{name}" for name in names(config)
+    }
 
 
 def test_a_teacher_stands_for_the_shipped_network_and_changes_are_checked():
-    config = ladder_training("tiny", "all", teacher="dinov2", weights="dinov2.safetensors", optimizer__clip=0.5)
-    assert [(target.target, target.weights) for target in config.targets] == [("hog", None), ("dinov2", "dinov2.safetensors")]
+    config = ladder_training(
+        "tiny", "all", teacher="dinov2", weights="dinov2.safetensors", optimizer__clip=0.5
+    )
+    assert [(target.target, target.weights) for target in config.targets] == [
+        ("hog", None),
+        ("dinov2", "dinov2.safetensors"),
+    ]
     assert config.optimizer.clip == 0.5
     assert ladder_training("tiny", "hog", teacher="dinov2") == ladder_training("tiny", "hog")
     for arguments, message in (

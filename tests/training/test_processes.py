@@ -21,9 +21,13 @@ LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend",
 def run(command: list[str], root: Path, name: str, *, script: Path = SCRIPT) -> str:
     """What a script prints; processes that hang are ended, children too."""
     process = subprocess.Popen(
-        [*command, str(script), str(root), name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
-    )  # fmt: skip
+        [*command, str(script), str(root), name],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
     try:
         printed, errors = process.communicate(timeout=200)
     except subprocess.TimeoutExpired:
@@ -46,9 +50,20 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path):
 
 def same_as_one(root: Path, name: str) -> None:
     """The run `name` wrote the same shards, logged the same losses and ended with the same weights as run `one`."""
-    caches = [(root / f"cache-{which}" / "latents" / "sha256.json").read_text() for which in ("one", name)]
+    caches = [
+        (root / f"cache-{which}" / "latents" / "sha256.json").read_text() for which in ("one", name)
+    ]
     assert caches[0] == caches[1]
-    terms = ["pixel", "kl", "auxiliary/hog", "adversarial", "adaptive_weight", "discriminator", "lecam", "consistency"]
+    terms = [
+        "pixel",
+        "kl",
+        "auxiliary/hog",
+        "adversarial",
+        "adaptive_weight",
+        "discriminator",
+        "lecam",
+        "consistency",
+    ]
     for kind, numbers in (("tokenizer", terms), ("diffusion", ["loss"])):
         one, other = Run(root / f"{kind}-one"), Run(root / f"{kind}-{name}")
         assert other.metrics("train")["step"].tolist() == [1, 2, 3, 4, 5, 6]
@@ -64,7 +79,9 @@ def same_as_one(root: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_when_one_of_two_processes_is_killed_the_other_ends_too_and_the_same_command_goes_on_from_the_last_checkpoint(tmp_path):
+def test_when_one_of_two_processes_is_killed_the_other_ends_too_and_the_same_command_goes_on_from_the_last_checkpoint(
+    tmp_path,
+):
     script = SCRIPT.with_name("elastic_work.py")
     with pytest.raises(AssertionError, match="exitcode: -9"):
         run(TORCHRUN, tmp_path / "killed", "kill", script=script)

@@ -16,7 +16,9 @@ def shipped(tmp_path, monkeypatch):
     return tmp_path / "pretrained" / "tokenizer"
 
 
-def test_a_finished_run_comes_before_shipped_weights_and_those_are_of_one_training(shipped, tmp_path):
+def test_a_finished_run_comes_before_shipped_weights_and_those_are_of_one_training(
+    shipped, tmp_path
+):
     assert find_tokenizer("tiny", root=tmp_path) is None
     export_tokenizer(Tokenizer(TOKENIZERS["tiny"]), shipped)
     assert find_tokenizer("tiny", root=tmp_path) == shipped
@@ -25,15 +27,23 @@ def test_a_finished_run_comes_before_shipped_weights_and_those_are_of_one_traini
         assert find_tokenizer(**{"preset": "tiny", "root": tmp_path} | other) is None
     run = tmp_path / "tokenizer-tiny-s0-tuned"
     run.mkdir()
-    assert find_tokenizer("tiny", root=tmp_path) == shipped, "a run that is not finished is not taken"
+    assert find_tokenizer("tiny", root=tmp_path) == shipped, (
+        "a run that is not finished is not taken"
+    )
     (run / "summary.json").write_text("{}")
     assert find_tokenizer("tiny", root=tmp_path) == run
 
 
 @pytest.mark.slow
-def test_without_either_both_stages_are_trained_as_the_main_notebook_does(shipped, tmp_path, repository):
+def test_without_either_both_stages_are_trained_as_the_main_notebook_does(
+    shipped, tmp_path, repository
+):
     told, steps = [], {}
-    asked = {"root": tmp_path, "write": told.append, "follow": lambda title: lambda record: steps.update({title: record.step})}
+    asked = {
+        "root": tmp_path,
+        "write": told.append,
+        "follow": lambda title: lambda record: steps.update({title: record.step}),
+    }
     found = ready_tokenizer("test", **asked)
     assert "trained first" in told[0]
     assert steps == {"tokenizer": 20, "decoder tuning": 10}
@@ -43,5 +53,9 @@ def test_without_either_both_stages_are_trained_as_the_main_notebook_does(shippe
     assert steps == {}
     cells = json.loads((repository / "notebooks/00_start_here.ipynb").read_text())["cells"]
     source = "\n".join("".join(cell["source"]) for cell in cells)
-    for line in ('Run.open(f"tokenizer-{name}", config, root=runs)', 'labels = "category-style"', "**DECODER_TUNING[preset]"):
+    for line in (
+        'Run.open(f"tokenizer-{name}", config, root=runs)',
+        'labels = "category-style"',
+        "**DECODER_TUNING[preset]",
+    ):
         assert line in source, "the main notebook must find these runs and take them for its own"

@@ -18,8 +18,12 @@ STEPS, BATCH = 3, 8
 
 def make_model():
     draw = torch.Generator().manual_seed(0)
-    model = DiffusionTransformer(DiffusionConfig(width=16, depth=2, num_heads=2), num_tokens=4, latent_dim=3, num_classes=5)
-    for parameter in model.parameters():  # adaLN-zero: at its start the model gives zeros, whatever its blocks do
+    model = DiffusionTransformer(
+        DiffusionConfig(width=16, depth=2, num_heads=2), num_tokens=4, latent_dim=3, num_classes=5
+    )
+    for parameter in (
+        model.parameters()
+    ):  # adaLN-zero: at its start the model gives zeros, whatever its blocks do
         torch.nn.init.normal_(parameter, std=0.2, generator=draw)
     return model
 
@@ -34,7 +38,9 @@ def learn(model, rows):
         latents, noise = (torch.randn(BATCH, 4, 3, generator=draw) for _ in range(2))
         t = torch.rand(BATCH, generator=draw)
         labels = torch.arange(BATCH) % 5
-        loss = velocity_loss(model, latents[rows], labels[rows], t=t[rows], noise=noise[rows]).mean()
+        loss = velocity_loss(
+            model, latents[rows], labels[rows], t=t[rows], noise=noise[rows]
+        ).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -47,7 +53,12 @@ def _process(rank, port, queue):
     from torch.distributed.fsdp import fully_shard
 
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+    }
     torch.distributed.init_process_group("gloo")
     mesh, model = init_device_mesh("cpu", (2,)), make_model()
     for block in model.blocks:
@@ -56,7 +67,9 @@ def _process(rank, port, queue):
     held = sum(parameter.to_local().numel() for parameter in model.parameters())
     sharded = all(isinstance(parameter, DTensor) for parameter in model.parameters())
     losses = learn(model, slice(rank, None, 2))
-    weights = {name: parameter.full_tensor().tolist() for name, parameter in model.named_parameters()}
+    weights = {
+        name: parameter.full_tensor().tolist() for name, parameter in model.named_parameters()
+    }
     queue.put((rank, sharded, held, losses, weights))
     torch.distributed.destroy_process_group()
 
@@ -72,4 +85,6 @@ def test_two_processes_that_share_the_weights_learn_what_one_learns(in_two_proce
         assert held < 0.6 * total  # half, but for what does not divide
         for name, parameter in whole.named_parameters():
             assert torch.allclose(torch.tensor(weights[name]), parameter, atol=1e-4), name
-    assert [sum(pair) / 2 for pair in zip(found[0][2], found[1][2])] == pytest.approx(losses, rel=1e-4)
+    assert [sum(pair) / 2 for pair in zip(found[0][2], found[1][2])] == pytest.approx(
+        losses, rel=1e-4
+    )

@@ -20,17 +20,36 @@ from maetok_lab.training.tokenizer import train_tokenizer
 
 TOWER = TowerConfig(width=16, depth=2, num_heads=2)
 MODEL = TokenizerConfig(
-    image_size=16, patch_size=4, num_latent_tokens=4, latent_dim=2, encoder=TOWER, decoder=TOWER, modulation_init=1.0,
+    image_size=16,
+    patch_size=4,
+    num_latent_tokens=4,
+    latent_dim=2,
+    encoder=TOWER,
+    decoder=TOWER,
+    modulation_init=1.0,
     bottleneck="kl",
-)  # fmt: skip
+)
 CRITIC = AdversarialConfig(
-    discriminator="patchgan", norm="group", width=8, layers=2, trains_from=1, counts_from=3, learning_rate=1e-3, adaptive=False
+    discriminator="patchgan",
+    norm="group",
+    width=8,
+    layers=2,
+    trains_from=1,
+    counts_from=3,
+    learning_rate=1e-3,
+    adaptive=False,
 )
 CONFIG = TokenizerTraining(
-    model=MODEL, targets=(AuxiliaryConfig(), AuxiliaryConfig(target="pixel")), num_steps=6, batch_size=6, precision="fp32",
-    losses=LossConfig(perceptual="none", kl_weight=1e-3, adversarial=CRITIC), optimizer=OptimizerConfig(learning_rate=1e-3),
-    log_every=1, ema_decay=0.9,
-)  # fmt: skip
+    model=MODEL,
+    targets=(AuxiliaryConfig(), AuxiliaryConfig(target="pixel")),
+    num_steps=6,
+    batch_size=6,
+    precision="fp32",
+    losses=LossConfig(perceptual="none", kl_weight=1e-3, adversarial=CRITIC),
+    optimizer=OptimizerConfig(learning_rate=1e-3),
+    log_every=1,
+    ema_decay=0.9,
+)
 
 
 def trained(config: TokenizerTraining, images, root) -> Run:
@@ -53,11 +72,16 @@ def close(mine: Run, theirs: Run, tolerance: float) -> None:
 def test_a_batch_in_parts_gives_the_losses_and_weights_of_the_whole(tmp_path, make_pictures):
     images, runs = make_pictures(10, 16), {}
     for parts in (1, 2, 3):
-        runs[parts] = trained(dataclasses.replace(CONFIG, accumulate=parts), images, tmp_path / str(parts))
+        runs[parts] = trained(
+            dataclasses.replace(CONFIG, accumulate=parts), images, tmp_path / str(parts)
+        )
     for parts in (2, 3):
         close(runs[1], runs[parts], 1e-4)
     seed_step(CONFIG.seed, -1)  # as a training starts
-    moved = runs[1].load_checkpoint().tensors["model"]["to_pixels.weight"] - Objective(CONFIG).tokenizer.to_pixels.weight
+    moved = (
+        runs[1].load_checkpoint().tensors["model"]["to_pixels.weight"]
+        - Objective(CONFIG).tokenizer.to_pixels.weight
+    )
     assert (moved.abs() > 0).all()
     assert moved.abs().max() > 1e-3
 
@@ -86,18 +110,28 @@ def test_the_parts_of_a_share_are_its_rows_each_once():
 
 
 def test_a_batch_that_cannot_be_split_is_refused_and_parts_are_no_part_of_the_fingerprint():
-    with pytest.raises(ValueError, match="a batch of 6 cannot be split into accumulate=4 equal parts"):
+    with pytest.raises(
+        ValueError, match="a batch of 6 cannot be split into accumulate=4 equal parts"
+    ):
         dataclasses.replace(CONFIG, accumulate=4)
-    with pytest.raises(ValueError, match="1 processes cannot share a batch of 6 equally in 4 parts"):
+    with pytest.raises(
+        ValueError, match="1 processes cannot share a batch of 6 equally in 4 parts"
+    ):
         make_engine(6, parts=4, cpu=True)
-    assert fingerprint(dataclasses.replace(CONFIG, accumulate=2, compile=True)) == fingerprint(CONFIG)
+    assert fingerprint(dataclasses.replace(CONFIG, accumulate=2, compile=True)) == fingerprint(
+        CONFIG
+    )
 
 
 @pytest.mark.slow
-def test_a_compiled_training_has_the_losses_weights_and_names_of_a_plain_one(tmp_path, make_pictures, monkeypatch):
+def test_a_compiled_training_has_the_losses_weights_and_names_of_a_plain_one(
+    tmp_path, make_pictures, monkeypatch
+):
     images, compiled = make_pictures(10, 16), []
     monkeypatch.setattr(torch.nn.Module, "compile", spy_on(torch.nn.Module.compile, compiled))
-    plain, fast = (trained(override(CONFIG, {"compile": c}), images, tmp_path / str(c)) for c in (False, True))
+    plain, fast = (
+        trained(override(CONFIG, {"compile": c}), images, tmp_path / str(c)) for c in (False, True)
+    )
     assert compiled == ["PatchEncoder", "LatentDecoder", "LatentDecoder", "LatentDecoder"]
     close(plain, fast, 1e-3)
 

@@ -23,14 +23,32 @@ from maetok_lab.training.tokenizer import train_tokenizer
 
 TOWER = TowerConfig(width=16, depth=1, num_heads=2)
 MODEL = TokenizerConfig(
-    image_size=16, patch_size=8, num_latent_tokens=4, latent_dim=2, encoder=TOWER, decoder=TOWER, modulation_init=1.0
+    image_size=16,
+    patch_size=8,
+    num_latent_tokens=4,
+    latent_dim=2,
+    encoder=TOWER,
+    decoder=TOWER,
+    modulation_init=1.0,
 )
 ALL = ("hog", "pixel", "semantic")
-AUXILIARY = tuple(AuxiliaryConfig(target=name, tower=TOWER, weight=weight) for name, weight in zip(ALL, (1.0, 0.5, 0.25)))
+AUXILIARY = tuple(
+    AuxiliaryConfig(target=name, tower=TOWER, weight=weight)
+    for name, weight in zip(ALL, (1.0, 0.5, 0.25))
+)
 TRAINING = TokenizerTraining(
-    model=MODEL, targets=AUXILIARY, losses=LossConfig(perceptual="none"), num_steps=5, batch_size=4, precision="fp32",
-    ema_decay=0.9, log_every=1, save_every=2, workers=0, crop="scale",
-)  # fmt: skip
+    model=MODEL,
+    targets=AUXILIARY,
+    losses=LossConfig(perceptual="none"),
+    num_steps=5,
+    batch_size=4,
+    precision="fp32",
+    ema_decay=0.9,
+    log_every=1,
+    save_every=2,
+    workers=0,
+    crop="scale",
+)
 
 
 @pytest.fixture
@@ -39,7 +57,9 @@ def images(tmp_path, monkeypatch):
     for i in range(10):
         path = tmp_path / "images" / "train" / "ab"[i % 2] / f"red apple {i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
+        Image.fromarray(
+            np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        ).save(path)
     monkeypatch.setattr(images_module, "_IN_MEMORY", 0)
     return open_images(tmp_path / "images", split="train", image_size=16)
 
@@ -91,20 +111,27 @@ def test_captions_reach_a_text_target_in_the_order_of_the_images(images, tmp_pat
     pytest.importorskip("open_clip")
     seen = []
     call = images_module.ImageSource.read
-    monkeypatch.setattr(images_module.ImageSource, "read", lambda *a, **o: seen.append(call(*a, **o)) or seen[-1])
+    monkeypatch.setattr(
+        images_module.ImageSource, "read", lambda *a, **o: seen.append(call(*a, **o)) or seen[-1]
+    )
     asked = []
     monkeypatch.setattr(
-        "maetok_lab.training.step.caption_tokens", lambda texts: asked.append(texts) or caption_tokens(texts)
+        "maetok_lab.training.step.caption_tokens",
+        lambda texts: asked.append(texts) or caption_tokens(texts),
     )
     text = (AuxiliaryConfig(target="text", tower=TOWER),)
     config = dataclasses.replace(TRAINING, targets=text, num_steps=2)
     run = Run.open("text", config, root=tmp_path)
     records = list(train_tokenizer(config, images, run, cpu=True))
     assert asked == [[images.captions[i] for i in pictures.indices] for pictures in seen[:2]]
-    assert records[0].losses["auxiliary/text"] == pytest.approx(np.log(VOCABULARY), rel=0.05)  # at first: no idea
+    assert records[0].losses["auxiliary/text"] == pytest.approx(
+        np.log(VOCABULARY), rel=0.05
+    )  # at first: no idea
 
 
-def test_a_teacher_that_is_missing_ends_the_training_before_the_first_step(images, tmp_path, monkeypatch):
+def test_a_teacher_that_is_missing_ends_the_training_before_the_first_step(
+    images, tmp_path, monkeypatch
+):
     targets = (AuxiliaryConfig(target="semantic", tower=TOWER, weights="nowhere.safetensors"),)
     config = dataclasses.replace(TRAINING, targets=targets)
     run = Run.open("a", config, root=tmp_path)

@@ -20,21 +20,39 @@ from maetok_lab.training.tokenizer import TokenizerTraining, train_tokenizer
 
 TOWER = TowerConfig(width=16, depth=2, num_heads=2, drop_path=0.1)
 MODEL = TokenizerConfig(
-    image_size=16, patch_size=4, num_latent_tokens=4, latent_dim=2, encoder=TOWER, decoder=TOWER, modulation_init=1.0
+    image_size=16,
+    patch_size=4,
+    num_latent_tokens=4,
+    latent_dim=2,
+    encoder=TOWER,
+    decoder=TOWER,
+    modulation_init=1.0,
 )
 AE = TokenizerTraining(
-    model=MODEL, masking=MaskingConfig(ratio="none"), targets=(), losses=LossConfig(perceptual="none"),
-    optimizer=OptimizerConfig(learning_rate=1e-3), num_steps=20, batch_size=6, ema_decay=0.9, precision="fp32",
-    log_every=2, save_every=9,
-)  # fmt: skip
+    model=MODEL,
+    masking=MaskingConfig(ratio="none"),
+    targets=(),
+    losses=LossConfig(perceptual="none"),
+    optimizer=OptimizerConfig(learning_rate=1e-3),
+    num_steps=20,
+    batch_size=6,
+    ema_decay=0.9,
+    precision="fp32",
+    log_every=2,
+    save_every=9,
+)
 HOG = (AuxiliaryConfig(tower=dataclasses.replace(TOWER, depth=1)),)
 PERCEPTUAL = {"losses.perceptual": "squeezenet"}
 MASKED = {"masking.ratio": "uniform", "masking.kind": "block"}
 CONFIGS = {
     "ae": AE,
-    "kl": override(AE, {"model.bottleneck": "kl", "losses.kl_weight": 1e-3, "model.masked": "drop", **MASKED}),
+    "kl": override(
+        AE, {"model.bottleneck": "kl", "losses.kl_weight": 1e-3, "model.masked": "drop", **MASKED}
+    ),
     "hog": dataclasses.replace(AE, masking=MaskingConfig(), targets=HOG, precision="bf16"),
-    "preset": override(TOKENIZER_TRAINING["test"], {"save_every": 9, "batch_size": 2, **PERCEPTUAL}),
+    "preset": override(
+        TOKENIZER_TRAINING["test"], {"save_every": 9, "batch_size": 2, **PERCEPTUAL}
+    ),
 }
 
 
@@ -57,7 +75,9 @@ def train(config, images, run, *, steps: int | None = None, **options) -> list:
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_twenty_steps_equal_nine_a_stop_and_eleven_bit_for_bit(assert_same_end, tmp_path, make_pictures, kind):
+def test_twenty_steps_equal_nine_a_stop_and_eleven_bit_for_bit(
+    assert_same_end, tmp_path, make_pictures, kind
+):
     config = CONFIGS[kind]
     images = make_pictures(10, config.model.image_size)
     whole = Run.open("whole", config, root=tmp_path)
@@ -70,7 +90,9 @@ def test_twenty_steps_equal_nine_a_stop_and_eleven_bit_for_bit(assert_same_end, 
     assert set(whole.load_checkpoint().tensors) == groups
 
 
-def test_a_stop_that_is_asked_for_ends_after_the_step_with_a_checkpoint_and_changes_nothing(assert_same_end, tmp_path, pictures):
+def test_a_stop_that_is_asked_for_ends_after_the_step_with_a_checkpoint_and_changes_nothing(
+    assert_same_end, tmp_path, pictures
+):
     whole = Run.open("whole", AE, root=tmp_path)
     train(AE, pictures, whole)
     run, steps = Run.open("stopped", AE, root=tmp_path), []
@@ -89,7 +111,9 @@ def test_a_stop_that_is_asked_for_ends_after_the_step_with_a_checkpoint_and_chan
     assert_same_end(whole, run)
 
 
-def test_a_stop_between_checkpoints_does_the_lost_steps_again_and_logs_them_once(assert_same_end, tmp_path, pictures):
+def test_a_stop_between_checkpoints_does_the_lost_steps_again_and_logs_them_once(
+    assert_same_end, tmp_path, pictures
+):
     config = override(AE, {"num_steps": 8, "save_every": 3})
     whole, cut = (Run.open(name, config, root=tmp_path) for name in ("whole", "cut"))
     train(config, pictures, whole)
@@ -110,7 +134,9 @@ def test_a_stop_after_the_last_step_only_has_to_be_finished(tmp_path, pictures):
     assert train(config, pictures, Run(run.folder)) == []
 
 
-def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(assert_same_end, tmp_path, pictures):
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
+    assert_same_end, tmp_path, pictures
+):
     runs = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         torch.manual_seed(len(runs))
@@ -128,7 +154,13 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(assert_sam
 def test_the_loss_falls_on_eight_images(tmp_path, make_pictures):
     images = make_pictures(8, 32)
     images.images = open_images("emoji", split="val", image_size=32).batch(range(8))[0]
-    changes = {"num_steps": 40, "log_every": 1, "save_every": 100, "precision": "fp32", "masking.ratio": "none"}
+    changes = {
+        "num_steps": 40,
+        "log_every": 1,
+        "save_every": 100,
+        "precision": "fp32",
+        "masking.ratio": "none",
+    }
     config = override(TOKENIZER_TRAINING["test"], changes)
     run = Run.open("a", config, root=tmp_path)
     train(config, images, run)
@@ -142,7 +174,9 @@ def test_the_loss_falls_on_eight_images(tmp_path, make_pictures):
 def test_a_record_says_how_far_it_is_and_has_losses_when_they_are_logged(tmp_path, pictures):
     config = dataclasses.replace(CONFIGS["kl"], num_steps=5, targets=HOG)
     records = train(config, pictures, Run.open("a", config, root=tmp_path))
-    assert [(r.step, r.num_steps, r.images) for r in records] == [(s, 5, 6 * s) for s in range(1, 6)]
+    assert [(r.step, r.num_steps, r.images) for r in records] == [
+        (s, 5, 6 * s) for s in range(1, 6)
+    ]
     assert [r.losses is not None for r in records] == [False, True, False, True, True]
     assert set(records[-1].losses) == {"pixel", "kl", "auxiliary/hog"}
 
@@ -153,7 +187,10 @@ def test_previews_are_written_and_scored_and_change_nothing(tmp_path, pictures, 
     train(config, pictures, plain)
     records = train(config, pictures, shown, preview=make_pictures(20, 16, seed=1))
     assert [r.picture is not None for r in records] == [False, False, False, True, False, True]
-    assert {r.picture for r in records if r.picture} == {str(shown.sample_path(4)), str(shown.sample_path(6))}
+    assert {r.picture for r in records if r.picture} == {
+        str(shown.sample_path(4)),
+        str(shown.sample_path(6)),
+    }
     assert shown.sample_path(6).exists()
     psnr = shown.metrics("val")["psnr"]
     assert len(psnr) == 2
@@ -192,7 +229,9 @@ def poisoned(pictures, calls: set[int]):
     return pictures
 
 
-def test_a_step_without_a_finite_loss_is_skipped_counted_and_never_reaches_the_weights(tmp_path, pictures):
+def test_a_step_without_a_finite_loss_is_skipped_counted_and_never_reaches_the_weights(
+    tmp_path, pictures
+):
     config = override(CONFIGS["hog"], {"num_steps": 8, "save_every": 1, "log_every": 1})
     run = Run.open("a", config, root=tmp_path)
     found = {}
@@ -203,17 +242,23 @@ def test_a_step_without_a_finite_loss_is_skipped_counted_and_never_reaches_the_w
             for name, value in tensors.items():
                 assert torch.equal(value, found[step - 1].tensors[group][name]), name
     assert not torch.equal(*(found[s].tensors["model"]["to_pixels.weight"] for s in (4, 5)))
-    assert all(value.isfinite().all() for group in found[8].tensors.values() for value in group.values())
+    assert all(
+        value.isfinite().all() for group in found[8].tensors.values() for value in group.values()
+    )
     assert [found[step].state["skipped"] for step in range(1, 9)] == [0, 0, 1, 2, 2, 2, 3, 3]
     assert run.summary["skipped"] == 3
-    assert run.metrics("train")["pixel"].isna().tolist() == [step in (3, 4, 7) for step in range(1, 9)]
+    assert run.metrics("train")["pixel"].isna().tolist() == [
+        step in (3, 4, 7) for step in range(1, 9)
+    ]
 
 
 def test_five_bad_steps_in_a_row_end_the_training_and_name_step_and_terms(tmp_path, pictures):
     config = CONFIGS["hog"]
     run = Run.open("a", config, root=tmp_path)
     source = poisoned(pictures, set(range(7, 99)))
-    with pytest.raises(NonFiniteTraining, match=r"up to step 11 had .*\{'pixel': nan, 'auxiliary/hog': nan\}"):
+    with pytest.raises(
+        NonFiniteTraining, match=r"up to step 11 had .*\{'pixel': nan, 'auxiliary/hog': nan\}"
+    ):
         train(config, source, run)
     assert all(value.isfinite().all() for value in run.load_checkpoint().tensors["model"].values())
     assert not run.finished
@@ -222,14 +267,24 @@ def test_five_bad_steps_in_a_row_end_the_training_and_name_step_and_terms(tmp_pa
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 
-def test_images_that_are_not_the_configs_are_one_clear_line_and_write_nothing(tmp_path, pictures, make_pictures):
+def test_images_that_are_not_the_configs_are_one_clear_line_and_write_nothing(
+    tmp_path, pictures, make_pictures
+):
     bound = dataclasses.replace(AE, images=pictures.fingerprint)
     run = Run.open("a", bound, root=tmp_path)
-    with pytest.raises(ValueError, match="the tokenizer takes images of 16 px, the source gives 32 px"):
+    with pytest.raises(
+        ValueError, match="the tokenizer takes images of 16 px, the source gives 32 px"
+    ):
         train(bound, make_pictures(10, 32), run)
-    with pytest.raises(ValueError, match="configured for images pictures-10-16-0, but these are pictures-10-16-5"):
+    with pytest.raises(
+        ValueError, match="configured for images pictures-10-16-0, but these are pictures-10-16-5"
+    ):
         train(bound, make_pictures(10, 16, seed=5), run)
-    assert sorted(p.name for p in run.folder.iterdir()) == ["config.json", "lock.json", "provenance.json"]
+    assert sorted(p.name for p in run.folder.iterdir()) == [
+        "config.json",
+        "lock.json",
+        "provenance.json",
+    ]
     assert len(train(bound, pictures, run, steps=1)) == 1
 
 
@@ -247,7 +302,9 @@ def test_a_training_that_cannot_be_is_refused(changes, message):
         override(AE, changes)
 
 
-def test_a_damaged_newest_checkpoint_costs_steps_but_changes_nothing(assert_same_end, tmp_path, pictures):
+def test_a_damaged_newest_checkpoint_costs_steps_but_changes_nothing(
+    assert_same_end, tmp_path, pictures
+):
     config = override(AE, {"num_steps": 5, "save_every": 2})
     whole, cut = (Run.open(name, config, root=tmp_path) for name in ("whole", "cut"))
     train(config, pictures, whole)

@@ -44,8 +44,13 @@ def serving(command, folder, port, path):
     """A server in `folder` until it answers at `path`; its log is in server.log."""
     paths = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     with open(folder / "server.log", "w") as log:
-        server = subprocess.Popen([sys.executable, "-m", *command], cwd=folder, stdout=log, stderr=log,
-                                  env={**os.environ, "PYTHONPATH": paths})  # fmt: skip
+        server = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "PYTHONPATH": paths},
+        )
         try:
             wait_for(server, f"http://127.0.0.1:{port}{path}", seconds=120)
             yield f"http://127.0.0.1:{port}"
@@ -55,14 +60,21 @@ def serving(command, folder, port, path):
 
 
 def write_notebook(folder, name):
-    code = f"import browser_parts\n{'await ' if name == 'live_training' else ''}browser_parts.{name}()"
+    code = (
+        f"import browser_parts\n{'await ' if name == 'live_training' else ''}browser_parts.{name}()"
+    )
     cell = nbformat.v4.new_code_cell(code)
-    book = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    book = nbformat.v4.new_notebook(
+        cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    )
     nbformat.write(book, folder / f"{name}.ipynb")
 
 
 def local(url):
-    return re.match(r"(data|blob|about|chrome)[:-]|(https?|wss?)://(127\.0\.0\.1|localhost)[:/]", url) is not None
+    return (
+        re.match(r"(data|blob|about|chrome)[:-]|(https?|wss?)://(127\.0\.0\.1|localhost)[:/]", url)
+        is not None
+    )
 
 
 PIXELS = """() => [...document.querySelectorAll('img')].filter(i => i.complete && i.naturalWidth).map(i => {
@@ -78,11 +90,16 @@ def shown(page):
 
 def assert_shows(page, pixels, size):
     """The picture is on the page, to one level of 255, before patience ends."""
-    wanted = np.asarray(Image.open(io.BytesIO(png_bytes(pixels, size=size))).convert("RGB")).astype(int)
+    wanted = np.asarray(Image.open(io.BytesIO(png_bytes(pixels, size=size))).convert("RGB")).astype(
+        int
+    )
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         with contextlib.suppress(sync_api.Error):  # a picture that was replaced while it was read
-            if any(found.shape == wanted.shape and abs(found - wanted).max() <= 1 for found in shown(page)):
+            if any(
+                found.shape == wanted.shape and abs(found - wanted).max() <= 1
+                for found in shown(page)
+            ):
                 return
         time.sleep(0.2)
     raise AssertionError(f"no picture of the page is the wanted one of {wanted.shape}")

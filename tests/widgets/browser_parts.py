@@ -21,12 +21,21 @@ def parts() -> SimpleNamespace:
     source = open_images("emoji", split="val", image_size=32)
     with torch.inference_mode():
         latents = tokenizer.encode(source.batch(torch.arange(len(source)))[0])
-    model = DiffusionTransformer(DIFFUSION["test"], num_tokens=16, latent_dim=4, num_classes=3).eval()
+    model = DiffusionTransformer(
+        DIFFUSION["test"], num_tokens=16, latent_dim=4, num_classes=3
+    ).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     model.tokenizer_fingerprint, model.trained_path = "browser", "linear"
     space = LatentSpace("browser", latents.mean((0, 1)), latents.std((0, 1)))
-    return SimpleNamespace(tokenizer=tokenizer, decoders=decoders, source=source, latents=latents, model=model, space=space)
+    return SimpleNamespace(
+        tokenizer=tokenizer,
+        decoders=decoders,
+        source=source,
+        latents=latents,
+        model=model,
+        space=space,
+    )
 
 
 def mask_studio():
@@ -50,8 +59,19 @@ def large_map():
     from maetok_lab.widgets.latent_map import LatentMap
 
     made = parts()
-    noise = torch.randn(50_000 - len(made.latents), *made.latents.shape[1:], generator=torch.Generator().manual_seed(0))
-    return LatentMap(made.latents, made.source, made.tokenizer, components=0, overlays={"noise": noise}, colour="run")
+    noise = torch.randn(
+        50_000 - len(made.latents),
+        *made.latents.shape[1:],
+        generator=torch.Generator().manual_seed(0),
+    )
+    return LatentMap(
+        made.latents,
+        made.source,
+        made.tokenizer,
+        components=0,
+        overlays={"noise": noise},
+        colour="run",
+    )
 
 
 async def live_training():
@@ -76,4 +96,11 @@ def sampler_studio():
     from maetok_lab.widgets.sampler_studio import SamplerStudio
 
     made = parts()
-    return SamplerStudio(made.model, made.space, made.tokenizer, class_names=["cat", "dog", "fish"], count=4, num_steps=6)
+    return SamplerStudio(
+        made.model,
+        made.space,
+        made.tokenizer,
+        class_names=["cat", "dog", "fish"],
+        count=4,
+        num_steps=6,
+    )

@@ -17,7 +17,9 @@ import pytest
 import torch
 
 pytest.importorskip("nbformat")
-sync_api = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright: pip install playwright")
+sync_api = pytest.importorskip(
+    "playwright.sync_api", reason="browser tests need playwright: pip install playwright"
+)
 
 from maetok_lab.analysis.masks import draw_masks  # noqa: E402
 from maetok_lab.pictures import image_grid  # noqa: E402
@@ -29,16 +31,28 @@ from maetok_lab.widgets.sampler_studio import SIDE  # noqa: E402
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
     import browser_parts
-    from browser_pages import assert_shows, free_port, local, serving, slider, wait_for, write_notebook
+    from browser_pages import (
+        assert_shows,
+        free_port,
+        local,
+        serving,
+        slider,
+        wait_for,
+        write_notebook,
+    )
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 FLAGS = "--no-sandbox --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 FLAGS += " --use-angle=swiftshader --enable-unsafe-swiftshader"  # the map is drawn by WebGL, here in software
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="browser tests need chromium: apt install chromium"),
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="browser tests need chromium: apt install chromium"
+    ),
 ]
 WIDGETS = ("mask_studio", "latent_map", "sampler_studio")
 PAGES = (*WIDGETS, "large_map", "live_training")
@@ -57,12 +71,30 @@ def site(request, tmp_path_factory):
     for name in PAGES:
         write_notebook(folder, name)
     if request.param == "lab":
-        command = ["jupyter", "lab", "--allow-root", "--no-browser", "--ServerApp.ip=127.0.0.1", f"--port={port}",
-                   "--IdentityProvider.token=t", f"--ServerApp.root_dir={folder}",
-                   "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]  # fmt: skip
-        path, pages = "/lab?token=t", "/lab/tree/{}.ipynb?token=t&reset"  # no tabs of an earlier page
+        command = [
+            "jupyter",
+            "lab",
+            "--allow-root",
+            "--no-browser",
+            "--ServerApp.ip=127.0.0.1",
+            f"--port={port}",
+            "--IdentityProvider.token=t",
+            f"--ServerApp.root_dir={folder}",
+            "--LabApp.news_url=",
+            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        ]
+        path, pages = (
+            "/lab?token=t",
+            "/lab/tree/{}.ipynb?token=t&reset",
+        )  # no tabs of an earlier page
     else:
-        command = ["voila", "--no-browser", "--Voila.ip=127.0.0.1", f"--port={port}", f"--Voila.root_dir={folder}"]
+        command = [
+            "voila",
+            "--no-browser",
+            "--Voila.ip=127.0.0.1",
+            f"--port={port}",
+            f"--Voila.root_dir={folder}",
+        ]
         path, pages = "/", "/voila/render/{}.ipynb"
     with serving(command, folder, port, path) as address:
         yield request.param, lambda name: address + pages.format(name), folder
@@ -83,16 +115,22 @@ def open_widget(site, browser):
     opened = []
 
     def show(name):
-        page = browser.new_page(viewport={"width": 1200 if front == "voila" else 1500, "height": 1100})
+        page = browser.new_page(
+            viewport={"width": 1200 if front == "voila" else 1500, "height": 1100}
+        )
         page.set_default_timeout(120_000)
         errors, strange = [], []
         page.on("console", lambda told: errors.append(told.text) if told.type == "error" else None)
         page.on("pageerror", lambda problem: errors.append(str(problem)))
-        page.on("request", lambda asked: strange.append(asked.url) if not local(asked.url) else None)
+        page.on(
+            "request", lambda asked: strange.append(asked.url) if not local(asked.url) else None
+        )
         page.goto(address(name))
         if front == "lab":
             page.wait_for_selector(".jp-Notebook")
-            page.wait_for_function("() => document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]')")
+            page.wait_for_function(
+                "() => document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]')"
+            )
             page.get_by_role("menuitem", name="Run", exact=True).click()
             page.get_by_text("Run All Cells", exact=True).click()
         opened.append((name, page, errors, strange))
@@ -101,9 +139,13 @@ def open_widget(site, browser):
     yield show
     for name, page, errors, strange in opened:
         page.screenshot(path=folder / f"{name}.png")
-        if front == "voila":  # its template asks a CDN for an icon font, which fails where there is no network
+        if (
+            front == "voila"
+        ):  # its template asks a CDN for an icon font, which fails where there is no network
             strange = [url for url in strange if "cdn.jsdelivr.net/npm/@fortawesome" not in url]
-            errors = [error for error in errors if not error.startswith("Failed to load resource: net::")]
+            errors = [
+                error for error in errors if not error.startswith("Failed to load resource: net::")
+            ]
         assert not errors
         assert not strange
         page.close()
@@ -118,7 +160,10 @@ def test_mask_studio(open_widget, known):
     page, studio = open_widget("mask_studio"), known["mask_studio"]
     grids = page.locator(".maetok-grid")
     grids.nth(1).wait_for()
-    image, masks = studio.image, {r: draw_masks(studio.image[None], 4, ratio=r)[0] for r in (0.5, 0.55)}
+    image, masks = (
+        studio.image,
+        {r: draw_masks(studio.image[None], 4, ratio=r)[0] for r in (0.5, 0.55)},
+    )
     assert_shows(page, picture_of(reconstruct(studio, masks[0.5])), SMALL)
 
     ratio = slider(page, "mask ratio")
@@ -129,7 +174,9 @@ def test_mask_studio(open_widget, known):
 
     track = ratio.locator(".noUi-target").bounding_box()
     page.mouse.click(track["x"] + 0.2 * track["width"], track["y"] + track["height"] / 2)
-    page.wait_for_function("old => !document.body.innerText.includes(old)", arg="36 of 64 patches hidden")
+    page.wait_for_function(
+        "old => !document.body.innerText.includes(old)", arg="36 of 64 patches hidden"
+    )
     ratio_now = float(ratio.locator(".widget-readout").inner_text())
     assert 0.1 <= ratio_now <= 0.3
     mask = draw_masks(image[None], 4, ratio=ratio_now)[0]
@@ -152,13 +199,18 @@ def test_mask_studio(open_widget, known):
 
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Space")
-    assert_shows(page, heat_picture(studio.footprint[7].view(8, 8)), SMALL)  # the cursor of the keys follows the click
+    assert_shows(
+        page, heat_picture(studio.footprint[7].view(8, 8)), SMALL
+    )  # the cursor of the keys follows the click
 
 
 def test_an_upload_that_is_no_picture_or_too_large_is_told_in_the_page(open_widget, tmp_path):
     page = open_widget("mask_studio")
     page.locator(".maetok-grid").nth(1).wait_for()
-    for name, content, words in (("no.png", b"hello", "is no picture"), ("huge.png", b"0" * 15_000_000, "has 15 MB")):
+    for name, content, words in (
+        ("no.png", b"hello", "is no picture"),
+        ("huge.png", b"0" * 15_000_000, "has 15 MB"),
+    ):
         (tmp_path / name).write_bytes(content)
         page.locator("input[type=file]").set_input_files(tmp_path / name)
         page.get_by_text(words).wait_for()
@@ -172,7 +224,9 @@ def test_latent_map(open_widget, known):
       return [box.x + layout.xaxis._offset + layout.xaxis.d2p(data.x[index]),
               box.y + layout.yaxis._offset + layout.yaxis.d2p(data.y[index])]; }"""
     frame = walk.atlas.frame
-    far = int((frame["x"] ** 2 + frame["y"] ** 2).idxmax())  # alone at the edge, so that nothing else lies under the pointer
+    far = int(
+        (frame["x"] ** 2 + frame["y"] ** 2).idxmax()
+    )  # alone at the edge, so that nothing else lies under the pointer
     x, y = page.evaluate(where, far)
     page.mouse.move(x - 30, y + 30)
     page.mouse.move(x, y, steps=4)
@@ -184,7 +238,9 @@ def test_latent_map(open_widget, known):
     drag = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
     corners = [(0.01, 0.01), (0.99, 0.01), (0.99, 0.99), (0.01, 0.99), (0.01, 0.02)]
     for step, (across, down) in enumerate(corners):
-        page.mouse.move(drag["x"] + across * drag["width"], drag["y"] + down * drag["height"], steps=8)
+        page.mouse.move(
+            drag["x"] + across * drag["width"], drag["y"] + down * drag["height"], steps=8
+        )
         if not step:
             page.mouse.down()
     page.mouse.up()
@@ -236,18 +292,27 @@ def test_a_map_of_fifty_thousand_points_is_smooth_under_the_pointer(open_widget,
       const tick = now => { window.frames_.push(now - last); last = now; requestAnimationFrame(tick); };
       requestAnimationFrame(tick); }""")
     for step in range(60):
-        page.mouse.move(box["x"] + box["width"] * (0.2 + 0.01 * step), box["y"] + box["height"] * 0.5)
+        page.mouse.move(
+            box["x"] + box["width"] * (0.2 + 0.01 * step), box["y"] + box["height"] * 0.5
+        )
     spent = sorted(page.evaluate("() => window.frames_"))
     median, late = spent[len(spent) // 2], spent[int(0.95 * len(spent))]
-    (site[2] / "frames.txt").write_text(f"{len(spent)} frames, median {median:.0f} ms, 95th percentile {late:.0f} ms\n")
+    (site[2] / "frames.txt").write_text(
+        f"{len(spent)} frames, median {median:.0f} ms, 95th percentile {late:.0f} ms\n"
+    )
     assert median < 100
 
 
 def test_make_studio_serves_the_mask_studio_on_this_machine_only(browser, repository, tmp_path):
     port = free_port()
     with open(tmp_path / "server.log", "w") as log:
-        server = subprocess.Popen(["make", "studio", f"PORT={port}"], cwd=repository, stdout=log, stderr=log,
-                                  start_new_session=True)  # fmt: skip
+        server = subprocess.Popen(
+            ["make", "studio", f"PORT={port}"],
+            cwd=repository,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     try:
         wait_for(server, f"http://127.0.0.1:{port}/", seconds=300)
         page = browser.new_page(viewport={"width": 1200, "height": 1100})
@@ -264,10 +329,15 @@ def test_make_studio_serves_the_mask_studio_on_this_machine_only(browser, reposi
         server.wait(30)
 
 
-@pytest.mark.parametrize("site", ["lab"], indirect=True)  # voila shows a page when its cells are done
+@pytest.mark.parametrize(
+    "site", ["lab"], indirect=True
+)  # voila shows a page when its cells are done
 def test_the_stop_button_ends_a_training_with_a_checkpoint_and_the_cell_goes_on(open_widget, site):
     page = open_widget("live_training")
-    stop, words = page.locator(".widget-button", has_text="stop"), page.locator(".jp-OutputArea-output")
+    stop, words = (
+        page.locator(".widget-button", has_text="stop"),
+        page.locator(".jp-OutputArea-output"),
+    )
     stop.wait_for()
     page.wait_for_function("() => /step [1-9][0-9]+ of 100000/.test(document.body.innerText)")
     stop.click()

@@ -16,7 +16,9 @@ def test_a_picture_is_scaled_by_whole_pixels(pixels):
     assert pixels(png_bytes(large, size=100)).shape == large.shape, "never made smaller"
 
 
-@pytest.mark.parametrize(("stdin", "server", "live"), [(True, "", True), (False, "", False), (False, "voila/0.5", True)])
+@pytest.mark.parametrize(
+    ("stdin", "server", "live"), [(True, "", True), (False, "", False), (False, "voila/0.5", True)]
+)
 def test_front_ends_that_take_input_and_voila_are_live(monkeypatch, stdin, server, live):
     IPython = pytest.importorskip("IPython")
     kernel = SimpleNamespace(get_parent=lambda channel: {"content": {"allow_stdin": stdin}})
@@ -29,7 +31,9 @@ def test_a_script_is_not_live():
     assert not is_live()
 
 
-@pytest.mark.parametrize(("software", "voila"), [({"SERVER_SOFTWARE": "voila/0.5.13"}, True), ({}, False)])
+@pytest.mark.parametrize(
+    ("software", "voila"), [({"SERVER_SOFTWARE": "voila/0.5.13"}, True), ({}, False)]
+)
 def test_a_kernel_that_voila_started_carries_its_mark(monkeypatch, software, voila):
     monkeypatch.setattr(front.psutil, "Process", lambda: SimpleNamespace(environ=lambda: software))
     assert front._started_by_voila.__wrapped__() == voila

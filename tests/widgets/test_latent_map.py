@@ -28,7 +28,9 @@ def source(make_pictures):
 def walk(source):
     tokenizer = RawPixels(8)
     latents = tokenizer.encode(source.images)
-    walk = LatentMap(latents, source, tokenizer, overlays={"generated": latents[:3] * 0.5}, components=2)
+    walk = LatentMap(
+        latents, source, tokenizer, overlays={"generated": latents[:3] * 0.5}, components=2
+    )
     assert walk.view
     return walk
 
@@ -36,7 +38,11 @@ def walk(source):
 def clicked(walk, name):
     """Call what plotly calls for an event on the points."""
     points = walk.chart.data[0]
-    return {"hover": points._hover_callbacks, "click": points._click_callbacks, "select": points._select_callbacks}[name][0]
+    return {
+        "hover": points._hover_callbacks,
+        "click": points._click_callbacks,
+        "select": points._select_callbacks,
+    }[name][0]
 
 
 def fire(walk, name, *points):
@@ -79,7 +85,9 @@ def test_two_points_have_a_strip_between_them_and_are_ringed(walk):
     assert walk.strip.value == BLANK
     walk.controls.point.value = 8
     wanted = decode_between(walk.tokenizer, walk.atlas.latent(3), walk.atlas.latent(8), steps=STRIP)
-    assert walk.strip.value == png_bytes(image_grid(wanted, columns=STRIP, padding=0), size=64 * STRIP)
+    assert walk.strip.value == png_bytes(
+        image_grid(wanted, columns=STRIP, padding=0), size=64 * STRIP
+    )
     assert list(walk.chart.data[1].x) == walk.atlas.frame["x"][[3, 8]].tolist()
 
 

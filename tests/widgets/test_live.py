@@ -48,7 +48,10 @@ def test_lines_come_when_losses_do_and_enough_time_has_passed_and_at_the_end(fol
 
 def test_a_continued_training_says_so_and_counts_its_own_speed(follow):
     lines = follow(5, 6, every=0)
-    assert lines == ["tiny: continues at step 5 of 10", "tiny: step 6/10, pixel 0.1667; 16 images/s, 8 s left"]
+    assert lines == [
+        "tiny: continues at step 5 of 10",
+        "tiny: step 6/10, pixel 0.1667; 16 images/s, 8 s left",
+    ]
 
 
 def test_lines_are_printed_by_default(capsys):
@@ -84,7 +87,9 @@ def test_a_panel_has_losses_progress_and_the_newest_picture(panel, tmp_path):
         "pixel": ([1, 3], [0.5, 0.25]),
         "kl": ([3], [2.0]),
     }
-    assert [line.split(",")[0] for line in panel.written] == ["tiny: step 3/3"], "the last line stays in the notebook"
+    assert [line.split(",")[0] for line in panel.written] == ["tiny: step 3/3"], (
+        "the last line stays in the notebook"
+    )
 
 
 def test_the_stop_button_is_there_where_a_click_can_be_heard_and_is_heard_between_two_steps(panel):

@@ -14,7 +14,13 @@ pytest.importorskip("anywidget")
 
 from maetok_lab.analysis.masks import draw_masks, ratio_curve
 from maetok_lab.evaluation.pixels import psnr
-from maetok_lab.plots.masks import ERROR_LIMIT, heat_picture, hog_picture, masked_picture, picture_of
+from maetok_lab.plots.masks import (
+    ERROR_LIMIT,
+    heat_picture,
+    hog_picture,
+    masked_picture,
+    picture_of,
+)
 from maetok_lab.tokenizer.anatomy import Surgery, error_map, footprint, occlusion, operate
 from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig, AuxiliaryDecoder
 from maetok_lab.tokenizer.foreign import RawPixels
@@ -46,7 +52,11 @@ def reconstruct(studio, image, mask):
 
 def shows(studio, name, wanted):
     size = LARGE if name == "patches" else SMALL
-    shown = getattr(studio.controls, name).picture if name in ("patches", "tokens") else studio.pictures[name].image.value
+    shown = (
+        getattr(studio.controls, name).picture
+        if name in ("patches", "tokens")
+        else studio.pictures[name].image.value
+    )
     return shown == png_bytes(wanted, size=size)
 
 
@@ -94,7 +104,9 @@ def test_brushed_patches_are_hidden_and_the_ratio_takes_over_again(studio, small
     assert_shows_mask(studio, small_images[0], draw_masks(small_images[:1], 4, ratio=0.25)[0])
 
 
-def test_a_picked_patch_shows_the_tokens_that_carry_it_and_a_picked_token_where_it_draws(studio, small_images):
+def test_a_picked_patch_shows_the_tokens_that_carry_it_and_a_picked_token_where_it_draws(
+    studio, small_images
+):
     see, image = studio.controls, small_images[0]
     moved = studio.study.moved
     assert shows(studio, "tokens", heat_picture(moved.view(4, 4)))
@@ -118,9 +130,14 @@ def test_surgery_decodes_the_changed_tokens(studio, small_images, kind):
     see.other.value, see.amount.value, see.surgery.value = 4, 0.75, kind
     with torch.inference_mode():
         mask = draw_masks(small_images[:1], 4, ratio=0.5)
-        z, other = studio.tokenizer.encode(small_images[:1], mask=mask)[0], studio.tokenizer.encode(small_images[4:5])[0]
+        z, other = (
+            studio.tokenizer.encode(small_images[:1], mask=mask)[0],
+            studio.tokenizer.encode(small_images[4:5])[0],
+        )
         surgery = Surgery(kind=kind, tokens=(0, 3), amount=0.75)
-        wanted = studio.tokenizer.decode(operate(z, surgery, studio.statistics, other=other)[None])[0]
+        wanted = studio.tokenizer.decode(operate(z, surgery, studio.statistics, other=other)[None])[
+            0
+        ]
     assert shows(studio, "operated", picture_of(wanted))
     assert not shows(studio, "operated", picture_of(studio.study.reconstruction))
 
@@ -129,7 +146,9 @@ def upload(studio, content, name="mine.png", length=None):
     """As a browser sends it: bytes arrive as a memoryview."""
     sent = studio.controls.upload
     length = len(content) if length is None else length
-    sent.set_state({"name": name, "length": length, "content": memoryview(content), "serial": sent.serial + 1})
+    sent.set_state(
+        {"name": name, "length": length, "content": memoryview(content), "serial": sent.serial + 1}
+    )
 
 
 def test_an_uploaded_picture_is_studied(studio):
@@ -146,7 +165,10 @@ def test_an_uploaded_picture_is_studied(studio):
 
 def test_what_cannot_be_uploaded_is_said_in_the_widget_and_changes_nothing(studio, small_images):
     before = studio.controls.patches.picture
-    for content, length, words in ((b"no <picture>", None, "is no picture"), (b"", 50_000_000, "has 50 MB")):
+    for content, length, words in (
+        (b"no <picture>", None, "is no picture"),
+        (b"", 50_000_000, "has 50 MB"),
+    ):
         upload(studio, content, name="<b>x", length=length)
         assert words in studio.message.value
         assert "&lt;b>x" in studio.message.value
@@ -154,7 +176,9 @@ def test_what_cannot_be_uploaded_is_said_in_the_widget_and_changes_nothing(studi
     assert studio.controls.image.value == 0
 
 
-def test_ten_quick_moves_compute_at_most_three_reconstructions_and_the_last_is_shown(studio, small_images):
+def test_ten_quick_moves_compute_at_most_three_reconstructions_and_the_last_is_shown(
+    studio, small_images
+):
     before = studio.computed
 
     async def moves():

@@ -19,7 +19,10 @@ def root(tmp_path):
         if name == "empty":
             continue
         for step in (1, 2):
-            run.log({"step": step, "split": "train", "pixel": number + 1 / step} | ({"kl": 1.0} if number else {}))
+            run.log(
+                {"step": step, "split": "train", "pixel": number + 1 / step}
+                | ({"kl": 1.0} if number else {})
+            )
         for step in (10, 20):
             run.sample_path(step).write_bytes(f"{name} {step}".encode())
     return root
@@ -81,7 +84,9 @@ def test_notebooks_that_reported_a_run_are_linked(root):
 
 def test_the_twin_has_the_same_lines(browser):
     figure = browser.twin()
-    assert {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines} == drawn(browser)
+    assert {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines} == drawn(
+        browser
+    )
     assert RunBrowser(browser.root, chosen=["empty"]).twin() is None
 
 

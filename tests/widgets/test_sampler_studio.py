@@ -22,7 +22,9 @@ SPACE = LatentSpace(TOKENIZER.fingerprint, torch.tensor(0.0), torch.tensor(0.7))
 
 def model(seed=0, num_classes=3):
     torch.manual_seed(seed)
-    made = DiffusionTransformer(DIFFUSION["test"], num_tokens=4, latent_dim=48, num_classes=num_classes).eval()
+    made = DiffusionTransformer(
+        DIFFUSION["test"], num_tokens=4, latent_dim=48, num_classes=num_classes
+    ).eval()
     for parameter in made.parameters():  # a fresh model's velocity is zero, whatever it is asked
         torch.nn.init.normal_(parameter, std=0.1)
     made.tokenizer_fingerprint, made.trained_path = TOKENIZER.fingerprint, "linear"
@@ -34,7 +36,9 @@ MODELS = {0.9: model(), 0.5: model(1)}
 
 @pytest.fixture
 def studio():
-    studio = SamplerStudio(MODELS, SPACE, TOKENIZER, class_names=["cat", "dog", "fish"], count=4, num_steps=5)
+    studio = SamplerStudio(
+        MODELS, SPACE, TOKENIZER, class_names=["cat", "dog", "fish"], count=4, num_steps=5
+    )
     assert studio.view
     return studio
 
@@ -79,7 +83,9 @@ def test_the_slider_walks_back_along_the_way(studio):
     assert ends[0] != ends[5]
     noise = SPACE.denormalise(studio.points[0].state)
     see.place.value = 0
-    assert studio.grid.value == png_bytes(image_grid(TOKENIZER.decode(noise).clamp(-1, 1)), size=SIDE)
+    assert studio.grid.value == png_bytes(
+        image_grid(TOKENIZER.decode(noise).clamp(-1, 1)), size=SIDE
+    )
 
 
 def test_the_cost_is_told_before_and_the_time_after(studio):

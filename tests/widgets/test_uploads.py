@@ -17,7 +17,10 @@ def file(size=(40, 30), kind="PNG", mode="RGB", colour=(255, 0, 0)):
 
 
 def read(content, **changes):
-    return read_upload(content, **{"name": "cat.png", "length": len(content), "limit": 1 << 20, "image_size": 8} | changes)
+    return read_upload(
+        content,
+        **{"name": "cat.png", "length": len(content), "limit": 1 << 20, "image_size": 8} | changes,
+    )
 
 
 def test_a_picture_becomes_the_middle_square():

@@ -16,15 +16,24 @@ def job(tmp_path, number=0):
     return Job(number, "n.ipynb", {"seed": 1}, str(tmp_path / "logs" / f"entry-{number}.log"))
 
 
-def test_a_sweep_runs_as_jobs_whose_logs_are_where_the_table_says(tmp_path, make_notebook, monkeypatch):
+def test_a_sweep_runs_as_jobs_whose_logs_are_where_the_table_says(
+    tmp_path, make_notebook, monkeypatch
+):
     path = make_notebook(tmp_path / "answer.ipynb", "print('in a job')\n" + ANSWER)
     folder = tmp_path / "sweeps" / "toy"
-    spec = SweepSpec(name="toy", notebook=str(path), entries=tuple(grid({"scale": [2.0, 3.0]})), quality="loss")
+    spec = SweepSpec(
+        name="toy", notebook=str(path), entries=tuple(grid({"scale": [2.0, 3.0]})), quality="loss"
+    )
     monkeypatch.setattr(cluster, "queued_jobs", lambda: None)
     result = sweep(spec, runs=tmp_path, pool=SlurmPool(spec.slurm, folder, cluster="local"))
     assert result.table["state"].tolist() == ["done", "failed"]
     assert "ValueError: three" in result.table["error"][1]
-    assert "in a job" in (tmp_path / "sweeps" / "toy" / "logs" / f"{result.table['log'][0].split('/')[-1]}").read_text()
+    assert (
+        "in a job"
+        in (
+            tmp_path / "sweeps" / "toy" / "logs" / f"{result.table['log'][0].split('/')[-1]}"
+        ).read_text()
+    )
 
 
 class Sent:
@@ -49,13 +58,17 @@ def pool(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pool._executor, "submit", submit)
     monkeypatch.setattr(pool._executor, "_submit_delayed_batch", lambda: None, raising=False)
-    monkeypatch.setattr(cluster, "queued_jobs", lambda: None if pool.queue is None else set(pool.queue))
+    monkeypatch.setattr(
+        cluster, "queued_jobs", lambda: None if pool.queue is None else set(pool.queue)
+    )
     monkeypatch.setattr(cluster, "QUEUE_SECONDS", 0.0)
     monkeypatch.setattr(cluster.subprocess, "run", lambda command, **kw: pool.sent.append(command))
     return pool
 
 
-def test_a_job_that_slurm_forgot_is_given_up_after_our_deadline_but_not_while_slurm_is_silent(pool, tmp_path):
+def test_a_job_that_slurm_forgot_is_given_up_after_our_deadline_but_not_while_slurm_is_silent(
+    pool, tmp_path
+):
     pool.start([job(tmp_path)])
     assert pool.wait(0.1) == []
     pool.queue = None
@@ -86,10 +99,28 @@ def test_what_is_asked_of_slurm(tmp_path, monkeypatch):
     import submitit
 
     asked = {}
-    monkeypatch.setattr(submitit.AutoExecutor, "update_parameters", lambda self, **given: asked.update(given))
-    config = SlurmConfig(partition="gpu", gpus=2, cpus=8, memory_gb=64, minutes=90, at_once=4, setup=("module load x",))
+    monkeypatch.setattr(
+        submitit.AutoExecutor, "update_parameters", lambda self, **given: asked.update(given)
+    )
+    config = SlurmConfig(
+        partition="gpu",
+        gpus=2,
+        cpus=8,
+        memory_gb=64,
+        minutes=90,
+        at_once=4,
+        setup=("module load x",),
+    )
     make_executor(config, tmp_path, cluster="local", nodes=3)
     assert asked == {
-        "name": "maetok-lab", "timeout_min": 90, "cpus_per_task": 8, "nodes": 3, "tasks_per_node": 1, "gpus_per_node": 2,
-        "mem_gb": 64, "slurm_partition": "gpu", "slurm_array_parallelism": 4, "slurm_setup": ["module load x"],
-    }  # fmt: skip
+        "name": "maetok-lab",
+        "timeout_min": 90,
+        "cpus_per_task": 8,
+        "nodes": 3,
+        "tasks_per_node": 1,
+        "gpus_per_node": 2,
+        "mem_gb": 64,
+        "slurm_partition": "gpu",
+        "slurm_array_parallelism": 4,
+        "slurm_setup": ["module load x"],
+    }

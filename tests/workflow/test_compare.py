@@ -9,7 +9,14 @@ from maetok_lab.evaluation.protocol import EvalResult
 from maetok_lab.runs import Run
 from maetok_lab.training.early import validation_psnr
 from maetok_lab.training.objective import Objective
-from maetok_lab.workflow.compare import CONTROL, GAP_FILE, compare_rows, comparison_of, equal_psnr_control, gather
+from maetok_lab.workflow.compare import (
+    CONTROL,
+    GAP_FILE,
+    compare_rows,
+    comparison_of,
+    equal_psnr_control,
+    gather,
+)
 from maetok_lab.workflow.ladder import Ladder
 
 pytestmark = pytest.mark.slow
@@ -18,7 +25,10 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     """Two rungs of the ladder at preset test, compared."""
-    ladder, comparison = Ladder("test", seed=3, runs=tmp_path_factory.mktemp("runs"), device="cpu"), comparison_of("test")
+    ladder, comparison = (
+        Ladder("test", seed=3, runs=tmp_path_factory.mktemp("runs"), device="cpu"),
+        comparison_of("test"),
+    )
     rows = gather([ladder], ["ae"], comparison)
     return ladder, comparison, rows, compare_rows(rows, comparison)
 
@@ -26,7 +36,11 @@ def compared(tmp_path_factory):
 def test_every_row_has_every_number_at_one_number_of_dimensions(compared):
     ladder, comparison, rows, table = compared
     assert table["row"].tolist() == ["ae", "all", "all, tuned", CONTROL]
-    known = [ladder.name("ae"), ladder.name("all"), ladder.name("all", tuned=True)]  # what `climb` trains, if it was there
+    known = [
+        ladder.name("ae"),
+        ladder.name("all"),
+        ladder.name("all", tuned=True),
+    ]  # what `climb` trains, if it was there
     assert table["run"].tolist()[:3] == known
     assert table.notna().all().all()
     assert table["dimensions"].nunique() == 1
@@ -40,15 +54,21 @@ def test_every_row_has_every_number_at_one_number_of_dimensions(compared):
 def test_the_generation_gap_is_to_the_rows_own_reconstructions(compared):
     ladder, _, rows, table = compared
     folders = [ladder.root / f"{row.run.name}-evaluation" for row in rows]
-    files = [[EvalResult.load(folder / name) for name in (SAMPLES_FILE, GAP_FILE)] for folder in folders]
+    files = [
+        [EvalResult.load(folder / name) for name in (SAMPLES_FILE, GAP_FILE)] for folder in folders
+    ]
     assert [gap.metrics["kid_efflite2"] for _, gap in files] == table["kid_gap"].tolist()
-    references = [{result.protocol.reference_sha256 for result in results} for results in zip(*files)]
+    references = [
+        {result.protocol.reference_sha256 for result in results} for results in zip(*files)
+    ]
     assert len(references[0]) == 1  # the test images
     assert len(references[1]) == len(rows)
 
 
 @pytest.mark.parametrize(("target", "met"), [(0.0, True), (99.0, False)])
-def test_the_control_is_an_autoencoder_stopped_at_the_masked_models_psnr(compared, tmp_path, monkeypatch, target, met):
+def test_the_control_is_an_autoencoder_stopped_at_the_masked_models_psnr(
+    compared, tmp_path, monkeypatch, target, met
+):
     _, comparison, rows, _ = compared
     ladder = Ladder("test", seed=3, runs=tmp_path, device="cpu")
     monkeypatch.setattr("maetok_lab.workflow.compare.validation_psnr", lambda run, images: target)
@@ -83,5 +103,7 @@ def test_cards_and_flows_have_the_seed_of_their_ladder(compared):
 def test_a_second_comparison_computes_nothing(compared, monkeypatch):
     ladder, comparison, _, table = compared
     monkeypatch.setattr(Objective, "forward", lambda *_: pytest.fail("it trained again"))
-    monkeypatch.setattr("maetok_lab.workflow.compare.generate", lambda *_, **__: pytest.fail("it sampled again"))
+    monkeypatch.setattr(
+        "maetok_lab.workflow.compare.generate", lambda *_, **__: pytest.fail("it sampled again")
+    )
     assert compare_rows(gather([ladder], ["ae"], comparison), comparison).equals(table)

@@ -15,7 +15,9 @@ HERE = Examination(device="cpu")
 
 
 def test_a_sound_machine_gets_a_verdict_from_every_check(tmp_path, monkeypatch):
-    monkeypatch.setitem(CHECKS, "collective", lambda what: doctor.Verdict("collective", "good", "tested apart"))
+    monkeypatch.setitem(
+        CHECKS, "collective", lambda what: doctor.Verdict("collective", "good", "tested apart")
+    )
     verdicts = list(examine(Examination(runs=str(tmp_path / "new"), device="cpu")))
     assert [verdict.check for verdict in verdicts] == list(CHECKS)
     assert not [verdict for verdict in verdicts if verdict.verdict == "bad"]
@@ -33,7 +35,11 @@ def test_two_processes_add_up():
     ("code", "out", "message"),
     [
         (1, "", "2 processes failed: no network"),
-        (0, '{"processes": 2, "backend": "gloo", "right": false, "bytes_per_second": 1}', "the sum is wrong"),
+        (
+            0,
+            '{"processes": 2, "backend": "gloo", "right": false, "bytes_per_second": 1}',
+            "the sum is wrong",
+        ),
     ],
 )
 def test_processes_that_cannot_talk_are_told(monkeypatch, code, out, message):
@@ -62,7 +68,9 @@ def test_a_runs_folder_that_cannot_be_made_is_told(tmp_path):
 
 
 def test_missing_images_are_a_verdict_and_the_other_checks_go_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "CHECKS", {"data": doctor.check_data, "python": doctor.check_python})
+    monkeypatch.setattr(
+        doctor, "CHECKS", {"data": doctor.check_data, "python": doctor.check_python}
+    )
     data, python = examine(Examination(source=str(tmp_path / "nowhere")))
     assert (data.check, data.verdict) == ("data", "bad")
     assert "nowhere" in data.told

@@ -32,22 +32,43 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def climbed(source, tmp_path_factory):
     """A ladder of two rungs, its table, and what it said."""
-    ladder, told = Ladder("test", source=source, runs=tmp_path_factory.mktemp("runs"), device="cpu"), []
+    ladder, told = (
+        Ladder("test", source=source, runs=tmp_path_factory.mktemp("runs"), device="cpu"),
+        [],
+    )
     return ladder, climb([ladder], rungs=["kl", "hog"], told=told.append), told
 
 
 def test_a_row_for_each_rung_with_and_without_tuning_on_the_same_number_of_images(climbed):
     ladder, table, told = climbed
-    assert list(zip(table["rung"], table["tuned"])) == [("kl", False), ("kl", True), ("hog", False), ("hog", True)]
-    assert table["run"].tolist() == [f"ladder-{name}" for name in (
-        f"kl-{ladder.suffix}", f"kl-{ladder.suffix}-tuned", f"hog-{ladder.suffix}", f"hog-{ladder.suffix}-tuned"
-    )]  # fmt: skip
+    assert list(zip(table["rung"], table["tuned"])) == [
+        ("kl", False),
+        ("kl", True),
+        ("hog", False),
+        ("hog", True),
+    ]
+    assert table["run"].tolist() == [
+        f"ladder-{name}"
+        for name in (
+            f"kl-{ladder.suffix}",
+            f"kl-{ladder.suffix}-tuned",
+            f"hog-{ladder.suffix}",
+            f"hog-{ladder.suffix}-tuned",
+        )
+    ]
     assert set(table["images"]) == {30 * 8}
-    tuned, parent = Run(ladder.root / table["run"][1]), Run(ladder.root / f"{table['run'][0]}-stage1")
+    tuned, parent = (
+        Run(ladder.root / table["run"][1]),
+        Run(ladder.root / f"{table['run'][0]}-stage1"),
+    )
     assert [run.name for run in stages(tuned)] == [parent.name, tuned.name]
     assert (parent.summary["steps"], tuned.summary["steps"]) == (20, 10)
     assert tuned.config["latent_noise"] == 0
-    assert parent.config["losses"]["perceptual"] == tuned.config["losses"]["perceptual"] == "squeezenet"
+    assert (
+        parent.config["losses"]["perceptual"]
+        == tuned.config["losses"]["perceptual"]
+        == "squeezenet"
+    )
     assert [line.partition(":")[0] for line in told] == table["run"].tolist()
 
 
@@ -69,7 +90,10 @@ def test_scores_are_of_the_test_images_and_stay_with_the_row(climbed):
 def test_tuning_leaves_the_latents_of_its_own_first_stage(climbed):
     ladder, table, _ = climbed
     tuned = Run(ladder.root / table["run"][3])
-    mine, theirs = (load_tokenizer(run.folder).encode(ladder.images["val"].batch(range(4))[0]) for run in stages(tuned))
+    mine, theirs = (
+        load_tokenizer(run.folder).encode(ladder.images["val"].batch(range(4))[0])
+        for run in stages(tuned)
+    )
     assert torch.equal(mine, theirs)
     assert ladder.latents(tuned, "train").views == 2
     assert ladder.latents(tuned, "test").views == 1
@@ -78,15 +102,33 @@ def test_tuning_leaves_the_latents_of_its_own_first_stage(climbed):
 def test_climbing_again_trains_and_scores_nothing(climbed, source, monkeypatch):
     ladder, table, _ = climbed
     monkeypatch.setattr(Objective, "forward", lambda *_: pytest.fail("it trained again"))
-    monkeypatch.setattr("maetok_lab.workflow.ladder.linear_probe", lambda *_, **__: pytest.fail("it scored again"))
-    again = climb([Ladder("test", source=source, runs=ladder.root, device="cpu")], rungs=["kl", "hog"])
+    monkeypatch.setattr(
+        "maetok_lab.workflow.ladder.linear_probe", lambda *_, **__: pytest.fail("it scored again")
+    )
+    again = climb(
+        [Ladder("test", source=source, runs=ladder.root, device="cpu")], rungs=["kl", "hog"]
+    )
     assert again.equals(table)
 
 
 def test_the_command_prints_the_table(climbed, source, repository, capsys):
     ladder, table, _ = climbed
     main = runpy.run_path(str(repository / "benchmarks" / "ladder.py"))["main"]
-    main(["--preset", "test", "--rungs", "kl", "hog", "--source", str(source), "--runs", str(ladder.root), "--device", "cpu"])
+    main(
+        [
+            "--preset",
+            "test",
+            "--rungs",
+            "kl",
+            "hog",
+            "--source",
+            str(source),
+            "--runs",
+            str(ladder.root),
+            "--device",
+            "cpu",
+        ]
+    )
     said = capsys.readouterr().out
     assert markdown(table) in said
     assert f"| kl | True | 0 | 240 | {table['psnr'][1]:.2f} |" in said
@@ -94,6 +136,8 @@ def test_the_command_prints_the_table(climbed, source, repository, capsys):
 
 def test_an_unknown_rung_is_an_error_before_anything_is_trained(source, tmp_path):
     ladder = Ladder("test", source=source, runs=tmp_path, device="cpu")
-    with pytest.raises(ValueError, match="unknown rung of the ladder 'sematic'; did you mean 'semantic'"):
+    with pytest.raises(
+        ValueError, match="unknown rung of the ladder 'sematic'; did you mean 'semantic'"
+    ):
         climb([ladder], rungs=["ae", "sematic"])
     assert not any(tmp_path.iterdir())

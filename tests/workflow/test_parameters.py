@@ -50,7 +50,9 @@ def test_only_the_tagged_cell_counts(tmp_path):
     assert read_parameters(write(tmp_path / "none.ipynb", new_code_cell("a = 1"))) == {}
 
 
-@pytest.mark.parametrize("line", ["a = b", "a: int = 1", "a = b = 1", "a, b = 1, 2", "print()", "a = 2 * 3 * b", "a ="])
+@pytest.mark.parametrize(
+    "line", ["a = b", "a: int = 1", "a = b = 1", "a, b = 1, 2", "print()", "a = 2 * 3 * b", "a ="]
+)
 def test_a_cell_with_anything_but_literal_assignments_is_refused(tmp_path, line):
     path = write(tmp_path / "bad.ipynb", new_code_cell(line, metadata={"tags": ["parameters"]}))
     with pytest.raises(ValueError, match=r"bad\.ipynb must be literal assignments"):
@@ -141,5 +143,11 @@ def test_a_missing_notebook_and_a_file_that_is_none_are_one_clear_line(tmp_path)
 
 def test_the_code_hash_sees_code_but_not_prose_or_outputs(tmp_path):
     first = code_hash(write(tmp_path / "a.ipynb", new_markdown_cell("one"), new_code_cell("x = 1")))
-    assert code_hash(write(tmp_path / "b.ipynb", new_markdown_cell("two"), new_code_cell("x = 1"))) == first
-    assert code_hash(write(tmp_path / "c.ipynb", new_markdown_cell("one"), new_code_cell("x = 2"))) != first
+    assert (
+        code_hash(write(tmp_path / "b.ipynb", new_markdown_cell("two"), new_code_cell("x = 1")))
+        == first
+    )
+    assert (
+        code_hash(write(tmp_path / "c.ipynb", new_markdown_cell("one"), new_code_cell("x = 2")))
+        != first
+    )

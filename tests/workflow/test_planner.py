@@ -11,19 +11,35 @@ from maetok_lab.diffusion.model import DIFFUSION
 from maetok_lab.tokenizer.discriminators import AdversarialConfig
 from maetok_lab.training.presets import TOKENIZER_TRAINING
 from maetok_lab.workflow import planner, trial
-from maetok_lab.workflow.planner import GPUS, estimate, latent_cache_bytes, measured_table, without_downloads
+from maetok_lab.workflow.planner import (
+    GPUS,
+    estimate,
+    latent_cache_bytes,
+    measured_table,
+    without_downloads,
+)
 from maetok_lab.workflow.trial import Measured, Trial, count_memory, line, next_size
 
 CPU = torch.device("cpu")
 TEST = override(TOKENIZER_TRAINING["test"], {"precision": "fp32"})
 MEASURED = Measured(
-    stage="tokenizer", batch=4, recipe_batch=32, images=3_600_000, images_per_second=100.0, fixed_bytes=1e9,
-    bytes_per_image=1e8, least_bytes=1.5e9, flop_per_image=1e12, free_bytes=16e9,
-)  # fmt: skip
+    stage="tokenizer",
+    batch=4,
+    recipe_batch=32,
+    images=3_600_000,
+    images_per_second=100.0,
+    fixed_bytes=1e9,
+    bytes_per_image=1e8,
+    least_bytes=1.5e9,
+    flop_per_image=1e12,
+    free_bytes=16e9,
+)
 
 
 def changed(**fields):
-    return Measured(**{name: getattr(MEASURED, name) for name in MEASURED.__dataclass_fields__} | fields)
+    return Measured(
+        **{name: getattr(MEASURED, name) for name in MEASURED.__dataclass_fields__} | fields
+    )
 
 
 def test_memory_of_tensors_is_counted_to_the_byte():
@@ -31,7 +47,9 @@ def test_memory_of_tensors_is_counted_to_the_byte():
         x = torch.zeros(1000, requires_grad=True)  # 4 kB
         y = x * 2  # 4 kB
         del y
-        z = (x.exp() * 3).sin()  # exp keeps its result, sin its input; what sin gives is not there yet
+        z = (
+            x.exp() * 3
+        ).sin()  # exp keeps its result, sin its input; what sin gives is not there yet
         torch.zeros(20_000)
         z.sum().backward()
     held, peak = memory
@@ -60,19 +78,29 @@ def test_a_batch_grows_while_time_and_memory_last_and_a_second_one_is_always_tri
 
 
 def test_a_diffusion_training_is_measured_and_its_work_is_three_forward_passes():
-    found = planner.measure_diffusion("test", TEST.model, num_classes=5, device=CPU, seconds=0.5, precision="fp32")
+    found = planner.measure_diffusion(
+        "test", TEST.model, num_classes=5, device=CPU, seconds=0.5, precision="fp32"
+    )
     assert (found.recipe_batch, found.images) == (16, 320)
-    wanted = 3 * flops(DIFFUSION["test"], TEST.model.num_latent_tokens, latent_dim=TEST.model.latent_dim)
-    assert found.flop_per_image == pytest.approx(wanted, rel=0.15)  # nothing is sent back to the input of the first layer
+    wanted = 3 * flops(
+        DIFFUSION["test"], TEST.model.num_latent_tokens, latent_dim=TEST.model.latent_dim
+    )
+    assert found.flop_per_image == pytest.approx(
+        wanted, rel=0.15
+    )  # nothing is sent back to the input of the first layer
     assert found.hours == pytest.approx(320 / found.images_per_second / 3600)
     assert 0 < found.bytes_per_image < 1e6
     assert "diffusion: fits, a batch of 16 takes" in found.verdict()
 
 
 def test_a_tokenizer_training_is_measured_with_its_perceptual_term_and_discriminator():
-    critic = AdversarialConfig(discriminator="patchgan", width=8, layers=2, trains_from=5, counts_from=10)
+    critic = AdversarialConfig(
+        discriminator="patchgan", width=8, layers=2, trains_from=5, counts_from=10
+    )
     rich = override(TEST, {"losses.adversarial": critic})
-    plain, richer = (planner.measure_tokenizer(config, device=CPU, seconds=0.2) for config in (TEST, rich))
+    plain, richer = (
+        planner.measure_tokenizer(config, device=CPU, seconds=0.2) for config in (TEST, rich)
+    )
     assert richer.flop_per_image > 1.2 * plain.flop_per_image
     assert plain.memory(64) > plain.memory(8)
 
@@ -89,7 +117,10 @@ def test_what_does_not_fit_is_not_run(monkeypatch):
 
 def test_verdicts():
     assert MEASURED.verdict() == "tokenizer: fits, a batch of 32 takes 4.2 GB of 16 GB"
-    assert "up to 10 images at once fit, so 4 parts or processes" in changed(free_bytes=2.05e9).verdict()
+    assert (
+        "up to 10 images at once fit, so 4 parts or processes"
+        in changed(free_bytes=2.05e9).verdict()
+    )
     assert "does not fit" in changed(free_bytes=1.2e9).verdict()
     assert MEASURED.hours == 10.0
     assert MEASURED.memory(2) == 1.5e9
@@ -109,7 +140,9 @@ def test_the_estimate_is_work_over_a_share_of_the_published_peak_and_says_that_i
 def test_the_papers_cache_and_what_its_training_downloads():
     paper = TOKENIZER_TRAINING["maetok-b-128"]
     assert latent_cache_bytes(1_281_167, paper.model) == pytest.approx(21.0e9, rel=0.01)
-    assert latent_cache_bytes(1_281_167, paper.model, flips=False) == pytest.approx(10.5e9, rel=0.01)
+    assert latent_cache_bytes(1_281_167, paper.model, flips=False) == pytest.approx(
+        10.5e9, rel=0.01
+    )
     config, left_out = without_downloads(paper)
     assert left_out == ["dinov2", "clip", "lpips", "dino discriminator"]
     assert [target.target for target in config.targets] == ["hog"]

@@ -33,8 +33,13 @@ def test_a_finished_run_keeps_its_newest_checkpoint_and_its_milestones(tmp_path)
     going = trained(tmp_path, "going", finished=False)
     before = run.weights_hash()
     found = prunable(tmp_path)
-    assert found[["run", "what"]].values.tolist() == [["done", "checkpoint 10"], ["done", "checkpoint 30"]]
-    sizes = [path.stat().st_size for path in (run.folder / "checkpoints" / "step-0000010").iterdir()]
+    assert found[["run", "what"]].values.tolist() == [
+        ["done", "checkpoint 10"],
+        ["done", "checkpoint 30"],
+    ]
+    sizes = [
+        path.stat().st_size for path in (run.folder / "checkpoints" / "step-0000010").iterdir()
+    ]
     assert found["bytes"][0] == sum(sizes)
     assert run.checkpoint_steps() == [10, 20, 30, 40]  # looking frees nothing
     assert prune(found) == found["bytes"].sum()
@@ -58,7 +63,10 @@ def test_milestones_outlive_the_retention_of_a_training(tmp_path):
 
 def test_what_a_kill_left_half_written_is_found_and_nothing_else(tmp_path):
     run = trained(tmp_path, "done", steps=(10,))
-    left = [run.folder / ".summary.json.123.0a1b2c3d", run.folder / "samples" / ".step-0000010.png.9.0a1b2c3d"]
+    left = [
+        run.folder / ".summary.json.123.0a1b2c3d",
+        run.folder / "samples" / ".step-0000010.png.9.0a1b2c3d",
+    ]
     half = run.folder / "checkpoints" / ".step-0000020.tmp"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")

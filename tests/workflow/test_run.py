@@ -35,7 +35,10 @@ time.sleep(0 if os.path.exists(runs + '/go') else 100)"""
 
 def notebook(path, *code):
     """A notebook with the four parameters and one section a piece of code."""
-    cells = [new_markdown_cell("# Title"), new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})]
+    cells = [
+        new_markdown_cell("# Title"),
+        new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
+    ]
     for number, source in enumerate(code, start=1):
         cells += [new_markdown_cell(f"## Part {number}\nprose"), new_code_cell(source)]
     nbformat.write(new_notebook(cells=cells), path)
@@ -56,7 +59,9 @@ def finished(tmp_path_factory):
     look = "import os\nprint('here:', os.getcwd())\nprint('spins:', os.environ['GOMP_SPINCOUNT'])"
     path = notebook(folder / "answer.ipynb", look, ANSWER)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("maetok_lab.workflow.run.code_hash", lambda path: f"{hash(Path(path).read_text())}")
+        patch.setattr(
+            "maetok_lab.workflow.run.code_hash", lambda path: f"{hash(Path(path).read_text())}"
+        )
         result = run_notebook(path, runs=folder / "runs", scale=2)
     return path, folder / "runs", result
 
@@ -68,7 +73,9 @@ def start():
 
     def start(path, runs):
         command = [sys.executable, "-m", "maetok_lab", "run", str(path), "-p", "runs", str(runs)]
-        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        processes.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
         seen = ""
         for line in processes[-1].stdout:
             seen += line
@@ -136,7 +143,9 @@ def test_a_second_call_shows_the_stored_numbers_at_once(finished, capsys, monkey
 def test_changed_code_or_a_missing_result_runs_again(finished, tmp_path, capsys, monkeypatch, loss):
     path, runs, first = finished
     calls = []
-    monkeypatch.setattr("maetok_lab.workflow.run.execute", lambda *args, **kw: calls.append(args) or 1 / 0)
+    monkeypatch.setattr(
+        "maetok_lab.workflow.run.execute", lambda *args, **kw: calls.append(args) or 1 / 0
+    )
     hidden = {"run": first.runs[0] / "summary.json", "page": first.html}.get(loss)
     summary = (first.folder / "summary.json").read_bytes()
     if hidden:
@@ -164,23 +173,36 @@ def test_wrong_parameters_are_refused_before_any_kernel(finished, monkeypatch):
 
 
 def test_a_failing_cell_is_one_line_and_keeps_the_notebook(tmp_path, capsys):
-    path = notebook(tmp_path / "bad.ipynb", "print('so far')", "raise ValueError(f'unknown preset {preset!r}')", "1")
+    path = notebook(
+        tmp_path / "bad.ipynb",
+        "print('so far')",
+        "raise ValueError(f'unknown preset {preset!r}')",
+        "1",
+    )
     with pytest.raises(NotebookFailed) as caught:
         run_notebook(path, tmp_path / "out.ipynb", preset="tinny", runs=tmp_path)
     line, place = str(caught.value).splitlines()
     assert line == "bad.ipynb failed in section 'Part 2' with ValueError: unknown preset 'tinny'"
     assert "so far" in (tmp_path / "out" / "notebook-failed.ipynb").read_text()
     assert place.endswith("notebook-failed.ipynb")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"notebook-failed.ipynb", "parameters.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "notebook-failed.ipynb",
+        "parameters.json",
+    }
     shown = capsys.readouterr().out
     assert "] Part 2" in shown
     assert "Part 3" not in shown
 
 
-def test_an_output_file_gets_the_executed_copy_and_another_kernel_named_python3_does_not_matter(tmp_path, monkeypatch):
+def test_an_output_file_gets_the_executed_copy_and_another_kernel_named_python3_does_not_matter(
+    tmp_path, monkeypatch
+):
     kernel = tmp_path / "jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)
-    write_json(kernel / "kernel.json", {"argv": ["/bin/false"], "display_name": "not ours", "language": "python"})
+    write_json(
+        kernel / "kernel.json",
+        {"argv": ["/bin/false"], "display_name": "not ours", "language": "python"},
+    )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
     path = notebook(tmp_path / "who.ipynb", "import sys\nprint(sys.executable)")
@@ -229,7 +251,9 @@ def test_a_progress_bar_becomes_a_few_lines(tmp_path, capsys):
     assert json.loads((tmp_path / "heartbeat.json").read_text())["process"] == os.getpid()
 
 
-def test_report_shows_its_numbers_in_plain_python_too_and_refuses_what_is_no_number(tmp_path, capsys):
+def test_report_shows_its_numbers_in_plain_python_too_and_refuses_what_is_no_number(
+    tmp_path, capsys
+):
     import torch
 
     report(tmp_path, psnr=torch.tensor(19.5), kind="fd_efflite2", bad=float("nan"))

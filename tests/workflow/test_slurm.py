@@ -28,7 +28,9 @@ report(loss=(scale - 4) ** 2)"""
 def slurm(tmp_path_factory):
     """SLURM_CONF points to a Slurm that lives as long as this file's tests."""
     folder = tmp_path_factory.mktemp("slurm")
-    started = subprocess.run([SCRIPT, "start", folder], capture_output=True, text=True, timeout=580, check=False)
+    started = subprocess.run(
+        [SCRIPT, "start", folder], capture_output=True, text=True, timeout=580, check=False
+    )
     if started.returncode == 3:
         pytest.skip(started.stderr.strip())
     try:
@@ -62,7 +64,10 @@ spec = SweepSpec(name="six", notebook={str(path)!r}, entries={entries!r}, qualit
 print("failed:", sweep(spec, runs={str(tmp_path)!r}, on="slurm").failed["error"].tolist())"""
     first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     wait_for(lambda: (tmp_path / "started-3.0").exists())
-    names = {job: next((tmp_path / "sweeps").glob(f"*/slurm/{job}/*_log.out"), None) for job in queued_jobs()}
+    names = {
+        job: next((tmp_path / "sweeps").glob(f"*/slurm/{job}/*_log.out"), None)
+        for job in queued_jobs()
+    }
     (stuck,) = [job for job, log in names.items() if log and "scale=3.0" in log.read_text()]
     subprocess.run(["scancel", stuck], check=True)
     told, _ = first.communicate(timeout=400)
@@ -79,11 +84,17 @@ def test_a_training_of_two_processes_is_cancelled_half_way_and_continued(slurm, 
     config = SlurmConfig(cpus=2, minutes=20)
 
     def submit(name, how):
-        return submit_training([str(TRAINING), str(tmp_path / name), how], config, tmp_path / "jobs", processes=2)
+        return submit_training(
+            [str(TRAINING), str(tmp_path / name), how], config, tmp_path / "jobs", processes=2
+        )
 
     def newest():
         folder = tmp_path / "cancelled" / "diffusion"
-        return max(Run(folder).checkpoint_steps(), default=0) if (folder / "config.json").exists() else 0
+        return (
+            max(Run(folder).checkpoint_steps(), default=0)
+            if (folder / "config.json").exists()
+            else 0
+        )
 
     job = submit("cancelled", "slow")
     wait_for(lambda: newest() >= 15)

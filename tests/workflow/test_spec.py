@@ -15,14 +15,21 @@ def written(tmp_path, text, name="a-sweep.toml"):
 
 def test_a_grid_is_every_combination_the_last_parameter_fastest():
     assert grid({"a": [1, 2], "b": ["x", "y"]}) == [
-        {"a": 1, "b": "x"}, {"a": 1, "b": "y"}, {"a": 2, "b": "x"}, {"a": 2, "b": "y"},
-    ]  # fmt: skip
+        {"a": 1, "b": "x"},
+        {"a": 1, "b": "y"},
+        {"a": 2, "b": "x"},
+        {"a": 2, "b": "y"},
+    ]
     with pytest.raises(ValueError, match="list of values for 'b', not 'xy'"):
         grid({"a": [1], "b": "xy"})
 
 
 def test_random_draws_stay_in_their_ranges_and_do_not_depend_on_their_number():
-    ranges = {"rate": {"low": 1e-4, "high": 1e-1, "log": True}, "depth": {"low": 2, "high": 4}, "kind": ["a", "b"]}
+    ranges = {
+        "rate": {"low": 1e-4, "high": 1e-1, "log": True},
+        "depth": {"low": 2, "high": 4},
+        "kind": ["a", "b"],
+    }
     entries = draw({**ranges, "scale": {"low": 1.0, "high": 4.0}}, count=200, seed=3)
     assert entries[:5] == draw({"scale": {"low": 1.0, "high": 4.0}, **ranges}, count=5, seed=3)
     assert entries[:5] != draw({**ranges, "scale": {"low": 1.0, "high": 4.0}}, count=5, seed=4)
@@ -52,7 +59,7 @@ def test_a_file_is_read_with_everything_in_it(tmp_path):
     path = written(
         tmp_path,
         'notebook = "n.ipynb"\nquality = "kid"\nspeed = "rate"\nretries = 2\n[fixed]\npreset = "test"\nseed = 1\n'
-        '[random]\ncount = 3\n[random.parameters]\nscale = {low = 1.0, high = 2.0}\n'
+        "[random]\ncount = 3\n[random.parameters]\nscale = {low = 1.0, high = 2.0}\n"
         '[halving]\nparameter = "steps"\nvalues = [10, 20]\nkeep = 0.4\n'
         '[slurm]\npartition = "gpu"\nminutes = 60\nsetup = ["module load x"]',
     )
@@ -71,10 +78,16 @@ def test_a_file_is_read_with_everything_in_it(tmp_path):
         ('notebook = "n.ipynb"', "needs one of"),
         ('notebook = "n.ipynb"\n[grid]\na = [1]\n[[list]]\na = 1', r"not \['grid', 'list'\]"),
         ("[grid]\na = [1]", "names no notebook"),
-        ('notebook = "n.ipynb"\nretrys = 1\n[grid]\na = [1]', "no key 'retrys'; did you mean 'retries'"),
+        (
+            'notebook = "n.ipynb"\nretrys = 1\n[grid]\na = [1]',
+            "no key 'retrys'; did you mean 'retries'",
+        ),
         ('notebook = "n.ipynb"\n[grid]\na = [1]\n[slurm]\ngpu = 1', "did you mean 'gpus'"),
         ('notebook = "n.ipynb"\n[fixed]\na = 1\n[grid]\na = [1]', "fixed and swept"),
-        ('notebook = "n.ipynb"\n[random]\ncount = 3', r"needs a table \[random\.parameters\], and has only \['count'\]"),
+        (
+            'notebook = "n.ipynb"\n[random]\ncount = 3',
+            r"needs a table \[random\.parameters\], and has only \['count'\]",
+        ),
         ("notebook = ", "not valid TOML"),
     ],
 )

@@ -37,16 +37,30 @@ def notebook(tmp_path, make_notebook):
 
 
 def spec(notebook, *, scales=(1.0, 2.0, 3.0), **more):
-    return SweepSpec(**{"name": "toy", "notebook": str(notebook), "entries": tuple(grid({"scale": scales})), **more})
+    return SweepSpec(
+        **{
+            "name": "toy",
+            "notebook": str(notebook),
+            "entries": tuple(grid({"scale": scales})),
+            **more,
+        }
+    )
 
 
 def loss(parameters):
-    return {"loss": (parameters["scale"] - 2) ** 2 + 1 / parameters.get("steps", 10), "images_per_second": parameters["scale"]}
+    return {
+        "loss": (parameters["scale"] - 2) ** 2 + 1 / parameters.get("steps", 10),
+        "images_per_second": parameters["scale"],
+    }
 
 
-def test_every_entry_is_run_once_and_the_table_has_its_numbers(notebook, tmp_path, instant_pool, capsys):
+def test_every_entry_is_run_once_and_the_table_has_its_numbers(
+    notebook, tmp_path, instant_pool, capsys
+):
     pool = instant_pool(loss)
-    result = sweep(spec(notebook, quality="loss", speed="images_per_second"), runs=tmp_path, pool=pool)
+    result = sweep(
+        spec(notebook, quality="loss", speed="images_per_second"), runs=tmp_path, pool=pool
+    )
     assert [job["scale"] for job in pool.started] == [1.0, 2.0, 3.0]
     assert pool.closed
     assert result.table["state"].tolist() == ["done"] * 3
@@ -67,7 +81,9 @@ def test_what_is_done_is_skipped_also_by_another_sweep(notebook, tmp_path, insta
     assert result.table["state"].tolist() == ["done"] * 3
 
 
-def test_changed_code_and_a_changed_parent_run_again(notebook, tmp_path, instant_pool, make_notebook):
+def test_changed_code_and_a_changed_parent_run_again(
+    notebook, tmp_path, instant_pool, make_notebook
+):
     one = spec(notebook, scales=(1.0,))
     sweep(one, runs=tmp_path, pool=instant_pool(loss))
     make_notebook(notebook, ANSWER + "\nprint('more')")
@@ -76,7 +92,9 @@ def test_changed_code_and_a_changed_parent_run_again(notebook, tmp_path, instant
     assert len(pool.started) == 1
 
 
-def test_failures_are_recorded_the_rest_goes_on_and_the_next_call_tries_again(notebook, tmp_path, instant_pool):
+def test_failures_are_recorded_the_rest_goes_on_and_the_next_call_tries_again(
+    notebook, tmp_path, instant_pool
+):
     def fails(parameters):
         if parameters["scale"] == 2.0:
             raise ValueError("no good\nat all")
@@ -93,7 +111,9 @@ def test_failures_are_recorded_the_rest_goes_on_and_the_next_call_tries_again(no
     assert [job["scale"] for job in pool.started] == [2.0]
 
 
-def test_an_entry_whose_run_is_written_by_another_waits_and_is_no_failure(notebook, tmp_path, instant_pool, monkeypatch):
+def test_an_entry_whose_run_is_written_by_another_waits_and_is_no_failure(
+    notebook, tmp_path, instant_pool, monkeypatch
+):
     monkeypatch.setattr(sys.modules["maetok_lab.workflow.sweep"], "LOCKED_SECONDS", 0.05)
     tries = []
 
@@ -133,7 +153,9 @@ def test_parameters_may_be_lists(tmp_path, instant_pool, make_notebook):
     assert read_json(result.folder / "summary.json")["best"]["scale"] == [2.0]
 
 
-def test_repeated_entries_run_once_and_separate_runs_get_a_folder_each(notebook, tmp_path, instant_pool):
+def test_repeated_entries_run_once_and_separate_runs_get_a_folder_each(
+    notebook, tmp_path, instant_pool
+):
     pool = instant_pool(loss)
     sweep(spec(notebook, scales=(1.0, 1.0, 2.0), separate_runs=True), runs=tmp_path, pool=pool)
     folders = {job["runs"] for job in pool.started}
@@ -141,7 +163,9 @@ def test_repeated_entries_run_once_and_separate_runs_get_a_folder_each(notebook,
     assert all(folder.startswith(str(tmp_path / "sweeps" / "toy" / "runs")) for folder in folders)
 
 
-def test_wrong_parameters_of_any_entry_are_refused_before_anything_starts(notebook, tmp_path, instant_pool):
+def test_wrong_parameters_of_any_entry_are_refused_before_anything_starts(
+    notebook, tmp_path, instant_pool
+):
     pool = instant_pool(loss)
     with pytest.raises(TypeError, match="'scale' must be float"):
         sweep(spec(notebook, scales=(1.0, "2")), runs=tmp_path, pool=pool)
@@ -186,7 +210,9 @@ def test_entries_that_disagree_about_a_run_say_how_to_separate_them(tmp_path, mo
         try:
             Run.open("scores", Toy(width=2), root=tmp_path)
         except ValueError as problem:
-            raise NotebookFailed(f"n.ipynb failed in section 'Scores' with ValueError: {problem}") from None
+            raise NotebookFailed(
+                f"n.ipynb failed in section 'Scores' with ValueError: {problem}"
+            ) from None
 
     monkeypatch.setattr(worker, "run_notebook", another)
     answer = worker.run_entry({"notebook": "n.ipynb", "parameters": {}})
@@ -206,7 +232,9 @@ def test_a_killed_sweep_takes_its_workers_along_and_goes_on(tmp_path, make_noteb
     command = [sys.executable, "-m", "maetok_lab", "sweep", str(file), "--runs", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     log = tmp_path / "sweeps" / "one" / "logs"
-    kernel = wait_for(lambda: re.search(r"kernel (\d+)", "".join(p.read_text() for p in log.glob("*"))))
+    kernel = wait_for(
+        lambda: re.search(r"kernel (\d+)", "".join(p.read_text() for p in log.glob("*")))
+    )
     process.kill()
     process.wait()
     assert wait_for(lambda: not Path(f"/proc/{kernel[1]}").exists())
@@ -225,22 +253,31 @@ def wait_for(what, seconds=60):
     raise AssertionError("it did not happen")
 
 
-def test_the_command_line_sweeps_shows_and_says_what_failed(notebook, tmp_path, instant_pool, capsys, monkeypatch):
+def test_the_command_line_sweeps_shows_and_says_what_failed(
+    notebook, tmp_path, instant_pool, capsys, monkeypatch
+):
     def fails(parameters):
         if parameters["scale"] == 3.0:
             raise ValueError("three")
         return loss(parameters)
 
-    monkeypatch.setattr(sys.modules["maetok_lab.workflow.sweep"], "LocalPool", lambda workers: instant_pool(fails))
+    monkeypatch.setattr(
+        sys.modules["maetok_lab.workflow.sweep"], "LocalPool", lambda workers: instant_pool(fails)
+    )
     file = tmp_path / "cli.toml"
-    file.write_text('notebook = "answer.ipynb"\nquality = "loss"\n[fixed]\npreset = "test"\n[grid]\nscale = [2.0, 3.0]\n')
+    file.write_text(
+        'notebook = "answer.ipynb"\nquality = "loss"\n[fixed]\npreset = "test"\n[grid]\nscale = [2.0, 3.0]\n'
+    )
     assert main(["sweep", str(file), "--runs", str(tmp_path), "-p", "seed", "4"]) == 1
     shown = capsys.readouterr().out
     assert "best loss: entry 0, 0.1" in shown
     assert "entry 1 failed: three" in shown
     assert main(["show", "cli", "--runs", str(tmp_path)]) == 0
     assert "three" in capsys.readouterr().out
-    assert read_json(tmp_path / "sweeps" / "cli" / "sweep.json")["fixed"] == {"preset": "test", "seed": 4}
+    assert read_json(tmp_path / "sweeps" / "cli" / "sweep.json")["fixed"] == {
+        "preset": "test",
+        "seed": 4,
+    }
     assert main(["sweep", str(tmp_path / "no.toml")]) == 2
 
 
@@ -263,12 +300,22 @@ def test_an_entry_costs_at_most_three_seconds_beyond_its_cells(tmp_path, make_no
 
 def test_a_parent_that_changed_runs_again(tmp_path, make_notebook):
     path = make_notebook(tmp_path / "reads.ipynb", ANSWER)
-    with Run.open("parent", Toy(), root=tmp_path) as parent, Run.open("child", Toy(), root=tmp_path, parents=[parent]) as child:
+    with (
+        Run.open("parent", Toy(), root=tmp_path) as parent,
+        Run.open("child", Toy(), root=tmp_path, parents=[parent]) as child,
+    ):
         child.finish({})
     call = prepare_call(path, None, {"runs": tmp_path})
     written = run_module._parents(call, [str(child.folder)])
     assert list(written) == [os.path.relpath(parent.folder, call.folder)]
-    stored = {"numbers": {}, "runs": [], "seconds": 1.0, "ended": "now", "parents": written, **call.identity}
+    stored = {
+        "numbers": {},
+        "runs": [],
+        "seconds": 1.0,
+        "ended": "now",
+        "parents": written,
+        **call.identity,
+    }
     write_json(call.folder / "summary.json", stored)
     for name in ("notebook.ipynb", "notebook.html"):
         (call.folder / name).touch()
