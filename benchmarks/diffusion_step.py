@@ -20,11 +20,11 @@ from maetok_lab.data.latents import LatentDataset
 from maetok_lab.device import DTYPES, Precision, describe, pick_device, pick_precision
 from maetok_lab.diffusion.cost import flops
 from maetok_lab.diffusion.model import DIFFUSION
+from maetok_lab.experiments.planner import random_latents
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.model import TOKENIZERS
 from maetok_lab.training.diffusion import DiffusionTraining, train_diffusion
 from maetok_lab.training.presets import diffusion_training
-from maetok_lab.workflow.planner import random_latents
 
 WARMUP = 3
 PASSES = (

@@ -6,8 +6,8 @@ the runs folder already is not done again, so it can be stopped anywhere.
 
 import argparse
 
+from maetok_lab.experiments.ladder import Ladder, climb, markdown
 from maetok_lab.training.presets import LADDER, TOKENIZER_TRAINING
-from maetok_lab.workflow.ladder import Ladder, climb, markdown
 
 
 def main(arguments: list[str] | None = None) -> None:

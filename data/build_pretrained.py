@@ -21,15 +21,15 @@ from maetok_lab.diffusion.sampling import Guidance
 from maetok_lab.evaluation.generation import evaluate_generation, make_reference
 from maetok_lab.evaluation.protocol import EvalProtocol
 from maetok_lab.evaluation.reconstruction import evaluate_reconstruction
-from maetok_lab.evaluation.samples import generate
+from maetok_lab.experiments.ready import ready_latents, train_both_stages
 from maetok_lab.files import write_json
+from maetok_lab.generation.images import generate
 from maetok_lab.nets import load_net
 from maetok_lab.runs import Run, runs_root
+from maetok_lab.runs.weights import SHIPPED
 from maetok_lab.tokenizer.loading import export_tokenizer, load_auxiliary, load_tokenizer
 from maetok_lab.training.diffusion import train_diffusion
 from maetok_lab.training.presets import DECODER_TUNING, diffusion_training, ladder_training
-from maetok_lab.training.ready import ready_latents, train_both_stages
-from maetok_lab.weights import SHIPPED
 from maetok_lab.widgets.live import LiveTraining
 
 LABELS = "category-style"

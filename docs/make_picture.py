@@ -9,7 +9,7 @@ from maetok_lab.data.images import open_images
 from maetok_lab.data.latents import load_latent_space
 from maetok_lab.diffusion.loading import load_diffusion
 from maetok_lab.diffusion.sampling import Guidance
-from maetok_lab.evaluation.samples import generate, reconstruct
+from maetok_lab.generation.images import generate, reconstruct
 from maetok_lab.plots.images import plot_reconstructions, plot_rows
 from maetok_lab.tokenizer.loading import load_tokenizer
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maetok_lab.config import override
-from maetok_lab.locks import RunLocked
 from maetok_lab.runs import Run, checked_name, list_runs, runs_root
+from maetok_lab.runs.locks import RunLocked
+from maetok_lab.runs.prune import prunable, prune
 from maetok_lab.workflow import NotebookFailed, run_notebook, sweep
 from maetok_lab.workflow.doctor import Examination, examine
 from maetok_lab.workflow.parameters import Parameter, parse_parameters, read_parameters
-from maetok_lab.workflow.prune import prunable, prune
 from maetok_lab.workflow.spec import read_spec
 
 

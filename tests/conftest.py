@@ -102,6 +102,43 @@ def in_two_processes():
     return run
 
 
+# Models of a few weights, for tests that draw images ------------------------------------------------
+
+
+def fill(module):
+    """Random weights everywhere, also where a model starts as the identity."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    return module.eval()
+
+
+@pytest.fixture
+def tokenizer():
+    """3 tokens of 2 channels for images of 8 px, with drop path, which eval mode must switch off."""
+    from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
+    from maetok_lab.tokenizer.towers import TowerConfig
+
+    tower = TowerConfig(width=16, depth=2, num_heads=2, drop_path=0.5)
+    config = TokenizerConfig(
+        image_size=8, patch_size=4, num_latent_tokens=3, latent_dim=2, encoder=tower, decoder=tower
+    )
+    tokenizer = fill(Tokenizer(config))
+    tokenizer.fingerprint = "weights"
+    return tokenizer
+
+
+@pytest.fixture
+def model():
+    """A diffusion model of four classes on its latents."""
+    from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer
+
+    config = DiffusionConfig(width=16, depth=1, num_heads=2)
+    return fill(DiffusionTransformer(config, num_tokens=3, latent_dim=2, num_classes=4))
+
+
 class Pictures(SimpleNamespace):
     def __len__(self) -> int:
         return len(self.labels)

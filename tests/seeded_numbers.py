@@ -13,8 +13,6 @@ from typing import Any
 import torch
 
 from maetok_lab.analysis.card import CardSettings
-from maetok_lab.analysis.tokenizers import card_run
-from maetok_lab.config import override
 from maetok_lab.data.images import open_images
 from maetok_lab.data.latents import LatentCaching, LatentDataset, write_latents
 from maetok_lab.diffusion.loading import load_diffusion
@@ -22,7 +20,8 @@ from maetok_lab.diffusion.sampling import Guidance
 from maetok_lab.evaluation.generation import evaluate_generation
 from maetok_lab.evaluation.protocol import EvalProtocol
 from maetok_lab.evaluation.reconstruction import evaluate_reconstruction
-from maetok_lab.evaluation.samples import generate
+from maetok_lab.experiments.cards import card_run
+from maetok_lab.generation.images import generate
 from maetok_lab.nets import load_net
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.discriminators import AdversarialConfig

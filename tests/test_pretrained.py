@@ -6,12 +6,12 @@ import json
 import pytest
 import torch
 
-from maetok_lab import weights
 from maetok_lab.data.images import open_images
 from maetok_lab.data.latents import load_latent_space
 from maetok_lab.diffusion.loading import load_diffusion
 from maetok_lab.evaluation.pixels import psnr
-from maetok_lab.evaluation.samples import generate, reconstruct
+from maetok_lab.generation.images import generate, reconstruct
+from maetok_lab.runs import weights
 from maetok_lab.tokenizer.loading import load_auxiliary, load_tokenizer
 
 SHIPPED = weights.SHIPPED

@@ -11,7 +11,7 @@ import torch
 from maetok_lab.data.images import open_images
 from maetok_lab.data.latents import LatentDataset, load_latent_space
 from maetok_lab.diffusion.loading import load_diffusion
-from maetok_lab.evaluation.samples import generate
+from maetok_lab.generation.images import generate
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_auxiliary, load_tokenizer
 from maetok_lab.training.diffusion import DiffusionTraining, train_diffusion

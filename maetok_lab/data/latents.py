@@ -30,7 +30,7 @@ from maetok_lab.data.shards import (
 from maetok_lab.device import DTYPES, Precision, autocast, free_memory
 from maetok_lab.files import atomic_path
 from maetok_lab.runs import Run, find_run
-from maetok_lab.weights import read_weights, tensors_fingerprint
+from maetok_lab.runs.weights import read_weights, tensors_fingerprint
 
 Statistics = Literal["scalar", "channel", "element"]
 

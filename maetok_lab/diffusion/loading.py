@@ -11,7 +11,7 @@ from maetok_lab.data.latents import LatentSpace
 from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer, describe_model
 from maetok_lab.diffusion.released import from_released
 from maetok_lab.runs import Run, find_run
-from maetok_lab.weights import (
+from maetok_lab.runs.weights import (
     load_strictly,
     push_folder,
     read_weights,
@@ -131,7 +131,7 @@ Method: Masked Autoencoders Are Effective Tokenizers for Diffusion Models (ICML 
 ```python
 from maetok_lab.data.latents import load_latent_space
 from maetok_lab.diffusion.loading import load_diffusion
-from maetok_lab.evaluation.samples import generate
+from maetok_lab.generation.images import generate
 
 model, space = load_diffusion("this folder, or OWNER/NAME on the hub"), load_latent_space("the same")
 images = generate(model, tokenizer, space, labels, num_steps=250)

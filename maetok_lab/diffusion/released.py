@@ -12,7 +12,7 @@ import torch
 from maetok_lab.config import choose
 from maetok_lab.diffusion.model import DIFFUSION, DiffusionConfig, DiffusionTransformer
 from maetok_lab.diffusion.path import PATHS
-from maetok_lab.weights import load_strictly
+from maetok_lab.runs.weights import load_strictly
 
 
 def from_released(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from maetok_lab.evaluation.metrics import Statistics
 from maetok_lab.evaluation.pixels import round_to_uint8
-from maetok_lab.evaluation.processes import process_group, share_rows
+from maetok_lab.processes import process_group, share_rows
 
 SHORT = {
     "efficientnet_lite2": "efflite2",

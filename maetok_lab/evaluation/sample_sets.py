@@ -20,14 +20,14 @@ from maetok_lab.data.readers import read_rgb
 from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.diffusion.sampling import Guidance
 from maetok_lab.evaluation.npz import write_npz
-from maetok_lab.evaluation.processes import process_group, wait_for_all
 from maetok_lab.evaluation.protocol import EvalProtocol
-from maetok_lab.evaluation.samples import Autoencoder, draw
 from maetok_lab.files import atomic_path
+from maetok_lab.generation.images import Autoencoder, draw
 from maetok_lab.pictures import to_uint8
+from maetok_lab.processes import process_group, wait_for_all
 from maetok_lab.rng import generator
 from maetok_lab.runs import Run
-from maetok_lab.weights import tensors_fingerprint
+from maetok_lab.runs.weights import tensors_fingerprint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from maetok_lab.config import fingerprint_of
 from maetok_lab.files import read_json
 from maetok_lab.layers.patches import grid_size, patchify, unpatchify
+from maetok_lab.runs.weights import tensors_fingerprint
 from maetok_lab.tokenizer.loading import load_tokenizer
-from maetok_lab.weights import tensors_fingerprint
 
 DIFFUSERS_CLASSES = ("AutoencoderDC", "AutoencoderKL")
 PIXELS, DIFFUSERS = "pixels", "diffusers:"

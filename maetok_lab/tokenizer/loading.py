@@ -11,10 +11,7 @@ from torch import nn
 from maetok_lab.config import fingerprint_of, from_json, to_json
 from maetok_lab.files import read_json
 from maetok_lab.runs import Run, find_run
-from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig, AuxiliaryDecoder
-from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig, num_parameters
-from maetok_lab.tokenizer.released import from_released
-from maetok_lab.weights import (
+from maetok_lab.runs.weights import (
     AUXILIARY,
     load_strictly,
     push_folder,
@@ -25,6 +22,9 @@ from maetok_lab.weights import (
     write_tensors,
     write_weights,
 )
+from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig, AuxiliaryDecoder
+from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig, num_parameters
+from maetok_lab.tokenizer.released import from_released
 
 
 def load_tokenizer(source: str | Path, *, root: str | Path | None = None) -> Tokenizer:

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from maetok_lab.nets import FeatureNet, load_net
+from maetok_lab.runs.weights import check_shapes
 from maetok_lab.tokenizer.losses import LossConfig
-from maetok_lab.weights import check_shapes
 
 
 def make_perceptual(config: LossConfig) -> nn.Module | None:

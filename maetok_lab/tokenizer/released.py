@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from maetok_lab.runs.weights import check_shapes, load_strictly
 from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig
-from maetok_lab.weights import check_shapes, load_strictly
 
 # In order: the first pattern that matches the start of a name is replaced.
 NAMES = [

@@ -15,8 +15,8 @@ from maetok_lab.data.latents import LatentDataset, LatentSpace
 from maetok_lab.device import Precision, autocast
 from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer, describe_model
 from maetok_lab.diffusion.path import PathName, TimeSampling, draw_times, velocity_loss
-from maetok_lab.evaluation.samples import Autoencoder
-from maetok_lab.evaluation.samples import draw as draw_samples
+from maetok_lab.generation.images import Autoencoder
+from maetok_lab.generation.images import draw as draw_samples
 from maetok_lab.pictures import image_grid, save_png
 from maetok_lab.rng import generator, seed_step
 from maetok_lab.runs import Run

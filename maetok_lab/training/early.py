@@ -6,7 +6,7 @@ import torch
 
 from maetok_lab.data.images import ImageSource
 from maetok_lab.evaluation.pixels import psnr
-from maetok_lab.evaluation.samples import reconstruct
+from maetok_lab.generation.images import reconstruct
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_tokenizer
 from maetok_lab.training.objective import TokenizerTraining

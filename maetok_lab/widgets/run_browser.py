@@ -7,16 +7,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from maetok_lab.analysis.run_tables import (
+from maetok_lab.plots.curves import colours_for
+from maetok_lab.plots.runs import plot_run_lines
+from maetok_lab.runs import Run, list_runs, runs_root
+from maetok_lab.runs.tables import (
     config_differences,
     logged_columns,
     loss_lines,
     notebooks_of,
     sample_pictures,
 )
-from maetok_lab.plots.curves import colours_for
-from maetok_lab.plots.runs import plot_run_lines
-from maetok_lab.runs import Run, list_runs, runs_root
 from maetok_lab.widgets.front import BLANK, Studio, figure_widget, ipywidgets, png_image
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maetok_lab.analysis.trajectories import TrajectoryPoint, decode_point, trajectory
 from maetok_lab.data.latents import LatentSpace
 from maetok_lab.diffusion.cost import SamplingCost, sampling_cost
 from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.diffusion.sampling import INTEGRATORS, Guidance
-from maetok_lab.evaluation.samples import Autoencoder
+from maetok_lab.generation.images import Autoencoder
+from maetok_lab.generation.trajectories import TrajectoryPoint, decode_point, trajectory
 from maetok_lab.pictures import image_grid
 from maetok_lab.plots.images import plot_rows
 from maetok_lab.widgets.front import Studio, escaped, ipywidgets, png_bytes, png_image

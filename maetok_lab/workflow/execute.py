@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from maetok_lab.files import write_bytes, write_json
-from maetok_lab.provenance import now
+from maetok_lab.runs.provenance import now
 
 SECONDS_BETWEEN_UPDATES = 5.0  # of a progress bar, and of heartbeat.json
 KERNEL_START_SECONDS = 300  # a loaded machine may take minutes

@@ -20,9 +20,9 @@ from typing import Any
 
 from maetok_lab.config import fingerprint_of
 from maetok_lab.files import read_json, write_bytes, write_json
-from maetok_lab.locks import RunLock
-from maetok_lab.provenance import now
 from maetok_lab.runs import Run, runs_root
+from maetok_lab.runs.locks import RunLock
+from maetok_lab.runs.provenance import now
 from maetok_lab.workflow.execute import NotebookFailed, Progress, clock, execute, write_html
 from maetok_lab.workflow.parameters import check_parameters, code_hash, read_cells, read_parameters
 from maetok_lab.workflow.summary import collect, table

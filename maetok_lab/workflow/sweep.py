@@ -19,9 +19,9 @@ import pandas as pd
 
 from maetok_lab.config import fingerprint_of, to_json
 from maetok_lab.files import write_bytes, write_json
-from maetok_lab.locks import RunLock
-from maetok_lab.provenance import now
 from maetok_lab.runs import runs_root
+from maetok_lab.runs.locks import RunLock
+from maetok_lab.runs.provenance import now
 from maetok_lab.workflow.board import Board, Entry, table
 from maetok_lab.workflow.gallery import write_summary
 from maetok_lab.workflow.pool import Job, LocalPool, Outcome, Pool

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from maetok_lab.locks import RunLocked
+from maetok_lab.runs.locks import RunLocked
 from maetok_lab.workflow.execute import NotebookFailed
 from maetok_lab.workflow.run import run_notebook
 

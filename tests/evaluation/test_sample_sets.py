@@ -18,7 +18,7 @@ from maetok_lab.evaluation.sample_sets import (
     sampling_options,
     write_samples,
 )
-from maetok_lab.evaluation.samples import generate
+from maetok_lab.generation.images import generate
 from maetok_lab.pictures import to_uint8
 from maetok_lab.runs import Run
 

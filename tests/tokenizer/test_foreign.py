@@ -11,9 +11,10 @@ from torch import nn
 from maetok_lab.analysis.card import CardSettings, diffusability_card
 from maetok_lab.data.latents import LatentCaching, LatentDataset, write_latents
 from maetok_lab.evaluation.reconstruction import evaluate_reconstruction
-from maetok_lab.evaluation.samples import reconstruct
+from maetok_lab.generation.images import reconstruct
 from maetok_lab.rng import generator
 from maetok_lab.runs import Run
+from maetok_lab.runs.weights import write_weights
 from maetok_lab.tokenizer.foreign import (
     AnyTokenizer,
     GridTokenizer,
@@ -25,7 +26,6 @@ from maetok_lab.tokenizer.loading import export_tokenizer
 from maetok_lab.tokenizer.model import TOKENIZERS, Tokenizer, TokenizerConfig
 from maetok_lab.tokenizer.released import to_released
 from maetok_lab.tokenizer.towers import TowerConfig
-from maetok_lab.weights import write_weights
 
 SIZE = 16
 KL = {

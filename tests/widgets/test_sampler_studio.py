@@ -10,7 +10,7 @@ pytest.importorskip("ipywidgets")
 from maetok_lab.data.latents import LatentSpace
 from maetok_lab.diffusion.model import DIFFUSION, DiffusionTransformer
 from maetok_lab.diffusion.sampling import Guidance
-from maetok_lab.evaluation.samples import generate
+from maetok_lab.generation.images import generate
 from maetok_lab.pictures import image_grid
 from maetok_lab.tokenizer.foreign import RawPixels
 from maetok_lab.widgets.front import png_bytes

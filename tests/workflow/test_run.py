@@ -14,7 +14,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from maetok_lab.files import read_json, write_json
-from maetok_lab.locks import RunLocked
+from maetok_lab.runs.locks import RunLocked
 from maetok_lab.workflow import NotebookFailed, report, run_notebook
 from maetok_lab.workflow.execute import Progress
 from maetok_lab.workflow.summary import MIME, collect

@@ -12,11 +12,10 @@ import pandas as pd
 import pytest
 import torch
 
-from maetok_lab import locks
 from maetok_lab.__main__ import main
 from maetok_lab.files import read_json, write_json
-from maetok_lab.locks import RunLocked
-from maetok_lab.runs import Run
+from maetok_lab.runs import Run, locks
+from maetok_lab.runs.locks import RunLocked
 from maetok_lab.workflow import Halving, NotebookFailed, SweepSpec, grid, sweep, worker
 from maetok_lab.workflow import run as run_module
 from maetok_lab.workflow.pool import LocalPool

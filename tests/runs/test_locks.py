@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from maetok_lab import locks
-from maetok_lab.locks import RunLock, RunLocked
+from maetok_lab.runs import locks
+from maetok_lab.runs.locks import RunLock, RunLocked
 
 
 def owner_of(pid: int) -> dict:

@@ -22,11 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from maetok_lab.config import differing_fields, fingerprint, fingerprint_of, from_json, to_json
-from maetok_lab.events import Events
+from maetok_lab.runs.events import Events
 from maetok_lab.files import finite, not_written, read_json, read_json_lines, sha256, write_json
 from maetok_lab.hints import did_you_mean
-from maetok_lab.locks import RunLock
-from maetok_lab.provenance import now, provenance
+from maetok_lab.runs.locks import RunLock
+from maetok_lab.runs.provenance import now, provenance
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -35,7 +35,7 @@ def runs_root(path: str | Path | None = None) -> Path:
     """Where runs live: `path`, or `runs/` in the checkout that holds the library, or `runs/` in the working directory."""
     if path is not None:
         return Path(path)
-    checkout = Path(__file__).parent.parent
+    checkout = Path(__file__).parents[2]
     return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "runs"
 
 

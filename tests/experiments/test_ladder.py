@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from maetok_lab.evaluation.pixels import psnr
-from maetok_lab.evaluation.samples import reconstruct
+from maetok_lab.experiments.ladder import Ladder, climb, markdown, stages
+from maetok_lab.generation.images import reconstruct
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_tokenizer
 from maetok_lab.training.objective import Objective
-from maetok_lab.workflow.ladder import Ladder, climb, markdown, stages
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,8 @@ def test_climbing_again_trains_and_scores_nothing(climbed, source, monkeypatch):
     ladder, table, _ = climbed
     monkeypatch.setattr(Objective, "forward", lambda *_: pytest.fail("it trained again"))
     monkeypatch.setattr(
-        "maetok_lab.workflow.ladder.linear_probe", lambda *_, **__: pytest.fail("it scored again")
+        "maetok_lab.experiments.ladder.linear_probe",
+        lambda *_, **__: pytest.fail("it scored again"),
     )
     again = climb(
         [Ladder("test", source=source, runs=ladder.root, device="cpu")], rungs=["kl", "hog"]

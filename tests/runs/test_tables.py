@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from maetok_lab.analysis.run_tables import (
+from maetok_lab.runs.tables import (
     config_differences,
     logged_columns,
     loss_lines,

@@ -8,17 +8,17 @@ import torch
 from maetok_lab.config import override
 from maetok_lab.diffusion.cost import flops
 from maetok_lab.diffusion.model import DIFFUSION
-from maetok_lab.tokenizer.discriminators import AdversarialConfig
-from maetok_lab.training.presets import TOKENIZER_TRAINING
-from maetok_lab.workflow import planner, trial
-from maetok_lab.workflow.planner import (
+from maetok_lab.experiments.planner import (
     GPUS,
     estimate,
     latent_cache_bytes,
     measured_table,
     without_downloads,
 )
-from maetok_lab.workflow.trial import Measured, Trial, count_memory, line, next_size
+from maetok_lab.experiments.trial import Measured, Trial, count_memory, line, next_size
+from maetok_lab.tokenizer.discriminators import AdversarialConfig
+from maetok_lab.training.presets import TOKENIZER_TRAINING
+from maetok_lab.experiments import planner, trial
 
 CPU = torch.device("cpu")
 TEST = override(TOKENIZER_TRAINING["test"], {"precision": "fp32"})

@@ -10,7 +10,7 @@ from torch import Tensor
 from maetok_lab.data.latents import LatentSpace
 from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.diffusion.sampling import draw_noise, sample_steps
-from maetok_lab.evaluation.samples import Autoencoder
+from maetok_lab.generation.images import Autoencoder
 from maetok_lab.rng import seeds_for
 
 Shown = Literal["guess", "state"]

@@ -5,7 +5,7 @@ import torch
 
 from maetok_lab.data.latents import LatentSpace
 from maetok_lab.diffusion.sampling import Guidance
-from maetok_lab.evaluation.samples import generate, reconstruct
+from maetok_lab.generation.images import generate, reconstruct
 
 SPACE = LatentSpace("weights", torch.tensor([0.5, -0.5]), torch.tensor([2.0, 0.5]))
 LABELS = torch.tensor([0, 3, 1, 2, 2])

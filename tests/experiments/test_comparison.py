@@ -3,13 +3,9 @@
 import pytest
 
 from maetok_lab.analysis.card import cards_of
-from maetok_lab.analysis.paper import CLAIMS, claims_checked, control_verdict
-from maetok_lab.analysis.tokenizers import SAMPLES_FILE
 from maetok_lab.evaluation.protocol import EvalResult
-from maetok_lab.runs import Run
-from maetok_lab.training.early import validation_psnr
-from maetok_lab.training.objective import Objective
-from maetok_lab.workflow.compare import (
+from maetok_lab.experiments.cards import SAMPLES_FILE
+from maetok_lab.experiments.comparison import (
     CONTROL,
     GAP_FILE,
     compare_rows,
@@ -17,7 +13,11 @@ from maetok_lab.workflow.compare import (
     equal_psnr_control,
     gather,
 )
-from maetok_lab.workflow.ladder import Ladder
+from maetok_lab.experiments.ladder import Ladder
+from maetok_lab.experiments.published import CLAIMS, claims_checked, control_verdict
+from maetok_lab.runs import Run
+from maetok_lab.training.early import validation_psnr
+from maetok_lab.training.objective import Objective
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +71,9 @@ def test_the_control_is_an_autoencoder_stopped_at_the_masked_models_psnr(
 ):
     _, comparison, rows, _ = compared
     ladder = Ladder("test", seed=3, runs=tmp_path, device="cpu")
-    monkeypatch.setattr("maetok_lab.workflow.compare.validation_psnr", lambda run, images: target)
+    monkeypatch.setattr(
+        "maetok_lab.experiments.comparison.validation_psnr", lambda run, images: target
+    )
     masked, control = rows[1].run, equal_psnr_control(ladder, rows[1].run, comparison)
     assert control.config["targets"] == []
     assert control.name == masked.name.replace("ladder-", "ladder-control-")
@@ -104,6 +106,7 @@ def test_a_second_comparison_computes_nothing(compared, monkeypatch):
     ladder, comparison, _, table = compared
     monkeypatch.setattr(Objective, "forward", lambda *_: pytest.fail("it trained again"))
     monkeypatch.setattr(
-        "maetok_lab.workflow.compare.generate", lambda *_, **__: pytest.fail("it sampled again")
+        "maetok_lab.experiments.comparison.generate",
+        lambda *_, **__: pytest.fail("it sampled again"),
     )
     assert compare_rows(gather([ladder], ["ae"], comparison), comparison).equals(table)

@@ -45,7 +45,7 @@ def check_shapes(
 
 AUXILIARY = "auxiliary.safetensors"  # only where auxiliary decoders were exported too
 FILES = ("model.safetensors", AUXILIARY, "config.json", "README.md")
-SHIPPED = Path(__file__).parent.parent / "data" / "pretrained"
+SHIPPED = Path(__file__).parents[2] / "data" / "pretrained"
 
 
 def write_weights(

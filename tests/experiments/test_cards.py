@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 
 from maetok_lab.analysis.card import CardSettings, cards_of
-from maetok_lab.analysis.tokenizers import (
+from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
+from maetok_lab.experiments.cards import (
     cached_latents,
     card_run,
     diffusion_loss,
     generation_scores,
     loss_by_time,
 )
-from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.foreign import RawPixels
 from maetok_lab.training.presets import TOKENIZER_TRAINING, diffusion_training
@@ -101,7 +101,7 @@ def test_a_card_is_a_run_with_a_file_and_is_made_once(tmp_path, caches, flow, mo
         "flow",
     ]
     monkeypatch.setattr(
-        "maetok_lab.analysis.tokenizers.diffusability_card",
+        "maetok_lab.experiments.cards.diffusability_card",
         lambda *_, **__: pytest.fail("made again"),
     )
     assert card_run("card", *told, root=tmp_path, **parts).folder == run.folder

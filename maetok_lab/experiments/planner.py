@@ -17,6 +17,7 @@ import torch
 from maetok_lab.config import override
 from maetok_lab.data.latents import LatentCaching, LatentDataset, write_latents
 from maetok_lab.diffusion.model import DiffusionTransformer
+from maetok_lab.experiments.trial import Measured, try_training
 from maetok_lab.rng import generator
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
@@ -24,7 +25,6 @@ from maetok_lab.training.diffusion import train_diffusion
 from maetok_lab.training.objective import TokenizerTraining
 from maetok_lab.training.presets import diffusion_training
 from maetok_lab.training.tokenizer import train_tokenizer
-from maetok_lab.workflow.trial import Measured, try_training
 
 BYTES = (
     4 * 4

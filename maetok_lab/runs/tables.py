@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from maetok_lab.files import read_json
-from maetok_lab.runs import Run, runs_root
+from maetok_lab.runs.run import Run, runs_root
 
 
 def config_differences(runs: Iterable[Run]) -> pd.DataFrame:

@@ -11,12 +11,12 @@ from maetok_lab.data.images import ImageSource, open_images
 from maetok_lab.data.latents import LatentCaching, LatentDataset, write_latents
 from maetok_lab.device import pick_precision
 from maetok_lab.runs import Run, run_suffix, runs_root
+from maetok_lab.runs.weights import SHIPPED
 from maetok_lab.tokenizer.loading import load_tokenizer
 from maetok_lab.training.objective import TokenizerTraining
 from maetok_lab.training.presets import DECODER_TUNING, TOKENIZER_TRAINING
 from maetok_lab.training.records import StepRecord
 from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
-from maetok_lab.weights import SHIPPED
 
 SHIPPED_PRESET = "tiny"
 Follow = Callable[[str], Callable[[StepRecord], None]]

@@ -2,7 +2,7 @@
 
 import torch
 
-from maetok_lab.evaluation.processes import process_group, share_rows, wait_for_all
+from maetok_lab.processes import process_group, share_rows, wait_for_all
 
 
 def test_one_process_does_all_rows():
@@ -19,6 +19,6 @@ def test_rows_come_back_in_order_from_every_process(monkeypatch):
     def gather(into, mine):
         into[:] = parts
 
-    monkeypatch.setattr("maetok_lab.evaluation.processes.process_group", lambda: (1, 3))
+    monkeypatch.setattr("maetok_lab.processes.process_group", lambda: (1, 3))
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     assert share_rows(5, lambda rows: {"rows": rows})["rows"].tolist() == [0, 1, 2, 3, 4]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from maetok_lab import runs as runs_module
+from maetok_lab.runs import run as runs_module
 from maetok_lab.files import sha256
 from maetok_lab.runs import Run
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from maetok_lab.config import fingerprint_of, not_in_fingerprint
-from maetok_lab.locks import RunLocked
+from maetok_lab.runs.locks import RunLocked
 from maetok_lab.runs import Run, checked_name, list_runs, runs_root
 
 
@@ -141,7 +141,7 @@ def test_a_config_is_loaded_as_its_own_class_only(run):
         run.load_config(OtherJob)
 
 
-def test_runs_live_in_the_checkout(repository, tmp_path):
+def test_run_live_in_the_checkout(repository, tmp_path):
     assert runs_root() == repository / "runs"
     assert runs_root(tmp_path) == tmp_path
 
@@ -151,7 +151,7 @@ def test_runs_live_in_the_checkout(repository, tmp_path):
 WRITER = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
-from test_runs import Job, weights
+from test_run import Job, weights
 from maetok_lab.runs import Run
 run = Run.open("a", Job(), root=sys.argv[1])
 run.save_checkpoint(10, weights(1.0), {"note": "killed"})
@@ -196,7 +196,7 @@ def test_plain_json_has_one_hash_whatever_the_order_of_its_keys():
     assert fingerprint_of({"a": 1, "b": [2]}) != fingerprint_of({"a": 1, "b": [3]})
 
 
-def test_runs_are_listed_with_their_numbers(run, tmp_path):
+def test_run_are_listed_with_their_numbers(run, tmp_path):
     assert list_runs(tmp_path / "nowhere").empty
     run.save_checkpoint(10, weights(1.0), {})
     with Run.open("b", OtherJob(), root=tmp_path) as other:

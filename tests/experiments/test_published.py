@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from maetok_lab.analysis.paper import claims_checked, control_verdict, order_by, paper_table
+from maetok_lab.experiments.published import claims_checked, control_verdict, order_by, paper_table
 
 
 @pytest.fixture

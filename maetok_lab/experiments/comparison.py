@@ -15,20 +15,20 @@ import torch
 
 from maetok_lab.analysis.card import CardSettings
 from maetok_lab.analysis.preprocess import common_dimensions
-from maetok_lab.analysis.tokenizers import SAMPLES_FILE, card_run, diffusion_loss
 from maetok_lab.config import choose, override
 from maetok_lab.data.latents import LatentDataset
 from maetok_lab.diffusion.loading import load_diffusion
 from maetok_lab.diffusion.sampling import Guidance
 from maetok_lab.evaluation.generation import evaluate_generation, make_reference
 from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult, compare
-from maetok_lab.evaluation.samples import generate, reconstruct
+from maetok_lab.experiments.cards import SAMPLES_FILE, card_run, diffusion_loss
+from maetok_lab.experiments.ladder import Ladder
+from maetok_lab.generation.images import generate, reconstruct
 from maetok_lab.nets import load_net
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_tokenizer
 from maetok_lab.training.early import train_to_psnr, validation_psnr
 from maetok_lab.training.presets import diffusion_training
-from maetok_lab.workflow.ladder import Ladder
 
 CONTROL = "control"  # a plain autoencoder, stopped early
 GAP_FILE = "samples-to-reconstructions.json"

@@ -6,13 +6,19 @@ import pytest
 import torch
 
 from maetok_lab.data.latents import LatentSpace
-from maetok_lab.evaluation import settings as module
 from maetok_lab.evaluation.features import make_reference
 from maetok_lab.evaluation.generation import evaluate_generation
 from maetok_lab.evaluation.protocol import EvalProtocol
 from maetok_lab.evaluation.sample_sets import sampling_options
-from maetok_lab.evaluation.samples import generate
-from maetok_lab.evaluation.settings import Scorer, Setting, load_score, setting_grid, settings_table
+from maetok_lab.experiments import settings as module
+from maetok_lab.experiments.settings import (
+    Scorer,
+    Setting,
+    load_score,
+    setting_grid,
+    settings_table,
+)
+from maetok_lab.generation.images import generate
 
 SPACE = LatentSpace("weights", torch.tensor([0.5, -0.5]), torch.tensor([2.0, 0.5]))
 BASE = EvalProtocol(image_size=8, labels="random", path="linear", seed=3)

@@ -11,7 +11,7 @@ from maetok_lab.device import Precision, autocast
 from maetok_lab.diffusion.cost import SamplingProgress, sampling_cost
 from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.diffusion.sampling import draw_noise, sample
-from maetok_lab.evaluation.processes import share_rows
+from maetok_lab.processes import share_rows
 from maetok_lab.rng import seeds_for
 
 

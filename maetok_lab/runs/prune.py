@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from maetok_lab.locks import RunLock, RunLocked
-from maetok_lab.runs import Run, runs_root
+from maetok_lab.runs.locks import RunLock, RunLocked
+from maetok_lab.runs.run import Run, runs_root
 
 TEMPORARY = re.compile(
     r"\.step-\d+\.(tmp|removed)|\..+\.\d+\.[0-9a-f]{8}"

@@ -6,8 +6,8 @@ import subprocess
 
 import torch
 
-from maetok_lab import provenance as provenance_module
-from maetok_lab.provenance import now, provenance
+from maetok_lab.runs import provenance as provenance_module
+from maetok_lab.runs.provenance import now, provenance
 
 
 def test_provenance_names_versions_platform_and_start_as_plain_json():

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from maetok_lab.analysis.trajectories import decode_point, trajectory
 from maetok_lab.data.latents import LatentSpace
 from maetok_lab.diffusion.model import DIFFUSION, DiffusionTransformer
 from maetok_lab.diffusion.sampling import Guidance, draw_noise
-from maetok_lab.evaluation.samples import generate
+from maetok_lab.generation.images import generate
+from maetok_lab.generation.trajectories import decode_point, trajectory
 from maetok_lab.rng import seeds_for
 from maetok_lab.tokenizer.foreign import RawPixels
 

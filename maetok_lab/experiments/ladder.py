@@ -20,13 +20,13 @@ from maetok_lab.data.latents import LatentDataset
 from maetok_lab.device import pick_device, pick_precision
 from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
 from maetok_lab.evaluation.reconstruction import evaluate_reconstruction
+from maetok_lab.experiments.ready import ready_latents
 from maetok_lab.nets import load_net
 from maetok_lab.runs import Run, run_suffix
 from maetok_lab.tokenizer.loading import load_tokenizer
 from maetok_lab.tokenizer.perceptual import SqueezePerceptual
 from maetok_lab.training.objective import TokenizerTraining
 from maetok_lab.training.presets import DECODER_TUNING, LADDER, TOKENIZER_TRAINING, ladder_training
-from maetok_lab.training.ready import ready_latents
 from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
 from maetok_lab.widgets.live import LiveTraining
 

@@ -7,10 +7,10 @@ import subprocess
 import pytest
 import torch
 
-from maetok_lab import locks
+from maetok_lab.runs import locks
 from maetok_lab.__main__ import main
 from maetok_lab.runs import Run
-from maetok_lab.workflow.prune import prunable, prune
+from maetok_lab.runs.prune import prunable, prune
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

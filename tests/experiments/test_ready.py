@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from maetok_lab.experiments import ready
+from maetok_lab.experiments.ready import find_tokenizer, ready_tokenizer
 from maetok_lab.tokenizer.loading import export_tokenizer, load_tokenizer
 from maetok_lab.tokenizer.model import TOKENIZERS, Tokenizer
-from maetok_lab.training import ready
-from maetok_lab.training.ready import find_tokenizer, ready_tokenizer
 
 
 @pytest.fixture

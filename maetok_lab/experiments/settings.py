@@ -21,7 +21,7 @@ from maetok_lab.evaluation.features import Net, Reference, about_net, metric_nam
 from maetok_lab.evaluation.generation import evaluate_generation
 from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
 from maetok_lab.evaluation.sample_sets import sample_set, sampling_options
-from maetok_lab.evaluation.samples import Autoencoder, generate
+from maetok_lab.generation.images import Autoencoder, generate
 from maetok_lab.pictures import image_grid, save_png
 from maetok_lab.runs import Run
 
