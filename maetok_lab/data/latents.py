@@ -29,6 +29,7 @@ from maetok_lab.data.shards import (
 )
 from maetok_lab.device import DTYPES, Precision, autocast, free_memory
 from maetok_lab.files import atomic_path
+from maetok_lab.inference import eval_mode
 from maetok_lab.runs import Run, find_run
 from maetok_lab.runs.weights import read_weights, tensors_fingerprint
 
@@ -159,9 +160,7 @@ def write_latents(
     processes = PartialState(cpu=device.type == "cpu")
     total, count = len(images), math.ceil(len(images) / config.shard_size)
     (run.folder / "latents").mkdir(exist_ok=True)
-    was_training = tokenizer.training
-    tokenizer.eval()
-    try:
+    with eval_mode(tokenizer):
         for number in range(processes.process_index, count, processes.num_processes):
             start, stop = number * config.shard_size, min((number + 1) * config.shard_size, total)
             path = shard_path(run.folder, number)
@@ -170,8 +169,6 @@ def write_latents(
                 write_shard(path, shard)
                 check_room(path.parent, shard.nbytes * (total - stop) // (stop - start))
             yield stop, total
-    finally:
-        tokenizer.train(was_training)
     processes.wait_for_everyone()
     if processes.is_main_process:
         with atomic_path(run.folder / "labels.npy") as temporary, open(temporary, "wb") as file:

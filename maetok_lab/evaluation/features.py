@@ -12,6 +12,7 @@ from torch import Tensor
 
 from maetok_lab.evaluation.metrics import Statistics
 from maetok_lab.evaluation.pixels import round_to_uint8
+from maetok_lab.inference import device_of
 from maetok_lab.processes import process_group, share_rows
 
 SHORT = {
@@ -153,7 +154,7 @@ def _outputs(
     images: Tensor | Images | Iterable[Tensor], net: Any, batch_size: int, outputs: Sequence[str]
 ) -> dict[str, Any]:
     """The outputs (n, D) of each image, the SHA-256 of its rounded pixels ("digests", n x 32 bytes), the image size."""
-    device = _device(net)
+    device = device_of(net)
     found: dict[str, list[Tensor]] = {name: [] for name in (*outputs, "digests")}
     size = None
     for batch, count in image_batches(images, batch_size):
@@ -206,11 +207,6 @@ class _Subset:
             if isinstance(self.images, Tensor)
             else self.images.batch(rows)
         )
-
-
-def _device(net: Any) -> torch.device:
-    parameter = next(net.parameters(), None) if isinstance(net, torch.nn.Module) else None
-    return torch.device("cpu") if parameter is None else parameter.device
 
 
 @dataclasses.dataclass(frozen=True)

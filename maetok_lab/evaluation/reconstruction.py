@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +20,7 @@ from maetok_lab.evaluation.features import (
 from maetok_lab.evaluation.metrics import frechet_distance, kernel_distance, psnr, ssim
 from maetok_lab.evaluation.protocol import PREVIEW_IMAGES, EvalProtocol, EvalResult
 from maetok_lab.evaluation.scaling import frechet_error
+from maetok_lab.inference import device_of, eval_mode
 
 SSIM = "gaussian 11x11, sigma 1.5, data_range 255"
 
@@ -54,7 +54,7 @@ def evaluate_reconstruction(
     for reconstructions of another size.
     """
     protocol = protocol or EvalProtocol(task="reconstruction")
-    device = torch.device(device or _device_of(tokenizer))
+    device = torch.device(device or device_of(tokenizer))
 
     def measure(part: Images | Tensor) -> dict[str, Any]:
         return _measure(_pairs(tokenizer, part, protocol, batch_size, device), perceptual, net)
@@ -150,7 +150,7 @@ def _pairs(
     device: torch.device,
 ):
     """Batches of originals and reconstructions in float32, and how many of each batch count."""
-    with torch.inference_mode(), _eval_mode(tokenizer):
+    with torch.inference_mode(), eval_mode(tokenizer):
         for images, count in image_batches(source, batch_size):
             images = images.to(device)
             with autocast(device, protocol.precision):
@@ -172,22 +172,3 @@ def _mean(values: Tensor) -> tuple[float, float, float]:
         else math.nan
     )
     return mean, mean - 1.96 * error, mean + 1.96 * error
-
-
-@contextmanager
-def _eval_mode(tokenizer: Any):
-    training = getattr(tokenizer, "training", False)
-    if training:
-        tokenizer.eval()
-    try:
-        yield
-    finally:
-        if training:
-            tokenizer.train()
-
-
-def _device_of(tokenizer: Any) -> torch.device:
-    parameter = (
-        next(tokenizer.parameters(), None) if isinstance(tokenizer, torch.nn.Module) else None
-    )
-    return torch.device("cpu") if parameter is None else parameter.device

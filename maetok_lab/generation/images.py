@@ -1,6 +1,5 @@
 """Images out of models, in batches: the same whatever the batch size and however many processes share the work."""
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -11,6 +10,7 @@ from maetok_lab.device import Precision, autocast
 from maetok_lab.diffusion.cost import SamplingProgress, sampling_cost
 from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.diffusion.sampling import draw_noise, sample
+from maetok_lab.inference import device_of, eval_mode
 from maetok_lab.processes import share_rows
 from maetok_lab.rng import seeds_for
 
@@ -30,8 +30,8 @@ def reconstruct(
     tokenizer: Autoencoder, images: torch.Tensor, *, batch_size: int = 64
 ) -> torch.Tensor:
     """Encode and decode, unmasked, in float32 on the tokenizer's device. (n, 3, H, W) -> (n, 3, H, W) on the CPU"""
-    device = _device(tokenizer)
-    with _evaluating(tokenizer):
+    device = device_of(tokenizer)
+    with eval_mode(tokenizer):
         done = [
             tokenizer.decode(tokenizer.encode(batch.to(device))).cpu()
             for batch in images.split(batch_size)
@@ -104,14 +104,14 @@ def draw(
         if write
         else None
     )
-    device, done = _device(model), 0
+    device, done = device_of(model), 0
     for part in rows.split(batch_size) if len(rows) else ():
         seeds = [seeds_for(seed, 1, start=row)[0] for row in part.tolist()]
         noise = draw_noise(seeds, model.num_tokens, model.latent_dim, device=device)
-        with _evaluating(model, tokenizer), autocast(device, precision):
+        with eval_mode(model, tokenizer), autocast(device, precision):
             latents = sample(model, noise, labels[part].to(device), seeds=seeds, **sampling)
             images = (
-                tokenizer.decode(space.denormalise(latents).to(_device(tokenizer)))
+                tokenizer.decode(space.denormalise(latents).to(device_of(tokenizer)))
                 .float()
                 .clamp(-1, 1)
             )
@@ -119,21 +119,3 @@ def draw(
         if progress:
             progress.update(done)
         yield part, images.cpu()
-
-
-def _device(module: torch.nn.Module) -> torch.device:
-    parameter = next(module.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device  # raw pixels have none
-
-
-@contextlib.contextmanager
-def _evaluating(*modules: torch.nn.Module) -> Iterator[None]:
-    """Eval mode inside, each module's own mode afterwards."""
-    modes = [module.training for module in modules]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for module, mode in zip(modules, modes):
-            module.train(mode)

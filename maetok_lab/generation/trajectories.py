@@ -11,6 +11,7 @@ from maetok_lab.data.latents import LatentSpace
 from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.diffusion.sampling import draw_noise, sample_steps
 from maetok_lab.generation.images import Autoencoder
+from maetok_lab.inference import device_of
 from maetok_lab.rng import seeds_for
 
 Shown = Literal["guess", "state"]
@@ -34,7 +35,7 @@ def trajectory(
 
     `sampling` goes to `sample_steps`. The first point is the noise itself, the last one the sample. Latents are normalised.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     seeds = seeds_for(seed, len(labels))
     noise = draw_noise(seeds, model.num_tokens, model.latent_dim, device=device)
     yield TrajectoryPoint(0, 1.0, noise.float(), torch.zeros_like(noise, dtype=torch.float32))

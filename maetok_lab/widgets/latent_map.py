@@ -12,6 +12,7 @@ from torch import Tensor
 
 from maetok_lab.analysis.maps import REAL, class_counts, decode_between, make_atlas, mean_image
 from maetok_lab.data.images import ImageSource
+from maetok_lab.inference import device_of
 from maetok_lab.pictures import image_grid
 from maetok_lab.plots.curves import PALETTE
 from maetok_lab.plots.masks import picture_of
@@ -56,8 +57,7 @@ class LatentMap(Studio):
         max_rows: int = 50_000,
     ):
         self.source, self.tokenizer = source, tokenizer.eval()
-        parameter = next(tokenizer.parameters(), None)
-        self.device = torch.device("cpu") if parameter is None else parameter.device
+        self.device = device_of(tokenizer)
         self._make = functools.cache(
             lambda method: make_atlas(
                 latents,

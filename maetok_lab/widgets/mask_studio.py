@@ -20,6 +20,7 @@ from maetok_lab.analysis.masks import (
     study_mask,
 )
 from maetok_lab.data.images import ImageSource
+from maetok_lab.inference import device_of
 from maetok_lab.plots.masks import (
     ERROR_LIMIT,
     heat_picture,
@@ -84,7 +85,7 @@ class MaskStudio(Studio):
             )
         self.tokenizer, self.decoders, self.distance = tokenizer.eval(), decoders or {}, distance
         self.images, self.names = images, list(names or image_names(images))
-        self.device = next(tokenizer.parameters()).device
+        self.device = device_of(tokenizer)
         self.grid, self.patch_size = tokenizer.config.grid, tokenizer.config.patch_size
         self.ratio, self.kind, self.seed, self.index = ratio, kind, seed, 0
         self.held_out = take_images(
