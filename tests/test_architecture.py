@@ -27,7 +27,7 @@ ROWS = [  # a row imports rows above it only. The first row's files: left to rig
 ]
 FILES = {  # inside a package a file imports files to its left only
     "runs": ["locks", "events", "provenance", "weights", "run", "tables", "prune"],
-    "data": ["readers", "tars", "sources", "images", "shards", "latents"],
+    "data": ["readers", "tars", "sources", "images", "loading", "shards", "latents"],
     "layers": ["norm", "mlp", "positions", "attention", "patches", "conditioning"],
     "tokenizer": [
         *("masking", "targets", "text", "blocks", "towers", "model", "auxiliary", "discriminators"),
