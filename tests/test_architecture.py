@@ -10,7 +10,7 @@ LIBRARY = Path(__file__).parent.parent / "maetok_lab"
 ROWS = [  # a row imports rows above it only. The first row's files: left to right
     [
         *("_torchvision", "hints", "config", "files", "rng", "device", "pictures", "nets"),
-        *("processes", "inference"),
+        *("processes", "inference", "protocols"),
     ],
     ["runs"],
     ["data", "layers"],

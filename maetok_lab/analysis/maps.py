@@ -13,7 +13,7 @@ from maetok_lab.analysis.fitting import fit_gmm
 from maetok_lab.analysis.preprocess import as_rows
 from maetok_lab.analysis.projection import Method, Projection, fit_projection
 from maetok_lab.data.images import ImageSource
-from maetok_lab.tokenizer.foreign import AnyTokenizer
+from maetok_lab.protocols import AnyTokenizer
 
 REAL = "real"
 RECORDS = ("category", "style", "subcategory")

@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,16 +30,11 @@ from maetok_lab.data.shards import (
 from maetok_lab.device import DTYPES, Precision, autocast, free_memory
 from maetok_lab.files import atomic_path
 from maetok_lab.inference import eval_mode
+from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.runs import Run, find_run
 from maetok_lab.runs.weights import read_weights, tensors_fingerprint
 
 Statistics = Literal["scalar", "channel", "element"]
-
-
-class Encoder(Protocol):
-    """The part of a tokenizer that caching needs."""
-
-    def encode(self, images: torch.Tensor) -> torch.Tensor: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,7 +129,7 @@ def load_latent_space(source: str | Path, *, root: str | Path | None = None) -> 
 
 
 def write_latents(
-    tokenizer: Encoder,
+    tokenizer: AnyTokenizer,
     images: ImageSource,
     config: LatentCaching,
     run: Run,

@@ -5,7 +5,7 @@ import hashlib
 import importlib.metadata
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from maetok_lab.evaluation.metrics import Statistics
 from maetok_lab.evaluation.pixels import round_to_uint8
 from maetok_lab.inference import device_of
 from maetok_lab.processes import process_group, share_rows
+from maetok_lab.protocols import Images, Net
 
 SHORT = {
     "efficientnet_lite2": "efflite2",
@@ -24,25 +25,6 @@ SPATIAL_CHANNELS, SPATIAL_STRIDE = (
     7,
     16,
 )  # sFID's (Nash et al. 2021) as ADM computes it: 7 channels of a 17 x 17 map
-
-
-class Net(Protocol):
-    """What a metric needs of a feature network (nets.FeatureNet): images in [-1, 1] to features (B, D)."""
-
-    name: str
-    weight_hash: str
-
-    def features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D)."""
-
-
-class Images(Protocol):
-    """What evaluation needs of real images (data.images.ImageSource)."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """indices (B,) -> images (B, 3, H, W) in [-1, 1], labels (B,)."""
 
 
 def metric_name(metric: str, net: Net) -> str:

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 
 from maetok_lab.evaluation.features import (
-    Images,
-    Net,
     Reference,
     about_net,
     image_features,
@@ -26,6 +24,7 @@ from maetok_lab.evaluation.metrics import (
 )
 from maetok_lab.evaluation.protocol import PREVIEW_IMAGES, EvalProtocol, EvalResult
 from maetok_lab.evaluation.scaling import frechet_error
+from maetok_lab.protocols import Images, Net
 from maetok_lab.rng import generator
 
 __all__ = ["evaluate_generation", "image_features", "make_reference"]

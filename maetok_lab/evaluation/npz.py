@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maetok_lab.evaluation.features import Net, Reference, make_reference
+from maetok_lab.evaluation.features import Reference, make_reference
 from maetok_lab.evaluation.pixels import round_to_uint8
 from maetok_lab.files import atomic_path, sha256
+from maetok_lab.protocols import Net
 
 
 def write_npz(

@@ -2,15 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from maetok_lab.device import autocast
 from maetok_lab.evaluation.features import (
-    Images,
-    Net,
     about_net,
     batch_features,
     image_batches,
@@ -21,22 +19,13 @@ from maetok_lab.evaluation.metrics import frechet_distance, kernel_distance, psn
 from maetok_lab.evaluation.protocol import PREVIEW_IMAGES, EvalProtocol, EvalResult
 from maetok_lab.evaluation.scaling import frechet_error
 from maetok_lab.inference import device_of, eval_mode
+from maetok_lab.protocols import AnyTokenizer, Images, Net
 
 SSIM = "gaussian 11x11, sigma 1.5, data_range 255"
 
 
-class Autoencoder(Protocol):
-    """What evaluation needs of a tokenizer."""
-
-    def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, N, C)."""
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """(B, N, C) -> (B, 3, H, W)."""
-
-
 def evaluate_reconstruction(
-    tokenizer: Autoencoder,
+    tokenizer: AnyTokenizer,
     source: Images | Tensor,
     *,
     protocol: EvalProtocol | None = None,
@@ -143,7 +132,7 @@ def _add_distances(
 
 
 def _pairs(
-    tokenizer: Autoencoder,
+    tokenizer: AnyTokenizer,
     source: Images | Tensor,
     protocol: EvalProtocol,
     batch_size: int,

@@ -22,9 +22,10 @@ from maetok_lab.diffusion.sampling import Guidance
 from maetok_lab.evaluation.npz import write_npz
 from maetok_lab.evaluation.protocol import EvalProtocol
 from maetok_lab.files import atomic_path
-from maetok_lab.generation.images import Autoencoder, draw
+from maetok_lab.generation.images import draw
 from maetok_lab.pictures import to_uint8
 from maetok_lab.processes import process_group, wait_for_all
+from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.rng import generator
 from maetok_lab.runs import Run
 from maetok_lab.runs.weights import tensors_fingerprint
@@ -88,7 +89,7 @@ def sampling_options(protocol: EvalProtocol) -> dict[str, Any]:
 def sample_set(
     protocol: EvalProtocol,
     model: DiffusionTransformer,
-    tokenizer: Autoencoder,
+    tokenizer: AnyTokenizer,
     labels: torch.Tensor,
 ) -> SampleSet:
     """The config of a run of samples. Raises ValueError for a protocol that leaves open how they are drawn."""
@@ -106,7 +107,7 @@ def sample_set(
 
 def write_samples(
     model: DiffusionTransformer,
-    tokenizer: Autoencoder,
+    tokenizer: AnyTokenizer,
     space: LatentSpace,
     labels: torch.Tensor,
     config: SampleSet,

@@ -19,8 +19,8 @@ from maetok_lab.data.images import ImageSource
 from maetok_lab.data.latents import LatentCaching, LatentDataset, write_latents
 from maetok_lab.evaluation.protocol import EvalResult, compare
 from maetok_lab.files import read_json
+from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.runs import Run, runs_root
-from maetok_lab.tokenizer.foreign import AnyTokenizer
 from maetok_lab.training.diffusion import DiffusionTraining, train_diffusion
 
 SAMPLES_FILE = "samples-to-test.json"

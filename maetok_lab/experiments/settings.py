@@ -17,12 +17,13 @@ from maetok_lab.config import fingerprint
 from maetok_lab.data.latents import LatentSpace
 from maetok_lab.diffusion.cost import sampling_cost
 from maetok_lab.diffusion.model import DiffusionTransformer
-from maetok_lab.evaluation.features import Net, Reference, about_net, metric_name
+from maetok_lab.evaluation.features import Reference, about_net, metric_name
 from maetok_lab.evaluation.generation import evaluate_generation
 from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
 from maetok_lab.evaluation.sample_sets import sample_set, sampling_options
-from maetok_lab.generation.images import Autoencoder, generate
+from maetok_lab.generation.images import generate
 from maetok_lab.pictures import image_grid, save_png
+from maetok_lab.protocols import AnyTokenizer, Net
 from maetok_lab.runs import Run
 
 SHOWN_IMAGES = 32  # on the picture of a setting
@@ -99,7 +100,7 @@ class Scorer:
 
     name: str
     models: Mapping[float | None, DiffusionTransformer]
-    tokenizer: Autoencoder
+    tokenizer: AnyTokenizer
     space: LatentSpace
     labels: torch.Tensor
     real: Reference

@@ -1,7 +1,6 @@
 """Images out of models, in batches: the same whatever the batch size and however many processes share the work."""
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 import torch
 
@@ -12,22 +11,13 @@ from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.diffusion.sampling import draw_noise, sample
 from maetok_lab.inference import device_of, eval_mode
 from maetok_lab.processes import share_rows
+from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.rng import seeds_for
-
-
-class Autoencoder(Protocol):
-    """What evaluation needs of a tokenizer."""
-
-    fingerprint: str
-
-    def encode(self, images: torch.Tensor) -> torch.Tensor: ...
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor: ...
 
 
 @torch.inference_mode()
 def reconstruct(
-    tokenizer: Autoencoder, images: torch.Tensor, *, batch_size: int = 64
+    tokenizer: AnyTokenizer, images: torch.Tensor, *, batch_size: int = 64
 ) -> torch.Tensor:
     """Encode and decode, unmasked, in float32 on the tokenizer's device. (n, 3, H, W) -> (n, 3, H, W) on the CPU"""
     device = device_of(tokenizer)
@@ -41,7 +31,7 @@ def reconstruct(
 
 def generate(
     model: DiffusionTransformer,
-    tokenizer: Autoencoder,
+    tokenizer: AnyTokenizer,
     space: LatentSpace,
     labels: torch.Tensor,
     *,
@@ -78,7 +68,7 @@ def generate(
 @torch.inference_mode()
 def draw(
     model: DiffusionTransformer,
-    tokenizer: Autoencoder,
+    tokenizer: AnyTokenizer,
     space: LatentSpace,
     labels: torch.Tensor,
     rows: torch.Tensor,

@@ -10,8 +10,8 @@ from torch import Tensor
 from maetok_lab.data.latents import LatentSpace
 from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.diffusion.sampling import draw_noise, sample_steps
-from maetok_lab.generation.images import Autoencoder
 from maetok_lab.inference import device_of
+from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.rng import seeds_for
 
 Shown = Literal["guess", "state"]
@@ -45,7 +45,7 @@ def trajectory(
 
 @torch.inference_mode()
 def decode_point(
-    point: TrajectoryPoint, tokenizer: Autoencoder, space: LatentSpace, *, show: Shown = "guess"
+    point: TrajectoryPoint, tokenizer: AnyTokenizer, space: LatentSpace, *, show: Shown = "guess"
 ) -> Tensor:
     """Images of a point's guess, or of its state as it is. -> (B, 3, H, W) in [-1, 1] on the CPU
 

@@ -2,25 +2,19 @@
 
 import dataclasses
 import math
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from maetok_lab.hints import did_you_mean
 from maetok_lab.layers.patches import patchify
+from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.rng import generator
+from maetok_lab.tokenizer.model import Tokenizer
 
 SurgeryKind = Literal["none", "drop", "swap", "interpolate", "noise"]
 SURGERIES: tuple[SurgeryKind, ...] = ("none", "drop", "swap", "interpolate", "noise")
-
-
-class MaskedTokenizer(Protocol):
-    """What anatomy needs of a tokenizer: an encoder that can be told what not to see. `Tokenizer` is one."""
-
-    def encode(self, images: Tensor, *, mask: Tensor | None = None) -> Tensor: ...
-
-    def decode(self, latents: Tensor) -> Tensor: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +41,7 @@ def token_shift(latents: Tensor, others: Tensor, std: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def occlusion(
-    tokenizer: MaskedTokenizer,
-    image: Tensor,
-    *,
-    patch_size: int,
-    std: Tensor,
-    batch_size: int = 256,
+    tokenizer: Tokenizer, image: Tensor, *, patch_size: int, std: Tensor, batch_size: int = 256
 ) -> Tensor:
     """How far each token moves when one patch alone is hidden: what carries which patch.
 
@@ -69,7 +58,7 @@ def occlusion(
 
 @torch.inference_mode()
 def footprint(
-    tokenizer: MaskedTokenizer,
+    tokenizer: AnyTokenizer,
     latents: Tensor,
     fill: Tensor,
     *,

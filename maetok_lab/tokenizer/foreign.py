@@ -5,7 +5,6 @@ What comes out is what our own tokenizers give, (B, N, C), so caching, analysis 
 
 import math
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,28 +12,12 @@ from torch import Tensor, nn
 from maetok_lab.config import fingerprint_of
 from maetok_lab.files import read_json
 from maetok_lab.layers.patches import grid_size, patchify, unpatchify
+from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.runs.weights import tensors_fingerprint
 from maetok_lab.tokenizer.loading import load_tokenizer
 
 DIFFUSERS_CLASSES = ("AutoencoderDC", "AutoencoderKL")
 PIXELS, DIFFUSERS = "pixels", "diffusers:"
-
-
-@runtime_checkable
-class AnyTokenizer(Protocol):
-    """What caching, analysis and evaluation need. `fingerprint` names the weights, `latent_shape` is (N, C).
-
-    They need a torch module too: it is put into eval mode, and moved to a device.
-    """
-
-    fingerprint: str
-    latent_shape: tuple[int, int]
-
-    def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, N, C)."""
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """(B, N, C) -> (B, 3, H, W)."""
 
 
 def open_tokenizer(

@@ -15,9 +15,9 @@ from maetok_lab.data.latents import LatentDataset, LatentSpace
 from maetok_lab.device import Precision, autocast
 from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer, describe_model
 from maetok_lab.diffusion.path import PathName, TimeSampling, draw_times, velocity_loss
-from maetok_lab.generation.images import Autoencoder
 from maetok_lab.generation.images import draw as draw_samples
 from maetok_lab.pictures import image_grid, save_png
+from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.rng import generator, seed_step
 from maetok_lab.runs import Run
 from maetok_lab.training import common
@@ -96,7 +96,7 @@ def train_diffusion(
     run: Run,
     *,
     validation: LatentDataset | None = None,
-    tokenizer: Autoencoder | None = None,
+    tokenizer: AnyTokenizer | None = None,
     cpu: bool = False,
 ) -> Iterator[StepRecord]:
     """Train, or continue, into `run`; yields one record a step. A finished run yields nothing.
@@ -281,7 +281,7 @@ def validation_loss(
 
 
 def write_samples(
-    config: DiffusionTraining, state: State, tokenizer: Autoencoder, space: LatentSpace, run: Run
+    config: DiffusionTraining, state: State, tokenizer: AnyTokenizer, space: LatentSpace, run: Run
 ) -> str:
     """Sixteen images of the first average, of classes spread over all, the same seeds every time. -> the picture's path"""
     labels = torch.linspace(0, max(config.num_classes - 1, 0), 16).long()

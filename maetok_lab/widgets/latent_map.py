@@ -17,7 +17,7 @@ from maetok_lab.pictures import image_grid
 from maetok_lab.plots.curves import PALETTE
 from maetok_lab.plots.masks import picture_of
 from maetok_lab.plots.projection import plot_projection
-from maetok_lab.tokenizer.foreign import AnyTokenizer
+from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.widgets.front import (
     Picture,
     Studio,

@@ -14,10 +14,10 @@ from maetok_lab.data.latents import LatentSpace
 from maetok_lab.diffusion.cost import SamplingCost, sampling_cost
 from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.diffusion.sampling import INTEGRATORS, Guidance
-from maetok_lab.generation.images import Autoencoder
 from maetok_lab.generation.trajectories import TrajectoryPoint, decode_point, trajectory
 from maetok_lab.pictures import image_grid
 from maetok_lab.plots.images import plot_rows
+from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.widgets.front import Studio, escaped, ipywidgets, png_bytes, png_image
 
 SIDE = 512  # px of the grid
@@ -37,7 +37,7 @@ class SamplerStudio(Studio):
         self,
         model: DiffusionTransformer | Mapping[float | None, DiffusionTransformer],
         latent_space: LatentSpace,
-        tokenizer: Autoencoder,
+        tokenizer: AnyTokenizer,
         *,
         class_names: Sequence[str] | None = None,
         count: int = 16,

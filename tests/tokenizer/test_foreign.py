@@ -12,16 +12,11 @@ from maetok_lab.analysis.card import CardSettings, diffusability_card
 from maetok_lab.data.latents import LatentCaching, LatentDataset, write_latents
 from maetok_lab.evaluation.reconstruction import evaluate_reconstruction
 from maetok_lab.generation.images import reconstruct
+from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.rng import generator
 from maetok_lab.runs import Run
 from maetok_lab.runs.weights import write_weights
-from maetok_lab.tokenizer.foreign import (
-    AnyTokenizer,
-    GridTokenizer,
-    RawPixels,
-    from_diffusers,
-    open_tokenizer,
-)
+from maetok_lab.tokenizer.foreign import GridTokenizer, RawPixels, from_diffusers, open_tokenizer
 from maetok_lab.tokenizer.loading import export_tokenizer
 from maetok_lab.tokenizer.model import TOKENIZERS, Tokenizer, TokenizerConfig
 from maetok_lab.tokenizer.released import to_released
