@@ -27,11 +27,11 @@ from maetok_lab.tokenizer.auxiliary import compute_targets
 from maetok_lab.tokenizer.losses import pixel_loss
 from maetok_lab.tokenizer.masking import draw_mask
 from maetok_lab.tokenizer.targets import TEACHERS, FeatureTarget
-from maetok_lab.training.batches import TrainingBatch
-from maetok_lab.training.common import make_engine
-from maetok_lab.training.objective import TokenizerTraining
+from maetok_lab.training.order import ImageBatch
+from maetok_lab.training.loop import make_engine
+from maetok_lab.training.tokenizer import TokenizerTraining
 from maetok_lab.training.presets import LADDER, TOKENIZER_TRAINING, ladder_training
-from maetok_lab.training.step import training_step
+from maetok_lab.training.loop import training_step
 from maetok_lab.training.tokenizer import start
 
 

@@ -1,18 +1,17 @@
-"""Change, check, store and fingerprint frozen config dataclasses.
+"""Change, check and store frozen config dataclasses.
 
 A config is a frozen, keyword-only dataclass that lives beside the class it configures. It is changed only here, so that a
 misspelt field or a wrong type is one clear line and never a silently ignored option.
 """
 
 import dataclasses
-import hashlib
-import json
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from maetok_lab.hints import did_you_mean
+from maetok_lab.identity import fingerprint, fingerprint_of  # noqa: F401  here too
 
 Config = TypeVar("Config")
 
@@ -62,14 +61,19 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(cls: type[Config], data: Mapping[str, Any]) -> Config:
-    """The config of class `cls` that `to_json` wrote. Unknown or missing fields are errors: a config is never guessed."""
+    """The config of class `cls` that `to_json` wrote.
+
+    Unknown fields, and missing ones that change the result, are errors: a config is never guessed.
+    """
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(data) - set(hints))
     if unknown:
         raise ValueError(
             f"{cls.__name__} has no field {unknown[0]!r}{did_you_mean(unknown[0], hints)}"
         )
-    missing = sorted(set(hints) - set(data))
+    # What changes no result may be younger than the run that wrote the config.
+    needed = {f.name for f in dataclasses.fields(cls) if f.metadata.get("fingerprint", True)}
+    missing = sorted(needed - set(data))
     if missing:
         raise ValueError(f"{cls.__name__} needs the fields {missing}, which are not there")
     return cls(
@@ -78,17 +82,6 @@ def from_json(cls: type[Config], data: Mapping[str, Any]) -> Config:
             for name, value in data.items()
         }
     )
-
-
-def fingerprint(config: Any, *, length: int = 16) -> str:
-    """First `length` hex digits of the SHA-256 of every field that changes the result (see `not_in_fingerprint`)."""
-    canonical = json.dumps(_identity(config), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:length]
-
-
-def fingerprint_of(data: Any) -> str:
-    """Short hash of any plain JSON."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differing_fields(mine: Any, theirs: Any, prefix: str = "") -> list[str]:
@@ -100,35 +93,6 @@ def differing_fields(mine: Any, theirs: Any, prefix: str = "") -> list[str]:
             lines += differing_fields(mine.get(key, "(absent)"), theirs.get(key, "(absent)"), path)
         return lines
     return [] if mine == theirs else [f"{prefix}: {mine!r}, not {theirs!r}"]
-
-
-def _identity(value: Any, hint: Any = Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        hints = typing.get_type_hints(type(value))
-        kept = [
-            field.name
-            for field in dataclasses.fields(value)
-            if field.metadata.get("fingerprint", True)
-        ]
-        return {"class": type(value).__name__} | {
-            name: _identity(getattr(value, name), hints[name]) for name in kept
-        }
-    if isinstance(value, tuple | list):
-        return [_identity(item, hint) for item in value]
-    named = _types_in(hint)
-    # Weight 1 is weight 1.0: without this a config built by hand would not be the one that from_json gives back.
-    if (
-        isinstance(value, int)
-        and not isinstance(value, bool)
-        and float in named
-        and int not in named
-    ):
-        return float(value)
-    return value
-
-
-def _types_in(hint: Any) -> set[Any]:
-    return {hint}.union(*map(_types_in, get_args(hint)))
 
 
 def _plain(value: Any) -> Any:

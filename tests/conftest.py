@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -102,6 +104,50 @@ def in_two_processes():
     return run
 
 
+# Locks --------------------------------------------------------------------------------------------
+
+# without importing the library, and torch with it: this takes 0.2 seconds
+HOLDER = """
+import importlib.util, sys, time
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("locks", sys.argv[1])
+locks = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(locks)
+locks.LEASE_SECONDS, locks.BEAT_SECONDS = float(sys.argv[3]), float(sys.argv[4])
+try:
+    lock = locks.lock_folder(Path(sys.argv[2]))
+    print("held", flush=True)
+    time.sleep(600)
+except locks.RunLocked as problem:
+    print(problem, flush=True)
+"""
+
+
+@pytest.fixture
+def hold_lock(repository):
+    """`hold_lock(folder)`: a process, not this one, that takes the folder's lock and keeps it.
+
+    It prints "held", which is waited for, or the error. `inside` is a command that starts it.
+    """
+    processes = []
+
+    def hold(folder, *, lease=60.0, beat=2.0, inside=(), wait=True) -> subprocess.Popen:
+        file = repository / "maetok_lab" / "runs" / "locks.py"
+        words = [sys.executable, "-c", HOLDER, file, folder, lease, beat]
+        process = subprocess.Popen(
+            [*inside, *map(str, words)], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+        )
+        processes.append(process)
+        assert not wait or process.stdout.readline() == "held\n"
+        return process
+
+    yield hold
+    for process in processes:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
 # Models of a few weights, for tests that draw images ------------------------------------------------
 
 
@@ -117,7 +163,11 @@ def fill(module):
 
 @pytest.fixture
 def tokenizer():
-    """3 tokens of 2 channels for images of 8 px, with drop path, which eval mode must switch off."""
+    """3 tokens of 2 channels for images of 8 px, with drop path, which eval mode must switch off.
+
+    Its weights are also known as "weights".
+    """
+    from maetok_lab.identity import remember_name
     from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
     from maetok_lab.tokenizer.towers import TowerConfig
 
@@ -126,7 +176,7 @@ def tokenizer():
         image_size=8, patch_size=4, num_latent_tokens=3, latent_dim=2, encoder=tower, decoder=tower
     )
     tokenizer = fill(Tokenizer(config))
-    tokenizer.fingerprint = "weights"
+    remember_name(tokenizer, "weights")
     return tokenizer
 
 

@@ -9,8 +9,19 @@ import pytest
 LIBRARY = Path(__file__).parent.parent / "maetok_lab"
 ROWS = [  # a row imports rows above it only. The first row's files: left to right
     [
-        *("_torchvision", "hints", "config", "files", "rng", "device", "pictures", "nets"),
-        *("processes", "inference", "protocols"),
+        *(
+            "_torchvision",
+            "hints",
+            "protocols",
+            "identity",
+            "config",
+            "files",
+            "rng",
+            "device",
+            "pictures",
+            "nets",
+        ),
+        *("processes", "inference"),
     ],
     ["runs"],
     ["data", "layers"],
@@ -26,7 +37,9 @@ ROWS = [  # a row imports rows above it only. The first row's files: left to rig
     ["__main__"],
 ]
 FILES = {  # inside a package a file imports files to its left only
-    "runs": ["locks", "events", "provenance", "weights", "run", "tables", "prune"],
+    "runs": [
+        *("locks", "events", "provenance", "weights", "checkpoints", "run", "tables", "prune")
+    ],
     "data": ["readers", "tars", "sources", "images", "loading", "shards", "latents"],
     "layers": ["norm", "mlp", "positions", "attention", "patches", "conditioning"],
     "tokenizer": [

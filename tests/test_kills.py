@@ -75,7 +75,7 @@ def kill_and_continue(stage, undisturbed, root, draw):
     run_stage(stage, root, kill_after=draw.uniform(0, seconds))
     run_stage(stage, root)
     assert outcome(root / RUNS[stage]) == outcome(whole / RUNS[stage])
-    assert not (root / RUNS[stage] / "lock.json").exists()
+    assert not (root / RUNS[stage] / "lock").exists()
 
 
 def test_a_killed_training_ends_with_the_same_result(undisturbed, tmp_path):

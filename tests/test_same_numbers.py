@@ -15,8 +15,7 @@ from maetok_lab.generation.images import generate
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_auxiliary, load_tokenizer
 from maetok_lab.training.diffusion import DiffusionTraining, train_diffusion
-from maetok_lab.training.objective import TokenizerTraining
-from maetok_lab.training.tokenizer import finetune_decoder
+from maetok_lab.training.tokenizer import TokenizerTraining, finetune_decoder
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -38,7 +37,10 @@ def assert_same_numbers(now, before):
     mine, theirs = dict(leaves(now)), dict(leaves(before))
     assert set(mine) == set(theirs)
     for path, value in theirs.items():
-        if same_processor:
+        if path.endswith("/psnr") and "/metrics/" in path:
+            # a training's own formula gave way to evaluation's: rounding of the logarithm differs
+            assert mine[path] == pytest.approx(value, rel=1e-14 if same_processor else 0.02), path
+        elif same_processor:
             assert mine[path] == value, path
         elif isinstance(value, float) and "/hashes/" not in path:
             assert mine[path] == pytest.approx(value, rel=0.02, abs=1e-3), path

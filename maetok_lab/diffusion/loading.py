@@ -1,5 +1,6 @@
 """Diffusion transformers from where they are: our runs, local folders of weights, the hub; and into such folders."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,9 @@ from maetok_lab.config import from_json, to_json
 from maetok_lab.data.latents import LatentSpace
 from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer, describe_model
 from maetok_lab.diffusion.released import from_released
+from maetok_lab.identity import check_owner
 from maetok_lab.runs import Run, find_run
-from maetok_lab.runs.weights import (
-    load_strictly,
-    push_folder,
-    read_weights,
-    stored_as,
-    tensors_fingerprint,
-    write_weights,
-)
+from maetok_lab.runs.weights import load_strictly, read_weights, stored_as, write_weights
 
 
 def load_diffusion(
@@ -80,10 +75,7 @@ def export_diffusion(
     `tokenizer` is the one that is exported beside it, at the same `dtype`: the folder is bound to its weights. Raises ValueError
     when `space` belongs to another.
     """
-    if space.tokenizer != tokenizer.fingerprint:
-        raise ValueError(
-            f"the latent space belongs to tokenizer {space.tokenizer}, not to {tokenizer.fingerprint}"
-        )
+    check_owner(tokenizer, space.tokenizer, "latent space")
     statistics: dict[str, Any] = {"mean": space.mean.tolist(), "std": space.std.tolist()}
     config = {
         "class": "DiffusionConfig",
@@ -91,26 +83,12 @@ def export_diffusion(
         "sizes": describe_model(model),
         "path": model.trained_path,
         "latent_space": {
-            "tokenizer": tensors_fingerprint(stored_as(tokenizer.state_dict(), dtype)),
+            # of the weights as they are exported: at `dtype`, where they are rounded
+            "tokenizer": copy.deepcopy(tokenizer).to(dtype).fingerprint,
             **statistics,
         },
     }
     return write_weights(folder, stored_as(model.state_dict(), dtype), config, _card(model, about))
-
-
-def push_diffusion(
-    model: DiffusionTransformer,
-    folder: str | Path,
-    repository: str,
-    *,
-    space: LatentSpace,
-    tokenizer: nn.Module,
-    about: str = "",
-) -> str:
-    """Export to `folder` and upload it to the hub as OWNER/NAME (needs a login and a network). -> its address"""
-    return push_folder(
-        export_diffusion(model, folder, space=space, tokenizer=tokenizer, about=about), repository
-    )
 
 
 def _card(model: DiffusionTransformer, about: str) -> str:

@@ -27,7 +27,7 @@ from maetok_lab.generation.images import generate, reconstruct
 from maetok_lab.nets import load_net
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_tokenizer
-from maetok_lab.training.early import train_to_psnr, validation_psnr
+from maetok_lab.training.tokenizer import train_to_psnr, validation_psnr
 from maetok_lab.training.presets import diffusion_training
 
 CONTROL = "control"  # a plain autoencoder, stopped early

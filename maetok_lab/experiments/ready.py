@@ -13,9 +13,9 @@ from maetok_lab.device import pick_precision
 from maetok_lab.runs import Run, run_suffix, runs_root
 from maetok_lab.runs.weights import SHIPPED
 from maetok_lab.tokenizer.loading import load_tokenizer
-from maetok_lab.training.objective import TokenizerTraining
+from maetok_lab.training.tokenizer import TokenizerTraining
 from maetok_lab.training.presets import DECODER_TUNING, TOKENIZER_TRAINING
-from maetok_lab.training.records import StepRecord
+from maetok_lab.training.loop import StepRecord
 from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
 
 SHIPPED_PRESET = "tiny"

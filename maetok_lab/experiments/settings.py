@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 import torch
 
-from maetok_lab.config import fingerprint
 from maetok_lab.data.latents import LatentSpace
 from maetok_lab.diffusion.cost import sampling_cost
 from maetok_lab.diffusion.model import DiffusionTransformer
@@ -22,6 +21,7 @@ from maetok_lab.evaluation.generation import evaluate_generation
 from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
 from maetok_lab.evaluation.sample_sets import sample_set, sampling_options
 from maetok_lab.generation.images import generate
+from maetok_lab.identity import fingerprint
 from maetok_lab.pictures import image_grid, save_png
 from maetok_lab.protocols import AnyTokenizer, Net
 from maetok_lab.runs import Run

@@ -8,16 +8,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from maetok_lab.config import fingerprint_of, from_json, to_json
+from maetok_lab.config import from_json, to_json
 from maetok_lab.files import read_json
+from maetok_lab.identity import fingerprint_of, remember_name, tensors_fingerprint
 from maetok_lab.runs import Run, find_run
 from maetok_lab.runs.weights import (
     AUXILIARY,
     load_strictly,
-    push_folder,
     read_weights,
     stored_as,
-    tensors_fingerprint,
     weights_folder,
     write_tensors,
     write_weights,
@@ -31,7 +30,7 @@ def load_tokenizer(source: str | Path, *, root: str | Path | None = None) -> Tok
     """A tokenizer in eval mode on the CPU: a run's name or folder (its EMA weights), a folder of weights (exported by us or
     released by the authors), "shipped/tokenizer", or a hub name such as "MAETok/maetok-b-128".
 
-    `tokenizer.fingerprint` names the weights: caches and diffusion runs are bound to it. Raises FileNotFoundError for what is
+    Caches and diffusion models are bound to `tokenizer.fingerprint`. Raises FileNotFoundError for what is
     none of these, ValueError for a run of another kind, one without a checkpoint, and weights that do not fit.
     """
     run = find_run(source, root)
@@ -43,7 +42,7 @@ def load_tokenizer(source: str | Path, *, root: str | Path | None = None) -> Tok
         load_strictly(tokenizer, tensors, str(source))
     else:
         tokenizer = from_released(tensors, config)
-    tokenizer.fingerprint = tensors_fingerprint(tensors)
+    remember_name(tokenizer, tensors_fingerprint(tensors))
     return tokenizer.eval()
 
 
@@ -54,7 +53,7 @@ def _from_run(run: Run) -> Tokenizer:
         raise ValueError(f"run {run.name} has no checkpoint yet")
     tokenizer = Tokenizer(model)
     load_strictly(tokenizer, checkpoint.tensors["ema"], f"run {run.name}")
-    tokenizer.fingerprint = fingerprint_of([run.fingerprint, checkpoint.step])
+    remember_name(tokenizer, fingerprint_of([run.fingerprint, checkpoint.step]))
     return tokenizer.eval()
 
 
@@ -150,13 +149,6 @@ def export_tokenizer(
     return write_weights(
         folder, stored_as(tokenizer.state_dict(), dtype), config, _card(tokenizer, about)
     )
-
-
-def push_tokenizer(
-    tokenizer: Tokenizer, folder: str | Path, repository: str, *, about: str = ""
-) -> str:
-    """Export to `folder` and upload it to the hub as OWNER/NAME (needs a login and a network). -> its address"""
-    return push_folder(export_tokenizer(tokenizer, folder, about=about), repository)
 
 
 def _card(tokenizer: Tokenizer, about: str) -> str:

@@ -1,7 +1,8 @@
-"""The discriminator beside a tokenizer's training: what it adds to a step, to a log record and to a checkpoint."""
+"""The discriminator beside a tokenizer's training: its part of a step, a log and a checkpoint."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -9,10 +10,10 @@ from torch.nn.functional import mse_loss
 
 from maetok_lab.device import Precision, autocast
 from maetok_lab.rng import generator, seed_step
+from maetok_lab.runs import Checkpoint
 from maetok_lab.tokenizer.discriminators import (
     DIFFAUG,
     STRONG,
-    AdversarialConfig,
     LecamEma,
     adaptive_weight,
     diff_augment,
@@ -20,42 +21,66 @@ from maetok_lab.tokenizer.discriminators import (
     hinge_g,
     make_discriminator,
 )
-from maetok_lab.tokenizer.losses import discriminator_weights, total_loss
-from maetok_lab.training import common
-from maetok_lab.training.common import OptimizerConfig, Share
+from maetok_lab.tokenizer.losses import LossConfig, discriminator_weights, total_loss
+from maetok_lab.tokenizer.model import TokenizerConfig
+from maetok_lab.training.loop import Terms, join_parts
+from maetok_lab.training.optim import (
+    Guard,
+    OptimizerConfig,
+    load_optimizer_tensors,
+    make_optimizers,
+    moved_parameters,
+    optimizer_tensors,
+    set_learning_rate,
+)
+from maetok_lab.training.order import Share
 
 TERMS = (  # what every log record of an adversarial training has; 0 as long as it is not computed
-    *("adversarial", "adaptive_weight", "discriminator", "lecam", "consistency"),
-    *("discriminator/accuracy_real", "discriminator/accuracy_fake", "discriminator/skipped"),
+    "adversarial",
+    "adaptive_weight",
+    "discriminator",
+    "lecam",
+    "consistency",
+    "discriminator/accuracy_real",
+    "discriminator/accuracy_fake",
+    "discriminator/skipped",
 )
 
 
-class Adversary:
-    """A discriminator with its optimizer, LeCAM averages and guard. Every draw comes from (seed, stream, step)."""
+class OpposedTraining(Protocol):
+    """What an adversary reads of a tokenizer's training config."""
 
-    def __init__(
-        self,
-        config: AdversarialConfig,
-        optimizer: OptimizerConfig,
-        *,
-        image_size: int,
-        precision: Precision,
-        seed: int,
-        device: torch.device,
-    ):
-        seed_step(
-            seed, -2
-        )  # -1 made the tokenizer: its first weights are the same with and without an adversary
-        self.config, self.seed, self.precision, self.clip = config, seed, precision, optimizer.clip
-        self.discriminator = make_discriminator(config, image_size=image_size).to(device)
-        self.lecam = LecamEma(config.lecam_decay).to(device)
-        # No weight decay: it changes nothing in a layer with spectral norm but the effective learning rate.
-        settings = OptimizerConfig(
-            learning_rate=config.learning_rate, betas=config.betas, weight_decay=0.0
+    model: TokenizerConfig
+    losses: LossConfig
+    optimizer: OptimizerConfig
+    precision: Precision
+    seed: int
+
+
+class Adversary:
+    """A discriminator with its optimizer, LeCAM averages and guard.
+
+    Every draw comes from (seed, stream, step).
+    """
+
+    def __init__(self, training: OpposedTraining, device: torch.device):
+        self.config = training.losses.adversarial
+        self.seed = training.seed
+        self.clip = training.optimizer.clip
+        self.autocast = autocast(device, training.precision)
+        # -1 made the tokenizer: its first weights are the same with and without an adversary.
+        seed_step(training.seed, -2)
+        discriminator = make_discriminator(self.config, image_size=training.model.image_size)
+        self.discriminator = discriminator.to(device)
+        self.lecam = LecamEma(self.config.lecam_decay).to(device)
+        # No weight decay: in a layer with spectral norm it changes only the effective rate.
+        optimizer = OptimizerConfig(
+            learning_rate=self.config.learning_rate, betas=self.config.betas, weight_decay=0.0
         )
-        trained = common.make_optimizers(settings, {"discriminator": self.discriminator})
-        self.optimizers = {"discriminator": trained["adamw"]}
-        self.guard = common.Guard()
+        optimizers = make_optimizers(optimizer, {"discriminator": self.discriminator})
+        self.optimizers = {"discriminator": optimizers["adamw"]}
+        self.parameters = moved_parameters(self.optimizers.values())
+        self.guard = Guard()
 
     def trains(self, step: int) -> bool:
         """Whether the discriminator is trained at `step` (0 is the first)."""
@@ -65,16 +90,18 @@ class Adversary:
         """Whether the tokenizer is trained against it at `step`."""
         return step >= self.config.counts_from
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint holds beside the optimizer: the trained part (DINO itself is frozen) and LeCAM's averages."""
-        return self._saved().state_dict()
+    def groups(self) -> dict[str, Mapping[str, torch.Tensor]]:
+        """What a checkpoint holds: the trained part (DINO is frozen), LeCAM's averages, optimizer."""
+        return {
+            "discriminator": self._saved().state_dict(),
+            "discriminator_optimizer": optimizer_tensors(self.optimizers),
+        }
 
-    def load(
-        self, tensors: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor]
-    ) -> None:
-        """The inverse of `tensors`, and of `common.optimizer_tensors(self.optimizers)`."""
-        self._saved().load_state_dict(tensors)
-        common.load_optimizer_tensors(self.optimizers, optimizer)
+    def load(self, checkpoint: Checkpoint) -> None:
+        """The inverse of `groups`, and the number of steps that were skipped."""
+        self._saved().load_state_dict(checkpoint.tensors["discriminator"])
+        load_optimizer_tensors(self.optimizers, checkpoint.tensors["discriminator_optimizer"])
+        self.guard.skipped = checkpoint.state["discriminator_skipped"]
 
     def _saved(self) -> nn.Module:
         return nn.ModuleDict({"trained": self.discriminator.trained, "lecam": self.lecam})
@@ -85,28 +112,25 @@ class Adversary:
         reconstruction_loss: torch.Tensor,
         last_layer: torch.Tensor,
         share: Share,
-    ) -> dict[str, torch.Tensor]:
-        """The tokenizer's adversarial term and the factor on its weight (1 where it is not adaptive); {} before `counts_from`.
+    ) -> Terms:
+        """The tokenizer's adversarial term, and the factor on its weight; {} before `counts_from`.
 
-        The term's gradient reaches the reconstructions (B, 3, H, W), not the discriminator, whose state stays as it is.
-        `reconstruction_loss` is what it is balanced with, at the decoder's `last_layer`. -> two named ()
+        Its gradient reaches the reconstructions (B, 3, H, W), not the discriminator, which stays
+        as it is. An adaptive factor balances it with `reconstruction_loss` at the decoder's
+        `last_layer`; else it is 1. -> two named ()
         """
         if not self.counts(share.step):
             return {}
         self.discriminator.eval()
-        with (
-            held_still(self.discriminator.trained),
-            autocast(reconstructions.device, self.precision),
-        ):
-            adversarial = hinge_g(
-                self.discriminator(self._view(reconstructions, "generator", share))
+        with held_still(self.discriminator.trained), self.autocast:
+            view = self._view(reconstructions, "generator", share)
+            adversarial = hinge_g(self.discriminator(view))
+        if self.config.adaptive:
+            factor = adaptive_weight(
+                reconstruction_loss, adversarial, last_layer, average=share.mean
             )
-        if not self.config.adaptive:
-            return {
-                "adversarial": adversarial,
-                "adaptive_weight": torch.ones_like(adversarial.detach()),
-            }
-        factor = adaptive_weight(reconstruction_loss, adversarial, last_layer, average=share.mean)
+        else:
+            factor = torch.ones_like(adversarial.detach())
         return {"adversarial": adversarial, "adaptive_weight": factor}
 
     def learn(
@@ -117,44 +141,50 @@ class Adversary:
         *,
         factor: float,
         parts: int = 1,
-    ) -> dict[str, torch.Tensor]:
-        """One optimizer step of the discriminator at `factor` of its learning rate; {} before `trains_from`.
+    ) -> Terms:
+        """One step at `factor` of the learning rate, in `parts`; {} before `trains_from`.
 
-        images, reconstructions (B, 3, H, W), this process's rows, which go through in `parts` -> named terms, each ()
+        images, reconstructions (B, 3, H, W), this process's rows -> named terms, each ()
         """
         if not self.trains(share.step):
             return {}
-        found = []
+        weights = discriminator_weights(self.config)
+        parts_terms = []
         for part in share.parts(parts):
             terms, real, fake = self._losses(
                 images[part.local], reconstructions[part.local].detach(), part
             )
-            share.engine.backward(total_loss(terms, discriminator_weights(self.config)) / parts)
-            accuracies = {"real": (real > 0).float().mean(), "fake": (fake < 0).float().mean()}
-            told = {f"discriminator/accuracy_{name}": value for name, value in accuracies.items()}
-            found.append(terms | told | {"real": real.mean(), "fake": fake.mean()})
-        means = common.mean_terms(found)
-        logits = torch.stack([means.pop("real"), means.pop("fake")])
-        parameters = common.grad_parameters(self.optimizers.values())
-        average_gradients(parameters, share)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip)
-        if self.guard.accepts(norm, share.step, means):
-            common.set_learning_rate(self.optimizers, factor)
-            self.optimizers["discriminator"].step()
-            self.lecam.update(*share.mean(logits))
-        for parameter in parameters:
+            share.engine.backward(total_loss(terms, weights) / parts)
+            terms["discriminator/accuracy_real"] = (real > 0).float().mean()
+            terms["discriminator/accuracy_fake"] = (fake < 0).float().mean()
+            terms["real"] = real.mean()
+            terms["fake"] = fake.mean()
+            parts_terms.append(terms)
+        terms = join_parts(parts_terms)
+        logits = share.mean(torch.stack([terms.pop("real"), terms.pop("fake")]))
+
+        # No DDP around it, as it is called three times a step: gradients meet here.
+        average_gradients(self.parameters, share)
+        grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        set_learning_rate(self.optimizers, factor)
+        bad = self.guard.step(self.optimizers.values(), grad_norm)
+        averages = torch.stack([self.lecam.real, self.lecam.fake])
+        self.lecam.update(*torch.where(bad, averages, logits))
+        for parameter in self.parameters:
             parameter.grad = None
-        return means
+        return terms
 
     def _losses(
         self, images: torch.Tensor, reconstructions: torch.Tensor, share: Share
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-        """The discriminator's terms, and its logits of real and of fake images without their graph."""
+    ) -> tuple[Terms, torch.Tensor, torch.Tensor]:
+        """Its terms, and its logits of real and of fake images without their graph."""
         kinds = {"real": images, "fake": reconstructions}
-        views = [self._view(x, name, share) for name, x in kinds.items()]
+        views = [self._view(batch, name, share) for name, batch in kinds.items()]
         if self.config.consistency_weight:
-            views += [self._view(x, name, share, strong=True) for name, x in kinds.items()]
-        with autocast(images.device, self.precision):
+            for name, batch in kinds.items():
+                views.append(self._view(batch, name, share, strong=True))
+        # One pass for all views: spectral norms are those of one state of the weights.
+        with self.autocast:
             logits = self.discriminator.train()(torch.cat(views))
         real, fake, *strong = logits.chunk(len(views))
         terms = {"discriminator": hinge_d(real, fake), "lecam": self.lecam(real, fake)}
@@ -165,8 +195,8 @@ class Adversary:
     def _view(
         self, images: torch.Tensor, name: str, share: Share, *, strong: bool = False
     ) -> torch.Tensor:
-        """What the discriminator sees of images: augmented, and cropped where they are larger than it takes."""
-        batch = share.size, share.rows
+        """What it sees of images: augmented, and cropped where they are larger than it takes."""
+        batch = (share.size, share.rows)
         if strong:
             draws = generator(self.seed, "adversary/strong", name, share.step)
             images = diff_augment(
@@ -191,17 +221,22 @@ class Adversary:
 
 
 def half_crop(images: torch.Tensor, size: int, *, generator: torch.Generator) -> torch.Tensor:
-    """With probability 1/2 one random crop for the batch, else the images whole (the release). -> (B, 3, size, size) or as is"""
+    """With probability 1/2 one random crop for the batch, else the images whole (the release).
+
+    (B, 3, H, W) -> (B, 3, size, size) or as it was
+    """
     crops, down, across = torch.rand(3, generator=generator).tolist()
     if crops >= 0.5:
         return images
-    top, left = (int(u * (side - size + 1)) for u, side in zip((down, across), images.shape[-2:]))
+    height, width = images.shape[-2:]
+    top = int(down * (height - size + 1))
+    left = int(across * (width - size + 1))
     return images[..., top : top + size, left : left + size]
 
 
 @contextlib.contextmanager
 def held_still(module: nn.Module) -> Iterator[None]:
-    """No gradient for the parameters of `module` from what is computed inside; gradients still pass through it."""
+    """No gradient for the parameters of `module` from what is computed inside; it still passes on."""
     module.requires_grad_(False)
     try:
         yield
@@ -214,7 +249,6 @@ def average_gradients(parameters: list[nn.Parameter], share: Share) -> None:
     if share.engine.num_processes == 1:
         return
     flat = share.mean(torch.cat([parameter.grad.flatten() for parameter in parameters]))
-    for parameter, gradient in zip(
-        parameters, flat.split([parameter.numel() for parameter in parameters])
-    ):
+    sizes = [parameter.numel() for parameter in parameters]
+    for parameter, gradient in zip(parameters, flat.split(sizes)):
         parameter.grad.copy_(gradient.view_as(parameter))

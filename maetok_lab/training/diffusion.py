@@ -1,10 +1,11 @@
-"""Train a diffusion transformer on cached latents (paper section 4): flow matching, class dropout, EMA.
+"""Train a diffusion transformer on cached latents (paper section 4): flow matching, class dropout.
 
 for record in train_diffusion(config, latents, run): ...
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,43 +16,42 @@ from maetok_lab.data.latents import LatentDataset, LatentSpace
 from maetok_lab.device import Precision, autocast
 from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer, describe_model
 from maetok_lab.diffusion.path import PathName, TimeSampling, draw_times, velocity_loss
-from maetok_lab.generation.images import draw as draw_samples
+from maetok_lab.generation.images import draw
 from maetok_lab.pictures import image_grid, save_png
 from maetok_lab.protocols import AnyTokenizer
-from maetok_lab.rng import generator, seed_step
-from maetok_lab.runs import Run
-from maetok_lab.training import common
-from maetok_lab.training.common import OptimizerConfig
-from maetok_lab.training.records import StepRecord
+from maetok_lab.rng import generator
+from maetok_lab.runs import Checkpoint, Run
+from maetok_lab.training.loop import StepRecord, Terms, train
+from maetok_lab.training.optim import Ema, OptimizerConfig
+from maetok_lab.training.order import Share, batch_indices
 
 TIME_BINS = 4  # the loss is logged over all times and over quarters of [0, 1]
+VALIDATION_DRAWS = 4  # of time and noise, for each held-out latent
+PICTURE_STEPS = 25  # Euler steps of the pictures that a training leaves
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionTraining:
-    """Everything about one training. `latents` and `tokenizer` are fingerprints of the cache and of what made it.
-
-    `class_dropout` is the share of labels replaced by the null class; several `ema_decays` are kept at once. `num_classes` 0
-    is an unconditional model: the cache's labels are not read. `direction_weight`: see `velocity_loss`.
-    """
+    """Everything about one training of a diffusion transformer; intervals are in steps."""
 
     model: DiffusionConfig
-    num_classes: int
+    num_classes: int  # 0: unconditional, the cache's labels are not read
     path: PathName = "linear"
     time_sampling: TimeSampling = "logit-normal"
-    direction_weight: float = 0.0
-    class_dropout: float = 0.1
+    direction_weight: float = 0.0  # LightningDiT's, see `velocity_loss`
+    class_dropout: float = 0.1  # share of labels that become the null class, for guidance
     optimizer: OptimizerConfig = OptimizerConfig(
         weight_decay=0.0, betas=(0.9, 0.999), schedule="constant", warmup=0.0
     )
     num_steps: int
-    batch_size: int
-    ema_decays: tuple[float, ...] = (0.9999,)
+    batch_size: int  # of all processes together
+    ema_decays: tuple[float, ...] = (0.9999,)  # averages kept side by side; the first is scored
     precision: Precision = "bf16"
     seed: int = 0
-    latents: str = ""
-    tokenizer: str = ""
-    compile: bool = not_in_fingerprint(False)
+    latents: str = ""  # fingerprint of the latent cache
+    tokenizer: str = ""  # fingerprint of what made the latents
+    accumulate: int = not_in_fingerprint(1)  # parts that a batch goes through in
+    compile: bool = not_in_fingerprint(False)  # takes minutes at the start
     log_every: int = not_in_fingerprint(100)
     save_every: int = not_in_fingerprint(1000)
     picture_every: int = not_in_fingerprint(1000)
@@ -59,35 +59,18 @@ class DiffusionTraining:
     def __post_init__(self):
         if self.num_steps < 1 or self.batch_size < 1:
             raise ValueError(
-                f"num_steps and batch_size must be at least 1, not {self.num_steps} and {self.batch_size}"
+                "num_steps and batch_size must be at least 1, "
+                f"not {self.num_steps} and {self.batch_size}"
+            )
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(
+                f"a batch of {self.batch_size} cannot be split into "
+                f"accumulate={self.accumulate} equal parts"
             )
         if not 0 <= self.class_dropout < 1:
             raise ValueError(f"class_dropout must be in [0, 1), not {self.class_dropout}")
         if not self.ema_decays:
             raise ValueError("need at least one ema_decay: sampling uses the averaged weights")
-
-
-@dataclasses.dataclass
-class State:
-    """What a training carries from step to step, and what a checkpoint holds."""
-
-    model: DiffusionTransformer
-    emas: dict[str, common.Ema]
-    optimizers: dict[str, torch.optim.Optimizer]
-    guard: common.Guard
-    step: int = 0
-
-    def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        groups = {
-            "model": self.model.state_dict(),
-            "optimizer": common.optimizer_tensors(self.optimizers),
-        }
-        return groups | {name: ema.module.state_dict() for name, ema in self.emas.items()}
-
-
-def ema_name(decay: float) -> str:
-    """The checkpoint group of an EMA rate: 0.9999 -> "ema-0.9999"."""
-    return f"ema-{decay:g}"
 
 
 def train_diffusion(
@@ -99,161 +82,181 @@ def train_diffusion(
     tokenizer: AnyTokenizer | None = None,
     cpu: bool = False,
 ) -> Iterator[StepRecord]:
-    """Train, or continue, into `run`; yields one record a step. A finished run yields nothing.
+    """Train, or continue, into `run`; see `loop.train`.
 
-    With a `tokenizer` that decodes, samples of fixed seeds go into runs/NAME/samples at `picture_every`.
-    At the end the loss on `validation` latents (normalised with the training statistics) is logged by time. Of several
-    processes only the first writes; the others may hold a `Run` that only reads.
-    Raises ValueError when the cache is not the one of the config, NonFiniteTraining after several non-finite steps.
+    With a `tokenizer` that decodes, samples of fixed seeds go into runs/NAME/samples at
+    `picture_every`. At the end the loss on `validation` latents is logged, by time. Raises
+    ValueError when the cache is not the config's.
     """
-    if run.finished:
-        return
-    check_latents(config, latents)
-    engine = common.make_engine(config.batch_size, cpu=cpu)
-    writes = engine.is_main_process
-    state = start(config, latents, run, engine.device)
-    if writes:
-        run.rewind_metrics(state.step)
-    forward = engine.prepare_model(state.model)
-    if config.compile:
-        forward = torch.compile(forward)
-    size = config.batch_size
-    while state.step < config.num_steps:
-        losses, times = training_step(config, state, forward, engine, latents)
-        step = state.step = state.step + 1
-        last = step == config.num_steps
-        record = picture = None
-        saves, logs = step % config.save_every == 0 or last, step % config.log_every == 0 or last
-        if saves or logs:
-            state.guard.settle(step - 1, {"velocity": losses.mean()})
-        if logs:
-            record = by_time(engine.gather(losses), engine.gather(times))
-            if writes:
-                run.log(
-                    {
-                        "step": step,
-                        "images": step * size,
-                        "split": "train",
-                        **record,
-                        "skipped": state.guard.skipped,
-                    }
-                )
-        if writes and tokenizer is not None and (step % config.picture_every == 0 or last):
-            picture = write_samples(config, state, tokenizer, latents.space, run)
-        if writes and saves:
-            save(state, run)
-        yield (told := StepRecord(step, config.num_steps, step * size, record, picture))
-        if told.stops(engine.num_processes):
-            state.guard.settle(step - 1, {"velocity": losses.mean()})
-            return save(state, run)
-    if writes:
-        finish(config, state, run, validation, latents.space)
+    task = DiffusionTask(config, latents, validation=validation, tokenizer=tokenizer)
+    return train(task, run, cpu=cpu)
 
 
-def save(state: State, run: Run) -> None:
-    """Write everything that continuing needs."""
-    run.save_checkpoint(
-        state.step, state.tensors(), {"skipped": state.guard.skipped, **describe_model(state.model)}
-    )
+def ema_name(decay: float) -> str:
+    """The checkpoint group of an EMA rate: 0.9999 -> "ema-0.9999"."""
+    return f"ema-{decay:g}"
 
 
-def finish(
-    config: DiffusionTraining,
-    state: State,
-    run: Run,
-    validation: LatentDataset | None,
-    space: LatentSpace,
-) -> None:
-    """Score the first average on `validation` latents, where there are any, and write the summary."""
-    size = config.batch_size
-    summary = {"steps": state.step, "images": state.step * size, "skipped": state.guard.skipped}
-    if validation is not None:
-        ema = next(iter(state.emas.values())).module
-        held_out = validation_loss(config, ema, validation, space)
-        if run.metrics("val").empty:  # else a kill came between this line and the summary
-            run.log({"step": state.step, "images": state.step * size, "split": "val", **held_out})
-        summary |= {f"val_{name}": value for name, value in held_out.items()}
-    run.finish(summary)
+@dataclasses.dataclass
+class DiffusionBatch:
+    """This process's rows of one step, on the device."""
+
+    latents: torch.Tensor  # (B, N, C), normalised
+    labels: torch.Tensor  # (B,), num_classes where the label was dropped
+    times: torch.Tensor  # (B,) in [0, 1], 1 is noise
+    noise: torch.Tensor  # (B, N, C)
 
 
-def start(
-    config: DiffusionTraining, latents: LatentDataset, run: Run, device: torch.device
-) -> State:
-    """Fresh weights, or the state of the run's newest checkpoint."""
-    seed_step(config.seed, -1)
-    sizes = {
-        "num_tokens": latents.num_tokens,
-        "latent_dim": latents.latent_dim,
-        "num_classes": config.num_classes,
-    }
-    model = DiffusionTransformer(config.model, **sizes).to(device)
-    optimizers = common.make_optimizers(config.optimizer, {"model": model})
-    emas = {ema_name(decay): common.Ema(model, decay) for decay in config.ema_decays}
-    state = State(model, emas, optimizers, common.Guard(deferred=device.type == "cuda"))
-    checkpoint = run.load_checkpoint()
-    if checkpoint:
-        model.load_state_dict(checkpoint.tensors["model"])
-        for name, ema in emas.items():
-            ema.module.load_state_dict(checkpoint.tensors[name])
-        common.load_optimizer_tensors(optimizers, checkpoint.tensors["optimizer"])
-        state.step, state.guard.skipped = checkpoint.step, checkpoint.state["skipped"]
-    model.train()
-    return state
+class DiffusionTask:
+    """A diffusion transformer's training, for `loop.train`."""
 
+    every_weight_has_a_gradient = True
 
-def training_step(
-    config: DiffusionTraining,
-    state: State,
-    forward: nn.Module,
-    engine: Accelerator,
-    latents: LatentDataset,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One optimizer step on this process's share of the global batch; returns its losses and times, each (B,)."""
-    step = state.step
-    share = slice(engine.process_index, None, engine.num_processes)
-    indices = common.batch_indices(
-        config.seed, step, config.batch_size, len(latents), latents.place
-    )
-    draw = generator(config.seed, "views", step, device=latents.place)
-    view = torch.randint(latents.views, (len(indices),), generator=draw, device=latents.place)
-    dropped = torch.rand(len(indices), generator=draw, device=latents.place) < config.class_dropout
-    x, labels = latents.batch(indices[share], view=view[share])
-    labels = (
-        torch.where(dropped[share].to(labels.device), config.num_classes, labels)
-        if config.num_classes
-        else labels * 0
-    )
-    seed_step(config.seed, step)
-    # Drawn for the global batch and then shared out: the loss does not depend on the number of processes.
-    draw = generator(config.seed, "flow", step, device=engine.device)
-    times = draw_times(len(indices), config.time_sampling, path=config.path, generator=draw)[share]
-    noise = torch.randn(len(indices), *x.shape[1:], generator=draw, device=engine.device)[share]
-    with autocast(engine.device, config.precision):
-        losses = velocity_loss(
-            forward,
-            x,
+    def __init__(
+        self,
+        config: DiffusionTraining,
+        latents: LatentDataset,
+        *,
+        validation: LatentDataset | None = None,
+        tokenizer: AnyTokenizer | None = None,
+    ):
+        self.config = config
+        self.latents = latents
+        self.validation = validation
+        self.tokenizer = tokenizer
+        self.ema_decays = {ema_name(decay): decay for decay in config.ema_decays}
+
+    def check(self) -> None:
+        """ValueError when the cache is not the config's, or its latents are not normalised."""
+        config = self.config
+        latents = self.latents
+        if config.latents and latents.fingerprint != config.latents:
+            raise ValueError(
+                f"the run was configured for latent cache {config.latents}, "
+                f"but this is {latents.fingerprint}"
+            )
+        low = int(latents.labels.min())
+        high = int(latents.labels.max())
+        if config.num_classes and not 0 <= low <= high < config.num_classes:
+            raise ValueError(
+                f"the cache has labels {low} .. {high}, but num_classes is {config.num_classes}"
+            )
+        x, _ = latents.batch(torch.arange(min(256, len(latents))))
+        latents.space.check(x, tokenizer=config.tokenizer or None)
+
+    def build(self, device: torch.device) -> None:
+        """Fresh weights."""
+        config = self.config
+        self.module = DiffusionTransformer(
+            config.model,
+            num_tokens=self.latents.num_tokens,
+            latent_dim=self.latents.latent_dim,
+            num_classes=config.num_classes,
+        ).to(device)
+        self.averaged = self.module
+        self.trained = {"model": self.module}
+        self.autocast = autocast(device, config.precision)
+
+    def compile(self) -> None:
+        """Compile the whole model."""
+        self.module.compile()
+
+    def batches(self, share: Share) -> Iterator[DiffusionBatch]:
+        """Latents with labels, times and noise; everything is drawn for the global batch."""
+        # So the loss does not depend on the number of processes.
+        config = self.config
+        latents = self.latents
+        size = config.batch_size
+        rows = share.rows
+        device = share.engine.device
+        for step in range(share.step, config.num_steps):
+            # Drawn where the cache lies, so that picking a batch there waits for nothing.
+            place = latents.place
+            indices = batch_indices(config.seed, step, size, len(latents), place)
+            draws = generator(config.seed, "views", step, device=place)
+            view = torch.randint(latents.views, (size,), generator=draws, device=place)
+            dropped = torch.rand(size, generator=draws, device=place) < config.class_dropout
+            x, labels = latents.batch(indices[rows], view=view[rows])
+            if config.num_classes:
+                labels = torch.where(dropped[rows].to(labels.device), config.num_classes, labels)
+            else:
+                labels = labels * 0
+
+            draws = generator(config.seed, "flow", step, device=device)
+            times = draw_times(size, config.time_sampling, path=config.path, generator=draws)
+            noise = torch.randn(size, *x.shape[1:], generator=draws, device=device)
+            yield DiffusionBatch(x, labels, times[rows], noise[rows])
+
+    def loss(
+        self, forward: nn.Module, batch: DiffusionBatch, part: Share
+    ) -> tuple[torch.Tensor, Terms]:
+        """The mean velocity loss; of every item its loss and its time."""
+        config = self.config
+        rows = part.local
+        times = batch.times[rows]
+        with self.autocast:
+            losses = velocity_loss(
+                forward,
+                batch.latents[rows],
+                batch.labels[rows],
+                t=times,
+                noise=batch.noise[rows],
+                path=config.path,
+                direction_weight=config.direction_weight,
+            )
+        return losses.mean(), {"velocity": losses, "time": times}
+
+    def after_step(self, batch: DiffusionBatch, share: Share, factor: float) -> Terms:
+        """Nothing is trained beside."""
+        return {}
+
+    def settle(self, step: int, terms: Terms) -> None:
+        """There is no guard but the loop's."""
+
+    def numbers(self, terms: Terms, engine: Accelerator) -> dict[str, float]:
+        """The mean loss over all times, and over each quarter of time."""
+        return by_time(engine.gather(terms["velocity"]), engine.gather(terms["time"]))
+
+    def picture(self, emas: Mapping[str, Ema], step: int, run: Run) -> str | None:
+        """Sixteen samples of the first average, of classes spread over all, always the same seeds."""
+        if self.tokenizer is None:
+            return None
+        config = self.config
+        labels = torch.linspace(0, max(config.num_classes - 1, 0), 16).long()
+        ((_, images),) = draw(
+            next(iter(emas.values())).module,
+            self.tokenizer,
+            self.latents.space,
             labels,
-            t=times,
-            noise=noise,
+            torch.arange(16),
+            seed=config.seed,
+            batch_size=16,
+            precision=config.precision,
+            num_steps=PICTURE_STEPS,
             path=config.path,
-            direction_weight=config.direction_weight,
         )
-    engine.backward(losses.mean())
-    parameters = common.grad_parameters(state.optimizers.values())
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.clip)
-    common.set_learning_rate(
-        state.optimizers, common.learning_rate_factor(config.optimizer, step, config.num_steps)
-    )
-    state.guard.step(
-        state.optimizers.values(),
-        state.emas.values(),
-        norm,
-        step,
-        {"velocity": losses.detach().mean()},
-    )
-    for parameter in parameters:
-        parameter.grad = None
-    return losses.detach(), times
+        path = run.sample_path(step)
+        save_png(path, image_grid(images, columns=8), scale=max(1, 64 // images.shape[-1]))
+        return str(path)
+
+    def checkpoint(self, emas: Mapping[str, Ema]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The weights, and the sizes that they were made for."""
+        return {"model": self.module.state_dict()}, describe_model(self.module)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """The inverse of `checkpoint`."""
+        self.module.load_state_dict(checkpoint.tensors["model"])
+
+    def summary(self, emas: Mapping[str, Ema], step: int, run: Run) -> dict[str, float]:
+        """The first average's loss on `validation` latents, logged too."""
+        if self.validation is None:
+            return {}
+        model = next(iter(emas.values())).module
+        losses = validation_loss(self.config, model, self.validation, self.latents.space)
+        if run.metrics("val").empty:  # else a kill came between this line and the summary
+            images = step * self.config.batch_size
+            run.log({"step": step, "images": images, "split": "val", **losses})
+        return {f"val_{name}": value for name, value in losses.items()}
 
 
 @torch.inference_mode()
@@ -261,65 +264,43 @@ def validation_loss(
     config: DiffusionTraining,
     model: DiffusionTransformer,
     validation: LatentDataset,
-    space,
-    *,
-    repeats: int = 4,
+    space: LatentSpace,
 ) -> dict[str, float]:
-    """Loss of the averaged weights on held-out latents, over `repeats` fixed draws of time and noise."""
+    """Losses by time of averaged weights on held-out latents, over fixed draws of time and noise."""
     model.eval()
-    losses, times = [], []
-    for repeat in range(repeats):
+    losses = []
+    times = []
+    for repeat in range(VALIDATION_DRAWS):
         for number, indices in enumerate(torch.arange(len(validation)).split(256)):
+            # Normalised with the training statistics: that is the space the model knows.
             x = space.normalise(validation.latents(indices))
-            draw = generator(config.seed, "validation", repeat, number)
             labels = validation.labels[indices].to(x.device) * (config.num_classes > 0)
-            t = draw_times(len(x), config.time_sampling, path=config.path, generator=draw)
-            options = {"path": config.path, "direction_weight": config.direction_weight}
-            losses.append(velocity_loss(model, x, labels, t=t, generator=draw, **options).cpu())
+            draws = generator(config.seed, "validation", repeat, number)
+            t = draw_times(len(x), config.time_sampling, path=config.path, generator=draws)
+            loss = velocity_loss(
+                model,
+                x,
+                labels,
+                t=t,
+                generator=draws,
+                path=config.path,
+                direction_weight=config.direction_weight,
+            )
+            losses.append(loss.cpu())
             times.append(t)
     return by_time(torch.cat(losses), torch.cat(times))
 
 
-def write_samples(
-    config: DiffusionTraining, state: State, tokenizer: AnyTokenizer, space: LatentSpace, run: Run
-) -> str:
-    """Sixteen images of the first average, of classes spread over all, the same seeds every time. -> the picture's path"""
-    labels = torch.linspace(0, max(config.num_classes - 1, 0), 16).long()
-    model, rows = next(iter(state.emas.values())).module, torch.arange(16)
-    settings = {
-        "seed": config.seed,
-        "batch_size": 16,
-        "precision": config.precision,
-        "num_steps": 25,
-        "path": config.path,
-    }
-    ((_, images),) = draw_samples(model, tokenizer, space, labels, rows, **settings)
-    path = run.sample_path(state.step)
-    save_png(path, image_grid(images, columns=8), scale=max(1, 64 // images.shape[-1]))
-    return str(path)
-
-
 def by_time(losses: torch.Tensor, times: torch.Tensor) -> dict[str, float]:
-    """Mean loss, and the mean over each quarter of time that has samples. losses, times (B,) -> {"loss", "loss/t0.00", ...}"""
+    """Mean loss, and the mean over each quarter of time that has samples.
+
+    losses, times (B,) -> {"loss": ..., "loss/t0.00": ..., ...}
+    """
     result = {"loss": losses.mean().item()}
-    quarter = (times.cpu() * TIME_BINS).long().clamp(0, TIME_BINS - 1)
+    losses = losses.cpu()
+    bins = (times.cpu() * TIME_BINS).long().clamp(0, TIME_BINS - 1)
     for index in range(TIME_BINS):
-        chosen = losses.cpu()[quarter == index]
-        if len(chosen):
-            result[f"loss/t{index / TIME_BINS:.2f}"] = chosen.mean().item()
+        inside = losses[bins == index]
+        if len(inside):
+            result[f"loss/t{index / TIME_BINS:.2f}"] = inside.mean().item()
     return result
-
-
-def check_latents(config: DiffusionTraining, latents: LatentDataset) -> None:
-    """One line when the cache is not the one of the config, or its latents are not normalised."""
-    if config.latents and latents.fingerprint != config.latents:
-        raise ValueError(
-            f"the run was configured for latent cache {config.latents}, but this is {latents.fingerprint}"
-        )
-    low, high = int(latents.labels.min()), int(latents.labels.max())
-    if config.num_classes and not 0 <= low <= high < config.num_classes:
-        raise ValueError(
-            f"the cache has labels {low} .. {high}, but num_classes is {config.num_classes}"
-        )
-    x, _ = latents.batch(torch.arange(min(256, len(latents))))
-    latents.space.check(x, tokenizer=config.tokenizer or None)

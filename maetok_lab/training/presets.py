@@ -10,7 +10,7 @@ from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig
 from maetok_lab.tokenizer.discriminators import AdversarialConfig
 from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.model import TOKENIZERS
-from maetok_lab.training.common import OptimizerConfig
+from maetok_lab.training.optim import OptimizerConfig
 from maetok_lab.training.diffusion import DiffusionTraining
 from maetok_lab.training.tokenizer import TokenizerTraining
 

@@ -1,26 +1,56 @@
-"""Follow a training: where a person can touch it a panel with a stop button, elsewhere a line at most every few seconds."""
+"""Follow a training: a panel with a stop button where a person can touch it, else a line at times.
+
+await follow(train_tokenizer(config, images, run), "tokenizer")
+"""
 
 import asyncio
+import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from maetok_lab.plots.curves import colours_for
-from maetok_lab.training.records import StepRecord
-from maetok_lab.widgets.front import escaped, figure_widget, ipywidgets, is_live, png_image
+import numpy as np
 
-SECONDS_BETWEEN_VIEWS = 0.5
+from maetok_lab.plots.curves import colours_for
+from maetok_lab.training.loop import StepRecord
+from maetok_lab.widgets.front import WRAP, figure_widget, ipywidgets, is_live, png_image
+
+SECONDS_BETWEEN_VIEWS = 0.5  # of the panel: drawing the chart costs more than a small step
+
+Training = Generator[StepRecord, None, None]
+
+
+async def follow(training: Training, title: str = "training", *, every: float = 10.0) -> None:
+    """Run a training to its end, or until a person stops it; then the same line goes on from there.
+
+    A live notebook shows a panel with a stop button; elsewhere a line is printed at most every
+    `every` seconds. A stop, an interrupt or a cancelled task closes the training's generator, which
+    frees its run and its readers.
+    """
+    live = LiveTraining(title, every=every)
+    with contextlib.closing(training):
+        for record in training:
+            live.update(record)
+            await live.listen()
+
+
+def follow_to_end(training: Training, title: str = "training", *, every: float = 10.0) -> None:
+    """`follow` for library code, which cannot await: the same panel or lines, no stop button."""
+    live = LiveTraining(title, every=every)
+    with contextlib.closing(training):
+        for record in training:
+            live.update(record)
 
 
 class LiveTraining:
-    """`live.update(record)` after every step; `await live.listen()` as well, in a cell, to have a stop button.
+    """`live.update(record)` after every step, and `await live.listen()` to have a stop button.
 
-    Without a live front end (`live` False; None finds out) it prints when losses came in and `every` seconds have passed, and
-    at the end. With one it shows losses, speed, time left, the newest picture of fixed seeds and, once it listens, a stop button,
-    which ends the training after the step with a checkpoint: the same cell goes on from there.
+    Without a live front end (`live` False; None looks for one) it writes when losses came in and
+    `every` seconds have passed, and at the end. With one it shows losses, speed, time left, the
+    newest picture and, once it listens, a stop button.
     """
 
     def __init__(
@@ -31,68 +61,82 @@ class LiveTraining:
         write: Callable[[str], None] = print,
         live: bool | None = None,
     ):
-        self.title, self.every, self.write = title, every, write
+        self.title = title
+        self.every = every
+        self.write = write
         self.live = is_live() if live is None else live
-        self.stop_asked = False
+        self.stopping = False
         self.history: dict[str, tuple[list[int], list[float]]] = {}  # loss: its steps and values
-        self._start: tuple[float, StepRecord] | None = None
-        self._told = self._shown = 0.0
+        # the first record and when it came: the speed of a continued run counts its own steps only
+        self._first: StepRecord | None = None
+        self._start = 0.0
+        self._last_line = 0.0  # time of the last written line
+        self._last_view = 0.0  # and of the last drawn panel
 
     def update(self, record: StepRecord) -> None:
-        """Take a record; the speed is measured from the first one on, so a continued run counts its own steps only."""
+        """Take the record of a step."""
         now = time.monotonic()
-        if self._start is None:
-            self._start = now, record
-            if self.live:
-                from IPython.display import display
-
-                display(self.view)
-            if record.step > 1:
-                self.write(f"{self.title}: continues at step {record.step} of {record.num_steps}")
-        for name, value in self._plain_losses(record).items():
+        if self._first is None:
+            self._begin(record, now)
+        # without the losses by time, such as loss/t0.25: too many lines for one small chart
+        losses = record.losses or {}
+        losses = {name: value for name, value in losses.items() if "/t" not in name}
+        for name, value in losses.items():
             steps, values = self.history.setdefault(name, ([], []))
             steps.append(record.step)
             values.append(value)
-        done = record.step == record.num_steps
-        if self.stop_asked and not done:
+
+        # a stop ends the training after this step, with a checkpoint
+        last = record.step == record.num_steps
+        if self.stopping and not last:
             record.stop()
             self.write(
-                f"{self.title}: stopped at step {record.step} of {record.num_steps}; run the cell again to go on"
+                f"{self.title}: stopped at step {record.step} of {record.num_steps};"
+                " run the cell again to go on"
             )
+
+        # a panel is followed by one line at the end, which stays when the notebook is closed
         if self.live:
-            self._show(record, now, last=done or self.stop_asked)
-        if record.losses and (done or (not self.live and now - self._told >= self.every)):
-            self._told = now
-            self.write(self._line(record, now))
+            self._show(record, now, last=last or self.stopping)
+        due = not self.live and now - self._last_line >= self.every
+        if losses and (last or due):
+            self._last_line = now
+            words = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
+            place = f"{self.title}: step {record.step}/{record.num_steps}"
+            self.write(f"{place}, {words}; {self._progress(record, now)}")
 
     async def listen(self) -> None:
-        """Let the kernel hear the stop button: what a page says waits while a cell runs, but for where the cell awaits."""
-        if self.live and self._start is not None:
+        """Let the kernel hear the stop button.
+
+        What a page says waits while a cell runs, but for where the cell awaits.
+        """
+        # the first time that this is called, somebody can be heard: show the button
+        if self.live and self._first is not None:
             self.controls.stop.layout.display = None
         await asyncio.sleep(0)
 
     def stop(self) -> None:
         """End the training after its present step, with a checkpoint."""
-        self.stop_asked = True
+        self.stopping = True
 
-    def _plain_losses(self, record: StepRecord) -> dict[str, float]:
-        return {name: value for name, value in (record.losses or {}).items() if "/t" not in name}
+    def _begin(self, record: StepRecord, now: float) -> None:
+        self._first = record
+        self._start = now
+        if self.live:
+            from IPython.display import display
+
+            display(self.view)
+        if record.step > 1:
+            self.write(f"{self.title}: continues at step {record.step} of {record.num_steps}")
 
     def _progress(self, record: StepRecord, now: float) -> str:
-        start, first = self._start
-        seconds = max(now - start, 1e-9)
-        steps = max(record.step - first.step, 1)
+        seconds = max(now - self._start, 1e-9)
+        steps = max(record.step - self._first.step, 1)  # at the first record none is measured yet
         left = seconds / steps * (record.num_steps - record.step)
-        speed = (record.images - first.images) / seconds
+        speed = (record.images - self._first.images) / seconds
         return f"{speed:.0f} images/s, {left:.0f} s left"
 
-    def _line(self, record: StepRecord, now: float) -> str:
-        losses = ", ".join(
-            f"{name} {value:.4f}" for name, value in self._plain_losses(record).items()
-        )
-        return f"{self.title}: step {record.step}/{record.num_steps}, {losses}; {self._progress(record, now)}"
-
-    # View -------------------------------------------------------------------------------------------------------------
+    # View -----------------------------------------------------------------------------------------
 
     @functools.cached_property
     def controls(self) -> SimpleNamespace:
@@ -106,6 +150,7 @@ class LiveTraining:
                 layout={"width": "420px"},
                 style={"description_width": "initial"},
             ),
+            # hidden until `listen` is called: before, no click would be heard
             stop=package.Button(
                 description="stop",
                 icon="stop",
@@ -124,15 +169,11 @@ class LiveTraining:
     @functools.cached_property
     def view(self) -> Any:
         """The panel."""
-        package, see = ipywidgets(), self.controls
-        wrap = {"flex_flow": "row wrap", "max_width": "1160px"}
-        chart = package.Box([see.chart], layout={"width": "530px"})
-        return package.VBox(
-            [
-                package.HBox([see.bar, see.stop, see.words]),
-                package.HBox([chart, see.picture], layout=wrap),
-            ]
-        )
+        package = ipywidgets()
+        controls = self.controls
+        head = package.HBox([controls.bar, controls.stop, controls.words])
+        chart = package.Box([controls.chart], layout={"width": "530px"})
+        return package.VBox([head, package.HBox([chart, controls.picture], layout=WRAP)])
 
     def _on_stop(self) -> None:
         self.stop()
@@ -140,27 +181,34 @@ class LiveTraining:
         self.controls.words.value = "stopping after this step ..."
 
     def _show(self, record: StepRecord, now: float, *, last: bool) -> None:
-        see = self.controls
+        controls = self.controls
+        # a picture is rare (each some hundred steps): it is shown at once
         if record.picture:
-            see.picture.value = Path(record.picture).read_bytes()
-        if not last and now - self._shown < SECONDS_BETWEEN_VIEWS:
+            controls.picture.value = Path(record.picture).read_bytes()
+        if not last and now - self._last_view < SECONDS_BETWEEN_VIEWS:
             return
-        self._shown = now
-        see.bar.max, see.bar.value = record.num_steps, record.step
-        state = "stopped" if self.stop_asked else "done" if last else self._progress(record, now)
-        see.words.value = escaped(f"step {record.step} of {record.num_steps}, {state}")
-        see.stop.disabled = last
+        self._last_view = now
+        controls.bar.max = record.num_steps
+        controls.bar.value = record.step
+        if self.stopping:
+            state = "stopped"
+        elif last:
+            state = "done"
+        else:
+            state = self._progress(record, now)
+        controls.words.value = f"step {record.step} of {record.num_steps}, {state}"
+        controls.stop.disabled = last
         self._draw()
 
     def _draw(self) -> None:
-        """Lines of all losses above 0 (a logarithm has no others)."""
-        chart, colours = self.controls.chart, colours_for(self.history)
-        known = {line.name: line for line in chart.data}
-        for name in self.history:
-            if name not in known:
-                chart.add_scatter(name=name, mode="lines", line={"color": colours[name]})
+        """Lines of all losses above 0: a logarithm has no others."""
+        chart = self.controls.chart
+        colours = colours_for(self.history)
+        for name in list(self.history)[len(chart.data) :]:  # losses that came since the last time
+            chart.add_scatter(name=name, mode="lines", line={"color": colours[name]})
         with chart.batch_update():
             for line in chart.data:
                 steps, values = self.history[line.name]
-                kept = [(step, value) for step, value in zip(steps, values) if value > 0]
-                line.x, line.y = [step for step, _ in kept], [value for _, value in kept]
+                positive = np.array(values) > 0
+                line.x = np.array(steps)[positive]
+                line.y = np.array(values)[positive]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from maetok_lab.data.latents import LatentCaching, LatentDataset, write_latents
+from maetok_lab.identity import remember_name
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig
@@ -25,7 +26,7 @@ def tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(MODEL).eval()
     for parameter in tokenizer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    tokenizer.fingerprint = "weights"
+    remember_name(tokenizer, "weights")
     return tokenizer
 
 

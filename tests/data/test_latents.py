@@ -103,6 +103,8 @@ def test_normalised_latents_have_mean_zero_and_std_one_and_come_back(cache, kind
 
 def test_constant_latents_cannot_be_normalised(tmp_path, pictures, caching):
     class Constant(torch.nn.Module):
+        fingerprint = "weights"
+
         def encode(self, images):
             return torch.zeros(len(images), 3, 2)
 
@@ -206,6 +208,8 @@ def test_latents_that_are_not_finite_are_an_error_that_names_the_images(
     tmp_path, pictures, value, dtype, caching
 ):
     class Broken(torch.nn.Module):
+        fingerprint = "weights"
+
         def encode(self, images):
             latents = images[:, :, :2, :2].flatten(2).clone()
             latents[(images == pictures.images[10]).flatten(1).all(1)] = value

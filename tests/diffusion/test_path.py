@@ -46,23 +46,6 @@ def test_data_and_noise_are_found_again_from_the_velocity(name):
 
 
 @each_path
-def test_predictions_of_data_and_of_noise_are_velocities_in_other_words(name):
-    x, n, path = noise(4, 3, 4), noise(4, 3, 4, seed=1), PATHS[name]
-    for t in (0.05, 0.3, 0.75, 0.95):
-        t = torch.tensor(t, dtype=torch.float64)
-        x_t, v = path.interpolate(x, n, t.expand(4))
-        assert torch.allclose(path.velocity_from_data(x_t, x, t), v, atol=1e-12)
-        assert torch.allclose(path.velocity_from_noise(x_t, n, t), v, atol=1e-12)
-        guess = noise(4, 3, 4, seed=2)  # of any prediction, not of the right one alone
-        assert torch.allclose(
-            path.data(x_t, path.velocity_from_data(x_t, guess, t), t), guess, atol=1e-9
-        )
-        assert torch.allclose(
-            path.noise(x_t, path.velocity_from_noise(x_t, guess, t), t), guess, atol=1e-9
-        )
-
-
-@each_path
 def test_the_score_is_the_gradient_of_a_gaussians_log_density_even_at_pure_noise(name):
     path, mean, std = PATHS[name], 0.7, 0.5
     for time in (0.04, 0.5, 0.9, 1.0):

@@ -8,7 +8,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from maetok_lab.data.latents import LatentSpace, load_latent_space
-from maetok_lab.diffusion import loading
 from maetok_lab.diffusion.loading import export_diffusion, load_diffusion
 from maetok_lab.diffusion.model import (
     DIFFUSION,
@@ -226,7 +225,7 @@ def test_an_exported_folder_gives_model_and_latent_space_back_bound_to_the_expor
     tower = TowerConfig(width=16, depth=1, num_heads=2)
     sizes = {"image_size": 16, "patch_size": 4, "num_latent_tokens": 16, "latent_dim": 8}
     tokenizer = Tokenizer(TokenizerConfig(**sizes, encoder=tower, decoder=tower))
-    tokenizer.fingerprint = "a run's"
+    remember_name(tokenizer, "a run's")
     space = LatentSpace("a run's", torch.linspace(-1, 1, 8), torch.linspace(0.1, 0.7, 8))
     parts = DiffusionConfig(
         width=16, depth=1, num_heads=2, norm="rmsnorm", mlp="swiglu", positions="rope-2d"
@@ -251,25 +250,11 @@ def test_an_exported_folder_gives_model_and_latent_space_back_bound_to_the_expor
     exported = load_tokenizer(tmp_path / "ours")
     assert exported.fingerprint == known.tokenizer == back.tokenizer_fingerprint
     assert "Four tokens." in (tmp_path / "flow" / "README.md").read_text()
-    tokenizer.fingerprint = "another"
+    torch.nn.init.zeros_(tokenizer.to_pixels.bias[:1])
+    assert tokenizer.fingerprint == exported.fingerprint  # it was zero
+    torch.nn.init.ones_(tokenizer.to_pixels.bias[:1])
     with pytest.raises(
-        ValueError, match=r"the latent space belongs to tokenizer .*, not to another"
+        ValueError,
+        match=f"the latent space belongs to tokenizer a run's, not to {tokenizer.fingerprint}",
     ):
         export_diffusion(model, tmp_path / "no", space=space, tokenizer=tokenizer)
-
-
-def test_pushing_uploads_the_exported_folder(folders, tmp_path, monkeypatch):
-    tokenizer, space = (
-        load_tokenizer(folders / "tokenizer"),
-        load_latent_space(folders / "tokenizer"),
-    )
-    pushed = {}
-
-    def push(folder, name):
-        pushed[name] = sorted(path.name for path in folder.iterdir())
-
-    monkeypatch.setattr(loading, "push_folder", push)
-    loading.push_diffusion(
-        load_diffusion(folders / "sit"), tmp_path / "f", "me/sit", space=space, tokenizer=tokenizer
-    )
-    assert pushed == {"me/sit": ["README.md", "config.json", "model.safetensors"]}

@@ -68,11 +68,22 @@ def test_samples_are_drawn_in_eval_mode_and_the_modes_come_back(model, tokenizer
 
 
 def test_the_latent_space_of_another_tokenizer_is_refused(model, tokenizer):
-    tokenizer.fingerprint = "others"
+    space = LatentSpace("others", SPACE.mean, SPACE.std)
     with pytest.raises(
-        ValueError, match="the latent space belongs to tokenizer weights, not to others"
+        ValueError,
+        match=f"the latent space belongs to tokenizer others, not to {tokenizer.fingerprint}",
     ):
-        generate(model, tokenizer, SPACE, LABELS, num_steps=1)
+        generate(model, tokenizer, space, LABELS, num_steps=1)
+
+
+def test_a_tokenizer_that_changed_since_its_latents_were_made_is_refused(model, tokenizer):
+    space = LatentSpace(tokenizer.fingerprint, SPACE.mean, SPACE.std)
+    generate(model, tokenizer, space, LABELS, num_steps=1)
+    with torch.no_grad():
+        tokenizer.to_pixels.bias[0] += 1e-3
+    for bound in (space, SPACE):
+        with pytest.raises(ValueError, match="the latent space belongs to tokenizer"):
+            generate(model, tokenizer, bound, LABELS, num_steps=1)
 
 
 def test_labels_the_model_does_not_know_are_refused(model, tokenizer):

@@ -140,7 +140,7 @@ def test_two_dimensional_sines_are_the_rows_beside_the_columns():
     rows, columns = grid_positions(2, 3)
     assert rows.tolist() == [0, 0, 0, 1, 1, 1]
     assert columns.tolist() == [0, 1, 2, 0, 1, 2]
-    table = sincos_2d(rows, columns, 8, base=100.0)
+    table = sincos_2d(rows, columns, 8)
     assert torch.equal(table[:, :4], sincos_1d(rows, 4, base=100.0))
     assert torch.equal(table[:, 4:], sincos_1d(columns, 4, base=100.0))
 

@@ -1,4 +1,4 @@
-"""What a run writes comes back: metrics by line, checkpoints bit for bit, nothing half-written, nothing unpickled."""
+"""What a run writes comes back: metrics by line, checkpoints bit for bit, nothing unpickled."""
 
 import dataclasses
 import json
@@ -10,9 +10,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from maetok_lab.runs import run as runs_module
 from maetok_lab.files import sha256
-from maetok_lab.runs import Run
+from maetok_lab.runs import Run, checkpoints
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ def files(folder) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-# Metrics --------------------------------------------------------------------------------------------------------------
+# Metrics ------------------------------------------------------------------------------------------
 
 
 def test_metrics_come_back_as_a_table_by_split(run):
@@ -73,7 +72,7 @@ def test_a_last_line_cut_off_by_a_kill_is_dropped(run):
     assert list(run.metrics()["loss"]) == [1.0, 3.0]
 
 
-# Checkpoints ----------------------------------------------------------------------------------------------------------
+# Checkpoints --------------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_comes_back_bit_for_bit(run):
@@ -159,14 +158,14 @@ def test_damage_to_a_group_nobody_asks_for_does_not_matter(run):
 
 def test_a_half_written_checkpoint_is_never_read_and_the_next_save_replaces_it(run, monkeypatch):
     run.save_checkpoint(10, weights(1.0), {})
-    save_file = runs_module.save_file
+    save_file = checkpoints.save_file
 
     def full_disk(tensors, path):
         if path.name == "ema.safetensors":
             raise OSError("No space left on device")
         save_file(tensors, path)
 
-    monkeypatch.setattr(runs_module, "save_file", full_disk)
+    monkeypatch.setattr(checkpoints, "save_file", full_disk)
     with pytest.raises(
         OSError,
         match=r"step 20 was not written .* No space left .* last good one is that of step 10",

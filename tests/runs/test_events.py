@@ -1,4 +1,4 @@
-"""Metrics are TensorBoard files too where it is installed, a resumed run's without what it does again; else nothing happens."""
+"""Metrics are TensorBoard files too where it is installed; a resumed run shows each step once."""
 
 import importlib.util
 from dataclasses import dataclass

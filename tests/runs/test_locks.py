@@ -1,7 +1,7 @@
-"""One writer a folder: a live owner is respected, a dead one replaced."""
+"""One writer a folder: a live holder is respected, wherever it runs, a dead one replaced."""
 
-import json
 import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -10,146 +10,214 @@ import time
 import pytest
 
 from maetok_lab.runs import locks
-from maetok_lab.runs.locks import RunLock, RunLocked
+from maetok_lab.runs.locks import RunLocked, lock_folder
 
-
-def owner_of(pid: int) -> dict:
-    return {"host": socket.gethostname(), "pid": pid, "started": locks._process_start(pid)}
-
-
-@pytest.fixture
-def other():
-    """A live process that is not this one."""
-    process = subprocess.Popen(["sleep", "60"])
-    yield process
-    process.kill()
-    process.wait()
+LEASE = 1.0
+BEAT = 0.1
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "lock.json"
+def short_lease(monkeypatch):
+    """A second instead of a minute; whoever shares a lock must agree on it."""
+    monkeypatch.setattr(locks, "LEASE_SECONDS", LEASE)
+    monkeypatch.setattr(locks, "BEAT_SECONDS", BEAT)
 
 
-def test_a_lock_names_its_owner_and_goes_when_released(path):
-    lock = RunLock(path)
-    assert json.loads(path.read_text()) == owner_of(os.getpid())
+@pytest.fixture
+def marker(tmp_path_factory):
+    """`marker(pid=..., host=..., start=...)`: what the lock file of another holder says."""
+    folder = tmp_path_factory.mktemp("marker")
+    lock = lock_folder(folder)
+    text = (folder / "lock").read_text()
     lock.release()
-    assert not list(path.parent.iterdir())
+    mine = dict(line.split("=") for line in text.splitlines()[1:])
+
+    def write(**changes):
+        duration = {"duration": locks.LEASE_SECONDS}
+        lines = [f"{name}={value}" for name, value in {**mine, **duration, **changes}.items()]
+        return "\n".join(["filelock/2", *lines, ""])
+
+    return write
+
+
+def refused(folder):
+    """The message with which this process is refused, and how many seconds that took."""
+    started = time.monotonic()
+    with pytest.raises(RunLocked) as caught:
+        lock_folder(folder)
+    return str(caught.value), time.monotonic() - started
+
+
+def seconds_to_take(folder):
+    """Take the lock and give it back; -> the seconds until it was held."""
+    started = time.monotonic()
+    lock = lock_folder(folder)
+    seconds = time.monotonic() - started
+    lock.release()
+    assert not (folder / "lock").exists()
+    return seconds
+
+
+def test_a_lock_names_its_holder_and_goes_when_released(tmp_path):
+    lock = lock_folder(tmp_path)
+    assert f"pid={os.getpid()}\n" in (tmp_path / "lock").read_text()
+    lock.release()
+    assert not list(tmp_path.iterdir())
     lock.release()
 
 
-def test_a_live_owner_is_an_error_that_names_it(path, other):
-    path.write_text(json.dumps(owner_of(other.pid)))
-    with pytest.raises(
-        RunLocked, match=f"written by process {other.pid} on {socket.gethostname()}; wait for it"
-    ):
-        RunLock(path)
-    assert json.loads(path.read_text()) == owner_of(other.pid)
-    assert list(path.parent.iterdir()) == [path]
+def test_a_live_holder_is_an_error_that_names_it(tmp_path, hold_lock):
+    holder = hold_lock(tmp_path)
+    before = (tmp_path / "lock").read_text()
+    message, seconds = refused(tmp_path)
+    assert (
+        f"{tmp_path} is being written by process {holder.pid} on {socket.gethostname()}" in message
+    )
+    assert message.endswith("; wait for it, or end that process")
+    assert seconds < 2 * locks.BEAT_SECONDS
+    assert (tmp_path / "lock").read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
-@pytest.mark.parametrize("reaped", [True, False], ids=["reaped", "zombie"])
-def test_a_killed_owners_lock_is_taken_over(path, other, reaped):
-    path.write_text(json.dumps(owner_of(other.pid)))
-    other.kill()
-    if reaped:
-        other.wait()
-    else:  # nobody asks for its exit code, as in a container without an init process
-        deadline = time.monotonic() + 5
-        while locks._process_start(other.pid) and time.monotonic() < deadline:
-            time.sleep(0.01)
-    RunLock(path).release()
-    assert not path.exists()
+def test_a_killed_holders_lock_is_taken_over_at_once(tmp_path, hold_lock):
+    holder = hold_lock(tmp_path)
+    holder.kill()
+    holder.wait()
+    assert seconds_to_take(tmp_path) < 1
 
 
-def test_a_process_id_that_was_given_again_does_not_count(path, other):
-    path.write_text(json.dumps(owner_of(other.pid) | {"started": "1"}))
-    RunLock(path).release()
+def test_a_zombies_lock_is_taken_over_when_its_lease_ends(tmp_path, hold_lock, short_lease):
+    """Nobody asks for its exit code, as in a container without an init process."""
+    holder = hold_lock(tmp_path, lease=LEASE, beat=BEAT)
+    holder.kill()
+    assert LEASE / 2 < seconds_to_take(tmp_path) < 3 * LEASE
 
 
-def test_another_hosts_lock_lives_as_long_as_its_heart_beats(path, monkeypatch):
-    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.1)
-    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1"}))
-    with pytest.raises(RunLocked, match="process 1 on elsewhere"):
-        RunLock(path)
-    late = time.time() - locks.STALE_SECONDS - 5
-    os.utime(path, (late, late))
-    RunLock(path).release()
+def test_a_process_id_that_was_given_again_does_not_count(tmp_path, marker):
+    (tmp_path / "lock").write_text(marker(pid=os.getppid(), start=1))
+    assert seconds_to_take(tmp_path) < 1
 
 
-@pytest.mark.parametrize("jump", [-3600, 3600], ids=["back", "forward"])
-def test_a_clock_that_jumps_neither_kills_a_lock_nor_keeps_a_dead_one(path, monkeypatch, jump):
-    """The last beat of another host lies an hour before or after the file system's clock."""
-    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.2)
-    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1"}))
+@pytest.mark.parametrize("jump", [0, -3600, 3600], ids=["now", "back", "forward"])
+def test_another_hosts_lock_lives_as_long_as_its_heart_beats_whatever_its_clock_says(
+    tmp_path, marker, short_lease, jump
+):
+    path = tmp_path / "lock"
+    path.write_text(marker(host="elsewhere", pid=1))
     stop = threading.Event()
 
     def beat():
-        moment = time.time() - jump
-        while not stop.wait(0.1):
-            moment += 0.1
-            os.utime(path, (moment, moment))
+        while not stop.wait(BEAT):
+            os.utime(path, (time.time() + jump,) * 2)
 
     heart = threading.Thread(target=beat)
-    os.utime(path, (time.time() - jump,) * 2)
+    os.utime(path, (time.time() + jump,) * 2)
     heart.start()
     try:
-        with pytest.raises(RunLocked, match="process 1 on elsewhere"):
-            RunLock(path)
+        assert "process 1 on elsewhere" in refused(tmp_path)[0]
     finally:
         stop.set()
         heart.join()
-    RunLock(path).release()  # the heart stands still
-    assert not path.exists()
+    assert LEASE / 2 < seconds_to_take(tmp_path) < 3 * LEASE  # the heart stands still
 
 
-def test_a_clock_that_jumps_does_not_matter_on_the_owners_host(path, other):
-    path.write_text(json.dumps(owner_of(other.pid)))
+def test_a_clock_that_jumps_does_not_matter_on_the_holders_host(tmp_path, hold_lock, short_lease):
+    holder = hold_lock(tmp_path, lease=LEASE, beat=BEAT)
     for moment in (1, time.time() + 1e6):
-        os.utime(path, (moment, moment))
-        with pytest.raises(RunLocked, match=f"process {other.pid}"):
-            RunLock(path)
+        os.utime(tmp_path / "lock", (moment, moment))
+        assert f"process {holder.pid} on" in refused(tmp_path)[0]
 
 
-def test_the_heart_beats_while_the_lock_is_held_and_stops_afterwards(path, monkeypatch):
-    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.01)
-    lock = RunLock(path)
+def test_the_heart_beats_while_the_lock_is_held_and_stops_afterwards(tmp_path, short_lease):
+    path = tmp_path / "lock"
+    lock = lock_folder(tmp_path)
     os.utime(path, (1, 1))
     deadline = time.monotonic() + 5
     while path.stat().st_mtime < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert path.stat().st_mtime > 2
     lock.release()
-    path.write_text("{}")
+    path.write_text("")
     os.utime(path, (1, 1))
-    time.sleep(0.05)
+    time.sleep(3 * BEAT)
     assert path.stat().st_mtime == 1
 
 
-def test_a_lock_file_without_content_counts_as_dead_only_after_a_moment(path):
-    path.touch()
-    before = time.monotonic()
-    RunLock(path).release()
-    assert time.monotonic() - before > 0.04
+def test_a_lock_file_without_content_is_named_because_nobody_can_say_whose_it_is(
+    tmp_path, short_lease
+):
+    (tmp_path / "lock").touch()
+    message, _ = refused(tmp_path)
+    assert message == f"{tmp_path / 'lock'} names no process; remove it if nothing writes there"
 
 
-def test_the_same_process_may_take_its_lock_again(path):
-    RunLock(path)
-    RunLock(path).release()
-    assert not path.exists()
+def test_the_lock_file_of_the_first_edition_blocks_nobody(tmp_path):
+    (tmp_path / "lock.json").write_text('{"host": "elsewhere", "pid": 1, "started": "1"}')
+    assert seconds_to_take(tmp_path) < 1
 
 
-def test_releasing_leaves_a_lock_that_somebody_else_has_by_now(path, other):
-    lock = RunLock(path)
-    path.write_text(json.dumps(owner_of(other.pid)))
+def test_the_same_process_may_take_its_lock_again(tmp_path):
+    first = lock_folder(tmp_path)
+    second = lock_folder(tmp_path)
+    second.release()
+    assert (tmp_path / "lock").exists()  # once for each time it was taken
+    first.release()
+    assert not (tmp_path / "lock").exists()
+
+
+def test_releasing_leaves_a_lock_that_somebody_else_has_by_now(tmp_path, marker):
+    lock = lock_folder(tmp_path)
+    (tmp_path / "theirs").write_text(marker(host="elsewhere"))
+    os.replace(tmp_path / "theirs", tmp_path / "lock")
     lock.release()
-    assert json.loads(path.read_text()) == owner_of(other.pid)
+    assert "host=elsewhere" in (tmp_path / "lock").read_text()
 
 
-def test_a_lock_that_was_taken_over_a_moment_ago_is_not_removed_as_stale(path, other):
-    lock = RunLock(path)
-    path.write_text(json.dumps(owner_of(other.pid)))  # won the race for the dead owner's lock
-    lock._remove_stale(owner_of(other.pid) | {"pid": 4_000_000})
-    assert json.loads(path.read_text()) == owner_of(other.pid)
-    assert list(path.parent.iterdir()) == [path]
+def test_of_many_that_want_a_dead_holders_lock_one_gets_it(tmp_path, hold_lock):
+    holder = hold_lock(tmp_path, beat=0.2)
+    holder.kill()
+    holder.wait()
+    contenders = [hold_lock(tmp_path, beat=0.2, wait=False) for _ in range(4)]
+    answers = [contender.stdout.readline().strip() for contender in contenders]
+    assert answers.count("held") == 1
+    winner = contenders[answers.index("held")]
+    assert sum(f"process {winner.pid} on" in answer for answer in answers) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+# Two containers that share a host name, but not a process namespace -------------------------------
+
+NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+
+
+def namespaces_work():
+    if shutil.which("unshare") is None:
+        return False
+    return subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode == 0
+
+
+in_namespaces = pytest.mark.skipif(not namespaces_work(), reason="unshare makes no namespaces here")
+
+
+@in_namespaces
+def test_a_holder_in_another_process_namespace_is_alive_though_its_process_id_is_not(
+    tmp_path, hold_lock, short_lease
+):
+    container = hold_lock(tmp_path, lease=LEASE, beat=BEAT, inside=NAMESPACE)
+    text = (tmp_path / "lock").read_text()
+    assert "pid=1\n" in text  # which here is another process
+    message, _ = refused(tmp_path)
+    assert f"process 1 on {socket.gethostname()} in process namespace " in message
+    assert (tmp_path / "lock").read_text() == text
+    # nor can this process see that it is dead: only that its heart stands still
+    container.kill()
+    container.wait()
+    assert LEASE / 2 < seconds_to_take(tmp_path) < 3 * LEASE
+
+
+@in_namespaces
+def test_a_process_in_a_namespace_respects_a_holder_outside_of_it(tmp_path, hold_lock, short_lease):
+    lock = lock_folder(tmp_path)
+    container = hold_lock(tmp_path, lease=LEASE, beat=BEAT, inside=NAMESPACE, wait=False)
+    assert f"process {os.getpid()} on {socket.gethostname()}" in container.stdout.readline()
+    lock.release()

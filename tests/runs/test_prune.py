@@ -1,15 +1,13 @@
-"""Superseded checkpoints and leftovers of kills are freed; the newest, milestones and whatever is being written stay."""
+"""Superseded checkpoints and leftovers of kills are freed; what is newest or being written stays."""
 
 import dataclasses
-import json
-import subprocess
 
 import pytest
 import torch
 
-from maetok_lab.runs import locks
 from maetok_lab.__main__ import main
 from maetok_lab.runs import Run
+from maetok_lab.runs.locks import RunLocked
 from maetok_lab.runs.prune import prunable, prune
 
 
@@ -32,23 +30,23 @@ def test_a_finished_run_keeps_its_newest_checkpoint_and_its_milestones(tmp_path)
     run = trained(tmp_path, "done", milestones=(20, 99))
     going = trained(tmp_path, "going", finished=False)
     before = run.weights_hash()
-    found = prunable(tmp_path)
-    assert found[["run", "what"]].values.tolist() == [
+    table = prunable(tmp_path)
+    assert table[["run", "what"]].values.tolist() == [
         ["done", "checkpoint 10"],
         ["done", "checkpoint 30"],
     ]
     sizes = [
         path.stat().st_size for path in (run.folder / "checkpoints" / "step-0000010").iterdir()
     ]
-    assert found["bytes"][0] == sum(sizes)
+    assert table["bytes"][0] == sum(sizes)
     assert run.checkpoint_steps() == [10, 20, 30, 40]  # looking frees nothing
-    assert prune(found) == found["bytes"].sum()
+    assert prune(table) == table["bytes"].sum()
     assert run.checkpoint_steps() == [20, 40]
     assert run.load_checkpoint().step == 40
     assert run.weights_hash() == before
     assert going.checkpoint_steps() == [10, 20, 30, 40]
     assert prunable(tmp_path).empty
-    assert not (run.folder / "lock.json").exists()
+    assert not (run.folder / "lock").exists()
 
 
 def test_milestones_outlive_the_retention_of_a_training(tmp_path):
@@ -66,6 +64,8 @@ def test_what_a_kill_left_half_written_is_found_and_nothing_else(tmp_path):
     left = [
         run.folder / ".summary.json.123.0a1b2c3d",
         run.folder / "samples" / ".step-0000010.png.9.0a1b2c3d",
+        run.folder / "lock.json",
+        run.folder / "lock.break.7.0123abcd",
     ]
     half = run.folder / "checkpoints" / ".step-0000020.tmp"
     half.mkdir()
@@ -74,29 +74,30 @@ def test_what_a_kill_left_half_written_is_found_and_nothing_else(tmp_path):
     run.sample_path(10)
     for path in (*left, mine):
         path.write_text("x")
-    found = prunable(tmp_path)
-    assert set(found["path"]) == {str(path) for path in (*left, half)}
-    assert found["what"].eq("left by a kill").all()
-    prune(found)
+    table = prunable(tmp_path)
+    assert set(table["path"]) == {str(path) for path in (*left, half)}
+    assert table["what"].eq("left by a kill").all()
+    prune(table)
     assert mine.exists()
     assert not any(path.exists() for path in (*left, half))
     assert run.checkpoint_steps() == [10]
 
 
-def test_a_run_that_is_being_written_is_left_alone(tmp_path):
+def test_a_run_that_is_being_written_is_left_alone(tmp_path, hold_lock):
     run = trained(tmp_path, "busy")
-    found = prunable(tmp_path)
-    process = subprocess.Popen(["sleep", "60"])
-    try:
-        owner = locks._me() | {"pid": process.pid, "started": locks._process_start(process.pid)}
-        (run.folder / "lock.json").write_text(json.dumps(owner))
-        assert prunable(tmp_path).empty
-        with pytest.raises(locks.RunLocked):
-            prune(found)
-        assert run.checkpoint_steps() == [10, 20, 30, 40]
-    finally:
-        process.kill()
-        process.wait()
+    table = prunable(tmp_path)
+    hold_lock(run.folder)
+    assert prunable(tmp_path).empty
+    with pytest.raises(RunLocked):
+        prune(table)
+    assert run.checkpoint_steps() == [10, 20, 30, 40]
+
+
+def test_looking_at_a_run_of_ones_own_does_not_give_up_its_lock(tmp_path):
+    with Run.open("mine", Toy(), root=tmp_path) as run:
+        prunable(tmp_path)
+        assert (run.folder / "lock").exists()
+    assert not (run.folder / "lock").exists()
 
 
 def test_the_command_line_lists_first_and_frees_when_told(tmp_path, capsys):

@@ -1,7 +1,6 @@
 """A run folder is written whole, by one writer, and read without trust."""
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -11,8 +10,8 @@ import pytest
 import torch
 
 from maetok_lab.config import fingerprint_of, not_in_fingerprint
-from maetok_lab.runs.locks import RunLocked
 from maetok_lab.runs import Run, checked_name, list_runs, runs_root
+from maetok_lab.runs.locks import RunLocked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,11 +48,11 @@ def files(folder) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-# Opening --------------------------------------------------------------------------------------------------------------
+# Opening ------------------------------------------------------------------------------------------
 
 
 def test_a_new_run_has_its_config_and_provenance_before_anything_else(run):
-    assert files(run.folder) == {"config.json", "provenance.json", "lock.json"}
+    assert files(run.folder) == {"config.json", "provenance.json", "lock"}
     assert run.load_config(Job) == Job()
     assert run.provenance["parents"] == []
     assert not run.finished
@@ -86,7 +85,7 @@ def test_another_config_is_refused_with_every_field_that_differs(tmp_path):
     ]
     with pytest.raises(ValueError, match="class: OtherJob, not Job"):
         Run.open("a", OtherJob(), root=tmp_path)
-    assert "lock.json" not in files(tmp_path / "a")
+    assert "lock" not in files(tmp_path / "a")
     Run.open("a", Job(), root=tmp_path).close()
 
 
@@ -146,7 +145,7 @@ def test_run_live_in_the_checkout(repository, tmp_path):
     assert runs_root(tmp_path) == tmp_path
 
 
-# One writer -----------------------------------------------------------------------------------------------------------
+# One writer ---------------------------------------------------------------------------------------
 
 WRITER = """
 import sys, time
@@ -176,7 +175,7 @@ def test_a_second_process_is_refused_at_once_and_a_killed_ones_run_is_taken_over
         writer.wait()
     with Run.open("a", Job(), root=tmp_path) as run:
         assert run.load_checkpoint().state == {"note": "killed"}
-        assert json.loads((run.folder / "lock.json").read_text())["pid"] == os.getpid()
+        assert f"pid={os.getpid()}\n" in (run.folder / "lock").read_text()
 
 
 def test_finishing_writes_the_summary_and_gives_up_the_lock(run):
@@ -185,10 +184,10 @@ def test_finishing_writes_the_summary_and_gives_up_the_lock(run):
     assert run.summary["loss"] == 0.5
     assert run.summary["bad"] is None
     assert "ended" in run.summary
-    assert "lock.json" not in files(run.folder)
+    assert "lock" not in files(run.folder)
 
 
-# Reading --------------------------------------------------------------------------------------------------------------
+# Reading ------------------------------------------------------------------------------------------
 
 
 def test_plain_json_has_one_hash_whatever_the_order_of_its_keys():

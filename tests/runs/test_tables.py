@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from maetok_lab.runs import Run
 from maetok_lab.runs.tables import (
     config_differences,
     logged_columns,
@@ -12,7 +13,6 @@ from maetok_lab.runs.tables import (
     notebooks_of,
     sample_pictures,
 )
-from maetok_lab.runs import Run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from maetok_lab.nets import FeatureNet
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer import discriminators
 from maetok_lab.training import adversary
-from maetok_lab.training.common import OptimizerConfig
 from maetok_lab.training.diffusion import DiffusionTraining
+from maetok_lab.training.optim import OptimizerConfig
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +73,8 @@ def diffusion_config(request, sit) -> DiffusionTraining:
 
 class Averages(torch.nn.Module):
     """An encoder: the 2 x 2 patches of a picture, averaged, as 4 tokens of 3 channels."""
+
+    fingerprint = "weights"
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(2).transpose(1, 2)

@@ -12,7 +12,7 @@ from maetok_lab.tokenizer.model import TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig
 from maetok_lab.training import adversary as module
 from maetok_lab.training.adversary import TERMS
-from maetok_lab.training.common import NonFiniteTraining, OptimizerConfig
+from maetok_lab.training.optim import NonFiniteTraining, OptimizerConfig
 from maetok_lab.training.tokenizer import (
     TokenizerTraining,
     decoder_tuning,

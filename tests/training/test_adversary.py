@@ -12,7 +12,8 @@ from maetok_lab.tokenizer import discriminators
 from maetok_lab.tokenizer.discriminators import AdversarialConfig, hinge_g
 from maetok_lab.training import adversary as module
 from maetok_lab.training.adversary import Adversary, average_gradients, half_crop, held_still
-from maetok_lab.training.common import OptimizerConfig, Share
+from maetok_lab.training.optim import OptimizerConfig
+from maetok_lab.training.order import Share
 
 PATCHGAN = AdversarialConfig(
     discriminator="patchgan",

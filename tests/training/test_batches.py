@@ -13,8 +13,7 @@ from maetok_lab.config import fingerprint
 from maetok_lab.data import images as images_module
 from maetok_lab.data.images import open_images
 from maetok_lab.rng import generator
-from maetok_lab.training.batches import draw_scale_crops, training_batches
-from maetok_lab.training.common import batch_indices
+from maetok_lab.training.order import batch_indices, draw_scale_crops
 from maetok_lab.training.presets import TOKENIZER_TRAINING
 
 
@@ -53,7 +52,7 @@ def same(mine, theirs) -> bool:
 @pytest.mark.parametrize("crop", ["center", "scale"])
 def test_workers_change_nothing(large, crop):
     alone, helped = (
-        list(training_batches(large, Config(crop=crop, workers=workers))) for workers in (0, 2)
+        list(image_batches(large, Config(crop=crop, workers=workers))) for workers in (0, 2)
     )
     assert [batch.step for batch in helped] == list(range(6))
     assert all(map(same, alone, helped))
@@ -70,22 +69,22 @@ def test_a_source_in_memory_gives_what_a_decoded_one_gives(folder, large, monkey
     assert (small.in_memory, large.in_memory) == (True, False)
     for crop in ("center", "scale"):
         config = Config(crop=crop)
-        assert all(map(same, training_batches(small, config), training_batches(large, config)))
+        assert all(map(same, image_batches(small, config), image_batches(large, config)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_restart_at_step_k_gives_the_batches_from_k_on(large, workers):
-    whole = list(training_batches(large, Config(crop="scale")))
-    again = list(training_batches(large, Config(crop="scale", workers=workers), start_step=4))
+    whole = list(image_batches(large, Config(crop="scale")))
+    again = list(image_batches(large, Config(crop="scale", workers=workers), start_step=4))
     assert [batch.step for batch in again] == [4, 5]
     assert all(map(same, whole[4:], again))
-    assert list(training_batches(large, Config(workers=workers), start_step=6)) == []
+    assert list(image_batches(large, Config(workers=workers), start_step=6)) == []
 
 
 def test_every_process_gets_its_rows_of_the_same_batch(large):
-    whole = training_batches(large, Config(crop="scale"))
+    whole = image_batches(large, Config(crop="scale"))
     shares = [
-        training_batches(large, Config(crop="scale"), rows=slice(rank, None, 2)) for rank in (0, 1)
+        image_batches(large, Config(crop="scale"), rows=slice(rank, None, 2)) for rank in (0, 1)
     ]
     for batch, *parts in itertools.islice(zip(whole, *shares), 2):
         for rank, part in enumerate(parts):
@@ -94,7 +93,7 @@ def test_every_process_gets_its_rows_of_the_same_batch(large):
 
 
 def test_flips_and_crops_are_drawn_anew_at_every_visit_of_a_picture(large):
-    batches = list(training_batches(large, Config(crop="scale", num_steps=16)))  # over four epochs
+    batches = list(image_batches(large, Config(crop="scale", num_steps=16)))  # over four epochs
     of_first = [
         batch.images[batch.indices == 0][0] for batch in batches if (batch.indices == 0).any()
     ]
@@ -105,7 +104,7 @@ def test_flips_and_crops_are_drawn_anew_at_every_visit_of_a_picture(large):
 def test_nothing_is_drawn_from_torchs_own_generator(large):
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
-    next(training_batches(large, Config()))
+    next(image_batches(large, Config()))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -115,7 +114,7 @@ def test_truncated_pictures_are_named_and_counted_up_to_the_limit(folder, large,
     for i in (1, 7):
         paths[i].write_bytes(paths[i].read_bytes()[:100])
     with pytest.warns(UserWarning, match="skipped a broken image") as caught:
-        batches = list(training_batches(large, Config(workers=workers)))
+        batches = list(image_batches(large, Config(workers=workers)))
     named = [str(warning.message) for warning in caught if "skipped" in str(warning.message)]
     assert (
         len(named) == len(large.broken) == 2
@@ -128,7 +127,7 @@ def test_truncated_pictures_are_named_and_counted_up_to_the_limit(folder, large,
     paths[3].write_bytes(b"")
     message = r"more than max_broken=2 broken images; the last one: train/"
     with pytest.warns(UserWarning, match="broken"), pytest.raises(ValueError, match=message):
-        list(training_batches(large, Config(workers=workers)))
+        list(image_batches(large, Config(workers=workers)))
 
 
 def test_a_scale_crop_is_80_to_100_percent_of_the_short_side():

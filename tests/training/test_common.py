@@ -7,22 +7,22 @@ import torch
 
 from maetok_lab.config import override
 from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer
-from maetok_lab.training.common import (
+from maetok_lab.training.loop import make_engine
+from maetok_lab.training.optim import (
     Ema,
     Guard,
     NonFiniteTraining,
     OptimizerConfig,
-    batch_indices,
-    grad_parameters,
     learning_rate_factor,
     load_optimizer_tensors,
-    make_engine,
     make_optimizers,
+    moved_parameters,
     optimizer_tensors,
     set_learning_rate,
 )
-from maetok_lab.training.objective import Objective
+from maetok_lab.training.order import batch_indices
 from maetok_lab.training.presets import TOKENIZER_TRAINING
+from maetok_lab.training.tokenizer import Objective
 
 MUON = OptimizerConfig(name="muon", weight_decay=0.1, learning_rate=1e-2)
 
@@ -68,7 +68,7 @@ each_model = pytest.mark.parametrize("kind", ["tokenizer", "sit", "lightningdit"
 @each_model
 def test_muon_moves_the_matrices_of_blocks_and_adamw_all_the_rest(modules, kind):
     optimizers = make_optimizers(MUON, modules[kind])
-    muon = names_of(grad_parameters([optimizers["muon"]]), modules[kind])
+    muon = names_of(moved_parameters([optimizers["muon"]]), modules[kind])
     for name in muon:
         assert ".blocks." in name
         assert name.endswith(
@@ -85,7 +85,7 @@ def test_muon_moves_the_matrices_of_blocks_and_adamw_all_the_rest(modules, kind)
     every = {
         f"{m}.{n}" for m, module in modules[kind].items() for n, p in module.named_parameters()
     }
-    rest = names_of(grad_parameters([optimizers["adamw"]]), modules[kind])
+    rest = names_of(moved_parameters([optimizers["adamw"]]), modules[kind])
     assert rest | muon == every
     assert not rest & muon
 
@@ -123,7 +123,7 @@ def test_frozen_parameters_are_in_no_optimizer():
     model[0].requires_grad_(False)
     optimizers = make_optimizers(OptimizerConfig(), {"model": model})
     assert list(optimizers) == ["adamw"]
-    assert names_of(grad_parameters(optimizers.values()), {"m": model}) == {
+    assert names_of(moved_parameters(optimizers.values()), {"m": model}) == {
         "m.1.weight",
         "m.1.bias",
     }

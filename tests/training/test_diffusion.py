@@ -7,8 +7,8 @@ from maetok_lab.config import override
 from maetok_lab.diffusion.model import DIFFUSION
 from maetok_lab.runs import Run
 from maetok_lab.training.diffusion import check_latents, train_diffusion
+from maetok_lab.training.loop import StepRecord
 from maetok_lab.training.presets import DIFFUSION_TRAINING, diffusion_training
-from maetok_lab.training.records import StepRecord
 
 
 def train(config, latents, run, *, steps: int | None = None, **options) -> list:
@@ -187,7 +187,7 @@ def test_another_cache_than_the_configs_is_one_clear_line_and_writes_nothing(
         train(config, cache, run)
     assert sorted(p.name for p in run.folder.iterdir()) == [
         "config.json",
-        "lock.json",
+        "lock",
         "provenance.json",
     ]
     check_latents(override(sit, {"latents": cache.fingerprint, "tokenizer": "weights"}), cache)

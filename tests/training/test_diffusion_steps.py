@@ -11,7 +11,6 @@ from maetok_lab.config import override
 from maetok_lab.data.latents import LatentDataset, LatentSpace
 from maetok_lab.diffusion.path import velocity_loss
 from maetok_lab.runs import Run
-from maetok_lab.training.common import Guard, NonFiniteTraining, make_engine
 from maetok_lab.training.diffusion import (
     by_time,
     start,
@@ -19,6 +18,8 @@ from maetok_lab.training.diffusion import (
     training_step,
     validation_loss,
 )
+from maetok_lab.training.loop import make_engine
+from maetok_lab.training.optim import Guard, NonFiniteTraining
 
 
 def test_the_loss_falls_on_eight_latents(tmp_path, make_cache, sit):

@@ -4,8 +4,8 @@ import pytest
 
 from maetok_lab.config import override
 from maetok_lab.runs import Run
-from maetok_lab.training.early import train_to_psnr, validation_psnr
 from maetok_lab.training.presets import ladder_training
+from maetok_lab.training.tokenizer import train_to_psnr, validation_psnr
 
 
 @pytest.fixture

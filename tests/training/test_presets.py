@@ -11,9 +11,13 @@ from maetok_lab.runs import Run
 from maetok_lab.tokenizer.discriminators import AdversarialConfig
 from maetok_lab.tokenizer.model import TOKENIZERS
 from maetok_lab.training import common
-from maetok_lab.training.objective import Objective, TokenizerTraining
 from maetok_lab.training.presets import DECODER_TUNING, LADDER, TOKENIZER_TRAINING, ladder_training
-from maetok_lab.training.tokenizer import decoder_tuning, train_tokenizer
+from maetok_lab.training.tokenizer import (
+    Objective,
+    TokenizerTraining,
+    decoder_tuning,
+    train_tokenizer,
+)
 
 each_size = pytest.mark.parametrize("size", TOKENIZER_TRAINING)
 PARENT = SimpleNamespace(fingerprint="parent")

@@ -14,9 +14,10 @@ from maetok_lab.tokenizer.discriminators import AdversarialConfig
 from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.model import TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig
-from maetok_lab.training.common import OptimizerConfig, Share, make_engine, mean_terms
-from maetok_lab.training.objective import Objective, TokenizerTraining
-from maetok_lab.training.tokenizer import train_tokenizer
+from maetok_lab.training.loop import make_engine, mean_terms
+from maetok_lab.training.optim import OptimizerConfig
+from maetok_lab.training.order import Share
+from maetok_lab.training.tokenizer import Objective, TokenizerTraining, train_tokenizer
 
 TOWER = TowerConfig(width=16, depth=2, num_heads=2)
 MODEL = TokenizerConfig(

@@ -18,8 +18,7 @@ from maetok_lab.tokenizer.model import TokenizerConfig
 from maetok_lab.tokenizer.text import VOCABULARY, caption_tokens
 from maetok_lab.tokenizer.towers import TowerConfig
 from maetok_lab.training import common
-from maetok_lab.training.objective import Objective, TokenizerTraining
-from maetok_lab.training.tokenizer import train_tokenizer
+from maetok_lab.training.tokenizer import Objective, TokenizerTraining, train_tokenizer
 
 TOWER = TowerConfig(width=16, depth=1, num_heads=2)
 MODEL = TokenizerConfig(
@@ -84,7 +83,7 @@ def test_optimizer_and_average_have_nothing_of_the_teacher():
     optimizers = common.make_optimizers(
         TRAINING.optimizer, {"tokenizer": objective.tokenizer, "auxiliary": objective.auxiliary}
     )
-    moved = set(map(id, common.grad_parameters(optimizers.values())))
+    moved = set(map(id, common.moved_parameters(optimizers.values())))
     assert not moved & set(map(id, teacher.parameters()))
     assert not any(p.requires_grad for p in teacher.parameters())
     averaged = common.Ema(objective.tokenizer, 0.9).module

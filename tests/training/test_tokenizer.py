@@ -14,7 +14,7 @@ from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.masking import MaskingConfig
 from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig
-from maetok_lab.training.common import NonFiniteTraining, OptimizerConfig
+from maetok_lab.training.optim import NonFiniteTraining, OptimizerConfig
 from maetok_lab.training.presets import TOKENIZER_TRAINING
 from maetok_lab.training.tokenizer import TokenizerTraining, train_tokenizer
 
@@ -282,7 +282,7 @@ def test_images_that_are_not_the_configs_are_one_clear_line_and_write_nothing(
         train(bound, make_pictures(10, 16, seed=5), run)
     assert sorted(p.name for p in run.folder.iterdir()) == [
         "config.json",
-        "lock.json",
+        "lock",
         "provenance.json",
     ]
     assert len(train(bound, pictures, run, steps=1)) == 1

@@ -61,7 +61,7 @@ def test_the_points_are_the_atlas_and_their_colours_the_classes(walk):
     codes, names = walk.codes()
     assert [names[code] for code in codes] == walk.atlas.frame["class"].tolist()
     assert points.marker.color.tolist() == codes.tolist()
-    assert "&lt;fish>" in walk.legend.value
+    assert "&lt;fish&gt;" in walk.legend.value
     walk.controls.colour.value = "style"
     assert len(set(points.marker.color[:40])) == 2
     assert {"class", "style", "run", "component"} <= set(walk.controls.colour.options)
@@ -70,7 +70,7 @@ def test_the_points_are_the_atlas_and_their_colours_the_classes(walk):
 def test_hover_shows_the_image_and_a_click_what_is_decoded(walk, source):
     fire(walk, "hover", 5)
     assert shows(walk, "near", source.images[5])
-    assert "5: &lt;fish>" in walk.pictures["near"].caption.value
+    assert "5: &lt;fish&gt;" in walk.pictures["near"].caption.value
     fire(walk, "click", 7)
     assert shows(walk, "original", source.images[7])
     assert shows(walk, "decoded", walk.decoded(7))

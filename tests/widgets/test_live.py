@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from maetok_lab.training.records import StepRecord
+from maetok_lab.training.loop import StepRecord
 from maetok_lab.widgets import live as live_module
 from maetok_lab.widgets.live import LiveTraining
 
@@ -101,7 +101,7 @@ def test_the_stop_button_is_there_where_a_click_can_be_heard_and_is_heard_betwee
         assert panel.controls.stop.layout.display is None
 
     asyncio.run(cell())
-    assert panel.stop_asked
+    assert panel.stopping
 
 
 def test_the_stop_button_asks_the_training_to_end(panel):

@@ -71,7 +71,7 @@ def assert_shows_mask(studio, image, mask):
     assert shows(studio, "hog: predicted", hog_picture(seen, (8, 8)))
     assert studio.controls.patches.hidden == mask.nonzero()[:, 0].tolist()
     score = psnr(made[None], image[None]).item()
-    assert f"{int(mask.sum())} of 64 patches hidden: {score:.2f} dB" in studio.told.value
+    assert f"{int(mask.sum())} of 64 patches hidden: {score:.2f} dB" in studio.summary.value
     assert list(studio.chart.figure.data[1].x) == [mask.float().mean().item()]
     assert list(studio.chart.figure.data[1].y) == [pytest.approx(score)]
 
@@ -112,10 +112,10 @@ def test_a_picked_patch_shows_the_tokens_that_carry_it_and_a_picked_token_where_
     assert shows(studio, "tokens", heat_picture(moved.view(4, 4)))
     see.touch.value = "pick"
     assert see.patches.mode == "pick"
-    see.patches.last, see.patches.chosen = 18, [18]
+    see.patches.last, see.patches.selection = 18, [18]
     carried = occlusion(studio.tokenizer, image, patch_size=4, std=studio.statistics.std)
     assert shows(studio, "tokens", heat_picture(carried[:, 18].view(4, 4)))
-    see.tokens.last, see.tokens.chosen = 6, [2, 6]
+    see.tokens.last, see.tokens.selection = 6, [2, 6]
     drawn = footprint(studio.tokenizer, studio.whole, studio.statistics.mean, patch_size=4)
     assert shows(studio, "draws", heat_picture(drawn[6].view(8, 8)))
     assert "where token 6 draws" in studio.pictures["draws"].caption.value
@@ -126,7 +126,7 @@ def test_a_picked_patch_shows_the_tokens_that_carry_it_and_a_picked_token_where_
 @pytest.mark.parametrize("kind", ["drop", "swap", "interpolate", "noise"])
 def test_surgery_decodes_the_changed_tokens(studio, small_images, kind):
     see = studio.controls
-    see.tokens.last, see.tokens.chosen = 3, [0, 3]
+    see.tokens.last, see.tokens.selection = 3, [0, 3]
     see.other.value, see.amount.value, see.surgery.value = 4, 0.75, kind
     with torch.inference_mode():
         mask = draw_masks(small_images[:1], 4, ratio=0.5)
@@ -171,7 +171,7 @@ def test_what_cannot_be_uploaded_is_said_in_the_widget_and_changes_nothing(studi
     ):
         upload(studio, content, name="<b>x", length=length)
         assert words in studio.message.value
-        assert "&lt;b>x" in studio.message.value
+        assert "&lt;b&gt;x" in studio.message.value
         assert studio.controls.patches.picture == before
     assert studio.controls.image.value == 0
 

@@ -62,9 +62,9 @@ def test_the_slider_walks_through_the_pictures(browser):
     assert see.picture.max == 3
     see.picture.value = 2
     assert browser.image.value == b"two 10"
-    assert browser.shown.value == "two, step 10"
+    assert browser.title.value == "two, step 10"
     see.runs.value = ["empty"]
-    assert (browser.image.value, browser.shown.value) == (BLANK, "no pictures")
+    assert (browser.image.value, browser.title.value) == (BLANK, "no pictures")
     assert see.picture.disabled
     assert see.column.value is None
     assert drawn(browser) == {}
@@ -77,7 +77,7 @@ def test_notebooks_that_reported_a_run_are_linked(root):
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text('{"runs": ["../../one"]}')
     (folder / "notebook.html").write_text("")
-    browser = RunBrowser(root, chosen=["one"])
+    browser = RunBrowser(root, selection=["one"])
     assert browser.view
     assert "href='/files/runs/notebooks/demo/notebook.html'" in browser.links.value
 
@@ -87,13 +87,13 @@ def test_the_twin_has_the_same_lines(browser):
     assert {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines} == drawn(
         browser
     )
-    assert RunBrowser(browser.root, chosen=["empty"]).twin() is None
+    assert RunBrowser(browser.root, selection=["empty"]).twin() is None
 
 
 def test_what_is_not_there_is_said(root, tmp_path):
     with pytest.raises(FileNotFoundError, match="there are no runs in"):
         RunBrowser(tmp_path / "nothing")
     with pytest.raises(ValueError, match="no run 'three'"):
-        RunBrowser(root, chosen=["three"])
+        RunBrowser(root, selection=["three"])
     with pytest.raises(ValueError, match="no column 'x' was logged; choose one of"):
         RunBrowser(root, column="x")

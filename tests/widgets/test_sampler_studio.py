@@ -79,7 +79,7 @@ def test_the_slider_walks_back_along_the_way(studio):
     for place in (0, 5):
         see.place.value = place
         ends[place] = studio.grid.value
-        assert f"after step {place}," in studio.told.value
+        assert f"after step {place}," in studio.position.value
     assert ends[0] != ends[5]
     noise = SPACE.denormalise(studio.points[0].state)
     see.place.value = 0

@@ -235,10 +235,10 @@ def test_after_a_kill_the_kernel_ends_and_the_same_call_finishes(tmp_path, start
     process.kill()
     process.wait()
     assert gone(kernel)
-    assert (tmp_path / "notebooks" / "killed-tiny-s0" / "lock.json").exists()
+    assert (tmp_path / "notebooks" / "killed-tiny-s0" / "lock").exists()
     (tmp_path / "go").touch()
     assert run_notebook(path, runs=tmp_path).ran_now
-    assert not (tmp_path / "notebooks" / "killed-tiny-s0" / "lock.json").exists()
+    assert not (tmp_path / "notebooks" / "killed-tiny-s0" / "lock").exists()
 
 
 def test_a_progress_bar_becomes_a_few_lines(tmp_path, capsys):

@@ -14,7 +14,7 @@ import torch
 
 from maetok_lab.__main__ import main
 from maetok_lab.files import read_json, write_json
-from maetok_lab.runs import Run, locks
+from maetok_lab.runs import Run
 from maetok_lab.runs.locks import RunLocked
 from maetok_lab.workflow import Halving, NotebookFailed, SweepSpec, grid, sweep, worker
 from maetok_lab.workflow import run as run_module
@@ -174,16 +174,11 @@ def test_wrong_parameters_of_any_entry_are_refused_before_anything_starts(
     assert not (tmp_path / "sweeps").exists()
 
 
-def test_the_same_sweep_twice_at_once_is_refused(notebook, tmp_path, instant_pool):
-    process = subprocess.Popen(["sleep", "60"])
-    try:
-        owner = locks._me() | {"pid": process.pid, "started": locks._process_start(process.pid)}
-        write_json(tmp_path / "sweeps" / "toy" / "lock.json", owner)
-        with pytest.raises(RunLocked, match=f"process {process.pid}"):
-            sweep(spec(notebook), runs=tmp_path, pool=instant_pool(loss))
-    finally:
-        process.kill()
-        process.wait()
+def test_the_same_sweep_twice_at_once_is_refused(notebook, tmp_path, instant_pool, hold_lock):
+    (tmp_path / "sweeps" / "toy").mkdir(parents=True)
+    process = hold_lock(tmp_path / "sweeps" / "toy")
+    with pytest.raises(RunLocked, match=f"process {process.pid}"):
+        sweep(spec(notebook), runs=tmp_path, pool=instant_pool(loss))
 
 
 KILLS = "import os, signal\nif scale == 2.0: os.kill(os.getppid(), signal.SIGKILL)\nif scale == 3.0: raise ValueError('three')\n"

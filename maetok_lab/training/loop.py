@@ -1,0 +1,301 @@
+"""The one training loop: draw, forward, backward, guard, step, average, log, save, picture, yield.
+
+    for record in train(task, run): ...
+
+A task (`training.tokenizer`, `training.diffusion`) says what its batch is, what its named losses
+are and what its checkpoint holds.
+"""
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import nn
+
+from maetok_lab.rng import seed_step
+from maetok_lab.runs import Checkpoint, Run
+from maetok_lab.training.optim import (
+    Ema,
+    Guard,
+    OptimizerConfig,
+    learning_rate_factor,
+    load_optimizer_tensors,
+    make_optimizers,
+    moved_parameters,
+    optimizer_tensors,
+    set_learning_rate,
+)
+from maetok_lab.training.order import Share
+
+Terms = dict[str, torch.Tensor]  # by name: () each, or (b,) where every item has its own
+StopCondition = Callable[[Run], dict[str, float] | None]
+
+
+class TrainingConfig(Protocol):
+    """What the loop reads of any training's config."""
+
+    num_steps: int
+    batch_size: int
+    accumulate: int
+    seed: int
+    optimizer: OptimizerConfig
+    compile: bool
+    log_every: int
+    save_every: int
+    picture_every: int
+
+
+class Task(Protocol):
+    """What is trained. Everything here but `config` and `check` is there after `build`."""
+
+    config: TrainingConfig
+    module: nn.Module  # one forward pass for all that is trained, so that DDP sees one
+    trained: dict[str, nn.Module]  # what the optimizers move, by name
+    averaged: nn.Module  # what averages are kept of
+    ema_decays: dict[str, float]  # of each average, by the name of its group in checkpoints
+    every_weight_has_a_gradient: bool  # else DDP has to look for those that have none
+
+    def check(self) -> None:
+        """Raise ValueError where config and data do not belong together."""
+
+    def build(self, device: torch.device) -> None:
+        """Make everything that is trained, with fresh weights."""
+
+    def compile(self) -> None:
+        """Let torch compile what is worth it, in place: names in checkpoints stay."""
+
+    def batches(self, share: Share) -> Iterator[Any]:
+        """One batch a step, of this process's rows, from `share.step` on."""
+
+    def loss(self, forward: nn.Module, batch: Any, part: Share) -> tuple[torch.Tensor, Terms]:
+        """What one part of a batch is trained on, (), and its named terms."""
+
+    def after_step(self, batch: Any, share: Share, factor: float) -> Terms:
+        """Train what is trained beside, at `factor` of its learning rate. -> its named terms"""
+
+    def settle(self, step: int, terms: Terms) -> None:
+        """Let guards of its own read what they counted on the device."""
+
+    def numbers(self, terms: Terms, engine: Accelerator) -> dict[str, float]:
+        """What is logged of a step, over all processes."""
+
+    def picture(self, emas: Mapping[str, Ema], step: int, run: Run) -> str | None:
+        """Show the averages at work. -> the path of the picture, None where there is none"""
+
+    def checkpoint(self, emas: Mapping[str, Ema]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Groups of tensors, and facts, without those of the loop. RuntimeError if unsound."""
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """The inverse of `checkpoint`."""
+
+    def summary(self, emas: Mapping[str, Ema], step: int, run: Run) -> dict[str, float]:
+        """Final numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepRecord:
+    """What a training yields after each step, and the way to ask it to stop."""
+
+    step: int  # the first is 1
+    num_steps: int
+    images: int  # seen so far
+    losses: dict[str, float] | None = None  # at log time only
+    picture: str | None = None  # its path, when one was written
+    stopping: threading.Event = dataclasses.field(
+        default_factory=threading.Event, compare=False, repr=False
+    )
+
+    def stop(self) -> None:
+        """Ask the training, from any thread, to end after this step with a checkpoint.
+
+        Called again, it goes on from there. Of several processes none would know of the other's
+        wish, so there it changes nothing.
+        """
+        self.stopping.set()
+
+    def stops(self, num_processes: int) -> bool:
+        """Whether the loop ends here, before its last step."""
+        return self.stopping.is_set() and num_processes == 1 and self.step < self.num_steps
+
+
+class State:
+    """What a training carries from step to step."""
+
+    def __init__(self, task: Task, engine: Accelerator):
+        config = task.config
+        seed_step(config.seed, -1)
+        task.build(engine.device)
+        self.task = task
+        self.engine = engine
+        self.optimizers = make_optimizers(config.optimizer, task.trained)
+        self.parameters = moved_parameters(self.optimizers.values())
+        self.emas = {name: Ema(task.averaged, decay) for name, decay in task.ema_decays.items()}
+        self.guard = Guard()
+        self.step = 0
+        self.forward = task.module
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint."""
+        self.task.load(checkpoint)
+        for name, ema in self.emas.items():
+            ema.module.load_state_dict(checkpoint.tensors[name])
+        load_optimizer_tensors(self.optimizers, checkpoint.tensors["optimizer"])
+        self.guard.skipped = checkpoint.state["skipped"]
+        self.step = checkpoint.step
+
+    def save(self, run: Run) -> None:
+        """Write everything that going on needs."""
+        groups, facts = self.task.checkpoint(self.emas)
+        groups["optimizer"] = optimizer_tensors(self.optimizers)
+        groups |= {name: ema.module.state_dict() for name, ema in self.emas.items()}
+        run.save_checkpoint(self.step, groups, {"skipped": self.guard.skipped, **facts})
+
+    def settle(self, terms: Terms) -> None:
+        """Hear of skipped steps. Raises NonFiniteTraining after too many in a row."""
+        self.guard.settle(self.step - 1, terms)
+        self.task.settle(self.step - 1, terms)
+
+
+def train(
+    task: Task, run: Run, *, cpu: bool = False, stop_when: StopCondition | None = None
+) -> Iterator[StepRecord]:
+    """Train, or continue, into `run`; yields one record a step. A finished run yields nothing.
+
+    `stop_when` looks at the run whenever it has a new checkpoint: what it returns, if anything,
+    ends the training and goes into the summary. Of several processes only the first writes.
+    Raises what `task.check` raises, and NonFiniteTraining.
+    """
+    if run.finished:
+        return
+    task.check()
+    config = task.config
+    engine = make_engine(config.batch_size, parts=config.accumulate, cpu=cpu, task=task)
+    writes = engine.is_main_process
+    state = State(task, engine)
+    if checkpoint := run.load_checkpoint():
+        state.load(checkpoint)
+        if finish_early(state, run, stop_when):
+            return
+    if writes:
+        run.rewind_metrics(state.step)
+
+    task.module.train()
+    if config.compile:
+        task.compile()
+    state.forward = engine.prepare_model(task.module)
+    for batch in task.batches(Share(engine, state.step, config.batch_size)):
+        terms = training_step(state, batch)
+        step = state.step
+        images = step * config.batch_size
+        last = step == config.num_steps
+        logs = last or step % config.log_every == 0
+        saves = last or step % config.save_every == 0
+
+        # Only here does the host read numbers off the device: other steps wait for nothing.
+        losses = picture = None
+        if logs or saves:
+            state.settle(terms)
+        if logs:
+            losses = task.numbers(terms, engine)
+            if writes:
+                facts = {"step": step, "images": images, "split": "train"}
+                run.log({**facts, **losses, "skipped": state.guard.skipped})
+        if writes and (last or step % config.picture_every == 0):
+            picture = task.picture(state.emas, step, run)
+        if writes and saves:
+            state.save(run)
+
+        record = StepRecord(step, config.num_steps, images, losses, picture)
+        yield record
+        if record.stops(engine.num_processes):
+            state.settle(terms)
+            return state.save(run)
+        if saves and finish_early(state, run, stop_when):
+            return
+    if writes:
+        counts = {"steps": state.step, "images": state.step * config.batch_size}
+        counts["skipped"] = state.guard.skipped
+        run.finish({**counts, **task.summary(state.emas, state.step, run)})
+
+
+def training_step(state: State, batch: Any) -> Terms:
+    """One optimizer step on this process's share of the global batch, in `accumulate` parts.
+
+    -> named terms: means over the parts, or (B,) where every item has its own
+    """
+    task = state.task
+    engine = state.engine
+    config = task.config
+    share = Share(engine, state.step, config.batch_size)
+
+    # Draws inside modules (drop path) depend on seed and step alone: resuming repeats them.
+    seed_step(config.seed, state.step)
+    parts = []
+    for part in share.parts(config.accumulate):
+        # Gradients of several processes meet once a step, with the last part.
+        last = part.part + 1 == part.num_parts
+        with contextlib.nullcontext() if last else engine.no_sync(state.forward):
+            loss, terms = task.loss(state.forward, batch, part)
+            engine.backward(loss / config.accumulate)
+        parts.append(terms)
+    terms = join_parts(parts)
+
+    # A step without a finite gradient changes no weight; averages then follow unmoved weights.
+    grad_norm = nn.utils.clip_grad_norm_(state.parameters, config.optimizer.clip)
+    factor = learning_rate_factor(config.optimizer, state.step, config.num_steps)
+    set_learning_rate(state.optimizers, factor)
+    state.guard.step(state.optimizers.values(), grad_norm)
+    for ema in state.emas.values():
+        ema.update(state.step)
+    for parameter in state.parameters:
+        parameter.grad = None
+
+    terms |= task.after_step(batch, share, factor)
+    state.step += 1
+    return terms
+
+
+def join_parts(parts: list[Terms]) -> Terms:
+    """The terms of a whole batch: means of () over its equal parts, (b,) one behind the other."""
+    terms = {}
+    for name, first in parts[0].items():
+        values = [part[name].detach() for part in parts]
+        terms[name] = torch.cat(values) if first.ndim else torch.stack(values).mean(0)
+    return terms
+
+
+def finish_early(state: State, run: Run, stop_when: StopCondition | None) -> bool:
+    """Finish the run if `stop_when` says so of its newest checkpoint; whether it did."""
+    if stop_when is None:
+        return False
+    state.engine.wait_for_everyone()  # every process looks at the same checkpoint, and decides alike
+    facts = stop_when(run)
+    if facts is None:
+        return False
+    if state.engine.is_main_process:
+        images = state.step * state.task.config.batch_size
+        run.finish({"steps": state.step, "images": images, **facts})
+    return True
+
+
+def make_engine(
+    batch_size: int, *, parts: int = 1, cpu: bool = False, task: Task | None = None
+) -> Accelerator:
+    """Accelerate, whose processes each take an equal share of the global batch, in equal parts.
+
+    Raises ValueError when they cannot.
+    """
+    look = task is not None and not task.every_weight_has_a_gradient
+    unused = DistributedDataParallelKwargs(find_unused_parameters=look)
+    engine = Accelerator(cpu=cpu, kwargs_handlers=[unused])
+    if batch_size % (engine.num_processes * parts):
+        in_parts = f" in {parts} parts" if parts > 1 else ""
+        raise ValueError(
+            f"{engine.num_processes} processes cannot share a batch of {batch_size} "
+            f"equally{in_parts}"
+        )
+    return engine

@@ -1,0 +1,213 @@
+"""What moves the weights: optimizers, their learning rate over time, and averages of the weights."""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+Optimizers = Mapping[str, torch.optim.Optimizer]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, or Muon for the matrices inside blocks and AdamW for everything else."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1e-4  # AdamW's, as it is (the release multiplies by batch / 256 first)
+    muon_learning_rate: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.95)  # AdamW's
+    weight_decay: float = 1e-4  # on matrices and kernels only
+    schedule: Literal["constant", "cosine"] = "cosine"  # after the warm-up
+    warmup: float = 0.02  # share of the steps in which the rate rises linearly
+    final_fraction: float = 0.1  # of the rate, where the cosine ends
+    clip: float = 1.0  # largest norm of all gradients together
+
+    def __post_init__(self):
+        if not 0 <= self.warmup < 1 or self.learning_rate <= 0 or self.clip <= 0:
+            raise ValueError(
+                "need warmup in [0, 1), learning_rate > 0 and clip > 0, "
+                f"not {self.warmup}, {self.learning_rate}, {self.clip}"
+            )
+
+
+def learning_rate_factor(config: OptimizerConfig, step: int, num_steps: int) -> float:
+    """Linear warm-up, then constant or cosine. step in 0 .. num_steps - 1 -> factor in (0, 1]"""
+    warmup = config.warmup * num_steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if config.schedule == "constant":
+        return 1.0
+    progress = (step - warmup) / max(num_steps - warmup, 1)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return config.final_fraction + (1 - config.final_fraction) * cosine
+
+
+def make_optimizers(
+    config: OptimizerConfig, modules: Mapping[str, nn.Module]
+) -> dict[str, torch.optim.Optimizer]:
+    """The optimizers by name, over every trainable parameter of `modules`."""
+    # Muon takes the matrices inside blocks, but not those that make adaptive norms.
+    muon, decayed, free = [], [], []
+    for module_name, module in modules.items():
+        for name, parameter in module.named_parameters(prefix=module_name):
+            if not parameter.requires_grad:
+                continue
+            in_block = ".blocks." in name and "modulation" not in name
+            if config.name == "muon" and parameter.ndim == 2 and in_block:
+                muon.append(parameter)
+            elif parameter.ndim >= 2 and name.endswith("weight"):
+                decayed.append(parameter)
+            else:  # biases, norms, tokens, positions, RoPE frequencies
+                free.append(parameter)
+
+    groups = []
+    for parameters, weight_decay in ((decayed, config.weight_decay), (free, 0.0)):
+        if parameters:
+            groups.append({"params": parameters, "weight_decay": weight_decay})
+    fused = all(parameter.device.type in ("cuda", "cpu") for parameter in decayed + free)
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "adamw": torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
+    }
+    if muon:
+        optimizers["muon"] = torch.optim.Muon(
+            muon, lr=config.muon_learning_rate, weight_decay=config.weight_decay, momentum=0.95
+        )
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
+
+
+def set_learning_rate(optimizers: Optimizers, factor: float) -> None:
+    """Every group's rate to `factor` times its initial one."""
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+
+def moved_parameters(optimizers: Iterable[torch.optim.Optimizer]) -> list[nn.Parameter]:
+    """Every parameter that some optimizer moves."""
+    parameters = []
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            parameters += group["params"]
+    return parameters
+
+
+def optimizer_tensors(optimizers: Optimizers) -> dict[str, torch.Tensor]:
+    """All optimizer state as flat tensors "adamw.3.exp_avg", for a checkpoint."""
+    tensors = {}
+    for name, optimizer in optimizers.items():
+        for index, values in optimizer.state_dict()["state"].items():
+            for key, value in values.items():
+                tensors[f"{name}.{index}.{key}"] = torch.as_tensor(value)
+    return tensors
+
+
+def load_optimizer_tensors(optimizers: Optimizers, tensors: Mapping[str, torch.Tensor]) -> None:
+    """The inverse of `optimizer_tensors`; learning rates are set again at each step."""
+    for name, optimizer in optimizers.items():
+        state: dict[int, dict[str, Any]] = {}
+        for path, value in tensors.items():
+            owner, index, key = path.split(".", 2)
+            if owner == name:
+                state.setdefault(int(index), {})[key] = value
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+class Ema:
+    """Exponential moving average of a module's parameters."""
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay = decay
+        self.module = copy.deepcopy(module).requires_grad_(False).eval()
+        self._averages = list(self.module.parameters())
+        self._weights = list(module.parameters())
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After training step `step` (0 is the first)."""
+        # At first the average follows closely: it would else be of the initial weights for long.
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
+
+
+class NonFiniteTraining(RuntimeError):
+    """Several steps in a row had a loss that is not a number."""
+
+
+class Guard:
+    """Keeps steps without a finite gradient from the weights: they are skipped and counted.
+
+    It decides on the device, so that no step waits for the host to read a number; `settle` is when
+    the host hears of it, and where `limit` skipped steps in a row end the training.
+    """
+
+    def __init__(self, limit: int = 5):
+        self.limit = limit
+        self.skipped = 0  # steps, up to the last `settle`
+        self.in_a_row = 0
+        # On the device: skipped, in a row now, most in a row; since the last `settle`.
+        self._counts: torch.Tensor | None = None
+
+    def step(
+        self, optimizers: Iterable[torch.optim.Optimizer], grad_norm: torch.Tensor
+    ) -> torch.Tensor:
+        """Step the optimizers, unless the gradient norm () is not finite. -> () bool: skipped"""
+        bad = ~grad_norm.isfinite()
+        for optimizer in optimizers:
+            step_unless(optimizer, bad)
+        if self._counts is None:
+            self._counts = torch.tensor([0, self.in_a_row, 0], device=bad.device)
+        skipped, in_a_row, longest = self._counts
+        in_a_row = (in_a_row + 1) * bad
+        self._counts = torch.stack([skipped + bad, in_a_row, torch.maximum(longest, in_a_row)])
+        return bad
+
+    def settle(self, step: int, terms: Mapping[str, torch.Tensor]) -> None:
+        """Read the counts off the device, after step `step` (0 is the first) with these terms.
+
+        Raises NonFiniteTraining after too many skipped steps in a row.
+        """
+        if self._counts is None:
+            return
+        skipped, self.in_a_row, longest = self._counts.tolist()
+        self._counts = None
+        self.skipped += skipped
+        if longest >= self.limit:
+            means = {name: value.mean().item() for name, value in terms.items()}
+            bad = {name: value for name, value in means.items() if not math.isfinite(value)}
+            raise NonFiniteTraining(
+                f"{self.limit} steps in a row up to step {step} had no finite gradient; terms that "
+                f"are not finite: {bad or 'none'}. The newest checkpoint was written before them"
+            )
+
+
+@torch.no_grad()
+def step_unless(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
+    """`optimizer.step()`, which changes nothing where `bad` () is true."""
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = bad.float()  # the fused kernel's own way, made for gradient scalers
+        optimizer.step()
+        return
+    # Muon has no such way: what it changes is remembered, and put back.
+    parameters = moved_parameters([optimizer])
+    before = [parameter.clone() for parameter in parameters]
+    states = []
+    for parameter in parameters:
+        state = optimizer.state[parameter]
+        states.append(
+            {key: value.clone() for key, value in state.items() if torch.is_tensor(value)}
+        )
+    optimizer.step()
+    for parameter, old_parameter, old_state in zip(parameters, before, states):
+        parameter.copy_(torch.where(bad, old_parameter, parameter))
+        for key, value in optimizer.state[parameter].items():
+            if torch.is_tensor(value):
+                old_value = old_state.get(key, torch.zeros_like(value))
+                value.copy_(torch.where(bad, old_value, value))

@@ -1,0 +1,123 @@
+"""Which items each step takes, in an order that the seed alone decides, and which of them a process has."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from accelerate import Accelerator
+
+from maetok_lab.data.images import ImageSource
+from maetok_lab.data.loading import Request, read_ahead
+from maetok_lab.rng import generator
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The rows of a step's global batch that this process has, or one of their equal parts."""
+
+    engine: Accelerator
+    step: int
+    size: int  # of the global batch
+    part: int = 0
+    num_parts: int = 1
+
+    @property
+    def rows(self) -> slice:
+        """Rows of the global batch: dealt out to the processes one by one, like cards."""
+        stride = self.engine.num_processes
+        return slice(self.engine.process_index + stride * self.part, None, stride * self.num_parts)
+
+    @property
+    def local(self) -> slice:
+        """The same rows, counted in what this process has of the batch."""
+        return slice(self.part, None, self.num_parts)
+
+    def parts(self, count: int) -> "list[Share]":
+        """This process's rows in `count` equal parts."""
+        return [dataclasses.replace(self, part=part, num_parts=count) for part in range(count)]
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean over processes."""
+        return self.engine.reduce(value, "mean") if self.engine.num_processes > 1 else value
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(
+    seed: int, epoch: int, count: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """The order in which epoch `epoch` visits `count` items, kept on `device`. -> (count,)"""
+    # Drawn on the CPU: other devices have generators of their own, and would visit in another order.
+    return torch.randperm(count, generator=generator(seed, "order", epoch)).to(device)
+
+
+def batch_indices(
+    seed: int, step: int, batch_size: int, count: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """Which items the global batch of `step` holds. -> (batch_size,)
+
+    Batches are consecutive pieces of the epochs' orders, so one may hold the end of an epoch and
+    the beginning of the next.
+    """
+    pieces = []
+    place = step * batch_size
+    end = place + batch_size
+    while place < end:
+        epoch, first = divmod(place, count)
+        pieces.append(epoch_order(seed, epoch, count, device)[first : first + end - place])
+        place += len(pieces[-1])
+    return torch.cat(pieces)
+
+
+class ReadingConfig(Protocol):
+    """The part of a training's config that says which pictures are read, and by how many workers."""
+
+    seed: int
+    batch_size: int
+    num_steps: int
+    crop: Literal["center", "scale"]
+    workers: int
+
+
+class ImageBatch(NamedTuple):
+    """One step's images (B, 3, H, W) in [-1, 1], labels (B,), and indices (B,) into the source."""
+
+    step: int
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+
+
+def image_batches(
+    images: ImageSource, config: ReadingConfig, *, start_step: int = 0, rows: slice = slice(None)
+) -> Iterator[ImageBatch]:
+    """The batches of steps `start_step` .. `config.num_steps - 1`, alike for any number of workers.
+
+    `rows` are those of the global batch that this process has. An index is that of the picture
+    that took a broken one's place. Raises ValueError for too many broken pictures.
+    """
+    steps = range(start_step, config.num_steps)
+    requests = (image_request(config, step, len(images), rows) for step in steps)
+    pictures = read_ahead(images, requests, workers=config.workers, seed=config.seed)
+    for step, batch in zip(steps, pictures):
+        yield ImageBatch(step, batch.images, images.labels[batch.indices], batch.indices)
+
+
+def image_request(config: ReadingConfig, step: int, count: int, rows: slice) -> Request:
+    """What a process reads at a step: drawn for the global batch, then the process's rows of it."""
+    size = config.batch_size
+    flip = torch.rand(size, generator=generator(config.seed, "flip", step)) < 0.5
+    scale_crops = None
+    if config.crop == "scale":
+        draws = generator(config.seed, "crop", step)
+        scale_crops = draw_scale_crops(size, generator=draws)[rows]
+    return Request(batch_indices(config.seed, step, size, count)[rows], flip[rows], scale_crops)
+
+
+def draw_scale_crops(count: int, *, generator: torch.Generator) -> torch.Tensor:
+    """Rows of (scale, down, across), each in [0, 1], for `readers.scale_crop`. -> (count, 3)"""
+    draws = torch.rand(count, 3, generator=generator)
+    # The release makes the short side 1 to 1.25 times the crop, uniformly: scale is in [0.8, 1].
+    draws[:, 0] = 1 / (1 + 0.25 * draws[:, 0])
+    return draws
