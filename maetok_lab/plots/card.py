@@ -1,12 +1,25 @@
 """The diffusability card as one figure, and several cards side by side on the same axes."""
 
-from collections.abc import Mapping
+import itertools
 from typing import Any
 
 import pandas as pd
 
-from maetok_lab.plots.curves import MARKERS, axes, colours_for, finish
+from maetok_lab.plots.curves import FEW_POINTS, MARKERS, Tables, colours_for, finish, new_figure
 
+# title: x label, y label, x on a logarithmic scale
+PANELS = {
+    "spectrum": ("principal components", "share of variance", True),
+    "mixture": ("mixture components", "held-out NLL (nats/dimension)", False),
+    "robustness": ("noise on latents (standard deviations)", "PSNR to clean image (dB)", False),
+    "diffusion": ("from t (1 is noise)", "diffusion loss", False),
+}
+# title: a curve of the card that is a list of rows, and the entries of a row that are x and y
+CURVES = {
+    "mixture": ("gmm", "components", "heldout_nll_per_dim"),
+    "robustness": ("robustness", "noise", "psnr"),
+}
+# single numbers of a card that its table shows, in this order
 TABLE_ENTRIES = {
     "psnr": "PSNR, dB",
     "gmm_dimensions": "dimensions kept",
@@ -19,93 +32,79 @@ TABLE_ENTRIES = {
     "interpolation_detour": "interpolation detour",
     "diffusion_loss": "diffusion loss",
 }
+CARDS_A_PANEL = 3  # columns of the table of numbers that are readable in a panel's width
+LOSS_PREFIX = "diffusion_loss/t"  # entries of the diffusion loss in one bin of t
+Curve = tuple[list[float], list[float]]  # x, y
 
 
-def plot_card(cards: pd.DataFrame | Mapping[str, pd.DataFrame], *, columns: int = 3) -> Any:
-    """One or several cards on one figure: spectrum, mixture NLL, decoder robustness, diffusion loss by t, and numbers.
+def plot_card(cards: pd.DataFrame | Tables, *, columns: int = 3) -> Any:
+    """One or several cards on one figure: four panels of curves, and numbers -> Figure.
 
-    `cards` is a result of `diffusability_card`, or several by name, one colour each -> the matplotlib Figure. Panels
-    that no card has data for are left out. Raises ValueError without cards, ImportError without matplotlib.
+    `cards` is a result of `diffusability_card`, or several by name, one colour each. Panels that no
+    card has data for are left out. Raises ValueError without cards, ImportError without matplotlib.
     """
-    cards = {"": cards} if isinstance(cards, pd.DataFrame) else dict(cards)
+    if isinstance(cards, pd.DataFrame):
+        cards = {"": cards}
     if not cards:
         raise ValueError("no cards to draw")
-    curves = {
-        title: {name: card_curve(card, title) for name, card in cards.items()} for title in PANELS
-    }
-    shown = [
-        title for title in PANELS if any(curve is not None for curve in curves[title].values())
-    ]
-    columns = min(columns, len(shown) + 1)
-    line, first = divmod(len(shown), columns)
-    if (
-        first and columns - first < len(cards) / CARDS_A_PANEL
-    ):  # the table has no room beside the last panel
-        line, first = line + 1, 0
-    figure = axes(None, size=(3.7 * columns, 3.1 * (line + 1))).figure
-    figure.clear()
+    panels = {}
+    for title in PANELS:
+        curves = {name: card_curve(card, title) for name, card in cards.items()}
+        if any(curves.values()):
+            panels[title] = curves
+
+    # the table goes to the right of the last panel, or below where that is too narrow for it
+    columns = min(columns, len(panels) + 1)
+    line, column = divmod(len(panels), columns)
+    if column and columns - column < len(cards) / CARDS_A_PANEL:
+        line += 1
+        column = 0
+
+    # one axes for each panel, the last one for the table
+    figure = new_figure(3.7 * columns, 3.1 * (line + 1))
     grid = figure.add_gridspec(line + 1, columns)
-    for position, title in enumerate(shown):
+    for position, (title, curves) in enumerate(panels.items()):
         ax = figure.add_subplot(grid[divmod(position, columns)])
-        _draw(
-            ax,
-            {name: curve for name, curve in curves[title].items() if curve is not None},
-            cards,
-            *PANELS[title],
-        )
-    _draw_table(figure.add_subplot(grid[line, first:]), cards)
+        _draw_panel(ax, title, curves)
+    _draw_table(figure.add_subplot(grid[line, column:]), cards)
     return figure
 
 
-def card_curve(card: pd.DataFrame, title: str) -> tuple[list[float], list[float]] | None:
-    """x and y of one panel of a card ("spectrum", "mixture", "robustness", "diffusion"), or None if it has none."""
+def card_curve(card: pd.DataFrame, title: str) -> Curve | None:
+    """x and y of one of the `PANELS` of a card, or None if it has none."""
     curves = card.attrs.get("curves", {})
     if title == "spectrum" and curves.get("spectrum"):
-        total, done, shares = sum(curves["spectrum"]), 0.0, []
-        for value in curves["spectrum"]:
-            done += value
-            shares.append(done / total)
+        # share of the variance that the first k components hold, k from 1 on
+        total = sum(curves["spectrum"])
+        shares = [value / total for value in itertools.accumulate(curves["spectrum"])]
         return list(range(1, len(shares) + 1)), shares
-    if title == "mixture" and curves.get("gmm"):
-        return [row["components"] for row in curves["gmm"]], [
-            row["heldout_nll_per_dim"] for row in curves["gmm"]
-        ]
-    if title == "robustness" and curves.get("robustness"):
-        return [row["noise"] for row in curves["robustness"]], [
-            row["psnr"] for row in curves["robustness"]
-        ]
-    prefix = "diffusion_loss/t"
-    binned = [name for name in card.index if name.startswith(prefix)]
-    if title == "diffusion" and binned:
-        return [float(name.removeprefix(prefix)) for name in binned], card["value"][binned].tolist()
+    if title in CURVES:
+        curve, x, y = CURVES[title]
+        if curves.get(curve):
+            rows = pd.DataFrame(curves[curve])
+            return rows[x].tolist(), rows[y].tolist()
+    if title == "diffusion":
+        # the card has no list of these: one entry for each bin of t, named by where it starts
+        bins = [entry for entry in card.index if entry.startswith(LOSS_PREFIX)]
+        if bins:
+            starts = [float(entry.removeprefix(LOSS_PREFIX)) for entry in bins]
+            return starts, card["value"][bins].tolist()
     return None
 
 
-CARDS_A_PANEL = 3  # columns of the table of numbers that are readable in a panel's width
-
-# title: x label, y label, x on a logarithmic scale
-PANELS = {
-    "spectrum": ("principal components", "share of variance", True),
-    "mixture": ("mixture components", "held-out NLL (nats/dimension)", False),
-    "robustness": ("noise on latents (standard deviations)", "PSNR to clean image (dB)", False),
-    "diffusion": ("from t (1 is noise)", "diffusion loss", False),
-}
-
-
-def _draw(
-    ax: Any,
-    curves: dict[str, Any],
-    cards: Mapping[str, pd.DataFrame],
-    x_label: str,
-    y_label: str,
-    log: bool,
-) -> None:
-    colours = colours_for(cards)
-    for (name, (x, y)), marker in zip(curves.items(), MARKERS * len(curves)):
-        few = marker if len(x) <= 20 else None
-        ax.plot(
-            x, y, color=colours[name], marker=few, markersize=4, linewidth=1.4, label=name or None
-        )
+def _draw_panel(ax: Any, title: str, curves: dict[str, Curve | None]) -> None:
+    """The curves of one panel, by the card's name; a card without this curve has no line."""
+    # colours belong to all cards, so that a card has the same one in every panel
+    colours = colours_for(curves)
+    markers = itertools.cycle(MARKERS)
+    for name, curve in curves.items():
+        if not curve:
+            continue
+        style = {"color": colours[name], "marker": next(markers), "markersize": 4}
+        if len(curve[0]) > FEW_POINTS:
+            style["marker"] = None
+        ax.plot(*curve, label=name or None, linewidth=1.4, **style)
+    x_label, y_label, log = PANELS[title]
     if log:
         ax.set_xscale("log")
     ax.set_xlabel(x_label)
@@ -113,22 +112,22 @@ def _draw(
     finish(ax)
 
 
-def _draw_table(ax: Any, cards: Mapping[str, pd.DataFrame]) -> None:
-    entries = {
-        entry: label
-        for entry, label in TABLE_ENTRIES.items()
-        if any(entry in card.index for card in cards.values())
-    }
-    cells = [[_number(card, entry) for card in cards.values()] for entry in entries]
+def _draw_table(ax: Any, cards: Tables) -> None:
+    """A row for each entry that some card has, a column for each card."""
+    labels = []
+    cells = []
+    for entry, label in TABLE_ENTRIES.items():
+        numbers = []
+        for card in cards.values():
+            numbers.append(f"{card['value'][entry]:.3g}" if entry in card.index else "")
+        if any(numbers):
+            labels.append(label)
+            cells.append(numbers)
+    # one card alone has no name
     ax.axis("off")
     names = [name or "value" for name in cards]
-    table = ax.table(
-        cells, rowLabels=list(entries.values()), colLabels=names, loc="center", edges="horizontal"
-    )
+    table = ax.table(cells, rowLabels=labels, colLabels=names, loc="center", edges="horizontal")
     table.auto_set_font_size(False)
     table.set_fontsize(8)
+    # the row labels stand left of the table: it leaves them room, more beside a panel
     table.scale(0.62 if len(cards) <= CARDS_A_PANEL else 0.85, 1.25)
-
-
-def _number(card: pd.DataFrame, entry: str) -> str:
-    return f"{card['value'][entry]:.3g}" if entry in card.index else ""

@@ -1,19 +1,21 @@
-"""Several tokenizers on one figure: loss curves (the paper's 2b), probe against generation (5a), spread of modes (8)."""
+"""Several tokenizers on one figure, as in figures 2b, 5a and 8 of the paper."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from maetok_lab.plots.curves import MARKERS, axes, colours_for, finish
+from maetok_lab.plots.curves import MARKERS, Tables, axes, check_columns, colours_for, finish
 
 
 def plot_loss_curves(
-    metrics: Mapping[str, pd.DataFrame], *, column: str = "loss", smooth: int = 1, ax: Any = None
+    metrics: Tables, *, column: str = "loss", smooth: int = 1, ax: Any = None
 ) -> Any:
-    """One training loss over steps for each run: `metrics` are `Run.metrics("train")` by name -> Axes.
+    """One training loss over steps for each run, as in figure 2b -> Axes.
 
-    `smooth` is the number of logged values that are averaged. Raises ValueError for a run without the column.
+    `metrics` are `Run.metrics("train")` by name; `smooth` is the number of logged values that are
+    averaged. Raises ValueError for a run without the column.
     """
     lacking = [name for name, table in metrics.items() if column not in table]
     if lacking or not metrics:
@@ -21,10 +23,11 @@ def plot_loss_curves(
             f"no column {column!r} in the metrics of {lacking or 'any run: there are none'}"
         )
     ax = axes(ax)
-    colours = colours_for(metrics)
-    for name, table in metrics.items():
-        values = table[column].rolling(smooth, min_periods=1).mean()
-        ax.plot(table["step"], values, color=colours[name], linewidth=1.3, label=name)
+    for name, colour in colours_for(metrics).items():
+        steps = metrics[name]["step"]
+        # the mean of the last `smooth` values; the first ones have fewer before them
+        values = metrics[name][column].rolling(smooth, min_periods=1).mean()
+        ax.plot(steps, values, color=colour, linewidth=1.3, label=name)
     ax.set_xlabel("training step of the diffusion model")
     ax.set_ylabel("diffusion loss")
     return finish(ax)
@@ -33,40 +36,41 @@ def plot_loss_curves(
 def plot_against(
     table: pd.DataFrame, x: str, y: str, *, labels: Mapping[str, str] | None = None, ax: Any = None
 ) -> Any:
-    """One point a row of `table` (its index names it), column `y` over column `x`: figure 5a -> Axes.
+    """One point a row of `table` (its index names it), column `y` over `x`: figure 5a -> Axes.
 
-    `labels` give the axes other words than the columns. Raises ValueError for a column that is not there.
+    `labels` give the axes other words than the columns. Raises ValueError for a column that is not
+    there.
     """
-    missing = [name for name in (x, y) if name not in table]
-    if missing:
-        raise ValueError(f"no column {missing}; the table has {sorted(map(str, table.columns))}")
+    check_columns(table, [x, y])
+    labels = labels or {}
+    # a rung keeps the colour that it has in the figures of curves
     ax = axes(ax)
     colours = colours_for(table.index)
-    for name, marker in zip(table.index, MARKERS * len(table)):
-        point = table.loc[name]
-        ax.plot(point[x], point[y], marker, color=colours[str(name)], markersize=7, label=str(name))
-    ax.set_xlabel((labels or {}).get(x, x))
-    ax.set_ylabel((labels or {}).get(y, y))
+    for (row, point), marker in zip(table.iterrows(), MARKERS * len(table)):
+        style = {"color": colours[str(row)], "markersize": 7, "label": str(row)}
+        ax.plot(point[x], point[y], marker, **style)
+    ax.set_xlabel(labels.get(x, x))
+    ax.set_ylabel(labels.get(y, y))
     return finish(ax)
 
 
-def plot_mean_norms(tables: Mapping[str, pd.DataFrame], *, ax: Any = None) -> Any:
-    """Largest norm of a mode's mean for each number of modes, from `gmm_curve` tables by name: figure 8 -> Axes.
+def plot_mean_norms(tables: Tables, *, ax: Any = None) -> Any:
+    """Largest norm of a mode's mean for each number of modes: figure 8 -> Axes.
 
-    Where these are alike for all latents, only the number of modes is left to tell them apart (the paper's reading).
+    `tables` are results of `gmm_curve` by name. Where the norms are alike for all latents, only the
+    number of modes is left to tell them apart (the paper's reading).
     """
     if not tables:
         raise ValueError("no tables to draw")
     ax = axes(ax)
-    colours, width = colours_for(tables), 0.8 / len(tables)
-    counts = sorted({int(count) for table in tables.values() for count in table["components"]})
-    for position, (name, table) in enumerate(tables.items()):
-        norms = table.set_index("components")["max_mean_norm"]
-        places = [
-            counts.index(count) + (position - (len(tables) - 1) / 2) * width
-            for count in norms.index
-        ]
-        ax.bar(places, norms, width, color=colours[name], label=name)
+    counts = np.unique(pd.concat(tables.values())["components"])
+    # bars of one count of modes stand side by side around its tick, 0.8 wide together
+    width = 0.8 / len(tables)
+    for position, (name, colour) in enumerate(colours_for(tables).items()):
+        norms = tables[name].set_index("components")["max_mean_norm"]
+        offset = (position - (len(tables) - 1) / 2) * width
+        places = np.searchsorted(counts, norms.index) + offset
+        ax.bar(places, norms, width, color=colour, label=name)
     ax.set_xticks(range(len(counts)), counts)
     ax.set_xlabel("mixture components")
     ax.set_ylabel("largest mean's norm (standard deviations)")

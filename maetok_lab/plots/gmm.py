@@ -1,55 +1,49 @@
 """Mixture NLL against the number of components: the paper's figure 2a for one's own latents."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from maetok_lab.plots.curves import MARKERS, axes, colours_for, finish
+from maetok_lab.plots.curves import MARKERS, Tables, axes, colours_for, finish
 
 
 def plot_gmm_curve(
-    tables: pd.DataFrame | Mapping[str, pd.DataFrame],
-    *,
-    per_dimension: bool = False,
-    ax: Any = None,
+    tables: pd.DataFrame | Tables, *, per_dimension: bool = False, ax: Any = None
 ) -> Any:
-    """NLL over components, held-out solid and training dotted, one colour for each of the latents -> Axes.
+    """NLL over components, held-out solid and training dotted, a colour for each latents -> Axes.
 
-    `tables` is a result of `gmm_curve`, or several by name. Lower means that fewer modes describe the latents as well.
-    Raises ValueError for tables with different numbers of dimensions unless `per_dimension`: their NLL are not
-    comparable.
+    `tables` is a result of `gmm_curve`, or several by name. Lower means that fewer modes describe
+    the latents as well. Raises ValueError for tables with different numbers of dimensions unless
+    `per_dimension`: their NLL are not comparable.
     """
-    tables = {"": tables} if isinstance(tables, pd.DataFrame) else dict(tables)
+    if isinstance(tables, pd.DataFrame):
+        tables = {"": tables}
     if not tables:
         raise ValueError("no tables to draw")
-    dimensions = {name: int(table["dimensions"].iloc[0]) for name, table in tables.items()}
-    if len(set(dimensions.values())) > 1 and not per_dimension:
+    dimensions = {name: int(table["dimensions"].max()) for name, table in tables.items()}
+    counts = sorted(set(dimensions.values()))
+    if len(counts) > 1 and not per_dimension:
         raise ValueError(
-            f"latents must be compared at one number of dimensions, not {dimensions}; use common_dimensions, "
-            "or per_dimension=True"
+            f"latents must be compared at one number of dimensions, not {dimensions}; "
+            "use common_dimensions, or per_dimension=True"
         )
+    # one table alone has no name: its lines say only which images they are of
     ax = axes(ax)
     colours = colours_for(tables)
     for (name, table), marker in zip(tables.items(), MARKERS * len(tables)):
-        scale = table["dimensions"] if per_dimension else 1
+        nll = table[["heldout_nll", "train_nll"]]
+        if per_dimension:
+            nll = nll.div(table["dimensions"], axis=0)
+        components = table["components"]
         style = {"color": colours[name], "marker": marker, "markersize": 4, "linewidth": 1.4}
         prefix = f"{name}, " if name else ""
-        if table["heldout_nll"].notna().any():
-            ax.plot(
-                table["components"],
-                table["heldout_nll"] / scale,
-                "-",
-                label=f"{prefix}held-out",
-                **style,
-            )
-        hollow = style | {"markerfacecolor": "none", "linewidth": 0.9}
-        ax.plot(
-            table["components"], table["train_nll"] / scale, ":", label=f"{prefix}train", **hollow
-        )
-    shown = ", ".join(sorted({str(number) for number in dimensions.values()}, key=int))
+        if nll["heldout_nll"].notna().any():
+            ax.plot(components, nll["heldout_nll"], label=f"{prefix}held-out", **style)
+        # the training NLL always falls with more modes: drawn hollow and thin, to compare with
+        style |= {"markerfacecolor": "none", "linewidth": 0.9, "linestyle": ":"}
+        ax.plot(components, nll["train_nll"], label=f"{prefix}train", **style)
+    # the label says at how many dimensions the NLL was taken
+    unit = "image and dimension" if per_dimension else "image"
     ax.set_xlabel("mixture components")
-    ax.set_ylabel(
-        f"NLL (nats per {'image and dimension' if per_dimension else 'image'}, {shown} dimensions)"
-    )
+    ax.set_ylabel(f"NLL (nats per {unit}, {', '.join(map(str, counts))} dimensions)")
     return finish(ax)

@@ -8,33 +8,25 @@ from maetok_lab.plots.curves import MARKERS, PALETTE, axes, finish
 
 
 def plot_sample_complexity(table: pd.DataFrame, *, ax: Any = None) -> Any:
-    """Error of the learned means over samples, one line a number of modes K, with the target -> Axes.
+    """Error of the learned means over samples, one line a number of modes K -> Axes.
 
     `table` is a result of `sample_complexity`; rings mark where each line crosses the target.
     """
     ax = axes(ax)
     target = table.attrs["settings"]["target"]
-    groups = list(table.groupby("components"))
-    for i, (components, part) in enumerate(groups):
-        style = {
-            "color": PALETTE[i % len(PALETTE)],
-            "marker": MARKERS[i % len(MARKERS)],
-            "markersize": 4,
-        }
-        ax.plot(part["samples"], part["error"], linewidth=1.4, label=f"{components} modes", **style)
-        ax.plot(
-            table.attrs["needed"][components],
-            target,
-            "o",
-            markersize=9,
-            markerfacecolor="none",
-            color=style["color"],
-        )
+    for i, (components, rows) in enumerate(table.groupby("components")):
+        color = PALETTE[i % len(PALETTE)]
+        line = {"marker": MARKERS[i % len(MARKERS)], "markersize": 4, "linewidth": 1.4}
+        label = f"{components} modes"
+        ax.plot(rows["samples"], rows["error"], color=color, label=label, **line)
+        # a ring: the samples that K modes need
+        needed = table.attrs["needed"][components]
+        ax.plot(needed, target, "o", color=color, markersize=9, markerfacecolor="none")
     ax.axhline(target, color="0.4", linewidth=0.8, linestyle="--")
+    # the error falls as a power of the samples: straight lines on these scales
     ax.set_xscale("log")
     ax.set_yscale("log")
-    ax.set_xlabel(
-        f"training samples (needed grow as modes to the power {table.attrs['exponent']:.1f})"
-    )
+    exponent = table.attrs["exponent"]
+    ax.set_xlabel(f"training samples (needed grow as modes to the power {exponent:.1f})")
     ax.set_ylabel("worst mean's error (standard deviations)")
     return finish(ax)
