@@ -1,1 +1,1 @@
-"""Transformer parts that tokenizer and diffusion share: nothing here knows about images, latents or time."""
+"""Transformer parts that tokenizer and diffusion share; none knows of images, latents or time."""

@@ -3,27 +3,30 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-NUM_FREQUENCIES = 256  # of the time embedding
+NUM_FREQUENCIES = 256  # sines and cosines of the time embedding
 
 
 class TimeEmbedding(nn.Module):
-    """256 sinusoids of t itself (cosines first, base 10000, t in [0, 1] unscaled: the release's choice), then an MLP."""
+    """256 sinusoids of t in [0, 1], cosines first, base 10000, then an MLP.
+
+    t is not scaled to 0 .. 1000 before: the release's choice.
+    """
 
     def __init__(self, width: int):
         super().__init__()
         half = NUM_FREQUENCIES // 2
-        self.register_buffer(
-            "frequencies", torch.exp(-math.log(10000) * torch.arange(half) / half), persistent=False
-        )
+        frequencies = torch.exp(-math.log(10000) * torch.arange(half) / half)
+        # not persistent: a constant, which the released weights do not hold
+        self.register_buffer("frequencies", frequencies, persistent=False)
         self.mlp = nn.Sequential(
             nn.Linear(NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
         )
 
-    def forward(self, t: torch.Tensor) -> torch.Tensor:
+    def forward(self, t: Tensor) -> Tensor:
         """t (B,) -> (B, width)"""
-        angles = t.float()[:, None] * self.frequencies
+        angles = t.float()[:, None] * self.frequencies  # (B, 128)
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1))
 
 
@@ -32,8 +35,8 @@ class LabelEmbedding(nn.Module):
 
     def __init__(self, num_classes: int, width: int):
         super().__init__()
-        self.embedding_table = nn.Embedding(num_classes + 1, width)
+        self.embedding_table = nn.Embedding(num_classes + 1, width)  # the released name
 
-    def forward(self, labels: torch.Tensor) -> torch.Tensor:
+    def forward(self, labels: Tensor) -> Tensor:
         """labels (B,) in 0 .. num_classes, the last being null -> (B, width)"""
         return self.embedding_table(labels)

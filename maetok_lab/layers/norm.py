@@ -1,45 +1,50 @@
-"""Normalisation and modulation (adaptive layer norm)."""
+"""Normalisation, modulation (adaptive layer norm), and what tames a residual branch."""
 
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 NormKind = Literal["layernorm", "rmsnorm"]
 
 
 def make_norm(kind: NormKind, width: int, *, affine: bool = True) -> nn.Module:
     """LayerNorm or RMSNorm over the last axis, eps 1e-6 as in ViT, DiT and the release."""
-    if kind == "rmsnorm":
-        return nn.RMSNorm(width, eps=1e-6, elementwise_affine=affine)
-    return nn.LayerNorm(width, eps=1e-6, elementwise_affine=affine)
+    # without affine: the blocks of DiT take scale and shift from their condition instead
+    norm = nn.RMSNorm if kind == "rmsnorm" else nn.LayerNorm
+    return norm(width, eps=1e-6, elementwise_affine=affine)
 
 
-def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """DiT's adaptive norm: x * (1 + scale) + shift. x (B, N, D), shift and scale (B, D) -> (B, N, D)"""
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """DiT's adaptive norm: x * (1 + scale) + shift. x (B, N, D), shift and scale (B, D) -> as x"""
     return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training a residual branch is dropped for a whole sample with probability `rate`."""
+    """Stochastic depth: in training a branch is dropped for a whole sample with probability `rate`.
+
+    timm's draws in x's own precision and rounds otherwise, so its runs would not be ours.
+    """
 
     def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        kept = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device) >= self.rate
-        return x * kept / (1 - self.rate)
+        ones = [1] * (x.dim() - 1)
+        draws = torch.rand(len(x), *ones, device=x.device)  # one a sample
+        # what survives grows, so that the expectation stays
+        return x * (draws >= self.rate) / (1 - self.rate)
 
 
 class LayerScale(nn.Module):
-    """A learned factor a channel on a residual branch, small at first (CaiT; the release starts at 1e-5)."""
+    """A learned factor a channel on a branch, small at first (CaiT; the release starts at 1e-5)."""
 
     def __init__(self, width: int, init: float):
         super().__init__()
         self.gamma = nn.Parameter(torch.full((width,), init))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma

@@ -1,7 +1,7 @@
 """Images to patches and back: pure reshaping, no weights."""
 
-import torch
 from einops import rearrange
+from torch import Tensor
 
 
 def grid_size(height: int, width: int, patch_size: int) -> tuple[int, int]:
@@ -13,19 +13,15 @@ def grid_size(height: int, width: int, patch_size: int) -> tuple[int, int]:
     return height // patch_size, width // patch_size
 
 
-def patchify(images: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Row-major patches, channel fastest inside (the release's order). (B, 3, H, W) -> (B, patches, patch_size^2 * 3)"""
-    grid_size(*images.shape[-2:], patch_size)
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Row-major patches. (B, 3, H, W) -> (B, patches, patch_size^2 * 3)"""
+    grid_size(*images.shape[-2:], patch_size)  # einops would refuse too, in other words
+    # inside a patch the channel is fastest: the release's order
     return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=patch_size, q=patch_size)
 
 
-def unpatchify(patches: torch.Tensor, grid: tuple[int, int], patch_size: int) -> torch.Tensor:
-    """The inverse of `patchify`. (B, patches, patch_size^2 * 3) -> (B, 3, H, W)"""
-    return rearrange(
-        patches,
-        "b (h w) (p q c) -> b c (h p) (w q)",
-        h=grid[0],
-        w=grid[1],
-        p=patch_size,
-        q=patch_size,
-    )
+def unpatchify(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
+    """The inverse of `patchify`; `grid` is patches down and across. -> (B, 3, H, W)"""
+    h, w = grid
+    sizes = {"h": h, "w": w, "p": patch_size, "q": patch_size}
+    return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", **sizes)
