@@ -1,29 +1,35 @@
-"""Noise to latents: Euler, Heun, Euler-Maruyama and dopri5 under one call, with guidance that computes nothing in vain."""
+"""Noise to latents: Euler, Heun, Euler-Maruyama and dopri5 under one call, with guidance.
+
+`sample` runs one of the integrators below; each follows `GuidedVelocity`, which decides whether the
+null pass is computed.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from maetok_lab.config import choose
 from maetok_lab.diffusion.path import PATHS, Path, PathName
 from maetok_lab.rng import generator
 
 Method = Literal["euler", "heun", "euler_maruyama", "dopri5"]
-Model = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Model = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_t, t, labels) -> velocity
 LAST_NOISY_TIME = 0.04  # the release's Euler-Maruyama goes from here to 0 in one step without noise
 
 
+# ---- guidance ----
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance on all channels while low <= t <= high: v = v_null + scale * (v_label - v_null).
+    """Classifier-free guidance while low <= t <= high: v = v_null + scale * (v_label - v_null).
 
-    t = 1 is noise, so the paper's [0, 0.75] leaves the noisiest quarter unguided. Outside the interval, and at scale 1,
-    the null pass is not computed.
+    It is on all channels. t = 1 is noise, so the paper's [0, 0.75] leaves the noisiest quarter
+    unguided. Raises ValueError for what is no interval in [0, 1].
     """
 
-    scale: float
+    scale: float  # 1 is none
     low: float = 0.0
     high: float = 1.0
 
@@ -37,17 +43,69 @@ class Guidance:
         return self.scale != 1 and self.low <= t <= self.high
 
 
+class GuidedVelocity:
+    """The velocity that samplers follow: B model rows a call, 2B while guidance applies.
+
+    `weak_model` guides instead of the null class (autoguidance, Karras et al. 2024).
+    """
+
+    def __init__(
+        self, model: Model, labels: Tensor, guidance: Guidance | None, weak_model: Model | None
+    ):
+        self.model = model
+        self.labels = labels
+        self.guidance = guidance or Guidance(scale=1)
+        self.weak_model = weak_model
+
+    def __call__(self, x: Tensor, t: float, *, guide_at: float | None = None) -> Tensor:
+        """x (B, N, C) -> velocity (B, N, C) in x's dtype.
+
+        `guide_at` is the time that decides on guidance, where it is not t.
+        """
+        if guide_at is None:
+            guide_at = t
+        # samplers add up in float64, models compute in float32
+        state = x.float()
+        time = torch.full((len(x),), t, device=x.device)
+
+        # Here guidance skips the null pass: outside its interval, and at scale 1.
+        if not self.guidance.applies(guide_at):
+            return self.model(state, time, self.labels).to(x.dtype)
+
+        if self.weak_model is None:
+            # labels and null class in one call of 2B rows
+            null = torch.full_like(self.labels, self.model.num_classes)
+            labels = torch.cat([self.labels, null])
+            both = self.model(state.repeat(2, 1, 1), time.repeat(2), labels)
+            strong, weak = both.to(x.dtype).chunk(2)
+        else:
+            strong = self.model(state, time, self.labels).to(x.dtype)
+            weak = self.weak_model(state, time, self.labels).to(x.dtype)
+        return weak + self.guidance.scale * (strong - weak)
+
+    def jumps(self) -> list[float]:
+        """Times inside (0, 1) at which guidance begins or ends, as sampling meets them."""
+        if self.guidance.scale == 1:
+            return []
+        ends = {self.guidance.low, self.guidance.high} - {0, 1}
+        return sorted(ends, reverse=True)
+
+
+# ---- sampling ----
 class SampleStep(NamedTuple):
-    """A point of the trajectory: after `step` steps at time `t`, the state and the data estimate made on the way there."""
+    """A point of the trajectory, after `step` steps."""
 
     step: int
     t: float
-    x: torch.Tensor
-    x0: torch.Tensor
+    x: Tensor  # (B, N, C) at time t, float64
+    x0: Tensor  # the data estimate made on the way there
 
 
-def sample(model: Model, noise: torch.Tensor, labels: torch.Tensor, **options) -> torch.Tensor:
-    """The end of the trajectory that `sample_steps` (same arguments) yields. noise (B, N, C) -> latents (B, N, C) float32"""
+def sample(model: Model, noise: Tensor, labels: Tensor, **options) -> Tensor:
+    """The end of the trajectory that `sample_steps` yields; it takes the same arguments.
+
+    noise (B, N, C), labels (B,) -> latents (B, N, C), float32
+    """
     *_, last = sample_steps(model, noise, labels, **options)
     return last.x.float()
 
@@ -55,24 +113,22 @@ def sample(model: Model, noise: torch.Tensor, labels: torch.Tensor, **options) -
 @torch.no_grad()
 def sample_steps(
     model: Model,
-    noise: torch.Tensor,
-    labels: torch.Tensor,
+    noise: Tensor,
+    labels: Tensor,
     *,
     method: Method = "euler",
     num_steps: int,
     guidance: Guidance | None = None,
-    path: PathName | None = None,
-    weak_model: Model | None = None,
-    time_shift: float = 1.0,
-    seeds: Sequence[int] | None = None,
-    sde_noise: torch.Tensor | None = None,
+    path: PathName | None = None,  # None is the model's own, linear for a model that has none
+    weak_model: Model | None = None,  # guides instead of the null class
+    time_shift: float = 1.0,  # see `time_grid`
+    seeds: Sequence[int] | None = None,  # one a sample, for Euler-Maruyama's noise
+    sde_noise: Tensor | None = None,  # or that noise itself, (num_steps - 1, B, N, C)
 ) -> Iterator[SampleStep]:
-    """Integrate from t = 1 to 0, yielding every step. The state is float64, the model sees float32.
+    """Integrate from t = 1 to 0, yielding every step.
 
-    noise (B, N, C), labels (B,). `path` is the model's own if it is not given (linear for a model that has none).
-    `weak_model` guides instead of the null class (autoguidance, Karras et al. 2024). `time_shift`: see `time_grid`.
-    Euler-Maruyama draws from one seed a sample (`seeds`), or takes `sde_noise` (num_steps - 1, B, N, C). The null label is
-    a label too. Raises ValueError for labels out of range and sizes that differ.
+    noise (B, N, C), labels (B,), of which `num_classes` is the null class. Raises ValueError for an
+    unknown method or path, labels out of range, sizes that differ, and a missing seed.
     """
     integrate = choose(method, INTEGRATORS, "sampler")
     interpolant = choose(path or getattr(model, "trained_path", "linear"), PATHS, "path")
@@ -81,10 +137,15 @@ def sample_steps(
         raise ValueError(
             "an unconditional model has no labels to be guided by; it can be guided by a weak_model"
         )
+    velocity = GuidedVelocity(model, labels, guidance, weak_model)
     times = time_grid(method, num_steps, time_shift)
-    drive = Drive(model, labels, guidance, weak_model)
-    precise = torch.float32 if noise.device.type == "mps" else torch.float64
-    x = noise.to(precise)
+
+    # many small steps are added up, so the state is float64; Apple's GPU has none
+    precision = torch.float64
+    if noise.device.type == "mps":
+        precision = torch.float32
+    x = noise.to(precision)
+
     if integrate is euler_maruyama:
         if sde_noise is None:
             sde_noise = _sde_noise(noise, seeds, num_steps)
@@ -92,114 +153,79 @@ def sample_steps(
             raise ValueError(
                 f"sde_noise must be {(num_steps - 1, *noise.shape)}, not {tuple(sde_noise.shape)}"
             )
-        yield from euler_maruyama(drive, x, times, interpolant, sde_noise)
+        yield from euler_maruyama(velocity, x, times, interpolant, sde_noise)
     else:
-        yield from integrate(drive, x, times, interpolant)
+        yield from integrate(velocity, x, times, interpolant)
 
 
-def time_grid(method: Method, num_steps: int, time_shift: float = 1.0) -> torch.Tensor:
-    """The times between steps, from 1 to 0, float64 (num_steps + 1,): equal steps, then t -> s t / (1 + (s - 1) t).
+def time_grid(method: Method, num_steps: int, time_shift: float = 1.0) -> Tensor:
+    """The times between steps, from 1 to 0, float64 (num_steps + 1,): equal steps, then shifted.
 
-    A `time_shift` s above 1 spends more steps near the noise (Esser et al. 2024, equation 23, with t = 1 noise as here;
-    LightningDiT's shift of 0.3 counts time the other way and is 1 / 0.3 here).
+    A `time_shift` above 1 spends more steps near the noise. Raises ValueError for one of 0 or less.
     """
     if time_shift <= 0:
         raise ValueError(f"time_shift must be above 0 (1 is none), not {time_shift}")
     if method == "euler_maruyama":
-        times = torch.cat(
-            [torch.linspace(1, LAST_NOISY_TIME, num_steps, dtype=torch.float64), torch.zeros(1)]
-        )
+        times = torch.linspace(1, LAST_NOISY_TIME, num_steps, dtype=torch.float64)
+        times = torch.cat([times, torch.zeros(1)])
     else:
         times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+    # Esser et al. 2024, equation 23, with t = 1 noise as here. LightningDiT counts time the other
+    # way: its shift of 0.3 is 1 / 0.3 here.
     return time_shift * times / (1 + (time_shift - 1) * times)
 
 
-class Drive:
-    """The guided velocity at (x, t): B model rows a call, 2B while guidance applies."""
-
-    def __init__(
-        self,
-        model: Model,
-        labels: torch.Tensor,
-        guidance: Guidance | None,
-        weak_model: Model | None,
-    ):
-        self.model, self.labels, self.guidance, self.weak_model = (
-            model,
-            labels,
-            guidance,
-            weak_model,
-        )
-
-    def __call__(self, x: torch.Tensor, t: float, *, guide_at: float | None = None) -> torch.Tensor:
-        """x (B, N, C) -> velocity (B, N, C) in x's dtype; `guide_at` is the time that decides on guidance, if not t."""
-        state, labels = x.float(), self.labels
-        time = torch.full((len(x),), t, device=x.device)
-        if self.guidance is None or not self.guidance.applies(t if guide_at is None else guide_at):
-            return self.model(state, time, labels).to(x.dtype)
-        if self.weak_model is not None:
-            strong, weak = (
-                self.model(state, time, labels).to(x.dtype),
-                self.weak_model(state, time, labels).to(x.dtype),
-            )
-        else:
-            null = torch.full_like(labels, self.model.num_classes)
-            both = self.model(state.repeat(2, 1, 1), time.repeat(2), torch.cat([labels, null]))
-            strong, weak = both.to(x.dtype).chunk(2)
-        return weak + self.guidance.scale * (strong - weak)
-
-    def jumps(self) -> list[float]:
-        """Times inside (0, 1) at which guidance begins or ends, from late to early as sampling meets them."""
-        if self.guidance is None or self.guidance.scale == 1:
-            return []
-        return sorted(
-            {t for t in (self.guidance.low, self.guidance.high) if 0 < t < 1}, reverse=True
-        )
-
-
-def euler(drive: Drive, x: torch.Tensor, times: torch.Tensor, path: Path) -> Iterator[SampleStep]:
+# ---- integrators ----
+def euler(velocity: GuidedVelocity, x: Tensor, times: Tensor, path: Path) -> Iterator[SampleStep]:
     """x += v dt: one model evaluation a step, error of order dt."""
     for step, (t, after) in enumerate(zip(times[:-1], times[1:]), start=1):
-        v = drive(x, t.item())
+        v = velocity(x, t.item())
         x0 = path.data(x, v, t)
         x = x + v * (after - t)
         yield SampleStep(step, after.item(), x, x0)
 
 
-def heun(drive: Drive, x: torch.Tensor, times: torch.Tensor, path: Path) -> Iterator[SampleStep]:
-    """Euler's step corrected with the mean of both ends' velocities, but for the last step: 2 num_steps - 1 evaluations."""
+def heun(velocity: GuidedVelocity, x: Tensor, times: Tensor, path: Path) -> Iterator[SampleStep]:
+    """Euler's step, then again with the mean of both ends' velocities: 2 num_steps - 1 evaluations.
+
+    The last step is Euler's.
+    """
     num_steps = len(times) - 1
     for step, (t, after) in enumerate(zip(times[:-1], times[1:]), start=1):
-        v = drive(x, t.item())
+        v = velocity(x, t.item())
         x0 = path.data(x, v, t)
         ahead = x + v * (after - t)
         if step < num_steps:
             # One step is guided as a whole: its first time decides (as in the release).
-            v = (v + drive(ahead, after.item(), guide_at=t.item())) / 2
+            v = (v + velocity(ahead, after.item(), guide_at=t.item())) / 2
             ahead = x + v * (after - t)
         x = ahead
         yield SampleStep(step, after.item(), x, x0)
 
 
 def euler_maruyama(
-    drive: Drive, x: torch.Tensor, times: torch.Tensor, path: Path, sde_noise: torch.Tensor
+    velocity: GuidedVelocity, x: Tensor, times: Tensor, path: Path, sde_noise: Tensor
 ) -> Iterator[SampleStep]:
-    """The reverse SDE with diffusion w(t) = 2t: dx = (v - w/2 score) dt + sqrt(w |dt|) n, without noise in the last step."""
+    """The reverse SDE with diffusion w(t) = 2t: dx = (v - w/2 score) dt + sqrt(w |dt|) n.
+
+    The last step is without noise.
+    """
     num_steps = len(times) - 1
     for step, (t, after) in enumerate(zip(times[:-1], times[1:]), start=1):
-        v = drive(x, t.item())
+        v = velocity(x, t.item())
         x0 = path.data(x, v, t)
-        w, dt = 2 * t, after - t
+        w = 2 * t
+        dt = after - t
         x = x + (v - w / 2 * path.score(x, v, t)) * dt
         if step < num_steps:
             x = x + (w * dt.abs()).sqrt() * sde_noise[step - 1].to(x)
         yield SampleStep(step, after.item(), x, x0)
 
 
-def dopri5(drive: Drive, x: torch.Tensor, times: torch.Tensor, path: Path) -> Iterator[SampleStep]:
-    """Adaptive Runge-Kutta of order 5 (torchdiffeq), tolerances 1e-7 absolute and 1e-6 relative; read at `times`.
+def dopri5(velocity: GuidedVelocity, x: Tensor, times: Tensor, path: Path) -> Iterator[SampleStep]:
+    """Adaptive Runge-Kutta of order 5 (torchdiffeq), read at `times`.
 
-    It steps onto t = 0 (beyond it there is no model) and onto the ends of the guidance interval, where the velocity jumps.
+    Raises ImportError where torchdiffeq is missing.
     """
     try:
         from torchdiffeq import odeint
@@ -208,44 +234,46 @@ def dopri5(drive: Drive, x: torch.Tensor, times: torch.Tensor, path: Path) -> It
             "the dopri5 sampler needs torchdiffeq: pip install 'maetok-lab[evaluation]'"
         ) from None
     times = times.to(x)
-    stops = {
-        "step_t": times[-1:],
-        "jump_t": torch.tensor(drive.jumps(), dtype=times.dtype, device=x.device),
-    }
+    # It must step onto t = 0, beyond which there is no model, and onto the ends of the guidance
+    # interval, where the velocity jumps.
+    jumps = torch.tensor(velocity.jumps(), dtype=times.dtype, device=x.device)
     states = odeint(
-        lambda t, state: drive(state, t.item()),
+        lambda t, state: velocity(state, t.item()),
         x,
         times,
         method="dopri5",
         atol=1e-7,
         rtol=1e-6,
-        options=stops,
+        options={"step_t": times[-1:], "jump_t": jumps},
     )
     for step in range(1, len(times)):
+        # one evaluation more a step, for the data estimate alone
         before = times[step - 1]
-        x0 = path.data(states[step - 1], drive(states[step - 1], before.item()), before)
+        x0 = path.data(states[step - 1], velocity(states[step - 1], before.item()), before)
         yield SampleStep(step, times[step].item(), states[step], x0)
 
 
 INTEGRATORS = {"euler": euler, "heun": heun, "euler_maruyama": euler_maruyama, "dopri5": dopri5}
 
 
-def check_inputs(model: Model, noise: torch.Tensor, labels: torch.Tensor, num_steps: int) -> None:
+# ---- inputs ----
+def check_inputs(model: Model, noise: Tensor, labels: Tensor, num_steps: int) -> None:
     """One line for labels, noise or step counts that the model cannot take."""
-    classes = getattr(model, "num_classes", None)
     if labels.shape != noise.shape[:1]:
         raise ValueError(
-            f"need one label a sample, not labels {tuple(labels.shape)} for noise {tuple(noise.shape)}"
+            f"need one label a sample, not labels {tuple(labels.shape)}"
+            f" for noise {tuple(noise.shape)}"
         )
-    if (
-        classes is not None
-        and len(labels)
-        and not 0 <= int(labels.min()) <= int(labels.max()) <= classes
-    ):
-        low, high = int(labels.min()), int(labels.max())
-        raise ValueError(
-            f"labels must be in 0 .. {classes} ({classes} is the null class), not {low} .. {high}"
-        )
+    # a model may be any function; only one that says its sizes is checked against them
+    classes = getattr(model, "num_classes", None)
+    if classes is not None and len(labels):
+        low = int(labels.min())
+        high = int(labels.max())
+        if low < 0 or high > classes:
+            raise ValueError(
+                f"labels must be in 0 .. {classes} ({classes} is the null class),"
+                f" not {low} .. {high}"
+            )
     sizes = (getattr(model, "num_tokens", None), getattr(model, "latent_dim", None))
     if None not in sizes and tuple(noise.shape[1:]) != sizes:
         raise ValueError(f"noise must be (B, {sizes[0]}, {sizes[1]}), not {tuple(noise.shape)}")
@@ -255,24 +283,24 @@ def check_inputs(model: Model, noise: torch.Tensor, labels: torch.Tensor, num_st
 
 def draw_noise(
     seeds: Sequence[int], num_tokens: int, latent_dim: int, *, device: torch.device | str = "cpu"
-) -> torch.Tensor:
-    """Starting noise, one seed a sample and drawn on the CPU, so that image k is the same in any batch. -> (B, N, C)"""
-    rows = [
-        torch.randn(num_tokens, latent_dim, generator=generator(seed, "noise")) for seed in seeds
-    ]
+) -> Tensor:
+    """Starting noise, one seed a sample, so that image k is the same in any batch. -> (B, N, C)"""
+    rows = []
+    for seed in seeds:
+        # on the CPU, whose generator draws the same on every machine
+        rows.append(torch.randn(num_tokens, latent_dim, generator=generator(seed, "noise")))
     return torch.stack(rows).to(device)
 
 
-def _sde_noise(noise: torch.Tensor, seeds: Sequence[int] | None, num_steps: int) -> torch.Tensor:
-    if seeds is None or len(seeds) != len(noise):
-        came = (
-            "neither came" if seeds is None else f"{len(seeds)} seeds came for {len(noise)} samples"
-        )
-        raise ValueError(
-            f"euler_maruyama needs one seed a sample (seeds), or its noise itself (sde_noise); {came}"
-        )
+def _sde_noise(noise: Tensor, seeds: Sequence[int] | None, num_steps: int) -> Tensor:
+    """Euler-Maruyama's noise, one seed a sample. -> (num_steps - 1, B, N, C), float64"""
+    need = "euler_maruyama needs one seed a sample (seeds), or its noise itself (sde_noise)"
+    if seeds is None:
+        raise ValueError(f"{need}; neither came")
+    if len(seeds) != len(noise):
+        raise ValueError(f"{need}; {len(seeds)} seeds came for {len(noise)} samples")
     shape = (num_steps - 1, *noise.shape[1:])
-    rows = [
-        torch.randn(shape, generator=generator(seed, "sde"), dtype=torch.float64) for seed in seeds
-    ]
+    rows = []
+    for seed in seeds:
+        rows.append(torch.randn(shape, generator=generator(seed, "sde"), dtype=torch.float64))
     return torch.stack(rows, dim=1).to(noise.device)
