@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from maetok_lab.tokenizer import discriminators
 from maetok_lab.tokenizer.discriminators import AdversarialConfig, hinge_g
+from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.training import adversary as module
 from maetok_lab.training.adversary import Adversary, average_gradients, half_crop, held_still
 from maetok_lab.training.optim import OptimizerConfig
@@ -27,11 +28,14 @@ PATCHGAN = AdversarialConfig(
 
 
 def make_adversary(config: AdversarialConfig = PATCHGAN, **changes) -> Adversary:
-    config = dataclasses.replace(config, **changes)
-    optimizer = OptimizerConfig(learning_rate=1e-3)
-    return Adversary(
-        config, optimizer, image_size=16, precision="fp32", seed=0, device=torch.device("cpu")
+    training = SimpleNamespace(
+        model=SimpleNamespace(image_size=16),
+        losses=LossConfig(adversarial=dataclasses.replace(config, **changes)),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        precision="fp32",
+        seed=0,
     )
+    return Adversary(training, torch.device("cpu"))
 
 
 def share(step: int = 0, size: int = 4) -> Share:
@@ -47,14 +51,17 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_the_tokenizers_term_reaches_the_reconstructions_and_leaves_the_discriminator_as_it_is():
     adversary, weight = make_adversary(), torch.ones(3, 1, 1, requires_grad=True)
-    before = {name: value.clone() for name, value in adversary.tensors().items()}
+    before = {name: value.clone() for name, value in adversary.groups()["discriminator"].items()}
     reconstructions = noise(4, 3, 16, 16) * weight
     terms = adversary.oppose(reconstructions, reconstructions.square().mean(), weight, share())
     terms["adversarial"].backward()
     assert weight.grad.abs().sum() > 0
     parameters = list(adversary.discriminator.parameters())
     assert all(p.grad is None and p.requires_grad for p in parameters)
-    assert all(torch.equal(before[name], value) for name, value in adversary.tensors().items())
+    assert all(
+        torch.equal(before[name], value)
+        for name, value in adversary.groups()["discriminator"].items()
+    )
 
 
 def test_the_weighted_term_has_its_share_of_the_reconstructions_gradient_at_the_last_layer():
@@ -77,12 +84,14 @@ def test_the_weighted_term_has_its_share_of_the_reconstructions_gradient_at_the_
 
 def test_what_trains_the_discriminator_gives_no_gradient_to_the_tokenizer():
     adversary, weight = make_adversary(), torch.ones(3, 1, 1, requires_grad=True)
-    before = {name: value.clone() for name, value in adversary.tensors().items()}
+    before = {name: value.clone() for name, value in adversary.groups()["discriminator"].items()}
     adversary.learn(noise(4, 3, 16, 16), noise(4, 3, 16, 16, seed=1) * weight, share(), factor=1.0)
     assert weight.grad is None
     assert all(p.grad is None for p in adversary.discriminator.parameters())
     changed = {
-        name for name, value in adversary.tensors().items() if not torch.equal(before[name], value)
+        name
+        for name, value in adversary.groups()["discriminator"].items()
+        if not torch.equal(before[name], value)
     }
     assert changed == set(before) - {
         "trained.6.parametrizations.weight.0.u"
@@ -214,13 +223,19 @@ def test_a_step_without_a_finite_gradient_never_reaches_the_discriminator(break_
     adversary.learn(*batch, factor=1.0)
     before = {
         name: value.clone()
-        for name, value in adversary.tensors().items()
+        for name, value in adversary.groups()["discriminator"].items()
         if not name.endswith(".u")
     }
     break_hinge({0})
-    terms = adversary.report(adversary.learn(*batch, factor=1.0))
-    assert terms["discriminator/skipped"] == 1
-    assert all(torch.equal(adversary.tensors()[name], value) for name, value in before.items())
-    assert all(torch.isfinite(value).all() for value in adversary.tensors().values())
-    adversary.learn(*batch, factor=1.0)
+    terms = adversary.learn(*batch, factor=1.0)
+    adversary.guard.settle(1, terms)
+    assert adversary.report(terms)["discriminator/skipped"] == 1
+    assert all(
+        torch.equal(adversary.groups()["discriminator"][name], value)
+        for name, value in before.items()
+    )
+    assert all(
+        torch.isfinite(value).all() for value in adversary.groups()["discriminator"].values()
+    )
+    adversary.guard.settle(2, adversary.learn(*batch, factor=1.0))
     assert adversary.guard.skipped == 1

@@ -6,7 +6,7 @@ import torch
 from maetok_lab.config import override
 from maetok_lab.diffusion.model import DIFFUSION
 from maetok_lab.runs import Run
-from maetok_lab.training.diffusion import check_latents, train_diffusion
+from maetok_lab.training.diffusion import DiffusionTask, train_diffusion
 from maetok_lab.training.loop import StepRecord
 from maetok_lab.training.presets import DIFFUSION_TRAINING, diffusion_training
 
@@ -154,17 +154,33 @@ def test_an_unconditional_model_trains_on_labelled_latents(tmp_path, cache, sit)
     assert run.summary["val_loss"] > 0
 
 
-def test_compiling_wraps_the_forward_pass_and_leaves_the_names_alone(
-    tmp_path, cache, sit, monkeypatch
-):
+def test_compiling_is_in_place_and_leaves_the_names_alone(tmp_path, cache, sit, monkeypatch):
     wrapped = []
-    monkeypatch.setattr(torch, "compile", lambda module: wrapped.append(module) or module)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: wrapped.append(module))
     config = override(sit, {"num_steps": 1})
     for name, asked in (("plain", False), ("compiled", True)):
         run = Run.open(name, override(config, {"compile": asked}), root=tmp_path)
         train(override(config, {"compile": asked}), cache, run)
         assert len(wrapped) == asked
         assert "x_embedder.weight" in run.load_checkpoint().tensors["model"]
+
+
+def test_a_batch_in_parts_gives_the_losses_and_weights_of_the_whole(tmp_path, cache, sit):
+    runs = []
+    for parts in (1, 2, 4):
+        config = override(sit, {"accumulate": parts, "num_steps": 6, "log_every": 1})
+        runs.append(Run.open(f"in-{parts}", config, root=tmp_path))
+        train(config, cache, runs[-1])
+    whole, *others = runs
+    for run in others:
+        assert run.fingerprint == whole.fingerprint
+        difference = run.metrics("train")["loss"] - whole.metrics("train")["loss"]
+        assert difference.abs().max() < 1e-5
+        tensors = run.load_checkpoint().tensors["model"]
+        for name, value in whole.load_checkpoint().tensors["model"].items():
+            assert (tensors[name] - value).abs().max() < 1e-4, name
+    with pytest.raises(ValueError, match="a batch of 8 cannot be split into accumulate=3 equal"):
+        override(sit, {"accumulate": 3})
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------
@@ -190,14 +206,15 @@ def test_another_cache_than_the_configs_is_one_clear_line_and_writes_nothing(
         "lock",
         "provenance.json",
     ]
-    check_latents(override(sit, {"latents": cache.fingerprint, "tokenizer": "weights"}), cache)
+    bound = override(sit, {"latents": cache.fingerprint, "tokenizer": "weights"})
+    DiffusionTask(bound, cache).check()
 
 
 def test_a_cache_with_negative_labels_is_refused(make_cache, sit):
     latents = make_cache()
     latents.labels[3] = -1
     with pytest.raises(ValueError, match=r"the cache has labels -1 .. 2, but num_classes is 3"):
-        check_latents(sit, latents)
+        DiffusionTask(sit, latents).check()
 
 
 @pytest.mark.parametrize(

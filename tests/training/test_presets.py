@@ -10,7 +10,7 @@ from maetok_lab.config import fingerprint, from_json, override, to_json
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.discriminators import AdversarialConfig
 from maetok_lab.tokenizer.model import TOKENIZERS
-from maetok_lab.training import common
+from maetok_lab.training.optim import learning_rate_factor
 from maetok_lab.training.presets import DECODER_TUNING, LADDER, TOKENIZER_TRAINING, ladder_training
 from maetok_lab.training.tokenizer import (
     Objective,
@@ -56,7 +56,7 @@ def test_the_papers_recipe_has_the_papers_numbers():
         1.0,
     )
     rates = [
-        optimizer.learning_rate * common.learning_rate_factor(optimizer, step, steps)
+        optimizer.learning_rate * learning_rate_factor(optimizer, step, steps)
         for step in (5000, steps - 1)
     ]
     assert rates == pytest.approx([2e-4, 2e-5])  # the warm-up's end, and a tenth at the end
@@ -98,9 +98,9 @@ def test_the_papers_recipe_has_the_papers_numbers():
 
 def test_the_papers_training_is_built_as_the_release_is(monkeypatch):
     monkeypatch.setattr(
-        "maetok_lab.training.objective.share_networks", lambda decoders: None
+        "maetok_lab.training.tokenizer.share_networks", lambda decoders: None
     )  # teachers are downloads
-    monkeypatch.setattr("maetok_lab.training.objective.make_perceptual", lambda losses: None)
+    monkeypatch.setattr("maetok_lab.training.tokenizer.make_perceptual", lambda losses: None)
     with torch.device("meta"):
         objective = Objective(TOKENIZER_TRAINING["maetok-b-128"])
     widths = {name: decoder.to_target.out_features for name, decoder in objective.auxiliary.items()}

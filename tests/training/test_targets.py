@@ -17,7 +17,7 @@ from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.model import TokenizerConfig
 from maetok_lab.tokenizer.text import VOCABULARY, caption_tokens
 from maetok_lab.tokenizer.towers import TowerConfig
-from maetok_lab.training import common
+from maetok_lab.training.optim import Ema, make_optimizers, moved_parameters
 from maetok_lab.training.tokenizer import Objective, TokenizerTraining, train_tokenizer
 
 TOWER = TowerConfig(width=16, depth=1, num_heads=2)
@@ -80,13 +80,13 @@ def test_optimizer_and_average_have_nothing_of_the_teacher():
     objective = Objective(TRAINING)
     assert not any(isinstance(module, FeatureNet) for module in objective.modules())
     teacher = objective.auxiliary["semantic"].target.net
-    optimizers = common.make_optimizers(
+    optimizers = make_optimizers(
         TRAINING.optimizer, {"tokenizer": objective.tokenizer, "auxiliary": objective.auxiliary}
     )
-    moved = set(map(id, common.moved_parameters(optimizers.values())))
+    moved = set(map(id, moved_parameters(optimizers.values())))
     assert not moved & set(map(id, teacher.parameters()))
     assert not any(p.requires_grad for p in teacher.parameters())
-    averaged = common.Ema(objective.tokenizer, 0.9).module
+    averaged = Ema(objective.tokenizer, 0.9).module
     assert not any(isinstance(module, FeatureNet) for module in averaged.modules())
 
 
@@ -115,7 +115,7 @@ def test_captions_reach_a_text_target_in_the_order_of_the_images(images, tmp_pat
     )
     asked = []
     monkeypatch.setattr(
-        "maetok_lab.training.step.caption_tokens",
+        "maetok_lab.training.tokenizer.caption_tokens",
         lambda texts: asked.append(texts) or caption_tokens(texts),
     )
     text = (AuxiliaryConfig(target="text", tower=TOWER),)

@@ -238,8 +238,9 @@ def test_a_step_without_a_finite_loss_is_skipped_counted_and_never_reaches_the_w
     for record in train_tokenizer(config, poisoned(pictures, {2, 3, 6}), run, cpu=True):
         found[record.step] = run.load_checkpoint()
     for step in (3, 4, 7):  # the third, fourth and seventh step
-        for group, tensors in found[step].tensors.items():
-            for name, value in tensors.items():
+        # averages go on towards weights that did not move
+        for group in ("model", "auxiliary", "optimizer"):
+            for name, value in found[step].tensors[group].items():
                 assert torch.equal(value, found[step - 1].tensors[group][name]), name
     assert not torch.equal(*(found[s].tensors["model"]["to_pixels.weight"] for s in (4, 5)))
     assert all(

@@ -14,7 +14,7 @@ from maetok_lab.tokenizer.discriminators import AdversarialConfig
 from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.model import TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig
-from maetok_lab.training.loop import make_engine, mean_terms
+from maetok_lab.training.loop import join_parts, make_engine
 from maetok_lab.training.optim import OptimizerConfig
 from maetok_lab.training.order import Share
 from maetok_lab.training.tokenizer import Objective, TokenizerTraining, train_tokenizer
@@ -106,8 +106,11 @@ def test_the_parts_of_a_share_are_its_rows_each_once():
     assert sorted(torch.cat([rows[part.rows] for part in parts]).tolist()) == list(range(12))
     for part in parts:
         assert torch.equal(rows[share.rows][part.local], rows[part.rows])
-    terms = mean_terms([{"a": torch.tensor(1.0)}, {"a": torch.tensor(3.0)}])
+    halves = [{"a": torch.tensor(1.0), "b": torch.tensor([1.0])}]
+    halves.append({"a": torch.tensor(3.0), "b": torch.tensor([2.0])})
+    terms = join_parts(halves)
     assert terms["a"] == 2
+    assert terms["b"].tolist() == [1.0, 2.0]
 
 
 def test_a_batch_that_cannot_be_split_is_refused_and_parts_are_no_part_of_the_fingerprint():
@@ -145,3 +148,7 @@ def spy_on(method, calls):
         return method(self, *args, **kwargs)
 
     return noted
+
+
+def test_one_process_takes_any_batch():
+    assert make_engine(7, cpu=True).num_processes == 1

@@ -1,4 +1,4 @@
-"""What both trainings share: order, rates, optimizers, averages and the guard."""
+"""What moves the weights: optimizers, rates, averages and the guard."""
 
 import math
 
@@ -7,7 +7,6 @@ import torch
 
 from maetok_lab.config import override
 from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer
-from maetok_lab.training.loop import make_engine
 from maetok_lab.training.optim import (
     Ema,
     Guard,
@@ -20,7 +19,6 @@ from maetok_lab.training.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
-from maetok_lab.training.order import batch_indices
 from maetok_lab.training.presets import TOKENIZER_TRAINING
 from maetok_lab.training.tokenizer import Objective
 
@@ -224,100 +222,68 @@ def test_the_average_goes_on_after_its_weights_were_loaded():
     assert ema.module.weight.item() == 2
 
 
-# The guard ------------------------------------------------------------------------------------------------------------
+# The guard ------------------------------------------------------------------------------------------
 
 
-def test_non_finite_steps_are_refused_and_counted_and_five_in_a_row_end_it_with_step_and_terms():
-    guard, nan, one = Guard(), torch.tensor(math.nan), torch.tensor(1.0)
+def test_non_finite_steps_are_counted_and_five_in_a_row_end_it_with_step_and_terms():
+    guard = Guard()
+    nan = torch.tensor(math.nan)
+    one = torch.tensor(1.0)
     terms = {"pixel": torch.tensor(math.inf), "kl": one}
-    answers = [
-        guard.accepts(norm, step, terms)
-        for step, norm in enumerate([one, nan, nan, nan, nan, one, nan])
-    ]
-    assert answers == [True, False, False, False, False, True, False]
+    skipped = [bool(guard.step([], norm)) for norm in [one, nan, nan, nan, nan, one, nan]]
+    assert skipped == [False, True, True, True, True, False, True]
+    assert guard.skipped == 0  # nothing is read off the device before it settles
+    guard.settle(6, terms)
     assert (guard.skipped, guard.in_a_row) == (5, 1)
-    for step in (7, 8, 9):
-        guard.accepts(nan, step, terms)
-    with pytest.raises(
-        NonFiniteTraining, match=r"5 steps in a row up to step 10 .* not finite: \{'pixel': inf\}"
-    ):
-        guard.accepts(nan, 10, terms)
+    for _ in range(4):  # the row goes on where it was
+        guard.step([], nan)
+    message = r"5 steps in a row up to step 10 .* not finite: \{'pixel': inf\}"
+    with pytest.raises(NonFiniteTraining, match=message):
+        guard.settle(10, terms)
+    assert guard.skipped == 9
+
+
+def test_five_in_a_row_between_two_finite_steps_end_it_too():
+    guard = Guard(limit=3)
+    for norm in [math.nan, math.nan, 1.0, math.nan, math.nan, math.nan, 1.0]:
+        guard.step([], torch.tensor(norm))
+    with pytest.raises(NonFiniteTraining, match="3 steps in a row up to step 6"):
+        guard.settle(6, {})
+    assert guard.skipped == 5
 
 
 def test_finite_terms_with_infinite_gradients_are_told_apart():
     guard = Guard(limit=1)
-    with pytest.raises(
-        NonFiniteTraining, match=r"1 steps in a row .* terms that are not finite: none"
-    ):
-        guard.accepts(torch.tensor(math.inf), 3, {"pixel": torch.tensor(1.0)})
+    guard.step([], torch.tensor(math.inf))
+    message = r"1 steps in a row .* terms that are not finite: none"
+    with pytest.raises(NonFiniteTraining, match=message):
+        guard.settle(3, {"pixel": torch.tensor(1.0)})
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_a_deferred_guard_skips_on_the_device_and_tells_at_log_time(name):
-    ends = {}
-    for deferred in (False, True):
+def test_a_guarded_step_is_the_optimizers_own_or_changes_nothing(name):
+    """Beside optimizers that are called, or not, by somebody who reads the norm."""
+    ends = []
+    for guarded in (True, False):
         torch.manual_seed(0)
         config = DiffusionConfig(width=16, depth=1, num_heads=2)
         model = DiffusionTransformer(config, num_tokens=4, latent_dim=2, num_classes=3)
         optimizers = make_optimizers(override(MUON, {"name": name}), {"model": model})
-        ema, guard = Ema(model, 0.5), Guard(deferred=deferred)
+        guard = Guard()
         for step, bad in enumerate([True, False, True, True, False]):
             for parameter in model.parameters():
-                draw = torch.Generator().manual_seed(step)
-                parameter.grad = torch.randn(parameter.shape, generator=draw) * (
-                    math.nan if bad else 1
-                )
-            norm = torch.tensor(math.nan if bad else 1.0)
+                draws = torch.Generator().manual_seed(step)
+                gradient = torch.randn(parameter.shape, generator=draws)
+                parameter.grad = gradient * (math.nan if bad else 1)
             before = {key: value.clone() for key, value in model.state_dict().items()}
-            guard.step(optimizers.values(), [ema], norm, step, {})
+            if guarded:
+                guard.step(optimizers.values(), torch.tensor(math.nan if bad else 1.0))
+            elif not bad:
+                for optimizer in optimizers.values():
+                    optimizer.step()
             same = all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
             assert same == bad
-        assert guard.skipped == (0 if deferred else 3)
-        guard.settle(4, {})
-        assert (guard.skipped, guard.in_a_row) == (3, 0)
-        ends[deferred] = [
-            *model.parameters(),
-            *ema.module.parameters(),
-            *optimizer_tensors(optimizers).values(),
-        ]
-    assert all(value.isfinite().all() for value in ends[True])
-    assert all(
-        torch.allclose(mine, theirs, atol=1e-6)
-        for mine, theirs in zip(ends[True], ends[False], strict=True)
-    )
-
-
-def test_a_deferred_guard_ends_the_training_at_log_time():
-    guard, nan, one = Guard(limit=3, deferred=True), torch.tensor(math.nan), torch.tensor(1.0)
-    for step, norm in enumerate([nan, nan, one, nan, nan, nan, one]):
-        guard.step([], [], norm, step, {})
-    with pytest.raises(
-        NonFiniteTraining, match=r"3 steps in a row up to step 6 .* not finite: \{'velocity': nan\}"
-    ):
-        guard.settle(6, {"velocity": nan})
-    assert guard.skipped == 5
-
-
-# Order ----------------------------------------------------------------------------------------------------------------
-
-
-def test_every_epoch_visits_every_item_once_in_an_order_of_its_own():
-    visited = torch.cat([batch_indices(0, step, 4, 10) for step in range(5)])  # two epochs of ten
-    assert (
-        visited[:10].sort().values.tolist()
-        == visited[10:].sort().values.tolist()
-        == list(range(10))
-    )
-    assert not torch.equal(visited[:10], visited[10:])
-    assert not torch.equal(visited[:4], batch_indices(1, 0, 4, 10))
-    assert torch.equal(batch_indices(0, 3, 4, 10), visited[12:16])
-
-
-def test_a_batch_may_be_larger_than_the_set():
-    counts = torch.bincount(batch_indices(0, 1, 25, 4), minlength=4)
-    assert counts.sum() == 25
-    assert counts.min() >= 5
-
-
-def test_one_process_takes_any_batch():
-    assert make_engine(7, cpu=True).num_processes == 1
+        ends.append([*model.parameters(), *optimizer_tensors(optimizers).values()])
+    for mine, theirs in zip(*ends, strict=True):
+        assert mine.isfinite().all()
+        assert torch.equal(mine, theirs)

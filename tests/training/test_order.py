@@ -13,7 +13,7 @@ from maetok_lab.config import fingerprint
 from maetok_lab.data import images as images_module
 from maetok_lab.data.images import open_images
 from maetok_lab.rng import generator
-from maetok_lab.training.order import batch_indices, draw_scale_crops
+from maetok_lab.training.order import batch_indices, draw_scale_crops, image_batches
 from maetok_lab.training.presets import TOKENIZER_TRAINING
 
 
@@ -151,3 +151,21 @@ def test_the_crop_is_part_of_the_fingerprint_and_the_workers_are_not():
         ValueError, match=r"workers must be 0 \(decode in this process\) or more, not -1"
     ):
         dataclasses.replace(config, workers=-1)
+
+
+def test_every_epoch_visits_every_item_once_in_an_order_of_its_own():
+    visited = torch.cat([batch_indices(0, step, 4, 10) for step in range(5)])  # two epochs of ten
+    assert (
+        visited[:10].sort().values.tolist()
+        == visited[10:].sort().values.tolist()
+        == list(range(10))
+    )
+    assert not torch.equal(visited[:10], visited[10:])
+    assert not torch.equal(visited[:4], batch_indices(1, 0, 4, 10))
+    assert torch.equal(batch_indices(0, 3, 4, 10), visited[12:16])
+
+
+def test_a_batch_may_be_larger_than_the_set():
+    counts = torch.bincount(batch_indices(0, 1, 25, 4), minlength=4)
+    assert counts.sum() == 25
+    assert counts.min() >= 5
