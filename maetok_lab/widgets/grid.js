@@ -46,7 +46,7 @@ function render({ model, el }) {
       pen.lineWidth = 1;
       pen.strokeRect(x + 0.5, y + 0.5, w - 1, h - 1);
     }
-    for (const index of model.get("chosen")) outline(pen, index, "#D55E00", 3);
+    for (const index of model.get("selection")) outline(pen, index, "#D55E00", 3);
     if (document.activeElement === box) outline(pen, cursor, "#0072B2", 2);
   };
   const show = () => {
@@ -59,15 +59,16 @@ function render({ model, el }) {
   };
   const act = (index) => {
     cursor = index;
-    const name = model.get("mode") === "brush" ? "hidden" : "chosen";
+    const name = model.get("mode") === "brush" ? "hidden" : "selection";
     const now = new Set(model.get(name));
     if (painting === null) painting = !now.has(index);
     if (now.has(index) !== painting) {
       painting ? now.add(index) : now.delete(index);
       model.set(name, [...now].sort((a, b) => a - b));
-      if (name === "chosen") model.set("last", index);
+      if (name === "selection") model.set("last", index);
       model.save_changes();
-      said.textContent = `row ${Math.floor(index / columns()) + 1}, column ${(index % columns()) + 1}: ${painting ? name : "not " + name}`;
+      const word = name === "hidden" ? "hidden" : "chosen";
+      said.textContent = `row ${Math.floor(index / columns()) + 1}, column ${(index % columns()) + 1}: ${painting ? word : "not " + word}`;
     }
     draw();
   };
@@ -112,7 +113,7 @@ function render({ model, el }) {
   box.addEventListener("focus", draw);
   box.addEventListener("blur", draw);
   model.on("change:picture", show);
-  for (const name of ["hidden", "chosen"]) model.on(`change:${name}`, draw);
+  for (const name of ["hidden", "selection"]) model.on(`change:${name}`, draw);
   for (const name of ["rows", "columns", "size", "label"]) model.on(`change:${name}`, shape);
   shape();
   show();

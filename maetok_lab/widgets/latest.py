@@ -1,24 +1,22 @@
-"""Work that many quick moves ask for: done at once after a quiet time, then only for the last of them."""
+"""Work that many quick moves request: done at once after a quiet time, then only for the last."""
 
 import asyncio
 from collections.abc import Callable
 
-SETTLE, LONGEST = (
-    0.05,
-    0.2,
-)  # seconds of quiet that end a burst, and between two answers to one that goes on
+SETTLE = 0.05  # seconds of quiet that end a burst of moves
+LONGEST = 0.2  # seconds between two answers to a burst that goes on
 
 
 class Latest:
-    """`ask()` runs `work` now, or for a burst of moves: once now, and once when they settle for `SETTLE` seconds.
+    """`ask()` runs `work` now; for a burst of moves now, and once when they settle.
 
-    A burst that goes on is answered every `LONGEST` seconds. Without a running event loop, where nothing can follow by
-    itself, every `ask` works at once.
+    A burst that goes on is answered every `LONGEST` seconds. Without a running event loop, where
+    nothing can follow by itself, every `ask` works at once.
     """
 
     def __init__(self, work: Callable[[], None]):
         self.work = work
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None  # of the answer that waits
         self._waiting_since = 0.0
         self._worked = float("-inf")
 
@@ -31,11 +29,13 @@ class Latest:
             return
         now = loop.time()
         if self._timer is None:
+            # the first move after a quiet time is answered without delay
             if now - self._worked >= SETTLE:
                 self._run(loop)
                 return
             self._waiting_since = now
         else:
+            # each further move puts the answer off, though never past LONGEST
             self._timer.cancel()
         due = min(now + SETTLE, self._waiting_since + LONGEST)
         self._timer = loop.call_at(due, self._run, loop)

@@ -1,4 +1,6 @@
-"""The chart beside the mask studio: held-out images as a curve over the ratio, the present image as a ring on it."""
+"""The chart beside the mask studio: held-out images over the mask ratio, this image as a ring."""
+
+from typing import Any
 
 import pandas as pd
 
@@ -6,52 +8,68 @@ from maetok_lab.analysis.masks import MaskStudy
 from maetok_lab.plots.curves import PALETTE
 from maetok_lab.widgets.front import figure_widget
 
+# measure: its name, the looks of its line and of its ring, its axis
+LOOKS = {
+    "psnr": ("PSNR", PALETTE[0], "solid", "circle-open", "y"),
+    "perceptual": ("perceptual", PALETTE[1], "dash", "diamond-open", "y2"),
+}
+
 
 class RatioChart:
-    """PSNR on the left axis, with `perceptual` that distance on the right. `.figure` is the widget."""
+    """PSNR on the left axis, with `perceptual` that distance on the right. `.figure` is the widget.
+
+    Each measure has two traces: the line of the held-out images, then the ring of this image.
+    """
 
     def __init__(self, curve: pd.DataFrame, study: MaskStudy, *, perceptual: bool):
-        self.columns, self._curve = ["psnr", "perceptual"][: 1 + perceptual], curve
-        looks = {
-            "psnr": (PALETTE[0], "solid", "circle-open", "y"),
-            "perceptual": (PALETTE[1], "dash", "diamond-open", "y2"),
-        }
-        traces = []
+        self._curve = curve
+        self.columns = ["psnr", "perceptual"] if perceptual else ["psnr"]
+        traces: list[dict[str, Any]] = []
         for column in self.columns:
-            colour, dash, ring, axis = looks[column]
-            name, line = {"psnr": "PSNR"}.get(column, column), {"color": colour, "dash": dash}
-            held_out = {
-                "x": curve["hidden"].tolist(),
-                "y": curve[column].tolist(),
-                "name": f"{name}, held-out",
-            }
-            traces.append(
-                {"type": "scatter", "mode": "lines+markers", "line": line, "yaxis": axis} | held_out
-            )
-            marker = {"size": 13, "color": colour, "symbol": ring}
-            here = {"x": [study.hidden], "y": [getattr(study, column)], "name": "this image"}
-            traces.append(
-                {"type": "scatter", "mode": "markers", "marker": marker, "yaxis": axis} | here
-            )
-        layout = {"legend": {"orientation": "h", "y": 1.25}, "yaxis": {"title": "PSNR, dB"}}
-        layout["xaxis"] = {"title": "share of patches hidden", "range": [-0.03, 1.03]}
+            traces += _line_and_ring(column, curve, study)
+        layout: dict[str, Any] = {
+            "legend": {"orientation": "h", "y": 1.25},
+            "xaxis": {"title": "share of patches hidden", "range": [-0.03, 1.03]},
+            "yaxis": {"title": "PSNR, dB"},
+        }
         if perceptual:
-            layout["yaxis2"] = {
-                "title": "perceptual distance",
-                "overlaying": "y",
-                "side": "right",
-                "showgrid": False,
-            }
+            # a second axis over the same space, and room for its numbers
+            axis = {"title": "perceptual distance", "overlaying": "y", "side": "right"}
+            layout["yaxis2"] = axis | {"showgrid": False}
             layout["margin"] = {"l": 52, "r": 56, "t": 30, "b": 42}
         self.figure = figure_widget(traces, width=450, height=270, **layout)
 
     def show(self, curve: pd.DataFrame, study: MaskStudy) -> None:
-        """A `ratio_curve`, and the study's place."""
+        """A `ratio_curve`, and the study's place on it."""
+        lines = self.figure.data[::2]
+        rings = self.figure.data[1::2]
         with self.figure.batch_update():
-            for column, (line, ring) in zip(
-                self.columns, zip(self.figure.data[::2], self.figure.data[1::2])
-            ):
+            for column, line, ring in zip(self.columns, lines, rings):
+                # the same curve is not sent to the page again
                 if curve is not self._curve:
-                    line.x, line.y = curve["hidden"].tolist(), curve[column].tolist()
-                ring.x, ring.y = [study.hidden], [getattr(study, column)]
+                    line.x = curve["hidden"].tolist()
+                    line.y = curve[column].tolist()
+                ring.x = [study.hidden]
+                ring.y = [getattr(study, column)]
         self._curve = curve
+
+
+def _line_and_ring(column: str, curve: pd.DataFrame, study: MaskStudy) -> list[dict[str, Any]]:
+    name, colour, dash, symbol, axis = LOOKS[column]
+    # the line is sent with its points: voila shows the chart as it was when it was made
+    line = {
+        "mode": "lines+markers",
+        "name": f"{name}, held-out",
+        "line": {"color": colour, "dash": dash},
+        "x": curve["hidden"].tolist(),
+        "y": curve[column].tolist(),
+    }
+    # larger than the line's dots and open, so that a dot under it stays visible
+    ring = {
+        "mode": "markers",
+        "name": "this image",
+        "marker": {"size": 13, "color": colour, "symbol": symbol},
+        "x": [study.hidden],
+        "y": [getattr(study, column)],
+    }
+    return [{"type": "scatter", "yaxis": axis} | trace for trace in (line, ring)]

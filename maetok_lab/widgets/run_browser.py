@@ -1,4 +1,4 @@
-"""All runs of a folder: table, losses on one chart, what differs between configs, pictures over training, notebooks."""
+"""All runs of a folder: table, losses on one chart, differing configs, pictures, notebooks."""
 
 import functools
 import html
@@ -17,20 +17,22 @@ from maetok_lab.runs.tables import (
     notebooks_of,
     sample_pictures,
 )
-from maetok_lab.widgets.front import BLANK, Studio, figure_widget, ipywidgets, png_image
+from maetok_lab.widgets.front import BLANK, WRAP, Studio, figure_widget, ipywidgets, png_image
 
 
 class RunBrowser(Studio):
-    """The runs under `root` (runs/ beside the library by default); `chosen` are their names. `table` is `list_runs`.
+    """The runs under `root` (runs/ beside the library by default). `table` is `list_runs`.
 
-    Raises FileNotFoundError for a folder without runs, ValueError for a chosen name that is not there.
+    `selection` are the names of the runs to set side by side; by default the first two that have
+    losses. Raises FileNotFoundError for a folder without runs, ValueError for a name that is not
+    there.
     """
 
     def __init__(
         self,
         root: str | Path | None = None,
         *,
-        chosen: Sequence[str] | None = None,
+        selection: Sequence[str] | None = None,
         column: str | None = None,
     ):
         self.root = runs_root(root)
@@ -38,40 +40,43 @@ class RunBrowser(Studio):
         if not len(self.table):
             raise FileNotFoundError(f"there are no runs in {self.root}")
         self.names = self.table["run"].tolist()
-        trained = [name for name in self.names if logged_columns([Run(self.root / name)])]
-        self.choose(list(chosen or trained[:2] or self.names[:1]))
+        if not selection:
+            # those with losses first: there is something to see
+            trained = [name for name in self.names if logged_columns([Run(self.root / name)])]
+            selection = trained[:2] or self.names[:1]
+        self.select(selection)
         if column is not None and column not in self.columns:
             raise ValueError(f"no column {column!r} was logged; choose one of {self.columns}")
         self.column = column or next(iter(self.columns), "")
 
-    # State ------------------------------------------------------------------------------------------------------------
+    # State ----------------------------------------------------------------------------------------
 
-    def choose(self, names: Sequence[str]) -> None:
-        """The runs to set side by side."""
-        missing = [name for name in names if name not in self.names]
-        if missing:
-            raise ValueError(f"no run {missing[0]!r} in {self.root}; there are {self.names}")
+    def select(self, names: Sequence[str]) -> None:
+        """Set these runs side by side."""
+        for name in names:
+            if name not in self.names:
+                raise ValueError(f"no run {name!r} in {self.root}; there are {self.names}")
         self.runs = [Run(self.root / name) for name in names]
         self.columns = logged_columns(self.runs)
 
     @property
     def pictures(self) -> list[tuple[str, Path]]:
-        """(run and step, picture) of the chosen runs, in order of run and step."""
-        return [
-            (f"{run.name}, step {step}", path)
-            for run in self.runs
-            for step, path in sample_pictures(run).items()
-        ]
+        """(run and step, picture) of the selected runs, in order of run and step."""
+        pictures = []
+        for run in self.runs:
+            for step, path in sample_pictures(run).items():
+                pictures.append((f"{run.name}, step {step}", path))
+        return pictures
 
     def lines(self) -> dict[str, Any]:
-        """The present column of each chosen run that logged it."""
-        return loss_lines(self.runs, self.column)
+        """The present column of each selected run that logged it."""
+        return loss_lines(self.runs, self.column) if self.column else {}
 
     def twin(self) -> Any:
         """The losses as a matplotlib figure; None where nothing was logged."""
         return plot_run_lines(self.lines(), self.column).figure if self.column else None
 
-    # View -------------------------------------------------------------------------------------------------------------
+    # View -----------------------------------------------------------------------------------------
 
     @functools.cached_property
     def controls(self) -> SimpleNamespace:
@@ -85,10 +90,12 @@ class RunBrowser(Studio):
                 rows=min(10, len(self.names)),
                 layout={"width": "420px"},
             ),
+            # None, not "", where nothing was logged: a Dropdown takes only what it offers
             column=package.Dropdown(
                 options=self.columns, value=self.column or None, description="loss"
             ),
             log=package.Checkbox(value=False, description="logarithmic"),
+            # all pictures in one row, of one run after the other
             picture=package.IntSlider(
                 value=0, min=0, max=0, description="picture", layout={"width": "420px"}
             ),
@@ -97,39 +104,38 @@ class RunBrowser(Studio):
     @functools.cached_property
     def view(self) -> Any:
         """The widget."""
-        package, see = ipywidgets(), self.controls
+        package = ipywidgets()
+        controls = self.controls
         self.chart = figure_widget(
             self._traces(), width=640, height=330, xaxis_title="training step", showlegend=True
         )
         self.image = png_image(width="512px", max_height="330px", object_fit="contain")
-        self.shown, self.about, self.differences, self.links = (package.HTML() for _ in range(4))
-        see.runs.observe(self._on_runs, "value")
-        see.column.observe(self._on_column, "value")
-        see.log.observe(lambda _: self._show_lines(), "value")
-        see.picture.observe(lambda _: self._show_picture(), "value")
-        wrap = {"flex_flow": "row wrap", "max_width": "1160px", "align_items": "flex-start"}
-        pictures = package.VBox([see.picture, self.shown, self.image])
-        view = package.VBox(
-            [
-                package.HBox(
-                    [see.runs, package.VBox([see.column, see.log, self.links])], layout=wrap
-                ),
-                package.HBox(
-                    [package.Box([self.chart], layout={"width": "650px"}), pictures], layout=wrap
-                ),
-                self.about,
-                self.differences,
-            ]
-        )
+        self.title = package.HTML()  # of the picture
+        self.about = package.HTML()  # table of the runs
+        self.differences = package.HTML()  # table of their configs
+        self.links = package.HTML()  # to executed notebooks
+        controls.runs.observe(self._on_runs, "value")
+        controls.column.observe(self._on_column, "value")
+        controls.log.observe(lambda _: self._show_lines(), "value")
+        controls.picture.observe(lambda _: self._show_picture(), "value")
+
+        # the runs above their chart, the pictures on the right, tables below
+        settings = package.VBox([controls.column, controls.log, self.links])
+        chart = package.Box([self.chart], layout={"width": "650px"})
+        pictures = package.VBox([controls.picture, self.title, self.image])
+        rows = [
+            package.HBox([controls.runs, settings], layout=WRAP),
+            package.HBox([chart, pictures], layout=WRAP),
+        ]
         self._show()
-        return view
+        return package.VBox([*rows, self.about, self.differences])
 
     def _on_runs(self, change: Any) -> None:
-        self.choose(list(change["new"]))
-        see = self.controls
-        wanted = self.column if self.column in self.columns else next(iter(self.columns), None)
-        see.column.options = self.columns
-        see.column.value = wanted
+        self.select(change["new"])
+        # the column stays where these runs logged it too; new options would reset it
+        column = self.column if self.column in self.columns else next(iter(self.columns), None)
+        self.controls.column.options = self.columns
+        self.controls.column.value = column
         self._show()
         self._show_lines()
 
@@ -138,63 +144,66 @@ class RunBrowser(Studio):
         self._show_lines()
 
     def _show(self) -> None:
-        see = self.controls
-        see.picture.max = max(len(self.pictures) - 1, 0)
-        see.picture.disabled = not self.pictures
-        rows = self.table[self.table["run"].isin([run.name for run in self.runs])].dropna(
-            axis=1, how="all"
-        )
+        self.controls.picture.max = max(len(self.pictures) - 1, 0)
+        self.controls.picture.disabled = not self.pictures
+
+        # what the runs are, without columns that none of them has
+        names = [run.name for run in self.runs]
+        rows = self.table[self.table["run"].isin(names)].dropna(axis=1, how="all")
         self.about.value = "<b>the chosen runs</b>" + _table(rows, index=False)
-        different = config_differences(self.runs)
-        words = _table(different) if len(different) else "<p>their configs are alike</p>"
-        self.differences.value = (
-            f"<b>where their configs differ</b>{words}" if len(self.runs) > 1 else ""
-        )
-        pages = {page for run in self.runs for page in notebooks_of(run, self.root)}
-        items = "".join(f"<li>{_link(page, self.root)}</li>" for page in sorted(pages))
-        self.links.value = (
-            f"<b>executed notebooks</b><ul>{items}</ul>"
-            if items
-            else "no executed notebook reported them"
-        )
+
+        # and what sets them apart
+        self.differences.value = ""
+        if len(self.runs) > 1:
+            frame = config_differences(self.runs)
+            words = _table(frame) if len(frame) else "<p>their configs are alike</p>"
+            self.differences.value = f"<b>where their configs differ</b>{words}"
+
+        # one link a notebook, also where several of these runs were reported by it
+        pages: set[Path] = set()
+        for run in self.runs:
+            pages.update(notebooks_of(run, self.root))
+        self.links.value = "no executed notebook reported them"
+        if pages:
+            items = [f"<li>{_link(page, self.root)}</li>" for page in sorted(pages)]
+            self.links.value = f"<b>executed notebooks</b><ul>{''.join(items)}</ul>"
         self._show_picture()
 
     def _traces(self) -> list[dict[str, Any]]:
-        lines = self.lines() if self.column else {}
-        values = {
-            name: {"x": line["step"].tolist(), "y": line[self.column].tolist()}
-            for name, line in lines.items()
-        }
-        looks = {
-            name: {"name": name, "line": {"color": colour}}
-            for name, colour in colours_for(lines).items()
-        }
-        return [{"type": "scatter", "mode": "lines"} | looks[name] | values[name] for name in lines]
+        lines = self.lines()
+        traces = []
+        for name, colour in colours_for(lines).items():
+            places = {"x": lines[name]["step"].tolist(), "y": lines[name][self.column].tolist()}
+            look = {"type": "scatter", "mode": "lines", "line": {"color": colour}}
+            traces.append(look | {"name": name} | places)
+        return traces
 
     def _show_lines(self) -> None:
         chart = self.chart
         with chart.batch_update():
-            chart.data = ()
+            chart.data = ()  # other runs have other lines; plotly allows no other way to drop one
             chart.add_traces(self._traces())
             chart.layout.yaxis.title.text = self.column
             chart.layout.yaxis.type = "log" if self.controls.log.value else "linear"
 
     def _show_picture(self) -> None:
         pictures = self.pictures
-        title, path = (
-            pictures[min(self.controls.picture.value, len(pictures) - 1)]
-            if pictures
-            else ("no pictures", None)
-        )
-        self.shown.value = html.escape(title)
-        self.image.value = path.read_bytes() if path else BLANK
+        if not pictures:
+            self.title.value = "no pictures"
+            self.image.value = BLANK
+            return
+        # the slider may still stand behind the last picture of runs that have fewer
+        title, path = pictures[min(self.controls.picture.value, len(pictures) - 1)]
+        self.title.value = html.escape(title)
+        self.image.value = path.read_bytes()
 
 
 def _table(frame: Any, *, index: bool = True) -> str:
-    return f"<div style='overflow-x:auto;font-size:12px'>{frame.to_html(index=index, border=0, float_format='%.4g')}</div>"
+    table = frame.to_html(index=index, border=0, float_format="%.4g")
+    return f"<div style='overflow-x:auto;font-size:12px'>{table}</div>"
 
 
 def _link(page: Path, root: Path) -> str:
-    """Jupyter serves what is below its own folder, `make lab`'s being the one that holds runs/, under /files."""
+    # Jupyter serves what is below its own folder under /files; `make lab`'s is the one with runs/
     inside = html.escape(page.relative_to(root.parent).as_posix())
     return f"<a href='/files/{inside}' target='_blank'>{inside}</a>"

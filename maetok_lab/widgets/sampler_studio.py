@@ -1,7 +1,8 @@
-"""Sample with any class, seed, guidance and sampler, see the pictures as they form, and walk back along their way."""
+"""Sample with any class, seed, guidance and sampler, see pictures form, walk back on their way."""
 
 import asyncio
 import functools
+import html
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
@@ -18,19 +19,19 @@ from maetok_lab.generation.trajectories import TrajectoryPoint, decode_point, tr
 from maetok_lab.pictures import image_grid
 from maetok_lab.plots.images import plot_rows
 from maetok_lab.protocols import AnyTokenizer
-from maetok_lab.widgets.front import Studio, escaped, ipywidgets, png_bytes, png_image
+from maetok_lab.widgets.front import WRAP, Studio, ipywidgets, png_bytes, png_image
 
 SIDE = 512  # px of the grid
-SECONDS_BETWEEN_PICTURES = 0.15
+SECONDS_BETWEEN_PICTURES = 0.15  # while it samples: decoding costs as much as a step
+EACH_CLASS = -1  # the label that stands for one image of each class
 
 
 class SamplerStudio(Studio):
-    """`model` is one diffusion transformer, or several by EMA rate ({0.998: ..., 0.9: ...}); `latent_space` and `tokenizer`
-    turn its samples into images.
+    """`model` is one diffusion transformer, or several by EMA rate ({0.998: ..., 0.9: ...}).
 
-    `class_names` are the model's classes; `count` images are drawn of one class, or one of each of the first `count` classes.
-    Attributes to read: `points` (the trajectory so far), `cost`, `settings`, `labels`; `sample()` draws at once.
-    Raises ValueError where model, latent space and tokenizer do not belong together.
+    `count` images are drawn, of one class or one of each of the first `count`. Attributes to read:
+    `points` (the trajectory), `cost`, `settings`, `labels`; `sample()` draws at once. Raises
+    ValueError where model, latent space and tokenizer do not belong together.
     """
 
     def __init__(
@@ -47,41 +48,39 @@ class SamplerStudio(Studio):
         method: str = "euler",
     ):
         self.models = dict(model) if isinstance(model, Mapping) else {None: model}
-        self.space, self.tokenizer, self.count = latent_space, tokenizer, count
-        for owner in (
-            latent_space.tokenizer,
-            *(m.tokenizer_fingerprint for m in self.models.values()),
-        ):
+        self.space = latent_space
+        self.tokenizer = tokenizer
+        self.count = count
+
+        # a model without a fingerprint was made by hand: whoever did knows where it belongs
+        owners = [latent_space.tokenizer]
+        owners += [model.tokenizer_fingerprint for model in self.models.values()]
+        for owner in owners:
             if owner and owner != tokenizer.fingerprint:
                 raise ValueError(
-                    f"model and latent space belong to tokenizer {owner}, not to {tokenizer.fingerprint}"
+                    f"model and latent space belong to tokenizer {owner},"
+                    f" not to {tokenizer.fingerprint}"
                 )
-        first = next(iter(self.models.values()))
-        self.class_names = list(
-            class_names or [f"class {index}" for index in range(first.num_classes)]
-        )
-        if len(self.class_names) != first.num_classes:
+        self.ema = next(iter(self.models))  # the rate whose weights sample
+        num_classes = self.model.num_classes
+        self.class_names = list(class_names or map("class {}".format, range(num_classes)))
+        if len(self.class_names) != num_classes:
             raise ValueError(
-                f"{len(self.class_names)} class names for a model of {first.num_classes} classes"
+                f"{len(self.class_names)} class names for a model of {num_classes} classes"
             )
-        self.ema, self.label, self.seed = (
-            next(iter(self.models)),
-            -1,
-            seed,
-        )  # label -1: one image of each class
-        self.settings = {
-            "method": method,
-            "num_steps": num_steps,
-            "guidance": guidance or Guidance(3.0, 0.0, 0.75),
-        }
+        self.label = EACH_CLASS
+        self.seed = seed
+        # guidance near pure noise costs variety (Kynkaanniemi et al. 2024): none for t > 0.75
+        guidance = guidance or Guidance(3.0, 0.0, 0.75)
+        self.settings = {"method": method, "num_steps": num_steps, "guidance": guidance}
         self.points: list[TrajectoryPoint] = []
-        self._task: asyncio.Task | None = None
+        self._task: asyncio.Task | None = None  # the sampling that runs in the background
 
-    # State ------------------------------------------------------------------------------------------------------------
+    # State ----------------------------------------------------------------------------------------
 
     @property
     def model(self) -> DiffusionTransformer:
-        """The weights of the chosen EMA rate."""
+        """The weights of the present EMA rate."""
         return self.models[self.ema]
 
     @property
@@ -89,8 +88,10 @@ class SamplerStudio(Studio):
         """The label of each image. -> (count,)"""
         if not self.class_names:
             return torch.zeros(self.count, dtype=torch.long)
-        every = torch.arange(self.count) % len(self.class_names)
-        return every if self.label < 0 else torch.full_like(every, self.label)
+        if self.label == EACH_CLASS:
+            # more images than classes: begin again at the first
+            return torch.arange(self.count) % len(self.class_names)
+        return torch.full((self.count,), self.label)
 
     @property
     def cost(self) -> SamplingCost:
@@ -100,64 +101,63 @@ class SamplerStudio(Studio):
     def steps(self) -> Iterator[TrajectoryPoint]:
         """Sample, one step at a time."""
         settings = dict(self.settings)
-        if not self.class_names:
+        if not self.class_names:  # there is no class to be guided to
             settings["guidance"] = None
         return trajectory(self.model, self.labels, seed=self.seed, **settings)
 
     def sample(self) -> Tensor:
         """Sample to the end. -> images (count, 3, H, W)"""
         self.points = list(self.steps())
-        return decode_point(self.points[-1], self.tokenizer, self.space, show="state")
+        return self._images(self.points[-1], "state")
 
     def twin(self) -> Any:
-        """What forms at five places of the way, a row each, as a matplotlib figure."""
+        """The model's guess at four places of the way and the sample, as a matplotlib figure."""
         if not self.points:
             self.sample()
-        kept = sorted({round(share * (len(self.points) - 1)) for share in (0.2, 0.4, 0.6, 0.8)}) + [
-            len(self.points) - 1
-        ]
+        end = len(self.points) - 1
+        places = {round(share * end) for share in (0.2, 0.4, 0.6, 0.8)}
         rows = {}
-        for index in kept:
-            point = self.points[index]
-            last = index == len(self.points) - 1
-            title = "sample" if last else f"guess at t = {point.t:.2f}"
-            rows[title] = decode_point(
-                point, self.tokenizer, self.space, show="state" if last else "guess"
-            )
+        for place in sorted(places - {end}):
+            point = self.points[place]
+            rows[f"guess at t = {point.t:.2f}"] = self._images(point, "guess")
+        rows["sample"] = self._images(self.points[end], "state")
         return plot_rows(rows).figure
 
-    # View -------------------------------------------------------------------------------------------------------------
+    def _images(self, point: TrajectoryPoint, show: str) -> Tensor:
+        return decode_point(point, self.tokenizer, self.space, show=show)
+
+    # View -----------------------------------------------------------------------------------------
 
     @functools.cached_property
     def controls(self) -> SimpleNamespace:
         """Every control by name."""
-        package, now = ipywidgets(), self.settings
-        wide = {
-            "layout": {"width": "380px"},
-            "style": {"description_width": "120px"},
-            "continuous_update": False,
-        }
-        lists = {name: value for name, value in wide.items() if name != "continuous_update"}
-        names = [
-            ("one of each", -1),
-            *((name, index) for index, name in enumerate(self.class_names)),
-        ]
-        # by number: a control whose value is None shows nothing
-        rates = [
-            ("the model's" if rate is None else f"{rate:g}", number)
-            for number, rate in enumerate(self.models)
-        ]
-        guide = now["guidance"]
+        package = ipywidgets()
+        settings = self.settings
+        guidance = settings["guidance"]
+        lists = {"layout": {"width": "380px"}, "style": {"description_width": "120px"}}
+        # a slider reports where it is let go, not each place on the way: each would sample anew
+        wide = lists | {"continuous_update": False}
+        dropdown = functools.partial(package.Dropdown, **lists)
+        classes = list(zip(self.class_names, range(len(self.class_names))))
+        # rates by number: a control whose value is None shows nothing
+        rates = []
+        for number, rate in enumerate(self.models):
+            name = "the model's" if rate is None else f"{rate:g}"
+            rates.append((name, number))
         return SimpleNamespace(
-            label=package.Dropdown(options=names, value=self.label, description="class", **lists),
+            label=dropdown(
+                options=[("one of each", EACH_CLASS), *classes],
+                value=self.label,
+                description="class",
+            ),
             seed=package.BoundedIntText(
                 value=self.seed, min=0, max=99_999, description="seed", **wide
             ),
             scale=package.FloatSlider(
-                value=guide.scale, min=0, max=8, step=0.25, description="guidance scale", **wide
+                value=guidance.scale, min=0, max=8, step=0.25, description="guidance scale", **wide
             ),
             interval=package.FloatRangeSlider(
-                value=(guide.low, guide.high),
+                value=(guidance.low, guidance.high),
                 min=0,
                 max=1,
                 step=0.05,
@@ -165,12 +165,13 @@ class SamplerStudio(Studio):
                 **wide,
             ),
             steps=package.IntSlider(
-                value=now["num_steps"], min=1, max=100, description="steps", **wide
+                value=settings["num_steps"], min=1, max=100, description="steps", **wide
             ),
-            method=package.Dropdown(
-                options=list(INTEGRATORS), value=now["method"], description="sampler", **lists
+            method=dropdown(
+                options=list(INTEGRATORS), value=settings["method"], description="sampler"
             ),
-            ema=package.Dropdown(options=rates, value=0, description="EMA rate", **lists),
+            ema=dropdown(options=rates, value=0, description="EMA rate"),
+            # these two only look at what was sampled
             place=package.IntSlider(
                 value=0,
                 min=0,
@@ -188,76 +189,67 @@ class SamplerStudio(Studio):
 
     @functools.cached_property
     def view(self) -> Any:
-        """The widget; it samples once, when it is first shown."""
-        package, see = ipywidgets(), self.controls
+        """The widget; it samples once, when it is first displayed."""
+        package = ipywidgets()
+        controls = self.controls
         self.grid = png_image(width=f"{SIDE}px", height=f"{SIDE}px")
-        self.told, self.price = package.HTML(), package.HTML()
-        for name in ("label", "seed", "scale", "interval", "steps", "method", "ema"):
-            getattr(see, name).observe(self._on_setting, "value")
-        for name in ("place", "show"):
-            getattr(see, name).observe(lambda _: self._show(), "value")
-        left = [
-            see.label,
-            see.seed,
-            see.scale,
-            see.interval,
-            see.steps,
-            see.method,
-            see.ema,
-            self.price,
-        ]
-        wrap = {"flex_flow": "row wrap", "max_width": "1160px"}
-        view = package.HBox(
-            [package.VBox(left), package.VBox([see.place, see.show, self.told, self.grid])],
-            layout=wrap,
-        )
+        self.position = package.HTML()  # of the picture on the way
+        self.price = package.HTML()  # of one sampling
+        settings = [controls.label, controls.seed, controls.scale, controls.interval]
+        settings += [controls.steps, controls.method, controls.ema]
+        for control in settings:
+            control.observe(self._on_setting, "value")
+        for control in (controls.place, controls.show):
+            control.observe(lambda _: self._show(), "value")
+
+        # what is sampled on the left, how it looks on the right
+        left = package.VBox([*settings, self.price])
+        right = package.VBox([controls.place, controls.show, self.position, self.grid])
         self.start()
-        return view
+        return package.HBox([left, right], layout=WRAP)
 
     def _on_setting(self, _: Any) -> None:
-        see = self.controls
-        self.label, self.seed, self.ema = (
-            see.label.value,
-            see.seed.value,
-            list(self.models)[see.ema.value],
-        )
-        guidance = Guidance(see.scale.value, *see.interval.value)
+        controls = self.controls
+        self.label = controls.label.value
+        self.seed = controls.seed.value
+        self.ema = list(self.models)[controls.ema.value]
         self.settings = {
-            "method": see.method.value,
-            "num_steps": see.steps.value,
-            "guidance": guidance,
+            "method": controls.method.value,
+            "num_steps": controls.steps.value,
+            "guidance": Guidance(controls.scale.value, *controls.interval.value),
         }
         self.start()
 
     def start(self) -> None:
-        """Sample anew: in the background where an event loop runs, so that the next change can end it; else at once."""
+        """Sample anew: in the background where an event loop runs, else at once.
+
+        In the background the next change of a control can end it.
+        """
         if self._task is not None:
             self._task.cancel()
         self.points = []
-        self.price.value = escaped(self.cost.describe())
+        # its cost is known before it starts, its time afterwards
+        self.price.value = html.escape(self.cost.describe())
         self._began = time.perf_counter()
         try:
             self._task = asyncio.get_running_loop().create_task(self._run())
         except RuntimeError:
-            for point in self.steps():
-                self._take(point)
+            self.points = list(self.steps())
             self._finish()
 
     async def _run(self) -> None:
-        shown = 0.0
+        last_picture = 0.0
         for point in self.steps():
-            self._take(point)
-            if time.perf_counter() - shown > SECONDS_BETWEEN_PICTURES:
+            self.points.append(point)
+            if time.perf_counter() - last_picture > SECONDS_BETWEEN_PICTURES:
                 self._follow()
-                shown = time.perf_counter()
+                last_picture = time.perf_counter()
             await asyncio.sleep(0.001)  # lets a control's change through, which may cancel this
         self._finish()
 
-    def _take(self, point: TrajectoryPoint) -> None:
-        self.points.append(point)
-
     def _follow(self) -> None:
         """The slider to the newest point, which shows it."""
+        # a slider that moves shows its point; one that stands where it was must be told to
         place = self.controls.place
         place.max = len(self.points) - 1
         if place.value == place.max:
@@ -267,13 +259,13 @@ class SamplerStudio(Studio):
     def _finish(self) -> None:
         self._follow()
         seconds = time.perf_counter() - self._began
-        self.price.value = escaped(f"{self.cost.describe()}; took {seconds:.1f} s")
+        self.price.value = html.escape(f"{self.cost.describe()}; took {seconds:.1f} s")
 
     def _show(self) -> None:
-        see = self.controls
         if not self.points:
             return
-        point = self.points[min(see.place.value, len(self.points) - 1)]
-        images = decode_point(point, self.tokenizer, self.space, show=see.show.value)
+        controls = self.controls
+        point = self.points[min(controls.place.value, len(self.points) - 1)]
+        images = self._images(point, controls.show.value)
         self.grid.value = png_bytes(image_grid(images), size=SIDE)
-        self.told.value = f"after step {point.step}, t = {point.t:.2f} (1 is noise)"
+        self.position.value = f"after step {point.step}, t = {point.t:.2f} (1 is noise)"

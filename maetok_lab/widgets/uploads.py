@@ -1,4 +1,4 @@
-"""A reader's own picture, from the bytes of an upload to an image tensor; everything that can be wrong with it is one line."""
+"""A reader's own picture, from the bytes of an upload to an image; each problem is one line."""
 
 import io
 
@@ -16,13 +16,15 @@ def read_upload(
 ) -> torch.Tensor:
     """The middle square of an uploaded picture. -> (3, image_size, image_size) in [-1, 1]
 
-    Raises ValueError, in words for the person who uploaded it, for a file over `limit` bytes, one of more than 64 million
-    pixels, and one that is no picture.
+    Raises ValueError, in words for the person who uploaded it, for a file over `limit` bytes, one
+    of more than 64 million pixels, and one that is no picture.
     """
     if length > limit:
         raise ValueError(
-            f"{name} has {length / 1e6:.0f} MB; a picture of at most {limit / 1e6:.0f} MB can be uploaded"
+            f"{name} has {length / 1e6:.0f} MB;"
+            f" a picture of at most {limit / 1e6:.0f} MB can be uploaded"
         )
+    # the header alone says how large it is: a small file can decode to gigabytes
     try:
         with Image.open(io.BytesIO(content)) as picture:
             width, height = picture.size
@@ -32,8 +34,10 @@ def read_upload(
         ) from None
     if width * height > MAX_PIXELS:
         raise ValueError(
-            f"{name} has {width} x {height} pixels; at most {MAX_PIXELS // 1_000_000} million can be opened"
+            f"{name} has {width} x {height} pixels;"
+            f" at most {MAX_PIXELS // 1_000_000} million can be opened"
         )
+    # the same reading and cropping as a data set's own images
     try:
         square = center_crop(read_rgb(content, name=name), image_size)
     except BrokenImageError:

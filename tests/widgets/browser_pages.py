@@ -1,4 +1,4 @@
-"""What the browser tests need around a test: servers of notebooks, and what a page of theirs shows."""
+"""What the browser tests need: servers of notebooks, and what a page of theirs shows."""
 
 import base64
 import contextlib
@@ -77,9 +77,12 @@ def local(url):
     )
 
 
-PIXELS = """() => [...document.querySelectorAll('img')].filter(i => i.complete && i.naturalWidth).map(i => {
-  const c = document.createElement('canvas'); c.width = i.naturalWidth; c.height = i.naturalHeight;
-  const pen = c.getContext('2d'); pen.drawImage(i, 0, 0); return c.toDataURL('image/png').split(',')[1]; })"""
+PIXELS = """() => [...document.querySelectorAll('img')]
+  .filter(i => i.complete && i.naturalWidth).map(i => {
+    const c = document.createElement('canvas');
+    c.width = i.naturalWidth; c.height = i.naturalHeight;
+    c.getContext('2d').drawImage(i, 0, 0);
+    return c.toDataURL('image/png').split(',')[1]; })"""
 
 
 def shown(page):
@@ -90,19 +93,16 @@ def shown(page):
 
 def assert_shows(page, pixels, size):
     """The picture is on the page, to one level of 255, before patience ends."""
-    wanted = np.asarray(Image.open(io.BytesIO(png_bytes(pixels, size=size))).convert("RGB")).astype(
-        int
-    )
+    picture = Image.open(io.BytesIO(png_bytes(pixels, size=size))).convert("RGB")
+    expected = np.asarray(picture).astype(int)
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         with contextlib.suppress(sync_api.Error):  # a picture that was replaced while it was read
-            if any(
-                found.shape == wanted.shape and abs(found - wanted).max() <= 1
-                for found in shown(page)
-            ):
-                return
+            for pixels in shown(page):
+                if pixels.shape == expected.shape and abs(pixels - expected).max() <= 1:
+                    return
         time.sleep(0.2)
-    raise AssertionError(f"no picture of the page is the wanted one of {wanted.shape}")
+    raise AssertionError(f"no picture of the page is the expected one of {expected.shape}")
 
 
 def slider(page, label):

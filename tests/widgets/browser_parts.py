@@ -1,4 +1,4 @@
-"""What the browser tests show: the same seeded parts in the kernel that shows them and in the test that knows the answer."""
+"""What the browser tests show: seeded parts, alike in the kernel and in the test."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ from maetok_lab.tokenizer.model import TOKENIZERS, Tokenizer
 
 
 def parts() -> SimpleNamespace:
-    """A seeded tokenizer with a HOG decoder, its latents of some images, and a seeded diffusion model on them."""
+    """A seeded tokenizer with a HOG decoder, its latents of some images, a diffusion model."""
     torch.manual_seed(0)
     torch.set_num_threads(1)  # the same sums in the same order in both processes
     tokenizer = Tokenizer(TOKENIZERS["test"]).eval()
@@ -42,32 +42,32 @@ def mask_studio():
     """The mask studio on these parts."""
     from maetok_lab.widgets.mask_studio import MaskStudio
 
-    made = parts()
-    return MaskStudio(made.tokenizer, made.source, decoders=made.decoders)
+    small = parts()
+    return MaskStudio(small.tokenizer, small.source, decoders=small.decoders)
 
 
 def latent_map():
     """The latent map on these parts."""
     from maetok_lab.widgets.latent_map import LatentMap
 
-    made = parts()
-    return LatentMap(made.latents, made.source, made.tokenizer, components=0)
+    small = parts()
+    return LatentMap(small.latents, small.source, small.tokenizer, components=0)
 
 
 def large_map():
     """50,000 points: the images' latents and normal noise as an overlay."""
     from maetok_lab.widgets.latent_map import LatentMap
 
-    made = parts()
+    small = parts()
     noise = torch.randn(
-        50_000 - len(made.latents),
-        *made.latents.shape[1:],
+        50_000 - len(small.latents),
+        *small.latents.shape[1:],
         generator=torch.Generator().manual_seed(0),
     )
     return LatentMap(
-        made.latents,
-        made.source,
-        made.tokenizer,
+        small.latents,
+        small.source,
+        small.tokenizer,
         components=0,
         overlays={"noise": noise},
         colour="run",
@@ -79,27 +79,24 @@ async def live_training():
     from maetok_lab.runs import Run
     from maetok_lab.training.presets import ladder_training
     from maetok_lab.training.tokenizer import train_tokenizer
-    from maetok_lab.widgets.live import LiveTraining
+    from maetok_lab.widgets.live import follow
 
     torch.set_num_threads(1)
     images = open_images("emoji", split="val", image_size=32)
     config = ladder_training("test", "hog", images=images.fingerprint, num_steps=100_000)
     run = Run.open("live", config, root="runs")
-    live = LiveTraining("live")
-    for record in train_tokenizer(config, images, run, cpu=True):
-        live.update(record)
-        await live.listen()
+    await follow(train_tokenizer(config, images, run, cpu=True), "live")
 
 
 def sampler_studio():
     """The sampler studio on these parts."""
     from maetok_lab.widgets.sampler_studio import SamplerStudio
 
-    made = parts()
+    small = parts()
     return SamplerStudio(
-        made.model,
-        made.space,
-        made.tokenizer,
+        small.model,
+        small.space,
+        small.tokenizer,
         class_names=["cat", "dog", "fish"],
         count=4,
         num_steps=6,

@@ -1,4 +1,4 @@
-"""The widgets in a real browser, in JupyterLab and in voila: what is touched changes the pixels as Python says it must.
+"""The widgets in a real browser, in JupyterLab and in voila: pixels change as Python says.
 
     pytest -m browser --basetemp artifacts        # screenshots stay in artifacts/
 
@@ -44,8 +44,10 @@ with pytest.MonkeyPatch.context() as patch:
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
-FLAGS = "--no-sandbox --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
-FLAGS += " --use-angle=swiftshader --enable-unsafe-swiftshader"  # the map is drawn by WebGL, here in software
+FLAGS = "--no-sandbox --disable-quic --no-first-run --disable-background-networking"
+FLAGS += " --disable-component-update --disable-sync"
+# the map is drawn by WebGL, here in software
+FLAGS += " --use-angle=swiftshader --enable-unsafe-swiftshader"
 
 pytestmark = [
     pytest.mark.browser,
@@ -59,7 +61,7 @@ PAGES = (*WIDGETS, "large_map", "live_training")
 
 
 @pytest.fixture(scope="module")
-def known():
+def studios():
     """The same studios in this process: their attributes say what the page must show."""
     return {name: getattr(browser_parts, name)() for name in WIDGETS}
 
@@ -110,7 +112,10 @@ def browser():
 
 @pytest.fixture
 def open_widget(site, browser):
-    """`open_widget(name)`: a page that shows it; closed with a screenshot, without errors or strange requests."""
+    """`open_widget(name)`: a page that shows it; closed with a screenshot.
+
+    Its console must hold no error, and nothing may be requested from other machines.
+    """
     front, address, folder = site
     opened = []
 
@@ -120,11 +125,9 @@ def open_widget(site, browser):
         )
         page.set_default_timeout(120_000)
         errors, strange = [], []
-        page.on("console", lambda told: errors.append(told.text) if told.type == "error" else None)
+        page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
         page.on("pageerror", lambda problem: errors.append(str(problem)))
-        page.on(
-            "request", lambda asked: strange.append(asked.url) if not local(asked.url) else None
-        )
+        page.on("request", lambda it: None if local(it.url) else strange.append(it.url))
         page.goto(address(name))
         if front == "lab":
             page.wait_for_selector(".jp-Notebook")
@@ -156,8 +159,8 @@ def reconstruct(studio, mask):
     return studio.tokenizer(studio.image[None], mask=mask[None])[0]
 
 
-def test_mask_studio(open_widget, known):
-    page, studio = open_widget("mask_studio"), known["mask_studio"]
+def test_mask_studio(open_widget, studios):
+    page, studio = open_widget("mask_studio"), studios["mask_studio"]
     grids = page.locator(".maetok-grid")
     grids.nth(1).wait_for()
     image, masks = (
@@ -216,10 +219,11 @@ def test_an_upload_that_is_no_picture_or_too_large_is_told_in_the_page(open_widg
         page.get_by_text(words).wait_for()
 
 
-def test_latent_map(open_widget, known):
-    page, walk = open_widget("latent_map"), known["latent_map"]
+def test_latent_map(open_widget, studios):
+    page, walk = open_widget("latent_map"), studios["latent_map"]
     page.locator(".js-plotly-plot .nsewdrag").first.wait_for()
-    where = """index => { const plot = document.querySelector('.js-plotly-plot'), box = plot.getBoundingClientRect();
+    places = """index => {
+      const plot = document.querySelector('.js-plotly-plot'), box = plot.getBoundingClientRect();
       const layout = plot._fullLayout, data = plot._fullData[0];
       return [box.x + layout.xaxis._offset + layout.xaxis.d2p(data.x[index]),
               box.y + layout.yaxis._offset + layout.yaxis.d2p(data.y[index])]; }"""
@@ -227,7 +231,7 @@ def test_latent_map(open_widget, known):
     far = int(
         (frame["x"] ** 2 + frame["y"] ** 2).idxmax()
     )  # alone at the edge, so that nothing else lies under the pointer
-    x, y = page.evaluate(where, far)
+    x, y = page.evaluate(places, far)
     page.mouse.move(x - 30, y + 30)
     page.mouse.move(x, y, steps=4)
     assert_shows(page, picture_of(walk.original(far)), 128)
@@ -249,8 +253,8 @@ def test_latent_map(open_widget, known):
     assert_shows(page, picture_of(walk.selected_mean()), 128)
 
 
-def test_sampler_studio(open_widget, known):
-    page, studio = open_widget("sampler_studio"), known["sampler_studio"]
+def test_sampler_studio(open_widget, studios):
+    page, studio = open_widget("sampler_studio"), studios["sampler_studio"]
     box = page.get_by_label("class", exact=True)
     box.wait_for()
 
@@ -270,8 +274,10 @@ def test_sampler_studio(open_widget, known):
 
 NAMELESS = """() => [...document.querySelectorAll('input, select, button, [role=slider]')]
   .filter(e => e.offsetParent && !e.closest('.modebar, .jp-Toolbar'))
-  .filter(e => !(e.ariaLabel || e.labels?.length || e.innerText || e.title || e.getAttribute('aria-labelledby')
-                 || e.closest('.widget-slider')?.querySelector('label')?.innerText)).map(e => e.outerHTML)"""
+  .filter(e => !(e.ariaLabel || e.labels?.length || e.innerText || e.title
+                 || e.getAttribute('aria-labelledby')
+                 || e.closest('.widget-slider')?.querySelector('label')?.innerText))
+  .map(e => e.outerHTML)"""
 
 
 @pytest.mark.parametrize("site", ["voila"], indirect=True)
@@ -289,7 +295,8 @@ def test_a_map_of_fifty_thousand_points_is_smooth_under_the_pointer(open_widget,
     page.locator(".js-plotly-plot .nsewdrag").first.wait_for()
     box = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
     page.evaluate("""() => { window.frames_ = []; let last = performance.now();
-      const tick = now => { window.frames_.push(now - last); last = now; requestAnimationFrame(tick); };
+      const tick = now => {
+        window.frames_.push(now - last); last = now; requestAnimationFrame(tick); };
       requestAnimationFrame(tick); }""")
     for step in range(60):
         page.mouse.move(
@@ -329,21 +336,18 @@ def test_make_studio_serves_the_mask_studio_on_this_machine_only(browser, reposi
         server.wait(30)
 
 
-@pytest.mark.parametrize(
-    "site", ["lab"], indirect=True
-)  # voila shows a page when its cells are done
+# not in voila, which shows a page when its cells are done
+@pytest.mark.parametrize("site", ["lab"], indirect=True)
 def test_the_stop_button_ends_a_training_with_a_checkpoint_and_the_cell_goes_on(open_widget, site):
     page = open_widget("live_training")
-    stop, words = (
-        page.locator(".widget-button", has_text="stop"),
-        page.locator(".jp-OutputArea-output"),
-    )
+    stop = page.locator(".widget-button", has_text="stop")
+    words = page.locator(".jp-OutputArea-output")
     stop.wait_for()
     page.wait_for_function("() => /step [1-9][0-9]+ of 100000/.test(document.body.innerText)")
     stop.click()
-    told = words.filter(has_text="stopped at step")
-    told.wait_for()
-    step = int(re.search(r"stopped at step (\d+)", told.inner_text()).group(1))
+    line = words.filter(has_text="stopped at step")
+    line.wait_for()
+    step = int(re.search(r"stopped at step (\d+)", line.inner_text()).group(1))
     run = Run(site[2] / "runs" / "live")
     assert run.checkpoint_steps()[-1] == step
     page.keyboard.press("Escape")

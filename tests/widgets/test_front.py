@@ -42,8 +42,8 @@ def test_a_kernel_that_voila_started_carries_its_mark(monkeypatch, software, voi
 def test_a_studio_shows_itself_where_it_can_be_touched_and_its_twin_elsewhere(monkeypatch):
     display = pytest.importorskip("IPython.display")
     pyplot = pytest.importorskip("matplotlib.pyplot")
-    shown = []
-    monkeypatch.setattr(display, "display", shown.append)
+    displayed = []
+    monkeypatch.setattr(display, "display", displayed.append)
     pyplot.close("all")
 
     class Two(Studio):
@@ -55,5 +55,5 @@ def test_a_studio_shows_itself_where_it_can_be_touched_and_its_twin_elsewhere(mo
     for live, kind in ((True, str), (False, pyplot.Figure)):
         monkeypatch.setattr(front, "is_live", lambda live=live: live)
         Two()._ipython_display_()
-        assert isinstance(shown.pop(), kind)
-    assert not pyplot.get_fignums(), "shown once, not again by the notebook"
+        assert isinstance(displayed.pop(), kind)
+    assert not pyplot.get_fignums(), "displayed once, not again by the notebook"

@@ -84,9 +84,11 @@ def test_two_points_have_a_strip_between_them_and_are_ringed(walk):
     walk.controls.point.value = 3
     assert walk.strip.value == BLANK
     walk.controls.point.value = 8
-    wanted = decode_between(walk.tokenizer, walk.atlas.latent(3), walk.atlas.latent(8), steps=STRIP)
+    expected = decode_between(
+        walk.tokenizer, walk.atlas.latent(3), walk.atlas.latent(8), steps=STRIP
+    )
     assert walk.strip.value == png_bytes(
-        image_grid(wanted, columns=STRIP, padding=0), size=64 * STRIP
+        image_grid(expected, columns=STRIP, padding=0), size=64 * STRIP
     )
     assert list(walk.chart.data[1].x) == walk.atlas.frame["x"][[3, 8]].tolist()
 

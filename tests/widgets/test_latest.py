@@ -66,11 +66,11 @@ def test_where_nothing_can_follow_every_move_is_answered():
 
 def test_work_that_raises_does_not_stop_later_work():
     async def moves():
-        done = []
+        calls = []
 
         def work():
-            done.append(1)
-            if len(done) == 1:
+            calls.append(1)
+            if len(calls) == 1:
                 raise ValueError
 
         latest = Latest(work)
@@ -79,6 +79,6 @@ def test_work_that_raises_does_not_stop_later_work():
         except ValueError:
             latest.ask()
         await asyncio.sleep(0.1)
-        return len(done)
+        return len(calls)
 
     assert asyncio.run(moves()) == 2

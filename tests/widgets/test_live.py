@@ -1,12 +1,17 @@
-"""A training says how it goes, not too often, and always at the end."""
+"""A training says how it goes, not too often, and always at the end; a person can end it."""
 
 import asyncio
 
 import pytest
 
+from maetok_lab.config import override
+from maetok_lab.data.images import open_images
+from maetok_lab.runs import Run
 from maetok_lab.training.loop import StepRecord
+from maetok_lab.training.presets import TOKENIZER_TRAINING
+from maetok_lab.training.tokenizer import train_tokenizer
 from maetok_lab.widgets import live as live_module
-from maetok_lab.widgets.live import LiveTraining
+from maetok_lab.widgets.live import LiveTraining, follow, follow_to_end
 
 
 class Clock:
@@ -21,11 +26,11 @@ class Clock:
 
 
 @pytest.fixture
-def follow(monkeypatch):
-    """`follow(first, last, every)`: the lines written for these steps of 10, with losses at each even step."""
+def written_lines(monkeypatch):
+    """`written_lines(first, last, every)`: those of these steps of 10; even steps have losses."""
     monkeypatch.setattr(live_module, "time", Clock())
 
-    def lines(first: int, last: int, every: float) -> list[str]:
+    def lines(first, last, every):
         written = []
         live = LiveTraining("tiny", every=every, write=written.append, live=False)
         for step in range(first, last + 1):
@@ -36,18 +41,21 @@ def follow(monkeypatch):
     return lines
 
 
-def test_a_line_has_losses_speed_and_time_left_from_this_processs_own_steps(follow):
-    assert follow(1, 2, every=0)[-1] == "tiny: step 2/10, pixel 0.5000; 16 images/s, 16 s left"
+def test_a_line_has_losses_speed_and_time_left_from_this_processs_own_steps(written_lines):
+    assert (
+        written_lines(1, 2, every=0)[-1] == "tiny: step 2/10, pixel 0.5000; 16 images/s, 16 s left"
+    )
 
 
-def test_lines_come_when_losses_do_and_enough_time_has_passed_and_at_the_end(follow):
-    steps = [int(line.split("step ")[1].split("/")[0]) for line in follow(1, 10, every=7)]
-    assert steps == [2, 6, 10]
-    assert [line.split(",")[0] for line in follow(1, 10, every=1e9)] == ["tiny: step 10/10"]
+def test_lines_come_when_losses_do_and_enough_time_has_passed_and_at_the_end(written_lines):
+    starts = [line.split(",")[0] for line in written_lines(1, 10, every=7)]
+    assert starts == ["tiny: step 2/10", "tiny: step 6/10", "tiny: step 10/10"]
+    starts = [line.split(",")[0] for line in written_lines(1, 10, every=1e9)]
+    assert starts == ["tiny: step 10/10"]
 
 
-def test_a_continued_training_says_so_and_counts_its_own_speed(follow):
-    lines = follow(5, 6, every=0)
+def test_a_continued_training_says_so_and_counts_its_own_speed(written_lines):
+    lines = written_lines(5, 6, every=0)
     assert lines == [
         "tiny: continues at step 5 of 10",
         "tiny: step 6/10, pixel 0.1667; 16 images/s, 8 s left",
@@ -64,10 +72,11 @@ def panel(monkeypatch):
     """A live panel whose display goes nowhere, and what it wrote."""
     pytest.importorskip("anywidget")
     display = pytest.importorskip("IPython.display")
-    shown, written = [], []
-    monkeypatch.setattr(display, "display", shown.append)
+    views, written = [], []
+    monkeypatch.setattr(display, "display", views.append)
     live = LiveTraining("tiny", write=written.append, live=True)
-    live.shown, live.written = shown, written
+    live.displayed = views
+    live.written = written
     return live
 
 
@@ -77,13 +86,13 @@ def test_a_panel_has_losses_progress_and_the_newest_picture(panel, tmp_path):
     panel.update(StepRecord(1, 3, 32, {"pixel": 0.5, "kl": -1.0}))
     panel.update(StepRecord(2, 3, 64, None, str(picture)))
     panel.update(StepRecord(3, 3, 96, {"pixel": 0.25, "kl": 2.0, "loss/t0.25": 9.0}))
-    see = panel.controls
-    assert panel.shown == [panel.view]
-    assert (see.bar.value, see.bar.max) == (3, 3)
-    assert see.words.value == "step 3 of 3, done"
-    assert see.stop.disabled
-    assert see.picture.value == b"png"
-    assert {line.name: (list(line.x), list(line.y)) for line in see.chart.data} == {
+    controls = panel.controls
+    assert panel.displayed == [panel.view]
+    assert (controls.bar.value, controls.bar.max) == (3, 3)
+    assert controls.words.value == "step 3 of 3, done"
+    assert controls.stop.disabled
+    assert controls.picture.value == b"png"
+    assert {line.name: (list(line.x), list(line.y)) for line in controls.chart.data} == {
         "pixel": ([1, 3], [0.5, 0.25]),
         "kl": ([3], [2.0]),
     }
@@ -122,3 +131,113 @@ def test_a_panel_is_drawn_at_most_every_half_second(panel, monkeypatch):
     for step in range(1, 51):
         panel.update(StepRecord(step, 50, step, {"pixel": 1.0}))
     assert len(drawn) <= 4
+
+
+class Training:
+    """A training of three steps that notes how it ended."""
+
+    def __init__(self, failure=None):
+        self.failure = failure
+        self.steps = 0
+        self.closed = False
+
+    def run(self):
+        try:
+            for step in (1, 2, 3):
+                self.steps = step
+                yield StepRecord(step, 3, 32 * step, {"pixel": 1 / step})
+                if self.failure:
+                    raise self.failure
+        finally:
+            self.closed = True
+
+
+def test_one_line_follows_a_training_to_its_end_without_a_front_end(capsys):
+    training = Training()
+    assert asyncio.run(follow(training.run(), "tiny", every=0)) is None
+    assert training.closed
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"tiny: step {n}/3" for n in (1, 2, 3)]
+
+
+def test_library_code_follows_without_awaiting(capsys):
+    training = Training()
+    follow_to_end(training.run(), "tiny", every=0)
+    assert training.closed
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def in_a_cell(training, title):
+    asyncio.run(follow(training, title))
+
+
+@pytest.mark.parametrize("followed", [in_a_cell, follow_to_end])
+def test_errors_and_interrupts_pass_through_and_leave_the_training_closed(followed, monkeypatch):
+    for failure in (ValueError("bad"), KeyboardInterrupt()):
+        training = Training(failure)
+        with pytest.raises(type(failure)):
+            followed(training.run(), "tiny")
+        assert training.closed
+
+    # one that hits the panel, not the training
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    training = Training()
+    monkeypatch.setattr(LiveTraining, "update", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        followed(training.run(), "tiny")
+    assert training.closed
+    assert training.steps == 1
+
+
+def test_a_cancelled_task_closes_the_training():
+    training = Training()
+
+    async def cell():
+        task = asyncio.create_task(follow(training.run(), "tiny"))
+        await asyncio.sleep(0)  # its first step
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cell())
+    assert training.closed
+    assert training.steps == 1
+
+
+def test_the_stop_button_ends_a_real_training_with_a_checkpoint_and_the_same_line_goes_on(
+    monkeypatch, tmp_path, capsys
+):
+    pytest.importorskip("anywidget")
+    display = pytest.importorskip("IPython.display")
+    views = []
+    monkeypatch.setattr(display, "display", views.append)
+    monkeypatch.setattr(live_module, "is_live", lambda: True)
+    images = open_images("emoji", split="val", image_size=32)
+    config = override(
+        TOKENIZER_TRAINING["test"],
+        {"num_steps": 4, "batch_size": 2, "log_every": 1, "images": images.fingerprint},
+    )
+
+    async def cell(click):
+        """The cell, and a click that the page sends while it runs."""
+        with Run.open("live", config, root=tmp_path) as run:
+            training = train_tokenizer(config, images, run, cpu=True)
+            task = asyncio.create_task(follow(training, "tokenizer"))
+            await asyncio.sleep(0)
+            if click:
+                head, _ = views[-1].children
+                head.children[1].click()
+            await task
+        return run
+
+    run = asyncio.run(cell(click=True))
+    assert run.checkpoint_steps() == [2]
+    assert not run.finished
+    assert (
+        "tokenizer: stopped at step 2 of 4; run the cell again to go on" in capsys.readouterr().out
+    )
+    run = asyncio.run(cell(click=False))
+    assert run.finished
+    assert "tokenizer: continues at step 3 of 4" in capsys.readouterr().out

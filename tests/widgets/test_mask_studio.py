@@ -1,4 +1,4 @@
-"""Every control of the mask studio changes the pictures as the plain functions say; quickly, and in plain words."""
+"""Every control of the mask studio changes the pictures as the plain functions say; quickly."""
 
 import asyncio
 import io
@@ -50,27 +50,27 @@ def reconstruct(studio, image, mask):
     return studio.tokenizer.decode(studio.tokenizer.encode(image[None], mask=mask[None]))[0]
 
 
-def shows(studio, name, wanted):
+def shows(studio, name, expected):
     size = LARGE if name == "patches" else SMALL
-    shown = (
-        getattr(studio.controls, name).picture
-        if name in ("patches", "tokens")
-        else studio.pictures[name].image.value
-    )
-    return shown == png_bytes(wanted, size=size)
+    if name in ("patches", "tokens"):
+        png = getattr(studio.controls, name).picture
+    else:
+        png = studio.pictures[name].image.value
+    return png == png_bytes(expected, size=size)
 
 
 def assert_shows_mask(studio, image, mask):
     """All pictures that depend on the mask are those of this image and this mask."""
-    made = reconstruct(studio, image, mask)
+    reconstruction = reconstruct(studio, image, mask)
     assert shows(studio, "patches", masked_picture(image, mask, 4))
-    assert shows(studio, "reconstruction", picture_of(made))
-    assert shows(studio, "error", heat_picture(error_map(image, made), limit=ERROR_LIMIT))
+    assert shows(studio, "reconstruction", picture_of(reconstruction))
+    assert shows(studio, "error", heat_picture(error_map(image, reconstruction), limit=ERROR_LIMIT))
     with torch.inference_mode():
-        seen = studio.decoders["hog"](studio.tokenizer.encode(image[None], mask=mask[None]))[0]
-    assert shows(studio, "hog: predicted", hog_picture(seen, (8, 8)))
+        latents = studio.tokenizer.encode(image[None], mask=mask[None])
+        predicted = studio.decoders["hog"](latents)[0]
+    assert shows(studio, "hog: predicted", hog_picture(predicted, (8, 8)))
     assert studio.controls.patches.hidden == mask.nonzero()[:, 0].tolist()
-    score = psnr(made[None], image[None]).item()
+    score = psnr(reconstruction[None], image[None]).item()
     assert f"{int(mask.sum())} of 64 patches hidden: {score:.2f} dB" in studio.summary.value
     assert list(studio.chart.figure.data[1].x) == [mask.float().mean().item()]
     assert list(studio.chart.figure.data[1].y) == [pytest.approx(score)]
@@ -84,8 +84,8 @@ def test_ratio_kind_and_seed_draw_the_mask_that_is_shown(studio, small_images):
         now[name] = value
         assert_shows_mask(studio, small_images[0], draw_masks(small_images[:1], 4, **now)[0])
     see.kind.value = "busy"
-    wanted = ratio_curve(studio.tokenizer, small_images, kind="busy")
-    assert list(studio.chart.figure.data[0].y) == wanted["psnr"].tolist()
+    expected = ratio_curve(studio.tokenizer, small_images, kind="busy")
+    assert list(studio.chart.figure.data[0].y) == expected["psnr"].tolist()
 
 
 def test_another_image_is_shown_under_a_mask(studio, small_images):
@@ -130,15 +130,12 @@ def test_surgery_decodes_the_changed_tokens(studio, small_images, kind):
     see.other.value, see.amount.value, see.surgery.value = 4, 0.75, kind
     with torch.inference_mode():
         mask = draw_masks(small_images[:1], 4, ratio=0.5)
-        z, other = (
-            studio.tokenizer.encode(small_images[:1], mask=mask)[0],
-            studio.tokenizer.encode(small_images[4:5])[0],
-        )
+        latents = studio.tokenizer.encode(small_images[:1], mask=mask)[0]
+        other = studio.tokenizer.encode(small_images[4:5])[0]
         surgery = Surgery(kind=kind, tokens=(0, 3), amount=0.75)
-        wanted = studio.tokenizer.decode(operate(z, surgery, studio.statistics, other=other)[None])[
-            0
-        ]
-    assert shows(studio, "operated", picture_of(wanted))
+        changed = operate(latents, surgery, studio.statistics, other=other)
+        expected = studio.tokenizer.decode(changed[None])[0]
+    assert shows(studio, "operated", picture_of(expected))
     assert not shows(studio, "operated", picture_of(studio.study.reconstruction))
 
 
@@ -194,7 +191,7 @@ def test_ten_quick_moves_compute_at_most_three_reconstructions_and_the_last_is_s
 
 @pytest.mark.slow
 def test_a_move_is_answered_within_a_tenth_of_a_second_at_tiny(small_images):
-    """Timed with all that is shown: HOG decoder, perceptual distance, PNGs. The limits are the project's."""
+    """Timed with all it draws: HOG decoder, perceptual distance, PNGs; the project's limits."""
     distance = make_perceptual(LossConfig(perceptual="squeezenet"))
     studio = make_studio(small_images, "tiny", distance=distance)
     assert studio.view

@@ -1,4 +1,4 @@
-"""Every control of the sampler studio samples what the plain functions sample, and a new wish ends the old one."""
+"""Every control of the sampler studio samples what the plain functions sample."""
 
 import asyncio
 
@@ -22,13 +22,14 @@ SPACE = LatentSpace(TOKENIZER.fingerprint, torch.tensor(0.0), torch.tensor(0.7))
 
 def model(seed=0, num_classes=3):
     torch.manual_seed(seed)
-    made = DiffusionTransformer(
+    model = DiffusionTransformer(
         DIFFUSION["test"], num_tokens=4, latent_dim=48, num_classes=num_classes
     ).eval()
-    for parameter in made.parameters():  # a fresh model's velocity is zero, whatever it is asked
+    for parameter in model.parameters():  # a fresh model's velocity is zero, whatever it is asked
         torch.nn.init.normal_(parameter, std=0.1)
-    made.tokenizer_fingerprint, made.trained_path = TOKENIZER.fingerprint, "linear"
-    return made
+    model.tokenizer_fingerprint = TOKENIZER.fingerprint
+    model.trained_path = "linear"
+    return model
 
 
 MODELS = {0.9: model(), 0.5: model(1)}
