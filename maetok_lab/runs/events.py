@@ -1,4 +1,4 @@
-"""A run's metrics as TensorBoard files, beside metrics.jsonl and only where TensorBoard is installed (extra `cluster`)."""
+"""A run's metrics as TensorBoard files, where TensorBoard is installed (extra `cluster`)."""
 
 import functools
 import importlib.util
@@ -9,9 +9,9 @@ from typing import Any
 
 
 class Events:
-    """`add(record)` writes every number of {"step": ..., "split": ..., NAME: number} as SPLIT/NAME, made when first asked.
+    """Writes every number of {"step": ..., "split": ..., NAME: number} as SPLIT/NAME.
 
-    After `rewind(step)` TensorBoard hides what was written after `step`.
+    The files are made by the first event: a run without metrics has none.
     """
 
     def __init__(self, folder: Path):
@@ -24,6 +24,7 @@ class Events:
             return None
         from torch.utils.tensorboard import SummaryWriter
 
+        # a queue of 1000 events: logging must not wait for the disk
         return SummaryWriter(
             str(self.folder), purge_step=self._purge_step, max_queue=1000, flush_secs=30
         )
@@ -37,12 +38,13 @@ class Events:
                 self._writer.add_scalar(f"{record['split']}/{name}", value, record["step"])
 
     def rewind(self, step: int) -> None:
-        """What comes after `step` is about to be written again."""
+        """Let TensorBoard hide what comes after `step`: it is about to be written again."""
         self.close()
         self._purge_step = step + 1
 
     def close(self) -> None:
         """Write what is queued."""
+        # asking for self._writer would make one
         writer = self.__dict__.pop("_writer", None)
         if writer is not None:
             writer.close()

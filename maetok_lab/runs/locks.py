@@ -1,141 +1,61 @@
-"""One writer a run folder: a lock file with host, process and a heartbeat."""
+"""One writer a folder: filelock's lease, which tells hosts, containers and namespaces apart.
 
-import contextlib
-import json
-import os
-import socket
-import threading
-import time
+The lease is a file that its holder touches every few seconds. Clocks are never compared: whoever
+wants the lock watches the file, and any change of it is a sign of life, whoever's clock wrote it.
+"""
+
 from pathlib import Path
 
-HEARTBEAT_SECONDS = 10.0
-STALE_SECONDS = 120.0  # a lock of another host counts as dead after this long without a heartbeat
+from filelock import SoftFileLease, Timeout
+
+# A holder that this host cannot probe is dead after this long without a beat. It is longer than a
+# network file system stalls; a job that was moved to another node waits it out once.
+LEASE_SECONDS = 60.0
+BEAT_SECONDS = 2.0  # a live holder is recognised, and refused to share, after at most this long
 
 
 class RunLocked(RuntimeError):
     """Somebody else, alive, is writing this run."""
 
 
-class RunLock:
-    """Held by one process; a dead owner's lock is taken over, a live one's raises `RunLocked`.
+def lock_folder(folder: Path) -> SoftFileLease:
+    """Hold the folder's lock until `.release()`, or until the result is forgotten.
 
-    On the owner's own host, alive means that the process id runs with the start time on record (in ticks since the machine's
-    start, which no change of the clock moves). On another host it means that the heartbeat moved within `STALE_SECONDS`,
-    both times read from the file system's clock, so that clocks of different machines are never compared; and where that
-    clock may have jumped, the heart is watched for longer than a beat before it counts as dead.
+    The holding process may take it again. A dead holder's lock is taken over: at once where this
+    host can see the death, else when its lease ends. Raises RunLocked when the holder shows a sign
+    of life, OSError for a folder that cannot be written.
     """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._stop = threading.Event()
-        self._acquire()
-        threading.Thread(target=self._beat, daemon=True).start()
-
-    def release(self) -> None:
-        """Give the lock up, if it is still ours."""
-        self._stop.set()
-        if _owner(self.path) == _me():
-            self.path.unlink(missing_ok=True)
-
-    def _acquire(self) -> None:
-        for _ in range(100):
-            try:
-                handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
-                owner = _owner(self.path)
-                if owner != _me() and owner is not None and _alive(owner, self.path):
-                    raise RunLocked(
-                        f"{self.path.parent} is being written by process {owner['pid']} on {owner['host']}; "
-                        "wait for it, or end that process"
-                    ) from None
-                self._remove_stale(owner)
-                continue
-            with os.fdopen(handle, "w") as file:
-                json.dump(_me(), file)
-            return
-        raise RunLocked(f"{self.path.parent}: the lock keeps changing hands")
-
-    def _remove_stale(self, owner: dict | None) -> None:
-        # A lock file without content is one that a live process is just writing: give it a moment before it counts as stale.
-        if owner is None:
-            time.sleep(0.05)
-            owner = _owner(self.path)
-            if owner is not None:
-                return
-        # Rename before removing: of two processes that both found it stale only one succeeds.
-        grave = self.path.with_name(f".{self.path.name}.{os.getpid()}.stale")
-        try:
-            os.rename(self.path, grave)
-        except FileNotFoundError:
-            return
-        if (
-            _owner(grave) != owner
-        ):  # another process took the stale lock over a moment ago: put its lock back
-            with contextlib.suppress(FileExistsError):
-                os.link(grave, self.path)
-        grave.unlink(missing_ok=True)
-
-    def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT_SECONDS):
-            try:
-                os.utime(self.path)
-            except OSError:
-                return  # the folder is gone or read-only: the next write of the run will say so
-
-
-def _me() -> dict:
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": _process_start(os.getpid()),
-    }
-
-
-def _owner(path: Path) -> dict | None:
+    lock = SoftFileLease(
+        folder / "lock",
+        lease_duration=LEASE_SECONDS,
+        heartbeat_interval=BEAT_SECONDS,
+        is_singleton=True,  # one lease a folder and process: a notebook's cell can be run again
+        thread_local=False,  # a run may be closed by another thread than the one that opened it
+    )
+    # the wait ends by itself: with the lock, with a beat, or with a file that names no process
+    first_beat = _last_beat(folder)
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        lock.acquire(
+            timeout=2 * LEASE_SECONDS,
+            cancel_check=lambda: _last_beat(folder) not in (first_beat, None),
+        )
+    except Timeout:
+        holder = lock.owner
+        if holder is None:  # an empty file, as a power cut leaves it: nobody can say whose it was
+            message = f"{lock.lock_file} names no process; remove it if nothing writes there"
+            raise RunLocked(message) from None
+        # filelock writes a namespace behind the host's name; the process id is that inside of it
+        host = holder.hostname.replace("?pidns-", " in process namespace ")
+        raise RunLocked(
+            f"{folder} is being written by process {holder.pid} on {host}; "
+            "wait for it, or end that process"
+        ) from None
+    return lock
+
+
+def _last_beat(folder: Path) -> int | None:
+    """When the holder last touched the lock, by its own clock; None where nobody holds it."""
+    try:
+        return (folder / "lock").stat().st_mtime_ns
+    except FileNotFoundError:
         return None
-
-
-def _alive(owner: dict, path: Path) -> bool:
-    if owner["host"] == socket.gethostname():
-        return _process_start(owner["pid"]) == owner["started"] != ""
-    probe = path.with_name(f".clock.{os.getpid()}")
-    try:
-        probe.touch()
-        age = probe.stat().st_mtime - path.stat().st_mtime
-        return abs(age) < STALE_SECONDS or _beats(path)
-    except FileNotFoundError:
-        return False
-    finally:
-        probe.unlink(missing_ok=True)
-
-
-def _beats(path: Path) -> bool:
-    """Whether the lock's heartbeat moves while it is watched for one and a half beats."""
-    before, started = path.stat().st_mtime_ns, time.monotonic()
-    while time.monotonic() - started < 1.5 * HEARTBEAT_SECONDS:
-        time.sleep(HEARTBEAT_SECONDS / 20)
-        if path.stat().st_mtime_ns != before:
-            return True
-    return False
-
-
-def _process_start(pid: int) -> str:
-    """When process `pid` started, in the kernel's ticks; "" when it does not run. Guards against reused process ids."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (
-            "" if state[0] in "ZX" else state[19]
-        )  # dead, only nobody has asked for its exit code yet
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return ""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return ""
-    except PermissionError:
-        return "running"  # as somebody else
-    return "running"

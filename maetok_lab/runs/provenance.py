@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = (
+PACKAGES = (  # those whose version can change a number
     "maetok-lab",
     "torch",
     "torchvision",
@@ -22,13 +22,14 @@ PACKAGES = (
 
 
 def provenance() -> dict[str, Any]:
-    """Git commit and dirty flag of the library's checkout, versions, platform and time (UTC), as plain JSON."""
+    """Commit of the library's checkout, versions, platform and time (UTC), as plain JSON."""
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
+        # numbers are equal bit for bit on one processor with one number of threads only
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "threads": torch.get_num_threads(),
         "started": now(),
@@ -41,14 +42,16 @@ def now() -> str:
 
 
 def _git(*words: str) -> str | None:
+    """What git prints about the library's folder; None without git or outside a checkout."""
     folder = Path(__file__).parent
     try:
-        done = subprocess.run(
+        # outside a checkout git says so with its exit status; a disk that hangs must not stop a run
+        result = subprocess.run(
             ["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=False
         )
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None
 
 
 def _version(package: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What can be freed: superseded checkpoints of finished runs, and leftovers of processes that were killed."""
+"""What can be freed: superseded checkpoints of finished runs, and leftovers of kills."""
 
 import os
 import re
@@ -7,52 +7,59 @@ from pathlib import Path
 
 import pandas as pd
 
-from maetok_lab.runs.locks import RunLock, RunLocked
+from maetok_lab.runs.checkpoints import step_folder
+from maetok_lab.runs.locks import RunLocked, lock_folder
 from maetok_lab.runs.run import Run, runs_root
 
+# Names under which a killed process leaves what it was writing.
 TEMPORARY = re.compile(
-    r"\.step-\d+\.(tmp|removed)|\..+\.\d+\.[0-9a-f]{8}"
-)  # of checkpoints, and of files.atomic_path
+    r"\.step-\d+\.(tmp|removed)"  # checkpoints
+    r"|\..+\.\d+\.[0-9a-f]{8}"  # files.atomic_path
+    r"|lock\.break\..+|lock\.json"  # filelock's, and the lock of the first edition
+)
+
+INSIDE = ("checkpoints", "samples", "latents")  # folders of a run that are written while it runs
 
 
 def prunable(root: str | Path | None = None) -> pd.DataFrame:
     """What `prune` would free, one row a file or folder: run, what, bytes, path.
 
-    Of a finished run every checkpoint but the newest and the milestones (`Run.keep_milestones`); of any run that nobody is
-    writing what a killed process left half-written. Runs being written are left alone.
+    Of a finished run every checkpoint but the newest and the milestones (`Run.keep_milestones`); of
+    any run what a killed process left half-written. Runs that are being written are left alone.
     """
     rows = []
     for folder in _folders(runs_root(root)):
+        # whatever is half-written in a folder that nobody holds was left there
         try:
-            lock = RunLock(folder / "lock.json")
+            lock = lock_folder(folder)
         except RunLocked:
             continue
         try:
-            rows += [
-                (folder.name, "left by a kill", _size(path), str(path))
-                for path in _leftovers(folder)
-            ]
+            for path in _leftovers(folder):
+                rows.append((folder.name, "left by a kill", _size(path), str(path)))
             if (folder / "config.json").exists() and (run := Run(folder)).finished:
-                paths = [
-                    (step, folder / "checkpoints" / f"step-{step:07d}")
-                    for step in run.superseded(1)
-                ]
-                rows += [
-                    (folder.name, f"checkpoint {step}", _size(path), str(path))
-                    for step, path in paths
-                ]
+                for step in run.superseded(keep=1):
+                    path = step_folder(folder, step)
+                    rows.append((folder.name, f"checkpoint {step}", _size(path), str(path)))
         finally:
             lock.release()
     return pd.DataFrame(rows, columns=["run", "what", "bytes", "path"])
 
 
-def prune(found: pd.DataFrame) -> int:
-    """Free what `prunable` found, run by run under the run's lock; -> bytes freed. Raises RunLocked if somebody writes there."""
+def prune(table: pd.DataFrame) -> int:
+    """Free what `prunable` lists, run by run under the run's lock; -> bytes freed.
+
+    Raises RunLocked if somebody writes there by now.
+    """
     freed = 0
-    for path, size in zip(map(Path, found["path"]), found["bytes"]):
-        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-        lock = RunLock(folder / "lock.json")
+    for path, size in zip(map(Path, table["path"]), table["bytes"]):
+        # the lock is the run's, wherever in it the file lies
+        folder = path.parent
+        if folder.name in INSIDE:
+            folder = folder.parent
+        lock = lock_folder(folder)
         try:
+            # a checkpoint goes in one step, so that a reader never meets half of it
             if path.name.startswith("step-"):
                 Run(folder).remove_checkpoint(int(path.name[5:]))
             elif path.is_dir():
@@ -67,35 +74,28 @@ def prune(found: pd.DataFrame) -> int:
 
 def _folders(root: Path) -> list[Path]:
     """Runs, the folders of executed notebooks, and sweeps."""
-    runs = [path.parent for path in root.glob("*/config.json")]
-    return sorted(
-        [
-            *runs,
-            *(
-                path
-                for kind in ("notebooks", "sweeps")
-                for path in (root / kind).glob("*")
-                if path.is_dir()
-            ),
-        ]
-    )
+    # executed notebooks and sweeps are no runs, but are written under the same lock
+    folders = [path.parent for path in root.glob("*/config.json")]
+    for kind in ("notebooks", "sweeps"):
+        folders += [path for path in (root / kind).glob("*") if path.is_dir()]
+    return sorted(folders)
 
 
 def _leftovers(folder: Path) -> list[Path]:
-    places = [folder, folder / "checkpoints", folder / "samples", folder / "latents"]
-    return [
-        path
-        for place in places
-        if place.is_dir()
-        for path in sorted(place.iterdir())
-        if TEMPORARY.fullmatch(path.name)
-    ]
+    """Half-written files and folders, wherever a run writes."""
+    paths = []
+    for inside in ("", *INSIDE):
+        for path in sorted((folder / inside).glob("*")):
+            if TEMPORARY.fullmatch(path.name):
+                paths.append(path)
+    return paths
 
 
 def _size(path: Path) -> int:
     """Bytes on disk of a file, or of all files below a folder."""
     if not path.is_dir():
         return path.stat().st_size
-    return sum(
-        os.path.getsize(Path(place) / name) for place, _, names in os.walk(path) for name in names
-    )
+    size = 0
+    for place, _, names in os.walk(path):
+        size += sum(os.path.getsize(Path(place) / name) for name in names)
+    return size

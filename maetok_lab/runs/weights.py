@@ -1,4 +1,4 @@
-"""Weights in and out: strict loading with a table of what does not fit, and folders with safetensors and config.json."""
+"""Weights in and out: strict loading that lists what does not fit, folders as the hub has them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,46 +12,56 @@ from torch import nn
 
 from maetok_lab.files import atomic_path, read_json, write_bytes, write_json
 
+AUXILIARY = "auxiliary.safetensors"  # only where auxiliary decoders were exported too
+FILES = ("model.safetensors", AUXILIARY, "config.json", "README.md")  # what is fetched from the hub
+SHIPPED = Path(__file__).parents[2] / "data" / "pretrained"
+LISTED = 20  # tensors of each kind that an error lists
 
-def load_strictly(module: nn.Module, tensors: Mapping[str, torch.Tensor], what: str) -> None:
-    """Load every tensor into its place; ValueError with a table of missing, unexpected and misshapen ones otherwise."""
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in tensors.items()}
-    check_shapes(expected, given, what)
+Shapes = Mapping[str, tuple[int, ...]]
+
+# Loading into a model -----------------------------------------------------------------------------
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, torch.Tensor], subject: str) -> None:
+    """Load every tensor into its place; ValueError with a list of those that do not fit."""
+    check_shapes(_shapes(module.state_dict()), _shapes(tensors), subject)
     module.load_state_dict(dict(tensors))
 
 
-def check_shapes(
-    expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], what: str
-) -> None:
-    """ValueError with one line a tensor that is missing, unexpected, or of another shape (20 at most of each kind)."""
-    kinds = {
-        "missing": [f"{name} {expected[name]}" for name in expected if name not in given],
-        "unexpected": [f"{name} {given[name]}" for name in given if name not in expected],
-        "misshapen": [
-            f"{name} is {given[name]}, needs {expected[name]}"
-            for name in expected
-            if name in given and given[name] != expected[name]
-        ],
-    }
+def check_shapes(expected: Shapes, actual: Shapes, subject: str) -> None:
+    """ValueError with one line a tensor that is missing, unexpected, or of another shape."""
+    # by kind: a whole missing layer, say, is not lost among tensors of another width
+    problems: dict[str, list[str]] = {"missing": [], "unexpected": [], "misshapen": []}
+    for name, shape in expected.items():
+        if name not in actual:
+            problems["missing"].append(f"{name} {shape}")
+        elif actual[name] != shape:
+            problems["misshapen"].append(f"{name} is {actual[name]}, needs {shape}")
+    for name, shape in actual.items():
+        if name not in expected:
+            problems["unexpected"].append(f"{name} {shape}")
+
     lines = []
-    for kind, entries in kinds.items():
-        lines += [f"  {kind:<10}  {entry}" for entry in entries[:20]]
-        if len(entries) > 20:
-            lines.append(f"  {kind:<10}  and {len(entries) - 20} more")
+    # weights of another model misfit in hundreds of places: a screenful is enough to see it
+    for kind, entries in problems.items():
+        lines += [f"  {kind:<10}  {entry}" for entry in entries[:LISTED]]
+        if len(entries) > LISTED:
+            lines.append(f"  {kind:<10}  and {len(entries) - LISTED} more")
     if lines:
-        raise ValueError(f"{what}: the tensors do not fit the model\n" + "\n".join(lines))
+        raise ValueError(f"{subject}: the tensors do not fit the model\n" + "\n".join(lines))
 
 
-AUXILIARY = "auxiliary.safetensors"  # only where auxiliary decoders were exported too
-FILES = ("model.safetensors", AUXILIARY, "config.json", "README.md")
-SHIPPED = Path(__file__).parents[2] / "data" / "pretrained"
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> Shapes:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+# Folders of weights -------------------------------------------------------------------------------
 
 
 def write_weights(
     folder: str | Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], card: str
 ) -> Path:
-    """A folder as the hub has it: model.safetensors, config.json, README.md (the model card). -> the folder"""
+    """A folder as the hub has it: model.safetensors, config.json, README.md with the card."""
     folder = Path(folder)
     write_tensors(folder / "model.safetensors", tensors)
     write_json(folder / "config.json", config)
@@ -61,40 +71,44 @@ def write_weights(
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """One safetensors file, whole or not at all."""
+    # safetensors stores no views and nothing that is on a GPU
+    plain = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(
-            {name: value.detach().contiguous().cpu() for name, value in tensors.items()}, temporary
-        )
+        save_file(plain, temporary)
 
 
 def stored_as(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """What is kept of float tensors at `dtype`; others as they are."""
-    return {
-        name: value.to(dtype) if value.is_floating_point() else value
-        for name, value in tensors.items()
-    }
+    """Float tensors at `dtype`, other tensors as they are."""
+    stored = dict(tensors)
+    for name, value in tensors.items():
+        if value.is_floating_point():
+            stored[name] = value.to(dtype)
+    return stored
 
 
 def weights_folder(source: str | Path) -> Path:
-    """Where weights are: a local folder, "shipped/NAME" under data/pretrained, or a hub repository "owner/name", fetched.
+    """A folder of weights: a local one, "shipped/NAME" of data/pretrained, or a hub's "OWNER/NAME".
 
-    Raises FileNotFoundError that says what is there, or that the hub could not be reached.
+    What the hub has is fetched, once. Raises FileNotFoundError that says what is there, or that the
+    hub could not be reached.
     """
+    # a folder of that name comes first: OWNER/NAME is a relative path too
     if Path(source).is_dir():
         return Path(source)
     owner, _, name = str(source).partition("/")
     if owner != "shipped":
         return _download(str(source))
-    there = sorted(path.name for path in SHIPPED.glob("*/"))
-    if name in there:
+    choices = sorted(path.name for path in SHIPPED.glob("*/"))
+    if name in choices:
         return SHIPPED / name
     raise FileNotFoundError(
-        f"{source} is not among what is shipped ({', '.join(there) or 'nothing'}); `python data/build_pretrained.py` makes it"
+        f"{source} is not among what is shipped ({', '.join(choices) or 'nothing'}); "
+        "`python data/build_pretrained.py` makes it"
     )
 
 
 def read_weights(source: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and config of `weights_folder(source)` (safetensors and JSON only: nothing is executed).
+    """Tensors and config of `weights_folder(source)`: safetensors and JSON, nothing is executed.
 
     Raises FileNotFoundError that says which file is missing, or as `weights_folder` does.
     """
@@ -116,12 +130,13 @@ def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    # machines without a network raise one of many errors here; what helps is the same for all
     try:
         return Path(snapshot_download(repository, allow_patterns=[*FILES]))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as problem:
         raise FileNotFoundError(
-            f"{repository} is not in the hub's cache and could not be fetched ({type(problem).__name__}); "
-            "download it elsewhere and give the folder"
+            f"{repository} is not in the hub's cache and could not be fetched "
+            f"({type(problem).__name__}); download it elsewhere and give the folder"
         ) from None
 
 
@@ -133,12 +148,3 @@ def tensors_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def push_folder(folder: str | Path, repository: str) -> str:
-    """Upload a weights folder to the hub as OWNER/NAME (needs a login and a network). -> its address"""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    api.create_repo(repository, exist_ok=True)
-    return str(api.upload_folder(repo_id=repository, folder_path=folder))

@@ -1,6 +1,6 @@
 """Run a notebook over many sets of parameters, each in a process of its own, and see what came of it.
 
-    runs/sweeps/NAME/  sweep.json table.csv summary.json pareto.png gallery.png logs/ pictures/  and, while running, lock.json
+    runs/sweeps/NAME/  sweep.json table.csv summary.json pareto.png gallery.png logs/ pictures/  and, while running, lock
                        slurm/ of jobs on a cluster; runs/ with `separate_runs`
 
 The results themselves are those of `run_notebook`, addressed by what they are made from: the notebook's code, its
@@ -20,7 +20,7 @@ import pandas as pd
 from maetok_lab.config import fingerprint_of, to_json
 from maetok_lab.files import write_bytes, write_json
 from maetok_lab.runs import runs_root
-from maetok_lab.runs.locks import RunLock
+from maetok_lab.runs.locks import lock_folder
 from maetok_lab.runs.provenance import now
 from maetok_lab.workflow.board import Board, Entry, table
 from maetok_lab.workflow.gallery import write_summary
@@ -68,7 +68,7 @@ def sweep(
     folder = runs_root(runs).absolute() / "sweeps" / spec.name
     first = make_entries(spec, folder, runs, spec.halving.values[0] if spec.halving else None)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = RunLock(folder / "lock.json")
+    lock = lock_folder(folder)
     board = Board(spec, folder / "table.csv")
     try:
         write_json(folder / "sweep.json", to_json(spec))

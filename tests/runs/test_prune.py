@@ -1,4 +1,4 @@
-"""Superseded checkpoints and leftovers of kills are freed; what is newest or being written stays."""
+"""Superseded checkpoints and leftovers of kills are freed; what is newest or in use stays."""
 
 import dataclasses
 
