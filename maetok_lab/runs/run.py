@@ -204,9 +204,10 @@ class Run:
         *,
         keep: int = 2,
     ) -> Path:
-        """Write a checkpoint, remove those that are superseded (see `keep`: 0 removes none).
+        """Write a checkpoint, then remove all but the newest `keep` and the milestones.
 
-        Raises OSError when it cannot be written, RunLocked when another process took the run over.
+        `keep` 0 removes none. Raises OSError when it cannot be written, RunLocked when another
+        process took the run over.
         """
         # a process that stood still for a minute may have lost its lease to another
         if self._lock and not self._lock.is_lock_held_by_us:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from maetok_lab.files import sha256
 from maetok_lab.runs import Run
 from maetok_lab.runs import weights as weights_module
+from maetok_lab.runs.locks import RunLocked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,6 +183,15 @@ def test_a_half_written_checkpoint_is_never_read_and_the_next_save_replaces_it(r
     run.save_checkpoint(20, weights(3.0), {})
     assert run.load_checkpoint().tensors["ema"]["w"][0] == -3
     assert not any("tmp" in name for name in files(run.folder))
+
+
+def test_a_run_that_another_process_took_over_is_written_no_more(run):
+    run.save_checkpoint(10, weights(1.0), {})
+    theirs = (run.folder / "lock").read_text().replace(f"pid={os.getpid()}", "pid=1")
+    (run.folder / "lock").write_text(theirs)
+    with pytest.raises(RunLocked, match="was taken over by another process; end this one"):
+        run.save_checkpoint(20, weights(2.0), {})
+    assert run.checkpoint_steps() == [10]
 
 
 def test_saving_a_step_again_replaces_it(run):
