@@ -5,7 +5,6 @@ Three small ImageNet networks are shipped in data/weights; others come from timm
 
 import contextlib
 import difflib
-import hashlib
 import json
 import logging
 import textwrap
@@ -20,6 +19,8 @@ from einops import rearrange
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+
+from maetok_lab.identity import SHORT, file_hash, weights_hash
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "data" / "weights"
 # after these torchvision layers LPIPS compares SqueezeNet's activations (Zhang et al. 2018, the authors' slices)
@@ -252,12 +253,12 @@ def _read_weights(path: Path, *, shipped: bool) -> tuple[dict[str, torch.Tensor]
     )
     if not path.exists():
         raise FileNotFoundError(f"no weights at {path}{remake}")
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    sha256 = file_hash(path)
     if shipped:
         expected = json.loads((path.parent / "index.json").read_text())[path.name]["sha256"]
         if sha256 != expected:
             raise ValueError(
-                f"{path} is damaged: sha256 {sha256[:16]}, expected {expected[:16]}{remake}"
+                f"{path} is damaged: sha256 {sha256[:SHORT]}, expected {expected[:SHORT]}{remake}"
             )
     try:
         state = load_file(path)
@@ -265,7 +266,7 @@ def _read_weights(path: Path, *, shipped: bool) -> tuple[dict[str, torch.Tensor]
         raise ValueError(f"{path} is no readable safetensors file: {error}") from error
     return {
         key: value.float() if value.is_floating_point() else value for key, value in state.items()
-    }, sha256[:16]
+    }, sha256[:SHORT]
 
 
 def _load_timm(
@@ -282,9 +283,9 @@ def _load_timm(
     model = _create_timm(name, weights, rebuilt)
     config = model.pretrained_cfg
     if weights:
-        weight_hash = hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:16]
+        weight_hash = file_hash(weights)[:SHORT]
     else:
-        weight_hash = _hash_state(model)
+        weight_hash = weights_hash(model)
     mean, std = (
         (config["mean"], config["std"]) if scaling == "own" else (IMAGENET_MEAN, IMAGENET_STD)
     )
@@ -356,14 +357,3 @@ def _no_missing_weights() -> Iterator[None]:
     missing = [message for message in messages if message.startswith("Missing keys")]
     if missing:
         raise ValueError(textwrap.shorten(missing[0], 200))
-
-
-def _hash_state(model: nn.Module) -> str:
-    """Hash all weights of a model."""
-    sha256 = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        sha256.update(
-            key.encode()
-            + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        )
-    return sha256.hexdigest()[:16]

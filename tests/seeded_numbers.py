@@ -124,14 +124,12 @@ def cache_latents(root: Path, images: dict) -> dict[str, LatentDataset]:
     caches = {}
     for split in ("train", "test"):
         caching = LatentCaching(
-            tokenizer="the tuned one", images=images[split].fingerprint, flips=split == "train"
+            tokenizer=tokenizer.fingerprint,
+            images=images[split].fingerprint,
+            flips=split == "train",
         )
         run = Run.open(f"latents-{split}", caching, root=root)
-        encoder = (
-            torch.nn.Module()
-        )  # without a fingerprint: what one is made of is not what is tested here
-        encoder.encode = tokenizer.encode
-        for _ in write_latents(encoder, images[split], caching, run, device=CPU):
+        for _ in write_latents(tokenizer, images[split], caching, run, device=CPU):
             pass
         caches[split] = LatentDataset(run)
     return caches
@@ -166,10 +164,7 @@ def sampling_numbers(root: Path, latents: dict[str, LatentDataset], images: dict
         load_diffusion(root / "diffusion-sit"),
         load_tokenizer(root / "tokenizer-tuned"),
     )
-    model.tokenizer_fingerprint = None
-    space = latents["train"].space.__class__(
-        tokenizer.fingerprint, latents["train"].space.mean, latents["train"].space.std
-    )
+    space = latents["train"].space
     labels = images["test"].labels[:24]
     settings = {
         "euler": {"method": "euler", "num_steps": 4},

@@ -29,8 +29,9 @@ from maetok_lab.analysis.preprocess import (
     row_hashes,
     width_of,
 )
-from maetok_lab.config import fingerprint, to_json
+from maetok_lab.config import to_json
 from maetok_lab.files import atomic_path, read_json, write_json
+from maetok_lab.identity import fingerprint
 from maetok_lab.rng import generator
 
 __all__ = ["GmmProtocol", "Mixture", "common_dimensions", "fit_gmm", "gmm_curve"]

@@ -29,10 +29,11 @@ from maetok_lab.data.shards import (
 )
 from maetok_lab.device import DTYPES, Precision, autocast, free_memory
 from maetok_lab.files import atomic_path
+from maetok_lab.identity import same_weights, tensors_fingerprint
 from maetok_lab.inference import eval_mode
 from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.runs import Run, find_run
-from maetok_lab.runs.weights import read_weights, tensors_fingerprint
+from maetok_lab.runs.weights import read_weights
 
 Statistics = Literal["scalar", "channel", "element"]
 
@@ -148,7 +149,7 @@ def write_latents(
         raise ValueError(
             f"the cache was configured for images {config.images}, but these are {images.fingerprint}"
         )
-    if getattr(tokenizer, "fingerprint", config.tokenizer) != config.tokenizer:
+    if not same_weights(tokenizer, config.tokenizer):
         raise ValueError(
             f"the cache was configured for tokenizer {config.tokenizer}, but this is {tokenizer.fingerprint}"
         )

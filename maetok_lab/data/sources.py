@@ -3,12 +3,11 @@
 To add a format: list it into a `Listing` here, and name its suffix in `list_source`.
 """
 
-import hashlib
 import json
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 
 from maetok_lab.data.readers import SUFFIXES
 from maetok_lab.data.tars import COMPRESSED, TarImages, index_shards
+from maetok_lab.identity import hash_of, text_hash
 
 EMOJI = Path(__file__).resolve().parents[2] / "data" / "emoji.parquet"
 SPLITS = {
@@ -87,18 +87,8 @@ def list_source(source: str | Path) -> Listing:
 
 def split_by_name(name: str) -> str:
     """Draw a split from a file's relative name alone: 80% train, 10% val, 10% test, the same on every machine."""
-    fraction = (
-        int(hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8], 16) / 2**32
-    )
+    fraction = int(hash_of([name.encode("utf-8", "surrogateescape")])[:8], 16) / 2**32
     return "train" if fraction < 0.8 else "val" if fraction < 0.9 else "test"
-
-
-def digest(parts: Iterable) -> str:
-    """Hash the text forms of parts, in order."""
-    sha256 = hashlib.sha256()
-    for part in parts:
-        sha256.update(str(part).encode("utf-8", "surrogateescape") + b"\0")
-    return sha256.hexdigest()
 
 
 # ---- folders ----
@@ -145,7 +135,7 @@ def list_folder(root: Path) -> Listing:
     records = pd.DataFrame(
         {"path": names, "split": splits, "category": classes, "caption": captions}
     )
-    identity = digest(
+    identity = text_hash(
         part for name, file in zip(names, files) for part in (name, file.stat().st_size)
     )
     return Listing(name=str(root), records=records, files=files, identity=identity)
@@ -220,7 +210,7 @@ def list_parquet(shards: list[Path], *, root: Path, name: str) -> Listing:
         frames.append(frame)
     records = _with_category(pd.concat(frames, ignore_index=True), schema)
     facts = json.loads((schema.metadata or {}).get(b"maetok_lab", b"{}"))
-    identity = facts.get("content") or digest(
+    identity = facts.get("content") or text_hash(
         part
         for shard in shards
         for part in (shard.relative_to(root), shard.stat().st_size, pq.read_metadata(shard))
@@ -329,7 +319,7 @@ def list_tars(shards: list[Path], *, root: Path, name: str) -> Listing:
     files = TarImages(
         shards, shard_of, place["offset"].to_numpy(np.int64), place["size"].to_numpy(np.int64)
     )
-    identity = digest(
+    identity = text_hash(
         map(str, zip(records["path"], place["size"], records["category"], records["caption"]))
     )
     return Listing(name=name, records=records, files=files, identity=identity)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from maetok_lab.config import differing_fields, fingerprint_of, to_json
+from maetok_lab.config import differing_fields, to_json
 from maetok_lab.data.latents import LatentSpace
 from maetok_lab.data.readers import read_rgb
 from maetok_lab.diffusion.model import DiffusionTransformer
@@ -23,12 +23,12 @@ from maetok_lab.evaluation.npz import write_npz
 from maetok_lab.evaluation.protocol import EvalProtocol
 from maetok_lab.files import atomic_path
 from maetok_lab.generation.images import draw
+from maetok_lab.identity import fingerprint_of, same_weights, tensors_fingerprint
 from maetok_lab.pictures import to_uint8
 from maetok_lab.processes import process_group, wait_for_all
 from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.rng import generator
 from maetok_lab.runs import Run
-from maetok_lab.runs.weights import tensors_fingerprint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,9 +123,11 @@ def write_samples(
     """
     if run.finished:
         return
-    given = sample_set(config.protocol, model, tokenizer, labels)
-    if given != config:
-        lines = "; ".join(differing_fields(to_json(given), to_json(config)))
+    actual = sample_set(config.protocol, model, tokenizer, labels)
+    if same_weights(tokenizer, config.tokenizer):
+        actual = dataclasses.replace(actual, tokenizer=config.tokenizer)
+    if actual != config:
+        lines = "; ".join(differing_fields(to_json(actual), to_json(config)))
         raise ValueError(
             f"run {run.name} was configured for another model, tokenizer or other labels: {lines}"
         )

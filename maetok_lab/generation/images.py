@@ -9,6 +9,7 @@ from maetok_lab.device import Precision, autocast
 from maetok_lab.diffusion.cost import SamplingProgress, sampling_cost
 from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.diffusion.sampling import draw_noise, sample
+from maetok_lab.identity import check_owner
 from maetok_lab.inference import device_of, eval_mode
 from maetok_lab.processes import share_rows
 from maetok_lab.protocols import AnyTokenizer
@@ -84,11 +85,8 @@ def draw(
         "latent space": space.tokenizer,
         "diffusion model": model.tokenizer_fingerprint or space.tokenizer,
     }
-    for what, owner in owners.items():
-        if owner != tokenizer.fingerprint:
-            raise ValueError(
-                f"the {what} belongs to tokenizer {owner}, not to {tokenizer.fingerprint}"
-            )
+    for subject, owner in owners.items():
+        check_owner(tokenizer, owner, subject)
     progress = (
         SamplingProgress(sampling_cost(model, len(rows), **sampling), write=write)
         if write

@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from maetok_lab.config import fingerprint_of
 from maetok_lab.files import read_json
+from maetok_lab.identity import fingerprint_of, remember_name, tensors_fingerprint, weights_hash
 from maetok_lab.layers.patches import grid_size, patchify, unpatchify
 from maetok_lab.protocols import AnyTokenizer
-from maetok_lab.runs.weights import tensors_fingerprint
 from maetok_lab.tokenizer.loading import load_tokenizer
 
 DIFFUSERS_CLASSES = ("AutoencoderDC", "AutoencoderKL")
@@ -84,12 +83,21 @@ class GridTokenizer(nn.Module):
     def __init__(self, model: nn.Module, image_size: int):
         super().__init__()
         self.model, self.image_size = model.eval().requires_grad_(False), image_size
-        self.fingerprint = tensors_fingerprint(model.state_dict())
+        remember_name(self, tensors_fingerprint(model.state_dict()))
         with torch.inference_mode():
             grid = self._grid(next(model.parameters()).new_zeros(1, 3, image_size, image_size))
         self.grid = tuple(grid.shape[2:])
         self.latent_shape = (math.prod(self.grid), grid.shape[1])
         self.eval()
+
+    @property
+    def fingerprint(self) -> str:
+        """A name for what it computes: a hash of its weights as they are now, and of its config."""
+        # what diffusers adds to a config, such as the folder it was read from, changes no latents
+        config = getattr(self.model, "config", {})
+        settings = {key: value for key, value in config.items() if not key.startswith("_")}
+        name = type(self.model).__name__
+        return fingerprint_of([name, self.image_size, settings, weights_hash(self.model)])
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], at the size it was opened for -> (B, N, C) float32"""
@@ -116,8 +124,12 @@ class RawPixels(nn.Module):
         self.image_size, self.patch_size = image_size, patch_size
         self.grid = grid_size(image_size, image_size, patch_size)
         self.latent_shape = (math.prod(self.grid), 3 * patch_size**2)
-        self.fingerprint = fingerprint_of([PIXELS, image_size, patch_size])
         self.eval()
+
+    @property
+    def fingerprint(self) -> str:
+        """A name for what it computes, as tokenizers with weights have one."""
+        return fingerprint_of([PIXELS, self.image_size, self.patch_size])
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, patches, 3 patch_size^2)"""

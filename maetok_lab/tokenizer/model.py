@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from maetok_lab.config import override
+from maetok_lab.identity import fingerprint, fingerprint_of, weights_hash
 from maetok_lab.layers.patches import grid_size, unpatchify
 from maetok_lab.tokenizer.blocks import init_weights
 from maetok_lab.tokenizer.towers import Grid, LatentDecoder, PatchEncoder, TowerConfig
@@ -155,6 +156,11 @@ class Tokenizer(nn.Module):
     def latent_shape(self) -> tuple[int, int]:
         """Latent tokens and channels, (N, C)."""
         return self.config.num_latent_tokens, self.config.latent_dim
+
+    @property
+    def fingerprint(self) -> str:
+        """A name for what it computes: a hash of its weights as they are now, and of its config."""
+        return fingerprint_of([weights_hash(self), fingerprint(self.config)])
 
     def posterior(self, images: torch.Tensor, *, mask: torch.Tensor | None = None) -> Posterior:
         """images (B, 3, H, W) in [-1, 1], mask (B, patches) bool, True = hidden -> Posterior of (B, N, C)"""

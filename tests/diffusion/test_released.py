@@ -19,6 +19,7 @@ from maetok_lab.diffusion.released import from_released, to_released
 from maetok_lab.diffusion.sampling import Guidance, sample
 from maetok_lab.files import write_json
 from maetok_lab.generation.images import generate
+from maetok_lab.identity import remember_name
 from maetok_lab.tokenizer.loading import export_tokenizer, load_tokenizer
 from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig

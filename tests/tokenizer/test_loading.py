@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from maetok_lab.identity import fingerprint_of, same_weights
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_tokenizer
 from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
@@ -37,15 +38,19 @@ def test_the_averaged_weights_come_back_in_eval_mode_by_name_and_by_folder(tmp_p
             assert torch.equal(tokenizer.state_dict()[name], value), name
 
 
-def test_the_fingerprint_names_config_and_step_and_comes_back_with_the_weights(tmp_path):
-    found = set()
+def test_the_fingerprint_is_that_of_the_weights_and_the_run_and_step_are_an_earlier_name(tmp_path):
+    fingerprints = set()
     for name, training in (("a", TRAINING), ("b", dataclasses.replace(TRAINING, seed=1))):
         with Run.open(name, training, root=tmp_path) as run:
             for step in (10, 20):
-                save(run, step)
-                found.add(load_tokenizer(name, root=tmp_path).fingerprint)
-                assert load_tokenizer(name, root=tmp_path).fingerprint in found
-    assert len(found) == 4
+                averaged = save(run, step, seed=step)
+                tokenizer = load_tokenizer(name, root=tmp_path)
+                assert tokenizer.fingerprint == averaged.fingerprint
+                assert same_weights(tokenizer, fingerprint_of([run.fingerprint, step]))
+                assert not same_weights(averaged, fingerprint_of([run.fingerprint, step]))
+                fingerprints.add(tokenizer.fingerprint)
+    # equal weights have equal names, whatever run they are in
+    assert len(fingerprints) == 2
 
 
 def test_a_damaged_newest_checkpoint_gives_the_weights_and_fingerprint_of_the_one_before(tmp_path):

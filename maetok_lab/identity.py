@@ -1,0 +1,158 @@
+"""Names for things by their content: configs, weights, files, latents. Nothing else hashes for that.
+
+A fingerprint is computed from the thing itself, so that it is equal in every process and on every
+device, and a thing that changed has another. They are stored in runs: their arithmetic must stay.
+"""
+
+import dataclasses
+import hashlib
+import json
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maetok_lab.protocols import AnyTokenizer
+
+SHORT = 16  # hex digits of a fingerprint: 64 bits
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes a value
+
+
+# Bytes, text, files and JSON ----------------------------------------------------------------------
+
+
+def hash_of(parts: Iterable[bytes | np.ndarray]) -> str:
+    """SHA-256 of bytes, one part after the other, as 64 hex digits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def text_hash(parts: Iterable[Any]) -> str:
+    """SHA-256 of the text forms of parts, in order; file names may hold bytes that are no text."""
+    return hash_of(str(part).encode("utf-8", "surrogateescape") + b"\0" for part in parts)
+
+
+def file_hash(path: Path | str) -> str:
+    """SHA-256 of a file, as `sha256sum` writes it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint_of(data: Any) -> str:
+    """Short hash of plain JSON; the order of a dict's keys does not matter."""
+    return hash_of([json.dumps(data, sort_keys=True).encode()])[:SHORT]
+
+
+# Configs ------------------------------------------------------------------------------------------
+
+
+def fingerprint(config: Any) -> str:
+    """Short hash of every field of a config dataclass that changes the result.
+
+    `config.not_in_fingerprint` marks those that do not.
+    """
+    canonical = json.dumps(_identity(config), sort_keys=True, separators=(",", ":"))
+    return hash_of([canonical.encode()])[:SHORT]
+
+
+def _identity(value: Any, hint: Any = Any) -> Any:
+    """What counts of a config's value, as plain JSON; `hint` is the annotation of its field."""
+    if dataclasses.is_dataclass(value):
+        hints = typing.get_type_hints(type(value))
+        identity = {"class": type(value).__name__}
+        for field in dataclasses.fields(value):
+            if field.metadata.get("fingerprint", True):
+                identity[field.name] = _identity(getattr(value, field.name), hints[field.name])
+        return identity
+    if isinstance(value, tuple | list):
+        return [_identity(item, hint) for item in value]
+    # Weight 1 is weight 1.0: else a config written by hand would not be the one read from its JSON
+    types = _types_in(hint)
+    if type(value) is int and float in types and int not in types:
+        return float(value)
+    return value
+
+
+def _types_in(hint: Any) -> set[Any]:
+    return {hint}.union(*map(_types_in, get_args(hint)))
+
+
+# Tensors and weights ------------------------------------------------------------------------------
+
+
+def tensor_bytes(tensor: Tensor) -> np.ndarray:
+    """The bytes of a tensor's values in row-major order: uint8 (bytes,)."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Short hash of names, dtypes, shapes and values, such as those of a file of weights."""
+    parts = []
+    for name, value in sorted(tensors.items()):
+        parts += [f"{name} {value.dtype} {tuple(value.shape)}".encode(), tensor_bytes(value)]
+    return hash_of(parts)[:SHORT]
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Short hash of a module's weights: their names, and their values as float32.
+
+    It is kept for as long as no weight changes, since a gigabyte takes a second or two.
+    """
+    state = sorted(module.state_dict(keep_vars=True).items())
+    versions = [_version(value) for _, value in state]
+    memory = getattr(module, "_weights_hash", None)
+    if memory is None or memory[0] != versions:
+        memory = versions, hash_of(_named_bytes(state))[:SHORT]
+        module._weights_hash = memory
+    return memory[1]
+
+
+def _named_bytes(state: Iterable[tuple[str, Tensor]]) -> Iterator[bytes | np.ndarray]:
+    for name, value in state:
+        yield name.encode()
+        yield tensor_bytes(value.float() if value.is_floating_point() else value)
+
+
+def _version(tensor: Tensor) -> tuple[int, int, int]:
+    """What differs after any change: the tensor, torch's count of changes in place, a sum of bits.
+
+    The sum is for changes through `.data`, which torch does not count. It costs one pass of reading.
+    """
+    # tensors made in inference mode have no count
+    count = 0 if tensor.is_inference() else tensor._version
+    bits = tensor.detach().view(_INTEGERS[tensor.element_size()])
+    return id(tensor), count, int(bits.sum(dtype=torch.int64))
+
+
+# What was made with which tokenizer ---------------------------------------------------------------
+
+
+def remember_name(tokenizer: AnyTokenizer, name: str) -> None:
+    """Let `name` stand for the weights that `tokenizer` has now.
+
+    Caches and diffusion models of before know a tokenizer by its run and step, or by its file.
+    """
+    tokenizer.earlier_name = name, tokenizer.fingerprint
+
+
+def same_weights(tokenizer: AnyTokenizer, name: str) -> bool:
+    """Whether `name` stands for the tokenizer's weights: their fingerprint, or their earlier name.
+
+    The earlier name counts only while the weights are those that were loaded under it.
+    """
+    fingerprint = tokenizer.fingerprint
+    return name == fingerprint or (name, fingerprint) == getattr(tokenizer, "earlier_name", None)
+
+
+def check_owner(tokenizer: AnyTokenizer, name: str, subject: str) -> None:
+    """Raise a ValueError that names `subject`, such as a latent space, if it is another tokenizer's."""
+    if not same_weights(tokenizer, name):
+        raise ValueError(
+            f"the {subject} belongs to tokenizer {name}, not to {tokenizer.fingerprint}"
+        )
