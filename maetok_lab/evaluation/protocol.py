@@ -1,4 +1,4 @@
-"""How a number was made, stored beside it; numbers that were made in different ways never share a table."""
+"""How a number was made, stored beside it: numbers made in different ways never share a table."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from maetok_lab.config import from_json, to_json
+from maetok_lab.config import from_json
 from maetok_lab.device import Precision
 from maetok_lab.files import finite, read_json, write_json
 from maetok_lab.hints import did_you_mean
@@ -17,94 +17,106 @@ PREVIEW_IMAGES = 10_000  # a generation metric on fewer images is marked a previ
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalProtocol:
-    """Everything that changes an evaluation's numbers. What the evaluation itself knows (counts, sizes, hashes) it
-    fills in.
+    """Everything that changes an evaluation's numbers; None where it is open or does not apply.
 
-    `crop` and `resize` say how files became images of `image_size`. `labels`: each class equally often, drawn at random,
-    or none asked for. `seed` is that of image 0; image k has its own. `ema` is the decay of the weights used, None for the
-    raw ones. `reference` names the real images, `*_sha256` and `net_weights` are hashes of their content. Images are
-    rounded to uint8 before anything is measured.
+    What the evaluation itself finds out (counts, sizes, hashes) it fills in.
     """
 
     task: Literal["generation", "reconstruction"] = "generation"
-    num_images: int | None = None
-    image_size: int | None = None
-    crop: str | None = None
-    resize: str | None = None
-    rounding: Literal["uint8"] = "uint8"
-    precision: Precision = "fp32"
-    labels: Literal["equal", "random", "none"] | None = None
-    sampler: str | None = None
-    steps: int | None = None
-    path: str | None = None
-    guidance_scale: float | None = None
-    guidance_low: float | None = None
-    guidance_high: float | None = None
-    seed: int = 0
-    ema: float | None = None
-    reference: str | None = None
-    reference_images: int | None = None
-    reference_sha256: str | None = None
-    net: str | None = None
-    net_version: str | None = None
-    net_weights: str | None = None
-    net_input_size: int | None = None
-    ssim: str | None = None
-    perceptual: str | None = None
+    num_images: int | None = None  # samples, or images that were reconstructed
 
-    def filled(self, **known: Any) -> "EvalProtocol":
-        """A copy with fields that turned out. Raises ValueError when one was already stated otherwise."""
-        for name, value in known.items():
+    # From files to pixels
+    image_size: int | None = None  # pixels a side
+    crop: str | None = None  # how files became square
+    resize: str | None = None  # the filter that brought them to `image_size`
+    rounding: Literal["uint8"] = "uint8"  # of all pixels, before anything is measured
+    precision: Precision = "fp32"  # in which the models run
+
+    # How samples are drawn
+    labels: Literal["equal", "random", "none"] | None = None  # each class as often, drawn, or null
+    sampler: str | None = None  # the integrator
+    steps: int | None = None
+    path: str | None = None  # from noise to latents, as the model was trained
+    guidance_scale: float | None = None  # None and 1 are none
+    guidance_low: float | None = None  # guided while low <= t <= high; t = 1 is noise
+    guidance_high: float | None = None
+    seed: int = 0  # of image 0; image k has its own
+    ema: float | None = None  # decay of the weights used, None for the raw ones
+
+    # The real images
+    reference: str | None = None  # their name
+    reference_images: int | None = None  # their number
+    reference_sha256: str | None = None  # of their content
+
+    # What measures
+    net: str | None = None  # feature network of the distances
+    net_version: str | None = None  # the package that builds it, with its version
+    net_weights: str | None = None  # hash of its weights
+    net_input_size: int | None = None  # pixels a side to which it resizes images
+    ssim: str | None = None  # window and data range
+    perceptual: str | None = None  # name of the perceptual distance
+
+    def filled(self, **facts: Any) -> "EvalProtocol":
+        """A copy with fields that turned out. Raises ValueError if one was stated otherwise."""
+        for name, value in facts.items():
             stated = getattr(self, name)
             if stated is not None and name != "task" and stated != value:
                 raise ValueError(f"the protocol says {name} = {stated!r}, but it is {value!r}")
-        return dataclasses.replace(self, **known)
+        return dataclasses.replace(self, **facts)
 
     def describe(self) -> str:
         """One line for under a table or a figure: what was stated, without hashes."""
         words = [f"{self.num_images:,} images" if self.num_images else self.task]
-        words += [f"{self.image_size} px"] if self.image_size else []
-        words += [f"{self.labels} labels"] if self.labels and self.labels != "none" else []
-        words += (
-            [self.sampler + (f", {self.steps} steps" if self.steps else "")] if self.sampler else []
-        )
+        if self.image_size:
+            words.append(f"{self.image_size} px")
+
+        # how samples were drawn
+        if self.labels not in (None, "none"):
+            words.append(f"{self.labels} labels")
+        if self.sampler:
+            words.append(self.sampler)
+            if self.steps:
+                words.append(f"{self.steps} steps")
         if self.guidance_scale is not None:
-            between = (self.guidance_low, self.guidance_high)
-            words.append(
-                f"guidance {self.guidance_scale:g}"
-                + (f" on t in {list(between)}" if None not in between else "")
-            )
-        words += [f"EMA {self.ema:g}"] if self.ema is not None else []
-        words += [f"against {self.reference}"] if self.reference else []
-        words += [f"features of {self.net}"] if self.net else []
+            interval = ""
+            if None not in (self.guidance_low, self.guidance_high):
+                interval = f" on t in [{self.guidance_low}, {self.guidance_high}]"
+            words.append(f"guidance {self.guidance_scale:g}{interval}")
+        if self.ema is not None:
+            words.append(f"EMA {self.ema:g}")
+
+        # what they were compared with, and by which network
+        if self.reference:
+            words.append(f"against {self.reference}")
+        if self.net:
+            words.append(f"features of {self.net}")
         return ", ".join([*words, self.precision, f"rounded to {self.rounding}"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalResult:
-    """Numbers by name, their 95 % intervals, the real/real floor of each where there is one, and the protocol.
+    """Numbers with the protocol that they were made under; JSON on disk."""
 
-    `preview` marks too few images to be quoted.
-    """
-
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # by name
     protocol: EvalProtocol
-    intervals: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
-    floor: dict[str, float] = dataclasses.field(default_factory=dict)
-    preview: bool = False
+    intervals: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)  # of 95 %
+    floor: dict[str, float] = dataclasses.field(default_factory=dict)  # real images against real
+    preview: bool = False  # of too few images to be quoted
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, with the protocol; infinities and NaN become null."""
-        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return finite(plain | {"protocol": to_json(self.protocol)})
+        return finite(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "EvalResult":
         """The result that `to_json` wrote; null becomes NaN."""
-        number = {key: _numbers(data[key]) for key in ("metrics", "floor")}
-        intervals = {name: tuple(pair) for name, pair in data["intervals"].items()}
-        protocol = from_json(EvalProtocol, data["protocol"])
-        return cls(**number, intervals=intervals, protocol=protocol, preview=data["preview"])
+        return cls(
+            metrics=_numbers(data["metrics"]),
+            protocol=from_json(EvalProtocol, data["protocol"]),
+            intervals={name: tuple(pair) for name, pair in data["intervals"].items()},
+            floor=_numbers(data["floor"]),
+            preview=data["preview"],
+        )
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file, whole or not at all."""
@@ -117,24 +129,13 @@ class EvalResult:
 
     def table(self) -> pd.DataFrame:
         """One row a metric: value, low, high, floor."""
-        rows = []
+        rows = {}
         for name, value in self.metrics.items():
             low, high = self.intervals.get(name, (None, None))
-            rows.append(
-                {
-                    "metric": name,
-                    "value": value,
-                    "low": low,
-                    "high": high,
-                    "floor": self.floor.get(name),
-                }
-            )
+            rows[name] = [value, low, high, self.floor.get(name)]
         columns = ["value", "low", "high", "floor"]
-        return (
-            pd.DataFrame(rows, columns=["metric", *columns])
-            .set_index("metric")
-            .astype(dict.fromkeys(columns, float))
-        )
+        table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+        return table.astype(float).rename_axis("metric")
 
 
 def compare(
@@ -142,48 +143,45 @@ def compare(
 ) -> pd.DataFrame:
     """One row a result: the fields in `allow`, `preview`, and every metric with its floor.
 
-    Raises ValueError when protocols differ in any other field, listing the fields and values, and for a field in
-    `allow` that protocols do not have.
+    Raises ValueError when protocols differ in any other field, listing the fields and values, and
+    for a field in `allow` that protocols do not have.
     """
-    named = (
-        results
-        if isinstance(results, Mapping)
-        else {str(i): result for i, result in enumerate(results)}
-    )
-    if not named:
+    if not isinstance(results, Mapping):
+        results = {str(i): result for i, result in enumerate(results)}
+    if not results:
         raise ValueError("no results to compare")
     allow = [allow] if isinstance(allow, str) else list(allow)
     fields = [field.name for field in dataclasses.fields(EvalProtocol)]
-    for name in allow:
-        if name not in fields:
-            raise ValueError(f"a protocol has no field {name!r}{did_you_mean(name, fields)}")
-    differing = [name for name in fields if name not in allow and len(_values(named, name)) > 1]
-    if differing:
-        lines = [
-            f"  {name}: " + ", ".join(f"{v!r} ({who})" for v, who in _values(named, name))
-            for name in differing
-        ]
+    for field in allow:
+        if field not in fields:
+            raise ValueError(f"a protocol has no field {field!r}{did_you_mean(field, fields)}")
+
+    # one line for each field that differs and may not
+    lines = []
+    for field in fields:
+        names: dict[Any, list[str]] = {}  # of results, by their value of the field
+        for name, result in results.items():
+            names.setdefault(getattr(result.protocol, field), []).append(name)
+        if field not in allow and len(names) > 1:
+            values = [f"{value!r} ({', '.join(group)})" for value, group in names.items()]
+            lines.append(f"\n  {field}: {', '.join(values)}")
+    if lines:
         raise ValueError(
-            "results made under different protocols cannot be compared; they differ in\n"
-            + "\n".join(lines)
+            "results made under different protocols cannot be compared; they differ in"
+            + "".join(lines)
         )
+
     rows = []
-    for name, result in named.items():
-        known = {field: getattr(result.protocol, field) for field in allow}
-        floors = {f"{metric}_floor": value for metric, value in result.floor.items()}
-        rows.append(
-            {"result": name, **known, "preview": result.preview, **result.metrics, **floors}
-        )
+    for name, result in results.items():
+        row = {"result": name}
+        row |= {field: getattr(result.protocol, field) for field in allow}
+        row["preview"] = result.preview
+        row |= result.metrics
+        row |= {f"{metric}_floor": value for metric, value in result.floor.items()}
+        rows.append(row)
     return pd.DataFrame(rows).set_index("result")
 
 
-def _values(named: Mapping[str, EvalResult], field: str) -> list[tuple[Any, str]]:
-    """The different values of a field, each with the results that have it."""
-    found: dict[Any, list[str]] = {}
-    for name, result in named.items():
-        found.setdefault(getattr(result.protocol, field), []).append(name)
-    return [(value, ", ".join(names)) for value, names in found.items()]
-
-
 def _numbers(data: Mapping[str, float | None]) -> dict[str, float]:
+    """JSON's null as NaN."""
     return {name: float("nan") if value is None else value for name, value in data.items()}
