@@ -1,5 +1,7 @@
-"""What set-up reads: one list of dependencies, one list of tested versions, and nothing that repeats them."""
+"""What set-up reads: one list of dependencies, one of tested versions, and no third."""
 
+import contextlib
+import importlib.metadata
 import tomllib
 
 import pytest
@@ -22,17 +24,57 @@ def requirements(project):
 
 @pytest.fixture(scope="module")
 def pinned(repository):
-    lines = [
-        Requirement(line)
-        for line in (repository / "constraints.txt").read_text().splitlines()
-        if line
-    ]
-    return {canonicalize_name(line.name): line.specifier for line in lines}
+    pins = {}
+    for line in (repository / "constraints.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            pin = Requirement(line)
+            pins[canonicalize_name(pin.name)] = pin.specifier
+    return pins
 
 
 @pytest.fixture(scope="module")
 def environment(repository):
     return yaml.safe_load((repository / "environment.yml").read_text())["dependencies"]
+
+
+# Markers are evaluated for the machine of constraints.txt, wherever the test runs.
+TESTED = {
+    "implementation_name": "cpython",
+    "os_name": "posix",
+    "platform_machine": "x86_64",
+    "platform_python_implementation": "CPython",
+    "platform_system": "Linux",
+    "python_full_version": "3.11.0",
+    "python_version": "3.11",
+    "sys_platform": "linux",
+}
+WITH_PYTHON = {"pip", "setuptools"}
+WITH_TORCH = ("triton", "nvidia-", "cuda-")  # its wheels for CUDA name exact versions of these
+
+
+def needs(requirement):
+    """What an installed package requires, with the extras that `requirement` has of it."""
+    for line in importlib.metadata.requires(requirement.name) or ():
+        needed = Requirement(line)
+        for extra in requirement.extras or {""}:
+            if needed.marker is None or needed.marker.evaluate({**TESTED, "extra": extra}):
+                yield needed
+
+
+def closure(requirements):
+    """The names of all that installing `requirements` installs on the machine of TESTED."""
+    waiting = list(requirements)
+    visited = set()  # (name, extras)
+    while waiting:
+        requirement = waiting.pop()
+        place = (canonicalize_name(requirement.name), *sorted(requirement.extras))
+        if place not in visited:
+            visited.add(place)
+            # what another platform lacks is named there too, though not followed further
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                waiting += needs(requirement)
+    names = {name for name, *_ in visited} - WITH_PYTHON
+    return {name for name in names if not name.startswith(WITH_TORCH)}
 
 
 def test_conda_lines_are_python_and_pip_and_fit_pyproject(environment, project):
@@ -72,3 +114,17 @@ def test_every_dependency_has_a_lower_bound_and_a_pin_that_satisfies_it(requirem
 def test_no_dependency_is_listed_twice(requirements):
     names = [canonicalize_name(requirement.name) for requirement in requirements]
     assert sorted(names) == sorted(set(names))
+
+
+def test_what_set_up_installs_is_pinned_and_nothing_else(requirements, pinned):
+    for requirement in requirements:  # all are needed to know what they need in turn
+        name = canonicalize_name(requirement.name)
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            pytest.skip(f"{name} is not installed: not all that make setup installs is here")
+        if not pinned[name].contains(version):
+            pytest.skip(f"{name} {version} is not the tested {pinned[name]}: it may need others")
+    names = closure(requirements)
+    assert sorted(names - set(pinned)) == [], "installed, but in no line of constraints.txt"
+    assert sorted(set(pinned) - names) == [], "pinned, but nothing installs it"
