@@ -1,1 +1,1 @@
-"""Flow-matching transformers on (B, N, C) latents: the model, the paths and losses, the samplers."""
+"""Flow-matching transformers on (B, N, C) latents: model, paths and loss, samplers, their cost."""

@@ -1,11 +1,14 @@
-"""One diffusion transformer; SiT and LightningDiT are presets of it. Parameters carry the released SiT's names."""
+"""One diffusion transformer; SiT and LightningDiT are presets of it.
+
+Parameters carry the released SiT's names.
+"""
 
 import dataclasses
 import math
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from maetok_lab.diffusion.path import PathName
 from maetok_lab.layers.attention import Attention, head_width
@@ -24,18 +27,17 @@ from maetok_lab.layers.positions import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
-    """Size and parts. SiT: LayerNorm, GELU, fixed sines. LightningDiT: RMSNorm, SwiGLU of 2/3 width, RoPE.
+    """Size and parts; the defaults are SiT's. Heads must divide the width, else ValueError."""
 
-    The 2-D positions are for latents of 2-D tokenizers, a square grid flattened row by row.
-    """
-
-    width: int
-    depth: int
+    width: int  # D, channels of every token
+    depth: int  # blocks
     num_heads: int
-    norm: NormKind = "layernorm"
-    mlp: Literal["gelu", "swiglu"] = "gelu"
+    norm: NormKind = "layernorm"  # LightningDiT: rmsnorm
+    mlp: Literal["gelu", "swiglu"] = "gelu"  # LightningDiT: swiglu, of 2/3 of the hidden width
+    # sincos: a fixed table, added once; rope: turns queries and keys in every block (LightningDiT).
+    # The 2-D ones are for latents of 2-D tokenizers, a square grid flattened row by row.
     positions: Literal["sincos", "rope", "sincos-2d", "rope-2d"] = "sincos"
-    qk_norm: bool = False
+    qk_norm: bool = False  # LightningDiT's larger models: keeps bf16 stable
 
     def __post_init__(self):
         head_width(self.width, self.num_heads)
@@ -74,12 +76,15 @@ DIFFUSION = {
 
 
 def swiglu_width(width: int) -> int:
-    """Hidden width of LightningDiT's SwiGLU: 2/3 of the MLP's, so that both have as many parameters."""
+    """Hidden width of LightningDiT's SwiGLU: 2/3 of the MLP's, for as many parameters."""
     return int(4 * width * 2 / 3)
 
 
 class Block(nn.Module):
-    """adaLN-zero block (DiT): condition c sets shift, scale and gate of attention and MLP; gates start at zero."""
+    """adaLN-zero block (DiT): the condition sets shift, scale and gate of attention and of MLP.
+
+    Gates start at zero.
+    """
 
     def __init__(self, config: DiffusionConfig):
         super().__init__()
@@ -93,19 +98,15 @@ class Block(nn.Module):
             self.mlp = Mlp(width, 4 * width, approximate="tanh")
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(
-        self, x: torch.Tensor, condition: torch.Tensor, rotation: Rotation | None
-    ) -> torch.Tensor:
+    def forward(self, x: Tensor, condition: Tensor, rotation: Rotation | None) -> Tensor:
         """x (B, N, D), condition (B, D) -> (B, N, D)"""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(condition).chunk(
-            6, dim=-1
-        )
-        x = torch.addcmul(
-            x, gate_a[:, None], self.attn(modulate(self.norm1(x), shift_a, scale_a), rotation)
-        )
-        return torch.addcmul(
-            x, gate_m[:, None], self.mlp(modulate(self.norm2(x), shift_m, scale_m))
-        )
+        six = self.adaLN_modulation(condition).chunk(6, dim=-1)  # each (B, D), the release's order
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = six
+        # x + gate * branch, in one kernel each
+        h = modulate(self.norm1(x), shift_attn, scale_attn)
+        x = torch.addcmul(x, gate_attn[:, None], self.attn(h, rotation))
+        h = modulate(self.norm2(x), shift_mlp, scale_mlp)
+        return torch.addcmul(x, gate_mlp[:, None], self.mlp(h))
 
 
 class FinalLayer(nn.Module):
@@ -117,50 +118,53 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(config.width, latent_dim)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 2 * config.width))
 
-    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x (B, N, D), condition (B, D) -> (B, N, C)"""
         shift, scale = self.adaLN_modulation(condition).chunk(2, dim=-1)
         return self.linear(modulate(self.norm(x), shift, scale))
 
 
 class DiffusionTransformer(nn.Module):
-    """Velocity of noisy latents: `model(x_t, t, labels)`; t = 1 is noise, label `num_classes` is the null class.
+    """Velocity of noisy latents: `model(x_t, t, labels)`; t = 1 is noise.
 
-    With num_classes = 0 it is unconditional: the null label is 0. `trained_path` is the interpolant of its training, which
-    sampling follows unless it is told another; `tokenizer_fingerprint` names the tokenizer of its latents, where it is known.
+    Label `num_classes` is the null class; with num_classes = 0 the model is unconditional.
     """
 
-    trained_path: PathName = "linear"
-    tokenizer_fingerprint: str = ""
+    trained_path: PathName = "linear"  # the interpolant of its training, which sampling follows
+    tokenizer_fingerprint: str = ""  # of the tokenizer of its latents, where that is recorded
 
     def __init__(
         self, config: DiffusionConfig, *, num_tokens: int, latent_dim: int, num_classes: int
     ):
         super().__init__()
         self.config = config
-        self.num_tokens, self.latent_dim, self.num_classes = num_tokens, latent_dim, num_classes
+        self.num_tokens = num_tokens
+        self.latent_dim = latent_dim
+        self.num_classes = num_classes
         self.x_embedder = nn.Linear(latent_dim, config.width)
         self.t_embedder = TimeEmbedding(config.width)
         self.y_embedder = LabelEmbedding(num_classes, config.width)
         self.rope = None
         if config.positions.startswith("sincos"):
-            # A fixed table, but a parameter in the release: a buffer keeps it in the state dict and out of training.
+            # A fixed table, but a parameter in the release: a buffer keeps it in the state dict
+            # and out of training.
             self.register_buffer("pos_embed", _table(config, num_tokens)[None])
         elif config.positions == "rope":
             self.rope = Rope1d(config.width // config.num_heads)
         else:
-            _side(num_tokens)
+            _side(num_tokens)  # refuses what is no square now, not at the first forward pass
             self.rope = AxialRope2d(1, config.num_heads, config.width // config.num_heads)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config, latent_dim)
         self._init()
 
-    def forward(self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """x_t (B, N, C), t (B,) in [0, 1], labels (B,) -> velocity (B, N, C)"""
-        x = self.x_embedder(x_t)
+        x = self.x_embedder(x_t)  # (B, N, D)
         if self.rope is None:
             x = x + self.pos_embed
         rotation = self._rotation(x.device)
-        condition = self.t_embedder(t) + self.y_embedder(labels)
+        condition = self.t_embedder(t) + self.y_embedder(labels)  # (B, D)
         for block in self.blocks:
             x = block(x, condition, rotation)
         return self.final_layer(x, condition)
@@ -176,21 +180,20 @@ class DiffusionTransformer(nn.Module):
 
     @torch.no_grad()
     def _init(self) -> None:
-        """DiT's: Xavier for linear layers, N(0, 0.02) for the embeddings, zero for modulations and the last layer."""
+        """DiT's: Xavier for linear layers, N(0, 0.02) for the embeddings, zeros at every end."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for weight in (
-            self.y_embedder.embedding_table.weight,
-            self.t_embedder.mlp[0].weight,
-            self.t_embedder.mlp[2].weight,
-        ):
-            nn.init.normal_(weight, std=0.02)
-        for layer in [block.adaLN_modulation[1] for block in self.blocks] + [
-            self.final_layer.adaLN_modulation[1],
-            self.final_layer.linear,
-        ]:
+        time_mlp = self.t_embedder.mlp
+        for part in (self.y_embedder.embedding_table, time_mlp[0], time_mlp[2]):
+            nn.init.normal_(part.weight, std=0.02)
+
+        # zero gates make every block the identity at first, and a zero last layer predicts 0
+        ends = [self.final_layer.adaLN_modulation[1], self.final_layer.linear]
+        for block in self.blocks:
+            ends.append(block.adaLN_modulation[1])
+        for layer in ends:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -204,7 +207,7 @@ def describe_model(model: DiffusionTransformer) -> dict[str, int]:
     }
 
 
-def _table(config: DiffusionConfig, num_tokens: int) -> torch.Tensor:
+def _table(config: DiffusionConfig, num_tokens: int) -> Tensor:
     """The fixed sines of every token. -> (N, D)"""
     if config.positions == "sincos":
         return sincos_1d(torch.arange(num_tokens), config.width)

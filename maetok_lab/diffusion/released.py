@@ -1,4 +1,4 @@
-"""The authors' SiT weights into a DiffusionTransformer and back (released code; MAETok/sit-xl_maetok-b-128 on the hub).
+"""The authors' SiT weights as a DiffusionTransformer and back (hub: MAETok/sit-xl_maetok-b-128).
 
 Our parameters carry their names, so that only sizes and the config have to be read.
 """
@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from maetok_lab.config import choose
 from maetok_lab.diffusion.model import DIFFUSION, DiffusionConfig, DiffusionTransformer
@@ -16,13 +16,15 @@ from maetok_lab.runs.weights import load_strictly
 
 
 def from_released(
-    state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+    state_dict: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> DiffusionTransformer:
-    """A DiffusionTransformer in eval mode that computes what the authors' SiT does; sizes come from the tensors.
+    """A DiffusionTransformer in eval mode that computes what the authors' SiT does.
 
-    `config` is the hub's config.json (or the short names of the test fixture): unknown keys are ignored, ones that
-    contradict the tensors raise ValueError, as do tensors that are missing, unexpected or misshapen.
+    Sizes come from the tensors; keys of `config` (the hub's config.json, or our short names) that
+    contradict them raise ValueError, unknown ones are ignored. Tensors that are missing, unexpected
+    or misshapen raise ValueError.
     """
+    # the config may only repeat what the tensors say, in the authors' words or in ours
     sizes = _sizes(state_dict)
     facts = sizes | {
         "hidden_size": sizes["width"],
@@ -35,30 +37,35 @@ def from_released(
             raise ValueError(
                 f"the config says {key} = {config[key]!r}, but the tensors say {fact!r}"
             )
-    width, depth = sizes.pop("width"), sizes.pop("depth")
-    heads = config["num_heads"] if "num_heads" in config else _heads(width, depth)
-    model = DiffusionTransformer(
-        DiffusionConfig(width=width, depth=depth, num_heads=heads), **sizes
-    )
+
+    # heads leave no trace in the tensors
+    width = sizes.pop("width")
+    depth = sizes.pop("depth")
+    heads = config.get("num_heads") or _heads(width, depth)
+    shape = DiffusionConfig(width=width, depth=depth, num_heads=heads)
+    model = DiffusionTransformer(shape, **sizes)
     load_strictly(model, state_dict, "released SiT")
+    # the authors write "Linear", we "linear"
     model.trained_path = str(config.get("path_type", "linear")).lower()
     choose(model.trained_path, PATHS, "path_type")
     return model.eval()
 
 
-def to_released(model: DiffusionTransformer) -> dict[str, torch.Tensor]:
-    """The weights under the authors' names. Raises ValueError for a model that their SiT cannot express."""
+def to_released(model: DiffusionTransformer) -> dict[str, Tensor]:
+    """The weights under the authors' names; ValueError for a model that their SiT cannot be."""
     config = model.config
-    if config != DiffusionConfig(
-        width=config.width, depth=config.depth, num_heads=config.num_heads
-    ):
+    sit = DiffusionConfig(width=config.width, depth=config.depth, num_heads=config.num_heads)
+    if config != sit:
         raise ValueError(
-            f"only SiT (LayerNorm, GELU, fixed 1-D sines, no QK-norm) has a released form, not {config}"
+            "only SiT (LayerNorm, GELU, fixed 1-D sines, no QK-norm) has a released form,"
+            f" not {config}"
         )
     return dict(model.state_dict())
 
 
-def _sizes(state_dict: Mapping[str, torch.Tensor]) -> dict[str, int]:
+def _sizes(state_dict: Mapping[str, Tensor]) -> dict[str, int]:
+    """What the shapes say: width, depth, and the three sizes that come from the latents."""
+    # the authors' names; one that is missing says that these weights are of something else
     try:
         width, latent_dim = state_dict["x_embedder.weight"].shape
         num_tokens = state_dict["pos_embed"].shape[1]
@@ -67,8 +74,10 @@ def _sizes(state_dict: Mapping[str, torch.Tensor]) -> dict[str, int]:
         raise ValueError(
             f"these are no released SiT weights: the tensor {missing} is missing"
         ) from None
-    blocks = [re.match(r"blocks\.(\d+)\.", name) for name in state_dict]
-    depth = 1 + max((int(block[1]) for block in blocks if block), default=-1)
+    depth = 0
+    for name in state_dict:
+        if match := re.match(r"blocks\.(\d+)\.", name):
+            depth = max(depth, int(match[1]) + 1)
     return {
         "width": width,
         "depth": depth,
@@ -79,7 +88,7 @@ def _sizes(state_dict: Mapping[str, torch.Tensor]) -> dict[str, int]:
 
 
 def _heads(width: int, depth: int) -> int:
-    """Heads leave no trace in the tensors: those of the SiT of this size."""
+    """The heads of the paper's SiT of this size."""
     for name, preset in DIFFUSION.items():
         if name.startswith("sit-") and (preset.width, preset.depth) == (width, depth):
             return preset.num_heads
