@@ -1,8 +1,7 @@
-"""Atomic writes and content hashes: what every file of a run and of a cache goes through."""
+"""Atomic writes, and reading back: what every file of a run and of a cache goes through."""
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import secrets
@@ -74,9 +73,3 @@ def finite(data: Any) -> Any:
     if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
         return None
     return data
-
-
-def sha256(path: Path | str) -> str:
-    """The SHA-256 of a file, as hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

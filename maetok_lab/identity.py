@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from maetok_lab.protocols import AnyTokenizer
 
-SHORT = 16  # hex digits of a fingerprint: 64 bits
+DIGITS = 16  # hex digits of a fingerprint: 64 bits
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes a value
 
 
@@ -46,7 +46,7 @@ def file_hash(path: Path | str) -> str:
 
 def fingerprint_of(data: Any) -> str:
     """Short hash of plain JSON; the order of a dict's keys does not matter."""
-    return hash_of([json.dumps(data, sort_keys=True).encode()])[:SHORT]
+    return hash_of([json.dumps(data, sort_keys=True).encode()])[:DIGITS]
 
 
 # Configs ------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def fingerprint(config: Any) -> str:
     `config.not_in_fingerprint` marks those that do not.
     """
     canonical = json.dumps(_identity(config), sort_keys=True, separators=(",", ":"))
-    return hash_of([canonical.encode()])[:SHORT]
+    return hash_of([canonical.encode()])[:DIGITS]
 
 
 def _identity(value: Any, hint: Any = Any) -> Any:
@@ -96,7 +96,7 @@ def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     parts = []
     for name, value in sorted(tensors.items()):
         parts += [f"{name} {value.dtype} {tuple(value.shape)}".encode(), tensor_bytes(value)]
-    return hash_of(parts)[:SHORT]
+    return hash_of(parts)[:DIGITS]
 
 
 def weights_hash(module: nn.Module) -> str:
@@ -108,7 +108,7 @@ def weights_hash(module: nn.Module) -> str:
     versions = [_version(value) for _, value in state]
     memory = getattr(module, "_weights_hash", None)
     if memory is None or memory[0] != versions:
-        memory = versions, hash_of(_named_bytes(state))[:SHORT]
+        memory = versions, hash_of(_named_bytes(state))[:DIGITS]
         module._weights_hash = memory
     return memory[1]
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from maetok_lab.identity import SHORT, file_hash, weights_hash
+from maetok_lab.identity import DIGITS, file_hash, weights_hash
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "data" / "weights"
 # after these torchvision layers LPIPS compares SqueezeNet's activations (Zhang et al. 2018, the authors' slices)
@@ -258,7 +258,7 @@ def _read_weights(path: Path, *, shipped: bool) -> tuple[dict[str, torch.Tensor]
         expected = json.loads((path.parent / "index.json").read_text())[path.name]["sha256"]
         if sha256 != expected:
             raise ValueError(
-                f"{path} is damaged: sha256 {sha256[:SHORT]}, expected {expected[:SHORT]}{remake}"
+                f"{path} is damaged: sha256 {sha256[:DIGITS]}, expected {expected[:DIGITS]}{remake}"
             )
     try:
         state = load_file(path)
@@ -266,7 +266,7 @@ def _read_weights(path: Path, *, shipped: bool) -> tuple[dict[str, torch.Tensor]
         raise ValueError(f"{path} is no readable safetensors file: {error}") from error
     return {
         key: value.float() if value.is_floating_point() else value for key, value in state.items()
-    }, sha256[:SHORT]
+    }, sha256[:DIGITS]
 
 
 def _load_timm(
@@ -283,7 +283,7 @@ def _load_timm(
     model = _create_timm(name, weights, rebuilt)
     config = model.pretrained_cfg
     if weights:
-        weight_hash = file_hash(weights)[:SHORT]
+        weight_hash = file_hash(weights)[:DIGITS]
     else:
         weight_hash = weights_hash(model)
     mean, std = (

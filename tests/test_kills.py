@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from maetok_lab.files import read_json, sha256
+from maetok_lab.files import read_json
+from maetok_lab.identity import file_hash
 from maetok_lab.runs import Run
 
 WORK = Path(__file__).with_name("kill_work.py")
@@ -47,7 +48,7 @@ def outcome(folder):
     }
     patterns = ("samples/*.png", "latents/*.npy", "*.npy", "latent_space.safetensors")
     files = {
-        p.relative_to(folder).as_posix(): sha256(p)
+        p.relative_to(folder).as_posix(): file_hash(p)
         for pattern in patterns
         for p in folder.glob(pattern)
     }

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maetok_lab.identity import SHORT, hash_of, tensor_bytes
+from maetok_lab.identity import DIGITS, hash_of, tensor_bytes
 from maetok_lab.rng import generator
 
 CHUNK_VALUES = 1 << 23  # values in one chunk: 64 MB of float64
@@ -87,7 +87,7 @@ def row_hashes(latents: Any, *, chunk_rows: int | None = None) -> Tensor:
 
 def data_hash(hashes: Tensor) -> str:
     """16 hex digits that stand for all rows in their order, from `row_hashes`."""
-    return hash_of([tensor_bytes(hashes)])[:SHORT]
+    return hash_of([tensor_bytes(hashes)])[:DIGITS]
 
 
 def check_latents(latents: Any, *, chunk_rows: int | None = None) -> Tensor:

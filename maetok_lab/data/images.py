@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from maetok_lab.data.readers import CROPS, RESIZES, BrokenImageError, read_rgb, scale_crop
 from maetok_lab.data.sources import Listing, list_source
-from maetok_lab.identity import SHORT, text_hash
+from maetok_lab.identity import DIGITS, text_hash
 
 _IN_MEMORY = 1 << 30  # decoded bytes of a split that are kept in memory
 _NOT_LABELS = ("path", "split", "caption", "text")
@@ -290,7 +290,7 @@ class ImageSource(Dataset):
     def fingerprint(self) -> str:
         """Short hash of the content, split, size, crop, labels and what was left out."""
         parts = [self._listing.identity, self.split, self.image_size, self.crop, self._label_by]
-        return text_hash([*parts, *self.class_names, *self._left_out])[:SHORT]
+        return text_hash([*parts, *self.class_names, *self._left_out])[:DIGITS]
 
 
 def _label_values(listing: Listing, labels: str) -> tuple[np.ndarray, list[str]]:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from maetok_lab.device import DTYPES
-from maetok_lab.files import atomic_path, read_json, sha256, write_bytes, write_json
+from maetok_lab.files import atomic_path, read_json, write_bytes, write_json
+from maetok_lab.identity import file_hash
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -39,7 +40,7 @@ def write_shard(path: Path, array: np.ndarray) -> None:
     try:
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.save(file, array)
-        write_bytes(_checksum_path(path), f"{sha256(path)}  {path.name}\n".encode())
+        write_bytes(_checksum_path(path), f"{file_hash(path)}  {path.name}\n".encode())
     except OSError as problem:
         if problem.errno in FULL:
             raise _disk_full(path.parent, array.nbytes) from problem
@@ -64,7 +65,7 @@ def _disk_full(folder: Path, needed: int) -> OSError:
 
 def is_sound(path: Path) -> bool:
     """Whether a shard is there and matches its checksum."""
-    return path.exists() and _recorded(path) == sha256(path)
+    return path.exists() and _recorded(path) == file_hash(path)
 
 
 def complete(folder: Path, count: int) -> None:

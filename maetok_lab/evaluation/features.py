@@ -1,7 +1,6 @@
 """Images to what a frozen network says of them, and the real images they are compared with."""
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from maetok_lab.evaluation.metrics import Statistics
 from maetok_lab.evaluation.pixels import round_to_uint8
+from maetok_lab.identity import DIGITS, hash_of, tensor_bytes
 from maetok_lab.inference import device_of
 from maetok_lab.processes import process_group, share_rows
 from maetok_lab.protocols import Images, Net
@@ -168,10 +168,7 @@ def _ask(net: Any, images: Tensor, outputs: Sequence[str]) -> dict[str, Tensor]:
 def _digests(pixels: Tensor) -> Tensor:
     rows = pixels.to(torch.uint8).cpu().contiguous().numpy()
     return torch.stack(
-        [
-            torch.frombuffer(bytearray(hashlib.sha256(row.tobytes()).digest()), dtype=torch.uint8)
-            for row in rows
-        ]
+        [torch.frombuffer(bytearray.fromhex(hash_of([row])), dtype=torch.uint8) for row in rows]
     )
 
 
@@ -225,7 +222,7 @@ def make_reference(
     Processes share the work as in `image_features`. Raises ValueError for NaN pixels and an empty set.
     """
     found = share_work(images, lambda part: _outputs(part, net, batch_size, outputs))
-    digest = hashlib.sha256(found["digests"].numpy().tobytes()).hexdigest()[:16]
+    digest = hash_of([tensor_bytes(found["digests"])])[:DIGITS]
     count = len(found["digests"])
     source = (
         None if isinstance(images, Tensor) else images

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from maetok_lab.evaluation.features import SPATIAL_CHANNELS
-from maetok_lab.files import sha256
+from maetok_lab.identity import DIGITS, file_hash
 from maetok_lab.nets import FeatureNet, load_net
 from maetok_lab.pictures import to_uint8
 
@@ -86,7 +86,7 @@ def load_inception(weights: str | Path | None = None) -> Inception:
             ["2048", "logits_unbiased"],
             feature_extractor_weights_path=str(copy),
         )
-    return Inception(model, sha256(path)[:16])
+    return Inception(model, file_hash(path)[:DIGITS])
 
 
 def load_metric_net(

@@ -1,4 +1,4 @@
-"""The .npz files of the ADM evaluation suite: uint8 samples to hand in, real images and statistics to compare with."""
+"""The .npz files of the ADM suite: samples to hand in, real images and statistics to compare with."""
 
 import dataclasses
 import io
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from maetok_lab.evaluation.features import Reference, make_reference
 from maetok_lab.evaluation.pixels import round_to_uint8
-from maetok_lab.files import atomic_path, sha256
+from maetok_lab.files import atomic_path
+from maetok_lab.identity import DIGITS, file_hash
 from maetok_lab.protocols import Net
 
 
@@ -24,32 +25,30 @@ def write_npz(
     count: int | None = None,
     labels: Tensor | None = None,
 ) -> None:
-    """Write images in [-1, 1] as the array `arr_0` uint8 (n, H, W, 3) that the ADM suite reads, whole or not at all.
+    """Write images in [-1, 1] as the array `arr_0`, uint8 (n, H, W, 3); whole or not at all.
 
-    (n, 3, H, W), or an iterable of batches with their total `count`: only one batch is held then. `labels` (n,) become
-    `arr_1`. Raises ValueError for NaN pixels and when more or fewer than `count` images or labels come.
+    (n, 3, H, W), or an iterable of batches with their total `count`: only one batch is held then.
+    `labels` (n,) become `arr_1`. Raises ValueError for NaN pixels and when another number of images
+    or labels comes.
     """
-    batches = [images] if isinstance(images, Tensor) else images
-    count = len(images) if isinstance(images, Tensor) else count
+    if isinstance(images, Tensor):
+        count = len(images)
+        images = [images]
     if count is None:
         raise ValueError("write_npz needs the count of images when they come in batches")
     if labels is not None and len(labels) != count:
         raise ValueError(f"{len(labels)} labels for {count} images")
+
+    # an .npz is a zip file of .npy files; numpy itself could only write an array that is held whole
     written = 0
     with (
         atomic_path(path) as temporary,
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
     ):
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-            for batch in batches:
-                pixels = (
-                    round_to_uint8(batch)
-                    .to(torch.uint8)
-                    .permute(0, 2, 3, 1)
-                    .cpu()
-                    .contiguous()
-                    .numpy()
-                )
+            for batch in images:
+                levels = round_to_uint8(batch).to(torch.uint8)
+                pixels = levels.permute(0, 2, 3, 1).cpu().numpy()
                 if not written:
                     file.write(_header((count, *pixels.shape[1:])))
                 file.write(pixels.tobytes())
@@ -62,18 +61,18 @@ def write_npz(
 
 
 def _header(shape: tuple[int, ...]) -> bytes:
+    """What stands before the bytes of a uint8 array in an .npy file."""
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        buffer, {"descr": "|u1", "fortran_order": False, "shape": shape}
-    )
+    facts = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, facts)
     return buffer.getvalue()
 
 
 class NpzImages:
-    """The images `arr_0` of an .npz as a source for evaluation: `len` and `batch(indices) -> (images, labels)`.
+    """The images `arr_0` of an .npz as a source for evaluation.
 
-    Labels are `arr_1` where there is one, else zeros. What is stored uncompressed, as `write_npz` does, stays on disk.
-    Raises ValueError when arr_0 is not uint8 (n, H, W, 3).
+    Labels are `arr_1` where there is one, else zeros. What is stored uncompressed, as `write_npz`
+    does, stays on disk. Raises ValueError when arr_0 is not uint8 (n, H, W, 3).
     """
 
     def __init__(self, path: str | Path):
@@ -81,16 +80,16 @@ class NpzImages:
         with np.load(path, allow_pickle=False) as file:
             if "arr_0" not in file:
                 raise ValueError(f"{path} has no array arr_0; it has {sorted(file.files)}")
-            mapped = _mapped(Path(path), "arr_0.npy")
-            self._pixels = file["arr_0"] if mapped is None else mapped
-            self._labels = (
-                file["arr_1"] if "arr_1" in file else np.zeros(len(self._pixels), dtype=np.int64)
-            )
-        if self._pixels.dtype != np.uint8 or self._pixels.ndim != 4 or self._pixels.shape[3] != 3:
-            raise ValueError(
-                f"{path}: arr_0 must be uint8 (n, H, W, 3), not {self._pixels.dtype} {self._pixels.shape}"
-            )
-        self.image_size = self._pixels.shape[1]
+            self._pixels = _mapped(Path(path), "arr_0.npy")
+            if self._pixels is None:
+                self._pixels = file["arr_0"]
+            self._labels = np.zeros(len(self._pixels), dtype=np.int64)
+            if "arr_1" in file:
+                self._labels = file["arr_1"]
+        dtype, shape = self._pixels.dtype, self._pixels.shape
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
+            raise ValueError(f"{path}: arr_0 must be uint8 (n, H, W, 3), not {dtype} {shape}")
+        self.image_size = shape[1]
 
     def __len__(self) -> int:
         """How many images."""
@@ -98,29 +97,33 @@ class NpzImages:
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """indices (B,) -> images (B, 3, H, W) in [-1, 1], labels (B,)."""
-        pixels = torch.from_numpy(np.array(self._pixels[indices.numpy()])).permute(0, 3, 1, 2)
-        return pixels.float() / 127.5 - 1, torch.from_numpy(self._labels[indices.numpy()])
+        rows = indices.numpy()
+        pixels = torch.from_numpy(np.array(self._pixels[rows])).permute(0, 3, 1, 2)
+        return pixels.float() / 127.5 - 1, torch.from_numpy(self._labels[rows])
 
 
 def _mapped(path: Path, name: str) -> np.ndarray | None:
-    """An array of an .npz as a memory map; None where it is compressed."""
+    """An array of an .npz as a memory map; None where it is compressed or empty."""
     with zipfile.ZipFile(path) as archive, archive.open(name) as file:
-        if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+        entry = archive.getinfo(name)
+        if entry.compress_type != zipfile.ZIP_STORED:
             return None
-        read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-        shape, fortran, dtype = read[np.lib.format.read_magic(file)[0]](file)
-        header = file.tell()
-        with open(path, "rb") as raw:  # the local header before the data says how long it is itself
-            raw.seek(archive.getinfo(name).header_offset + 26)
-            name_length, extra_length = np.frombuffer(raw.read(4), "<u2")
-        start = (
-            archive.getinfo(name).header_offset + 30 + int(name_length) + int(extra_length) + header
-        )
-    return (
-        np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
-        if math.prod(shape)
-        else None
-    )
+        if np.lib.format.read_magic(file)[0] == 1:
+            read_header = np.lib.format.read_array_header_1_0
+        else:
+            read_header = np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read_header(file)
+        npy_header = file.tell()
+
+    # Before an entry's bytes stands its local header: 30 bytes, its name and an extra field, whose
+    # lengths are in bytes 26 to 29. The directory at the file's end does not know that extra field.
+    with open(path, "rb") as raw:
+        raw.seek(entry.header_offset + 26)
+        lengths = np.frombuffer(raw.read(4), "<u2")
+    start = entry.header_offset + 30 + int(lengths.sum()) + npy_header
+    if not math.prod(shape):  # an empty array cannot be mapped
+        return None
+    return np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
 
 
 def read_reference(
@@ -128,32 +131,34 @@ def read_reference(
 ) -> Reference:
     """An ADM reference or a published `mu`, `sigma` file as the real side of an evaluation.
 
-    Images (`arr_0`) serve any network and every metric. Means and covariances (`mu`, `sigma`, and ADM's spatial `mu_s`,
-    `sigma_s`) are Inception's: with Inception they are preferred for FID and sFID, as in ADM's suite, where they come from
-    many more images than the file holds; another network needs the images, and a file without is refused with a ValueError.
+    Images (`arr_0`) serve any network and every metric. Published means and covariances (`mu`,
+    `sigma`, and ADM's spatial `mu_s`, `sigma_s`) are Inception's. Raises ValueError for a file that
+    has nothing for this network.
     """
     path = Path(path)
+    published = {}
     with np.load(path, allow_pickle=False) as file:
         names = set(file.files)
-        if not names & {"arr_0", "mu"}:
-            raise ValueError(
-                f"{path} is no reference: it needs arr_0 or mu and sigma; it has {sorted(names)}"
-            )
+        # they come from many more images than the file holds, so ADM's suite prefers them too
         pairs = {"statistics": ("mu", "sigma"), "spatial_statistics": ("mu_s", "sigma_s")}
-        published = {
-            field: tuple(torch.from_numpy(file[key]) for key in keys)
-            for field, keys in pairs.items()
-            if net.name == "inception" and names.issuperset(keys)
-        }
+        for field, keys in pairs.items():
+            if net.name == "inception" and names.issuperset(keys):
+                published[field] = tuple(torch.from_numpy(file[key]) for key in keys)
+    if not names & {"arr_0", "mu"}:
+        raise ValueError(
+            f"{path} is no reference: it needs arr_0 or mu and sigma; it has {sorted(names)}"
+        )
     if "arr_0" not in names and net.name != "inception":
         raise ValueError(
-            f"{path} holds Inception's mean and covariance only; {net.name} needs the images (arr_0)"
+            f"{path} holds Inception's mean and covariance only; "
+            f"{net.name} needs the images (arr_0)"
         )
+
+    # the hash is that of the file once its statistics count, else that of the images
+    if published:
+        published["sha256"] = sha256(path)[:16]
     if "arr_0" not in names:
-        return Reference(path.name, sha256(path)[:16], None, None, **published)
-    reference = make_reference(
-        NpzImages(path), net, name=path.name, batch_size=batch_size, outputs=outputs
-    )
-    return dataclasses.replace(
-        reference, **published, **({"sha256": sha256(path)[:16]} if published else {})
-    )
+        return Reference(path.name, count=None, image_size=None, **published)
+    images = NpzImages(path)
+    reference = make_reference(images, net, name=path.name, batch_size=batch_size, outputs=outputs)
+    return dataclasses.replace(reference, **published)

@@ -17,7 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from maetok_lab.files import not_written, read_json, sha256, write_json
+from maetok_lab.files import not_written, read_json, write_json
+from maetok_lab.identity import file_hash
 from maetok_lab.runs.weights import write_tensors
 
 
@@ -63,7 +64,7 @@ def write_checkpoint(
         for group in sorted(tensors):
             file = temporary / f"{group}.safetensors"
             write_tensors(file, tensors[group])
-            hashes[file.name] = sha256(file)
+            hashes[file.name] = file_hash(file)
         record = {"step": step, "state": dict(state), "sha256": hashes}
         write_json(temporary / "state.json", record)
     # safetensors has an error of its own for a full disk
@@ -102,7 +103,7 @@ def read_checkpoint(run_folder: Path, step: int, groups: Collection[str] | None)
         # damage to a group that nobody asks for does not matter
         if groups is not None and file.stem not in groups:
             continue
-        if not file.exists() or sha256(file) != expected:
+        if not file.exists() or file_hash(file) != expected:
             raise ValueError(f"checkpoint file {file} is damaged")
         tensors[file.stem] = load_file(file)
     return Checkpoint(folder, step, tensors, record["state"])

@@ -19,9 +19,10 @@ import pandas as pd
 import torch
 from filelock import SoftFileLease
 
-from maetok_lab.config import differing_fields, fingerprint, fingerprint_of, from_json, to_json
+from maetok_lab.config import differing_fields, from_json, to_json
 from maetok_lab.files import finite, read_json, read_json_lines, write_bytes, write_json
 from maetok_lab.hints import did_you_mean
+from maetok_lab.identity import fingerprint, fingerprint_of
 from maetok_lab.runs.checkpoints import (
     Checkpoint,
     delete_checkpoint,

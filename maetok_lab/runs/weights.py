@@ -1,6 +1,5 @@
 """Weights in and out: strict loading that lists what does not fit, folders as the hub has them."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -138,13 +137,3 @@ def _download(repository: str) -> Path:
             f"{repository} is not in the hub's cache and could not be fetched "
             f"({type(problem).__name__}); download it elsewhere and give the folder"
         ) from None
-
-
-def tensors_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Short hash of names and values: what names weights that come from no run."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from maetok_lab.data.latents import LatentDataset, write_latents
-from maetok_lab.files import sha256
+from maetok_lab.identity import file_hash
 from maetok_lab.runs import Run
 
 CPU = torch.device("cpu")
@@ -167,5 +167,5 @@ def test_the_hashes_are_of_the_shards(cache):
     run = cache().run
     hashes = json.loads((run.folder / "latents" / "sha256.json").read_text())
     assert list(hashes) == ["shard-00000.npy", "shard-00001.npy", "shard-00002.npy"]
-    assert [sha256(run.folder / "latents" / name) for name in hashes] == list(hashes.values())
+    assert [file_hash(run.folder / "latents" / name) for name in hashes] == list(hashes.values())
     assert not list((run.folder / "latents").glob("*.sha256"))  # they are together now

@@ -9,7 +9,7 @@ from maetok_lab.evaluation.generation import evaluate_generation
 from maetok_lab.evaluation.metrics import frechet_distance
 from maetok_lab.evaluation.npz import NpzImages, read_reference, write_npz
 from maetok_lab.evaluation.protocol import EvalProtocol
-from maetok_lab.files import sha256
+from maetok_lab.identity import file_hash
 from maetok_lab.pictures import to_uint8
 from maetok_lab.rng import generator
 
@@ -109,7 +109,7 @@ def test_references_are_images_for_any_network_and_statistics_for_inception_alon
     )
     want = frechet_distance(image_features(images(), inception), (np.zeros(3), np.eye(3)))
     assert result.metrics == {"fid": pytest.approx(want)}
-    assert result.protocol.reference_sha256 == sha256(tmp_path / "published.npz")[:16]
+    assert result.protocol.reference_sha256 == file_hash(tmp_path / "published.npz")[:16]
     np.savez(tmp_path / "neither.npz", x=np.zeros(4))
     with pytest.raises(
         ValueError, match=r"no reference: it needs arr_0 or mu and sigma; it has \['x'\]"
@@ -140,6 +140,6 @@ def test_an_adm_reference_gives_its_statistics_to_fid_and_its_images_to_precisio
         frechet_distance(features, (statistics["mu"], statistics["sigma"]))
     )
     assert result.metrics["recall"] >= 0
-    assert result.protocol.reference_sha256 == sha256(tmp_path / "adm.npz")[:16]
+    assert result.protocol.reference_sha256 == file_hash(tmp_path / "adm.npz")[:16]
     net.name = "efficientnet_lite2"  # for any other network the images alone count
     assert read_reference(tmp_path / "adm.npz", net).statistics is None

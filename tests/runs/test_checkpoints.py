@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from maetok_lab.files import sha256
+from maetok_lab.identity import file_hash
 from maetok_lab.runs import Run
 from maetok_lab.runs import weights as weights_module
 from maetok_lab.runs.locks import RunLocked
@@ -213,7 +213,7 @@ def test_loading_never_unpickles(run, tmp_path, monkeypatch):
     folder = run.folder / "checkpoints" / "step-0000010"
     (folder / "model.safetensors").write_bytes(pickle.dumps(Malice()))
     record = json.loads((folder / "state.json").read_text())
-    record["sha256"]["model.safetensors"] = sha256(folder / "model.safetensors")
+    record["sha256"]["model.safetensors"] = file_hash(folder / "model.safetensors")
     (folder / "state.json").write_text(json.dumps(record))
     with pytest.raises(SafetensorError):
         run.load_checkpoint()

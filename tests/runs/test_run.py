@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 
-from maetok_lab.config import fingerprint_of, not_in_fingerprint
+from maetok_lab.config import not_in_fingerprint
+from maetok_lab.identity import fingerprint_of
 from maetok_lab.runs import Run, checked_name, list_runs, runs_root
 from maetok_lab.runs.locks import RunLocked
 
