@@ -29,7 +29,7 @@ from maetok_lab.tokenizer.masking import draw_mask
 from maetok_lab.tokenizer.targets import TEACHERS, FeatureTarget
 from maetok_lab.training.order import ImageBatch
 from maetok_lab.training.loop import make_engine
-from maetok_lab.training.tokenizer import TokenizerTraining
+from maetok_lab.training.autoencoding import TokenizerTraining
 from maetok_lab.training.presets import LADDER, TOKENIZER_TRAINING, ladder_training
 from maetok_lab.training.loop import training_step
 from maetok_lab.training.tokenizer import start

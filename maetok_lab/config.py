@@ -29,15 +29,16 @@ def choose(name: str, choices: Mapping[str, Any], what: str) -> Any:
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
-    """A copy of `config` with dotted fields changed: `override(config, {"model.encoder.depth": 6})`.
+    """A copy of `config` with fields changed: `override(config, {"model.encoder.depth": 6})`.
 
-    Raises ValueError for an unknown field (with the nearest name) and TypeError for a value of the wrong type.
+    A double underscore stands for a dot too, for keyword arguments. Raises ValueError for an
+    unknown field, with the nearest name, and TypeError for a value of the wrong type.
     """
     nested: dict[str, dict[str, Any]] = {}
     direct: dict[str, Any] = {}
     hints = typing.get_type_hints(type(config))
     for path, value in changes.items():
-        name, _, rest = path.partition(".")
+        name, _, rest = path.replace("__", ".").partition(".")
         if name not in hints:
             raise ValueError(
                 f"{type(config).__name__} has no field {name!r}{did_you_mean(name, hints)}"

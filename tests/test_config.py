@@ -25,7 +25,7 @@ from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig
 from maetok_lab.tokenizer.model import TOKENIZERS
 from maetok_lab.training.diffusion import DiffusionTraining
 from maetok_lab.training.presets import DIFFUSION_TRAINING, TOKENIZER_TRAINING
-from maetok_lab.training.tokenizer import TokenizerTraining
+from maetok_lab.training.autoencoding import TokenizerTraining
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from maetok_lab.nets import load_net
 from maetok_lab.runs import Run, run_suffix
 from maetok_lab.tokenizer.loading import load_tokenizer
 from maetok_lab.tokenizer.perceptual import SqueezePerceptual
-from maetok_lab.training.tokenizer import TokenizerTraining
+from maetok_lab.training.autoencoding import TokenizerTraining
 from maetok_lab.training.presets import DECODER_TUNING, LADDER, TOKENIZER_TRAINING, ladder_training
 from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
 from maetok_lab.widgets.live import LiveTraining
@@ -64,7 +64,7 @@ class Ladder:
         self.teacher, self.weights = teacher, weights
         self.tuning = DECODER_TUNING[preset] | {"latent_noise": 0.0}
         self.changes = {
-            "losses__perceptual": self.tuning.get("losses__perceptual", base.losses.perceptual),
+            "losses__perceptual": self.tuning.get("losses.perceptual", base.losses.perceptual),
             "images": self.images["train"].fingerprint,
             "precision": pick_precision(self.device),
             "seed": seed,

@@ -22,7 +22,7 @@ from maetok_lab.rng import generator
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
 from maetok_lab.training.diffusion import train_diffusion
-from maetok_lab.training.tokenizer import TokenizerTraining
+from maetok_lab.training.autoencoding import TokenizerTraining
 from maetok_lab.training.presets import diffusion_training
 from maetok_lab.training.tokenizer import train_tokenizer
 

@@ -1,6 +1,6 @@
-"""A tokenizer to look at, and its latents: what is there already, else trained or made first."""
+"""A tokenizer to look at: the one that is there already, else both stages of its training first."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +13,28 @@ from maetok_lab.device import pick_precision
 from maetok_lab.runs import Run, run_suffix, runs_root
 from maetok_lab.runs.weights import SHIPPED
 from maetok_lab.tokenizer.loading import load_tokenizer
-from maetok_lab.training.tokenizer import TokenizerTraining
+from maetok_lab.training.autoencoding import TokenizerTraining
 from maetok_lab.training.presets import DECODER_TUNING, TOKENIZER_TRAINING
-from maetok_lab.training.loop import StepRecord
 from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
+from maetok_lab.widgets.live import follow_to_end
 
-SHIPPED_PRESET = "tiny"
-Follow = Callable[[str], Callable[[StepRecord], None]]
+SHIPPED_TRAINING = ("tiny", 0, "emoji")  # preset, seed and images of the shipped weights
 
 
 def find_tokenizer(
     preset: str, *, seed: int = 0, source: str | Path = "emoji", root: str | Path | None = None
 ) -> Path | None:
-    """The folder of the main job's decoder-tuned tokenizer if its run is finished, else of the shipped weights; None without.
+    """The folder of a decoder-tuned tokenizer of `00_start_here`, if its run is finished.
 
-    Shipped weights are those of preset `tiny` on the emoji, seed 0.
+    Else the shipped weights, if they are of that training; else None.
     """
     run = runs_root(root) / f"tokenizer-{run_suffix(preset, seed, source)}-tuned"
     if (run / "summary.json").exists():
         return run
     shipped = SHIPPED / "tokenizer"
-    meant = (preset, seed, str(source)) == (SHIPPED_PRESET, 0, "emoji")
-    return shipped if meant and (shipped / "config.json").exists() else None
+    if (preset, seed, str(source)) == SHIPPED_TRAINING and (shipped / "config.json").exists():
+        return shipped
+    return None
 
 
 def ready_tokenizer(
@@ -45,29 +45,37 @@ def ready_tokenizer(
     labels: str = "category-style",
     root: str | Path | None = None,
     device: torch.device | str = "cpu",
-    follow: Follow,
-    write: Callable[[str], None] = print,
 ) -> Path:
-    """What `find_tokenizer` finds; where it finds nothing, trains both stages as `00_start_here` does, into the same runs.
+    """What `find_tokenizer` finds; where it finds nothing, both stages are trained. -> a folder
 
-    `follow(title)` gives what takes each step's record, such as `LiveTraining(title).update`. -> the folder to load
+    They are trained as `00_start_here` does it, into the same runs, so that it takes them for its own.
     """
-    found = find_tokenizer(preset, seed=seed, source=source, root=root)
-    if found is not None:
-        write(f"tokenizer: {found.name}")
-        return found
-    name, device = f"tokenizer-{run_suffix(preset, seed, source)}", torch.device(device)
-    write(f"there is no trained tokenizer {name}-tuned yet: it is trained first, and kept")
+    folder = find_tokenizer(preset, seed=seed, source=source, root=root)
+    if folder is not None:
+        print(f"tokenizer: {folder.name}")
+        return folder
+    name = f"tokenizer-{run_suffix(preset, seed, source)}"
+    print(f"there is no trained tokenizer {name}-tuned yet: it is trained first, and kept")
+
     config = choose(preset, TOKENIZER_TRAINING, "preset")
-    train, val = (
-        open_images(source, split=s, image_size=config.model.image_size, labels=labels)
-        for s in ("train", "val")
-    )
-    config = override(
-        config, {"seed": seed, "precision": pick_precision(device), "images": train.fingerprint}
-    )
+    images = {}
+    for split in ("train", "val"):
+        images[split] = open_images(
+            source, split=split, image_size=config.model.image_size, labels=labels
+        )
+    changes = {
+        "seed": seed,
+        "precision": pick_precision(torch.device(device)),
+        "images": images["train"].fingerprint,
+    }
     _, tuned = train_both_stages(
-        name, config, DECODER_TUNING[preset], train, val, root=root, device=device, follow=follow
+        name,
+        override(config, changes),
+        DECODER_TUNING[preset],
+        images["train"],
+        images["val"],
+        root=root,
+        device=torch.device(device),
     )
     return tuned.folder
 
@@ -81,19 +89,18 @@ def train_both_stages(
     *,
     root: str | Path | None,
     device: torch.device,
-    follow: Follow,
 ) -> tuple[Run, Run]:
-    """The tokenizer's training into run NAME, and its decoder's tuning, by `decoder_tuning`'s changes, into NAME-tuned."""
-    where = {"preview": val, "cpu": device.type == "cpu"}
+    """A tokenizer's training into run NAME, then its decoder's tuning into NAME-tuned.
+
+    `tuning` are the changes that `decoder_tuning` takes. -> both runs, finished
+    """
+    options = {"preview": val, "cpu": device.type == "cpu"}
     with Run.open(name, config, root=root) as masked:
-        take = follow("tokenizer")
-        for record in train_tokenizer(config, train, masked, **where):
-            take(record)
-        second = decoder_tuning(config, parent=masked, **tuning)
-        with Run.open(f"{name}-tuned", second, root=root, parents=[masked]) as tuned:
-            take = follow("decoder tuning")
-            for record in finetune_decoder(second, train, tuned, parent=masked, **where):
-                take(record)
+        follow_to_end(train_tokenizer(config, train, masked, **options), "tokenizer")
+    second = decoder_tuning(config, parent=masked, **tuning)
+    with Run.open(f"{name}-tuned", second, root=root, parents=[masked]) as tuned:
+        training = finetune_decoder(second, train, tuned, parent=masked, **options)
+        follow_to_end(training, "decoder tuning")
     return masked, tuned
 
 

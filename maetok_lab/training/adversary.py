@@ -91,7 +91,7 @@ class Adversary:
         return step >= self.config.counts_from
 
     def groups(self) -> dict[str, Mapping[str, torch.Tensor]]:
-        """What a checkpoint holds: the trained part (DINO is frozen), LeCAM's averages, optimizer."""
+        """For a checkpoint: the trained part (DINO is frozen), LeCAM's averages, the optimizer."""
         return {
             "discriminator": self._saved().state_dict(),
             "discriminator_optimizer": optimizer_tensors(self.optimizers),
@@ -236,7 +236,7 @@ def half_crop(images: torch.Tensor, size: int, *, generator: torch.Generator) ->
 
 @contextlib.contextmanager
 def held_still(module: nn.Module) -> Iterator[None]:
-    """No gradient for the parameters of `module` from what is computed inside; it still passes on."""
+    """Inside, no gradient for the parameters of `module`; what is before it still gets one."""
     module.requires_grad_(False)
     try:
         yield

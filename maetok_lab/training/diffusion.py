@@ -218,9 +218,10 @@ class DiffusionTask:
         return by_time(engine.gather(terms["velocity"]), engine.gather(terms["time"]))
 
     def picture(self, emas: Mapping[str, Ema], step: int, run: Run) -> str | None:
-        """Sixteen samples of the first average, of classes spread over all, always the same seeds."""
+        """Sixteen samples of the first average, of classes spread over all, with fixed seeds."""
         if self.tokenizer is None:
             return None
+        # The same noise and labels at every interval: what differs is what was learned.
         config = self.config
         labels = torch.linspace(0, max(config.num_classes - 1, 0), 16).long()
         ((_, images),) = draw(
@@ -266,7 +267,7 @@ def validation_loss(
     validation: LatentDataset,
     space: LatentSpace,
 ) -> dict[str, float]:
-    """Losses by time of averaged weights on held-out latents, over fixed draws of time and noise."""
+    """Losses by time of averaged weights on held-out latents, over fixed draws."""
     model.eval()
     losses = []
     times = []

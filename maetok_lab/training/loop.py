@@ -272,7 +272,8 @@ def finish_early(state: State, run: Run, stop_when: StopCondition | None) -> boo
     """Finish the run if `stop_when` says so of its newest checkpoint; whether it did."""
     if stop_when is None:
         return False
-    state.engine.wait_for_everyone()  # every process looks at the same checkpoint, and decides alike
+    # Every process looks at the same checkpoint, and so decides alike.
+    state.engine.wait_for_everyone()
     facts = stop_when(run)
     if facts is None:
         return False

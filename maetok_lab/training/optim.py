@@ -1,4 +1,4 @@
-"""What moves the weights: optimizers, their learning rate over time, and averages of the weights."""
+"""What moves the weights: optimizers, their rate over time, averages, and the guard."""
 
 import copy
 import dataclasses

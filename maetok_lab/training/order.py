@@ -1,4 +1,4 @@
-"""Which items each step takes, in an order that the seed alone decides, and which of them a process has."""
+"""Which items each step takes, in an order that the seed alone decides, and who has which."""
 
 import dataclasses
 import functools
@@ -48,7 +48,7 @@ def epoch_order(
     seed: int, epoch: int, count: int, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
     """The order in which epoch `epoch` visits `count` items, kept on `device`. -> (count,)"""
-    # Drawn on the CPU: other devices have generators of their own, and would visit in another order.
+    # Drawn on the CPU: other devices have other generators, and would visit in another order.
     return torch.randperm(count, generator=generator(seed, "order", epoch)).to(device)
 
 
@@ -71,7 +71,7 @@ def batch_indices(
 
 
 class ReadingConfig(Protocol):
-    """The part of a training's config that says which pictures are read, and by how many workers."""
+    """The part of a training's config that says which pictures are read, and by whom."""
 
     seed: int
     batch_size: int

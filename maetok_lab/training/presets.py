@@ -1,4 +1,4 @@
-"""Trainings by name: sizes that suit a test, a laptop, one GPU and the paper, and the ablation ladder on top of any of them."""
+"""Trainings by name: for a test, a laptop, one GPU and the paper; and the ladder of ablations."""
 
 import dataclasses
 from typing import Any
@@ -10,70 +10,88 @@ from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig
 from maetok_lab.tokenizer.discriminators import AdversarialConfig
 from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.model import TOKENIZERS
-from maetok_lab.training.optim import OptimizerConfig
+from maetok_lab.training.autoencoding import TokenizerTraining
 from maetok_lab.training.diffusion import DiffusionTraining
-from maetok_lab.training.tokenizer import TokenizerTraining
+from maetok_lab.training.optim import OptimizerConfig
 
-_TINY_TARGET = AuxiliaryConfig(
-    weight=0.5, tower=override(TOKENIZERS["tiny"].decoder, {"width": 64, "num_heads": 2})
-)
-_TINY_OPTIMIZER = OptimizerConfig(name="muon", learning_rate=2e-3, warmup=0.05, final_fraction=0.02)
-# At 32 px the perceptual term only slows the first stage down; decoder tuning has it from its first step on.
-_TINY_LOSSES = LossConfig(perceptual="none", perceptual_weight=0.01, perceptual_warmup=0.0)
+# Tokenizers ---------------------------------------------------------------------------------------
+
+_TINY_TOWER = override(TOKENIZERS["tiny"].decoder, {"width": 64, "num_heads": 2})
 _TINY = TokenizerTraining(
-    model=TOKENIZERS["tiny"], targets=(_TINY_TARGET,), optimizer=_TINY_OPTIMIZER, losses=_TINY_LOSSES, num_steps=1400,
-    batch_size=32, ema_decay=0.998, log_every=50, save_every=350, picture_every=350,
+    model=TOKENIZERS["tiny"],
+    targets=(AuxiliaryConfig(weight=0.5, tower=_TINY_TOWER),),
+    optimizer=OptimizerConfig(name="muon", learning_rate=2e-3, warmup=0.05, final_fraction=0.02),
+    # At 32 px a perceptual term only slows this stage down; decoder tuning has it from its start.
+    losses=LossConfig(perceptual="none", perceptual_weight=0.01, perceptual_warmup=0.0),
+    num_steps=1400, batch_size=32, ema_decay=0.998, log_every=50, save_every=350, picture_every=350,
 )  # fmt: skip
-# Emoji at 64 px on one GPU, about 590 times through the training images: a recipe that was not tuned yet.
-_SMALL = override(
-    _TINY,
-    {"model": TOKENIZERS["small"], "targets": (AuxiliaryConfig(), AuxiliaryConfig(target="semantic")),
-     "optimizer.learning_rate": 1e-3, "num_steps": 20_000, "batch_size": 128, "ema_decay": 0.9995, "log_every": 100,
-     "save_every": 2000, "picture_every": 1000},
-)  # fmt: skip
+# Emoji at 64 px on one GPU, about 590 times through the training images. Not tuned yet.
+_SMALL = override(_TINY, {
+    "model": TOKENIZERS["small"],
+    "targets": (AuxiliaryConfig(), AuxiliaryConfig(target="semantic")),
+    "optimizer.learning_rate": 1e-3, "num_steps": 20_000, "batch_size": 128, "ema_decay": 0.9995,
+    "log_every": 100, "save_every": 2000, "picture_every": 1000,
+})  # fmt: skip
 
-# ImageNet. Where paper (Table 7) and release differ, the release is taken, as the published weights come from its code:
-#   crop       random, 0.8 to 1 of the short side (paper: centre)        warm-up        5,000 steps (paper: 10,000)
-#   rate       1e-4 * 512 / 256 = 2e-4 (paper: "base" 1e-4)              clipping       1.0 (paper: not said)
-#   features   negative cosine (paper: MSE)                              second teacher SigLIP SO400M (paper: Large)
-#   critic     DINO's ViT-S (paper: DINOv2-S), with consistency          perceptual     warmed up over 10,000 steps
-# Alike in both: AdamW (the release's command line, followed to the letter, trains with Adam), betas, weight decay 1e-4, cosine
-# (to a tenth in the release), batch 512, 500,000 steps, weights 1, 1 and 0.4, masks of 0.4 to 0.6. The release's settings name
-# a decoder drop path of 0.05 that its script never hands over: none here. Its HOG fits 256 px only, ours any size.
+# ImageNet. Where paper (Table 7) and release differ, the release is taken, as the published weights
+# come from its code:
+#   crop        random, 0.8 to 1 of the short side (paper: centre)
+#   rate        1e-4 * 512 / 256 = 2e-4 (paper: "base" 1e-4)
+#   warm-up     5,000 steps (paper: 10,000)
+#   clipping    1.0 (paper: not said)
+#   features    negative cosine (paper: MSE); the second teacher is SigLIP SO400M (paper: Large)
+#   critic      DINO's ViT-S (paper: DINOv2-S), with consistency
+#   perceptual  warmed up over 10,000 steps
+# Alike in both: AdamW (the release's command line, to the letter, trains with Adam), betas, weight
+# decay 1e-4, cosine (to a tenth in the release), batch 512, 500,000 steps, weights 1, 1 and 0.4,
+# masks of 0.4 to 0.6. The release's settings name a decoder drop path of 0.05 that its script never
+# hands over: none here. Its HOG fits 256 px only, ours any size.
 _PAPER = TokenizerTraining(
-    model=TOKENIZERS["maetok-b-128"], crop="scale", targets=tuple(AuxiliaryConfig(target=t) for t in ("hog", "dinov2", "clip")),
+    model=TOKENIZERS["maetok-b-128"],
+    crop="scale",
+    targets=(
+        AuxiliaryConfig(target="hog"),
+        AuxiliaryConfig(target="dinov2"),
+        AuxiliaryConfig(target="clip"),
+    ),
     losses=LossConfig(perceptual="lpips", adversarial=AdversarialConfig(learning_rate=2e-4)),
-    optimizer=OptimizerConfig(learning_rate=2e-4, warmup=0.01), num_steps=500_000, batch_size=512, workers=16, log_every=100,
-    save_every=5000, picture_every=5000,
+    optimizer=OptimizerConfig(learning_rate=2e-4, warmup=0.01),
+    num_steps=500_000, batch_size=512, workers=16, log_every=100, save_every=5000,
+    picture_every=5000,
 )  # fmt: skip
 TOKENIZER_TRAINING = {
-    "test": override(
-        _TINY,
-        {"model": TOKENIZERS["test"], "num_steps": 20, "batch_size": 8, "ema_decay": 0.9, "log_every": 5, "save_every": 10,
-         "picture_every": 10},
-    ),
+    "test": override(_TINY, {
+        "model": TOKENIZERS["test"], "num_steps": 20, "batch_size": 8, "ema_decay": 0.9,
+        "log_every": 5, "save_every": 10, "picture_every": 10,
+    }),
     "tiny": _TINY,
     "small": _SMALL,
     "maetok-b-128": _PAPER,
     "maetok-b-128-512": override(_PAPER, {"model": TOKENIZERS["maetok-b-128-512"]}),
 }  # fmt: skip
 
-# The second stage, as changes for training.tokenizer.decoder_tuning. The paper gives its length and masks only; rate and a
-# discriminator that is new and trains for 5,000 steps before it counts are ours.
+# The second stage, as changes for `decoder_tuning`. The paper gives its length and masks only; its
+# rate, and a new discriminator that trains for 5,000 steps before it counts, are ours.
 _PAPER_TUNING = {
-    "num_steps": 50_000, "optimizer__learning_rate": 1e-4, "losses__perceptual_warmup": 0.0,
-    "losses__adversarial__trains_from": 0, "losses__adversarial__counts_from": 5000,
-}  # fmt: skip
+    "num_steps": 50_000,
+    "optimizer.learning_rate": 1e-4,
+    "losses.perceptual_warmup": 0.0,
+    "losses.adversarial.trains_from": 0,
+    "losses.adversarial.counts_from": 5000,
+}
+_SMALL_TUNING = {"losses.perceptual": "squeezenet", "latent_noise": 0.4}
 DECODER_TUNING: dict[str, dict[str, Any]] = {
-    "test": {"num_steps": 10, "losses__perceptual": "squeezenet", "latent_noise": 0.4},
-    "tiny": {"num_steps": 500, "losses__perceptual": "squeezenet", "latent_noise": 0.4},
-    "small": {"num_steps": 5000, "losses__perceptual": "squeezenet", "latent_noise": 0.4},
+    "test": {"num_steps": 10, **_SMALL_TUNING},
+    "tiny": {"num_steps": 500, **_SMALL_TUNING},
+    "small": {"num_steps": 5000, **_SMALL_TUNING},
     "maetok-b-128": _PAPER_TUNING,
     "maetok-b-128-512": _PAPER_TUNING,
 }
 
+# The ladder ---------------------------------------------------------------------------------------
+
 _SEMANTIC = AuxiliaryConfig(target="semantic")
-# The ablations (paper Tables 1 and 6), each one line on top of any size: `override(TOKENIZER_TRAINING[size], LADDER[rung])`.
+# The ablations (paper Tables 1 and 6), each one line on top of any size.
 LADDER: dict[str, dict[str, Any]] = {
     "ae": {"masking.ratio": "none", "targets": ()},
     "kl": {"masking.ratio": "none", "targets": (), "model.bottleneck": "kl"},
@@ -87,99 +105,85 @@ LADDER: dict[str, dict[str, Any]] = {
 def ladder_training(
     preset: str, rung: str, *, teacher: str = "semantic", weights: str | None = None, **changes: Any
 ) -> TokenizerTraining:
-    """A rung of `LADDER` on a preset of `TOKENIZER_TRAINING`: `ladder_training("tiny", "hog", seed=1)`.
+    """A rung of `LADDER` on a preset: `ladder_training("tiny", "hog", seed=1)`.
 
-    `teacher` is what stands for "semantic", which needs no download: "dinov2" is the paper's, from the hub or the file
-    `weights`. `changes` are further fields, with dots as double underscores, checked as `override` does.
+    `teacher` stands in for "semantic", which needs no download: "dinov2" is the paper's, from the
+    hub or the file `weights`. `changes` are further fields, as `override` takes them.
     """
-    config = override(
-        choose(preset, TOKENIZER_TRAINING, "preset"), choose(rung, LADDER, "rung of the ladder")
-    )
-    asked = dataclasses.replace(_SEMANTIC, target=teacher, weights=weights)
-    targets = tuple(asked if target == _SEMANTIC else target for target in config.targets)
-    return override(
-        config,
-        {"targets": targets} | {name.replace("__", "."): value for name, value in changes.items()},
-    )
+    rung_changes = choose(rung, LADDER, "rung of the ladder")
+    config = override(choose(preset, TOKENIZER_TRAINING, "preset"), rung_changes)
+    semantic = dataclasses.replace(_SEMANTIC, target=teacher, weights=weights)
+    targets = tuple(semantic if target == _SEMANTIC else target for target in config.targets)
+    return override(config, {"targets": targets, **changes})
 
 
-_FLOW_OPTIMIZER = OptimizerConfig(
-    name="muon",
-    learning_rate=1e-3,
-    betas=(0.9, 0.99),
-    weight_decay=0.0,
-    warmup=0.02,
+# Diffusion models ---------------------------------------------------------------------------------
+
+_MUON = OptimizerConfig(
+    name="muon", learning_rate=1e-3, betas=(0.9, 0.99), weight_decay=0.0, warmup=0.02,
     final_fraction=0.02,
-)
-# The paper's. Table 8 (SiT): AdamW at 1e-4, batch 256, 4M steps for XL; section 4.3 and the release: 400,000 for the others.
-# Table 9 (LightningDiT): 2e-4, second beta 0.95, batch 1024, 400,000 steps, the velocity direction loss.
-# Both: constant rate, no weight decay. EMA, clipping, class dropout and logit-normal times are the release's.
+)  # fmt: skip
+# The paper's. Both: constant rate, no weight decay. EMA, clipping, class dropout and logit-normal
+# times are the release's.
+_CONSTANT = OptimizerConfig(weight_decay=0.0, betas=(0.9, 0.999), schedule="constant", warmup=0.0)
+# Table 8: AdamW at 1e-4, batch 256, 4M steps for XL; section 4.3 and release: 400,000 for others.
 _SIT = {
-    "optimizer": OptimizerConfig(weight_decay=0.0, betas=(0.9, 0.999), schedule="constant", warmup=0.0),
-    "num_steps": 400_000, "batch_size": 256, "save_every": 10_000, "picture_every": 10_000,
+    "optimizer": _CONSTANT, "num_steps": 400_000, "batch_size": 256,
+    "save_every": 10_000, "picture_every": 10_000,
 }  # fmt: skip
+# Table 9: 2e-4, second beta 0.95, batch 1024, 400,000 steps, the velocity direction loss.
 _LIGHTNING = _SIT | {
-    "optimizer": OptimizerConfig(
-        learning_rate=2e-4, weight_decay=0.0, betas=(0.9, 0.95), schedule="constant", warmup=0.0
-    ),
+    "optimizer": override(_CONSTANT, {"learning_rate": 2e-4, "betas": (0.9, 0.95)}),
     "batch_size": 1024, "direction_weight": 1.0,
 }  # fmt: skip
 DIFFUSION_TRAINING: dict[str, dict[str, Any]] = {
     "test": {
-        "num_steps": 20,
-        "batch_size": 16,
-        "ema_decays": (0.9,),
-        "log_every": 5,
-        "save_every": 10,
+        "optimizer": _MUON, "num_steps": 20, "batch_size": 16, "ema_decays": (0.9,),
+        "log_every": 5, "save_every": 10,
     },
     "tiny": {
-        "num_steps": 1800,
-        "batch_size": 64,
-        "ema_decays": (0.998,),
-        "save_every": 300,
-        "picture_every": 600,
+        "optimizer": _MUON, "num_steps": 1800, "batch_size": 64, "ema_decays": (0.998,),
+        "save_every": 300, "picture_every": 600,
     },
-    "small": {
-        "num_steps": 20_000,
-        "batch_size": 256,
-        "ema_decays": (0.9995, 0.999),
+    "small": {  # not tuned yet
+        "optimizer": _MUON, "num_steps": 20_000, "batch_size": 256, "ema_decays": (0.9995, 0.999),
         "save_every": 2000,
-    },  # not tuned yet
-    **dict.fromkeys(("sit-s", "sit-b", "sit-l"), _SIT),
+    },
+    "sit-s": _SIT,
+    "sit-b": _SIT,
+    "sit-l": _SIT,
     "sit-xl": _SIT | {"num_steps": 4_000_000},
-    **dict.fromkeys(("lightningdit-b", "lightningdit-l", "lightningdit-xl"), _LIGHTNING),
-}
+    "lightningdit-b": _LIGHTNING,
+    "lightningdit-l": _LIGHTNING,
+    "lightningdit-xl": _LIGHTNING,
+}  # fmt: skip
 
-# Either generator of the paper at any size, as changes on top of a preset. QK-norm is from Large up, in the presets themselves.
+# Either generator of the paper at any size, as changes on top of a preset. QK-norm, from Large up,
+# is in the presets themselves.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "sit": {
-        "model.norm": "layernorm",
-        "model.mlp": "gelu",
-        "model.positions": "sincos",
+        "model.norm": "layernorm", "model.mlp": "gelu", "model.positions": "sincos",
         "direction_weight": 0.0,
     },
     "lightningdit": {
-        "model.norm": "rmsnorm",
-        "model.mlp": "swiglu",
-        "model.positions": "rope",
+        "model.norm": "rmsnorm", "model.mlp": "swiglu", "model.positions": "rope",
         "direction_weight": 1.0,
     },
-}
+}  # fmt: skip
 
 
 def diffusion_training(
     preset: str, latents: LatentDataset, *, num_classes: int, **changes: Any
 ) -> DiffusionTraining:
-    """A preset of `DIFFUSION_TRAINING` bound to a latent cache; token count and channels come from the cache.
+    """A preset of `DIFFUSION_TRAINING` bound to a latent cache, which gives tokens and channels.
 
-    `changes` are further fields (`seed=1, precision="fp32"`), checked as `override` does.
+    `changes` are further fields (`seed=1, precision="fp32"`), as `override` takes them.
     """
-    recipe = {"optimizer": _FLOW_OPTIMIZER} | choose(preset, DIFFUSION_TRAINING, "preset")
     config = DiffusionTraining(
         model=choose(preset, DIFFUSION, "preset"),
         num_classes=num_classes,
         latents=latents.fingerprint,
         tokenizer=latents.space.tokenizer,
-        **recipe,
+        **choose(preset, DIFFUSION_TRAINING, "preset"),
     )
     return override(config, changes)

@@ -17,7 +17,7 @@ from maetok_lab.experiments.ladder import Ladder
 from maetok_lab.experiments.published import CLAIMS, claims_checked, control_verdict
 from maetok_lab.runs import Run
 from maetok_lab.training.tokenizer import validation_psnr
-from maetok_lab.training.tokenizer import Objective
+from maetok_lab.training.autoencoding import Objective
 
 pytestmark = pytest.mark.slow
 

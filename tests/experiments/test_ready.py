@@ -6,6 +6,7 @@ import pytest
 
 from maetok_lab.experiments import ready
 from maetok_lab.experiments.ready import find_tokenizer, ready_tokenizer
+from maetok_lab.runs import list_runs
 from maetok_lab.tokenizer.loading import export_tokenizer, load_tokenizer
 from maetok_lab.tokenizer.model import TOKENIZERS, Tokenizer
 
@@ -36,21 +37,15 @@ def test_a_finished_run_comes_before_shipped_weights_and_those_are_of_one_traini
 
 @pytest.mark.slow
 def test_without_either_both_stages_are_trained_as_the_main_notebook_does(
-    shipped, tmp_path, repository
+    shipped, tmp_path, repository, monkeypatch, capsys
 ):
-    told, steps = [], {}
-    asked = {
-        "root": tmp_path,
-        "write": told.append,
-        "follow": lambda title: lambda record: steps.update({title: record.step}),
-    }
-    found = ready_tokenizer("test", **asked)
-    assert "trained first" in told[0]
-    assert steps == {"tokenizer": 20, "decoder tuning": 10}
-    assert load_tokenizer(found).config == TOKENIZERS["test"]
-    steps.clear()
-    assert ready_tokenizer("test", **asked) == found
-    assert steps == {}
+    folder = ready_tokenizer("test", root=tmp_path)
+    assert "trained first" in capsys.readouterr().out
+    steps = {run["run"]: run["step"] for _, run in list_runs(tmp_path).iterrows()}
+    assert steps == {"tokenizer-test-s0": 20, "tokenizer-test-s0-tuned": 10}
+    assert load_tokenizer(folder).config == TOKENIZERS["test"]
+    monkeypatch.setattr(ready, "train_both_stages", lambda *_, **__: pytest.fail("trained again"))
+    assert ready_tokenizer("test", root=tmp_path) == folder
     cells = json.loads((repository / "notebooks/00_start_here.ipynb").read_text())["cells"]
     source = "\n".join("".join(cell["source"]) for cell in cells)
     for line in (

@@ -15,9 +15,10 @@ from maetok_lab.tokenizer.discriminators import AdversarialConfig
 from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.model import TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig
+from maetok_lab.training.autoencoding import TokenizerTraining
 from maetok_lab.training.diffusion import DiffusionTraining, train_diffusion
 from maetok_lab.training.optim import OptimizerConfig
-from maetok_lab.training.tokenizer import TokenizerTraining, train_tokenizer
+from maetok_lab.training.tokenizer import train_tokenizer
 
 TOWER = TowerConfig(width=16, depth=1, num_heads=2)
 COMMON = {

@@ -14,10 +14,11 @@ from maetok_lab.tokenizer.discriminators import AdversarialConfig
 from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.model import TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig
+from maetok_lab.training.autoencoding import Objective, TokenizerTraining
 from maetok_lab.training.loop import join_parts, make_engine
 from maetok_lab.training.optim import OptimizerConfig
 from maetok_lab.training.order import Share
-from maetok_lab.training.tokenizer import Objective, TokenizerTraining, train_tokenizer
+from maetok_lab.training.tokenizer import train_tokenizer
 
 TOWER = TowerConfig(width=16, depth=2, num_heads=2)
 MODEL = TokenizerConfig(

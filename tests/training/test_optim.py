@@ -7,6 +7,7 @@ import torch
 
 from maetok_lab.config import override
 from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer
+from maetok_lab.training.autoencoding import Objective
 from maetok_lab.training.optim import (
     Ema,
     Guard,
@@ -20,7 +21,6 @@ from maetok_lab.training.optim import (
     set_learning_rate,
 )
 from maetok_lab.training.presets import TOKENIZER_TRAINING
-from maetok_lab.training.tokenizer import Objective
 
 MUON = OptimizerConfig(name="muon", weight_decay=0.1, learning_rate=1e-2)
 

@@ -10,14 +10,10 @@ from maetok_lab.config import fingerprint, from_json, override, to_json
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.discriminators import AdversarialConfig
 from maetok_lab.tokenizer.model import TOKENIZERS
+from maetok_lab.training.autoencoding import Objective, TokenizerTraining
 from maetok_lab.training.optim import learning_rate_factor
 from maetok_lab.training.presets import DECODER_TUNING, LADDER, TOKENIZER_TRAINING, ladder_training
-from maetok_lab.training.tokenizer import (
-    Objective,
-    TokenizerTraining,
-    decoder_tuning,
-    train_tokenizer,
-)
+from maetok_lab.training.tokenizer import decoder_tuning, train_tokenizer
 
 each_size = pytest.mark.parametrize("size", TOKENIZER_TRAINING)
 PARENT = SimpleNamespace(fingerprint="parent")
@@ -98,9 +94,9 @@ def test_the_papers_recipe_has_the_papers_numbers():
 
 def test_the_papers_training_is_built_as_the_release_is(monkeypatch):
     monkeypatch.setattr(
-        "maetok_lab.training.tokenizer.share_networks", lambda decoders: None
+        "maetok_lab.training.autoencoding.share_networks", lambda decoders: None
     )  # teachers are downloads
-    monkeypatch.setattr("maetok_lab.training.tokenizer.make_perceptual", lambda losses: None)
+    monkeypatch.setattr("maetok_lab.training.autoencoding.make_perceptual", lambda losses: None)
     with torch.device("meta"):
         objective = Objective(TOKENIZER_TRAINING["maetok-b-128"])
     widths = {name: decoder.to_target.out_features for name, decoder in objective.auxiliary.items()}

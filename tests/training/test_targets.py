@@ -17,8 +17,9 @@ from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.model import TokenizerConfig
 from maetok_lab.tokenizer.text import VOCABULARY, caption_tokens
 from maetok_lab.tokenizer.towers import TowerConfig
+from maetok_lab.training.autoencoding import Objective, TokenizerTraining
 from maetok_lab.training.optim import Ema, make_optimizers, moved_parameters
-from maetok_lab.training.tokenizer import Objective, TokenizerTraining, train_tokenizer
+from maetok_lab.training.tokenizer import train_tokenizer
 
 TOWER = TowerConfig(width=16, depth=1, num_heads=2)
 MODEL = TokenizerConfig(
@@ -115,7 +116,7 @@ def test_captions_reach_a_text_target_in_the_order_of_the_images(images, tmp_pat
     )
     asked = []
     monkeypatch.setattr(
-        "maetok_lab.training.tokenizer.caption_tokens",
+        "maetok_lab.training.autoencoding.caption_tokens",
         lambda texts: asked.append(texts) or caption_tokens(texts),
     )
     text = (AuxiliaryConfig(target="text", tower=TOWER),)

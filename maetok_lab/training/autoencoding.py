@@ -1,0 +1,399 @@
+"""What a tokenizer's training is: its config, what it minimises, and its task for `loop.train`."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from maetok_lab.config import not_in_fingerprint
+from maetok_lab.data.images import ImageSource
+from maetok_lab.device import Precision, autocast
+from maetok_lab.evaluation.pixels import psnr
+from maetok_lab.inference import device_of
+from maetok_lab.pictures import image_grid, save_png
+from maetok_lab.rng import generator
+from maetok_lab.runs import Checkpoint, Run
+from maetok_lab.tokenizer.auxiliary import (
+    AuxiliaryConfig,
+    AuxiliaryDecoder,
+    compute_targets,
+    share_networks,
+)
+from maetok_lab.tokenizer.losses import LossConfig, loss_weights, pixel_loss, total_loss
+from maetok_lab.tokenizer.masking import MaskingConfig, draw_mask
+from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
+from maetok_lab.tokenizer.perceptual import make_perceptual
+from maetok_lab.tokenizer.targets import Captions
+from maetok_lab.tokenizer.text import caption_tokens
+from maetok_lab.training.adversary import Adversary
+from maetok_lab.training.loop import Terms
+from maetok_lab.training.optim import Ema, OptimizerConfig
+from maetok_lab.training.order import Share, image_batches
+
+PREVIEW_IMAGES = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerTraining:
+    """Everything about one training of a tokenizer; intervals are in steps."""
+
+    model: TokenizerConfig
+    crop: Literal["center", "scale"] = "center"  # the paper's; the release's, `readers.scale_crop`
+    masking: MaskingConfig = MaskingConfig()
+    targets: tuple[AuxiliaryConfig, ...] = (AuxiliaryConfig(),)  # none in decoder tuning
+    losses: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    trains: Literal["all", "decoder"] = "all"  # "decoder": the second stage, what encodes is frozen
+    # Decoder tuning only, and not in the paper (0): noise of up to this share of the latents' std,
+    # another share for each image, so that the decoder copes with slightly wrong latents.
+    latent_noise: float = 0.0
+    num_steps: int
+    batch_size: int  # of all processes together
+    ema_decay: float = 0.9999
+    precision: Precision = "bf16"
+    seed: int = 0
+    images: str = ""  # fingerprint of the image source: a run never goes on with other images
+    parent: str | None = None  # fingerprint of the run that decoder tuning starts from
+    workers: int = not_in_fingerprint(4)  # processes that decode images that are not in memory
+    # Parts that a batch goes through in, where it does not fit into memory: the same step up to
+    # rounding, but that adaptive weights and the std for `latent_noise` are each part's own.
+    accumulate: int = not_in_fingerprint(1)
+    compile: bool = not_in_fingerprint(False)  # the transformers; takes minutes at the start
+    log_every: int = not_in_fingerprint(50)
+    save_every: int = not_in_fingerprint(500)
+    picture_every: int = not_in_fingerprint(500)
+
+    def __post_init__(self):
+        # Said here, before anything starts, rather than hours into a training.
+        if self.num_steps < 1 or self.batch_size < 1:
+            raise ValueError(
+                "num_steps and batch_size must be at least 1, "
+                f"not {self.num_steps} and {self.batch_size}"
+            )
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(
+                f"a batch of {self.batch_size} cannot be split into "
+                f"accumulate={self.accumulate} equal parts"
+            )
+        if self.workers < 0:
+            raise ValueError(
+                f"workers must be 0 (decode in this process) or more, not {self.workers}"
+            )
+        names = [target.target for target in self.targets]
+        if len(set(names)) < len(names):
+            raise ValueError(f"each target can be asked for once, not {names}")
+        if self.trains == "decoder" and (self.targets or self.parent is None):
+            raise ValueError(
+                "decoder tuning needs a parent run and has no auxiliary targets, "
+                f"not parent {self.parent!r} and targets {names}"
+            )
+        if self.latent_noise and self.trains == "all":
+            raise ValueError(
+                "latent_noise is for decoder tuning: there the latents stay as they are"
+            )
+        adversarial = self.losses.adversarial
+        if adversarial and adversarial.counts_from >= self.num_steps:
+            raise ValueError(
+                f"the discriminator counts from step {adversarial.counts_from}, after the last of "
+                f"{self.num_steps}; lower losses.adversarial.counts_from, or set "
+                "losses.adversarial to None"
+            )
+
+
+class Objective(nn.Module):
+    """Tokenizer and auxiliary decoders as one module that turns a batch into named loss terms."""
+
+    frozen = ("encoder.", "to_latents.")  # what makes latents, and stands still in decoder tuning
+
+    def __init__(self, config: TokenizerTraining):
+        super().__init__()
+        self.config = config
+        self.tokenizer = Tokenizer(config.model)
+        self.auxiliary = nn.ModuleDict()
+        for target in config.targets:
+            self.auxiliary[target.module_name] = AuxiliaryDecoder(target, config.model)
+        share_networks(self.auxiliary)
+        self.perceptual = make_perceptual(config.losses)
+        if config.trains == "decoder":
+            for name, parameter in self.tokenizer.named_parameters():
+                parameter.requires_grad_(not name.startswith(self.frozen))
+
+    def train(self, mode: bool = True) -> "Objective":
+        """Train mode, but for an encoder that is frozen: it must give the latents it will give."""
+        super().train(mode)
+        if self.config.trains == "decoder":
+            self.tokenizer.encoder.eval()
+        return self
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        mask: torch.Tensor | None,
+        noise: torch.Tensor | None,
+        captions: Captions = None,
+    ) -> tuple[Terms, torch.Tensor]:
+        """Encode what is not hidden, decode all of it, and compare.
+
+        images (B, 3, H, W), mask (B, patches) True = hidden, noise (B, N, C), captions (B, 77)
+        where a target asks for them -> named terms (), reconstructions (B, 3, H, W)
+        """
+        config = self.config
+        trains_all = config.trains == "all"
+        with torch.set_grad_enabled(trains_all):
+            posterior = self.tokenizer.posterior(images, mask=mask)
+        latents = posterior.sample(noise) if trains_all else posterior.mean
+        if config.latent_noise and self.training:
+            latents = latents + config.latent_noise * latents.std((0, 1)) * noise
+        reconstructions = self.tokenizer.decode(latents, tuple(images.shape[-2:]))
+
+        # The reconstruction is compared on all patches, an auxiliary prediction on hidden ones.
+        terms = {"pixel": pixel_loss(config.losses, reconstructions, images)}
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(reconstructions, images).mean()
+        if posterior.log_variance is not None and trains_all:
+            terms["kl"] = posterior.kl()
+        targets = compute_targets(self.auxiliary, images, captions)
+        for name, decoder in self.auxiliary.items():
+            loss = decoder.loss(latents, targets[name], mask)
+            terms[f"auxiliary/{decoder.config.target}"] = loss
+        return terms, reconstructions
+
+
+@dataclasses.dataclass
+class TokenizerBatch:
+    """This process's rows of one step, on the device."""
+
+    images: torch.Tensor  # (B, 3, H, W) in [-1, 1]
+    mask: torch.Tensor | None  # (B, patches) bool, True = hidden
+    noise: torch.Tensor | None  # (B, N, C), for a posterior or for `latent_noise`
+    captions: torch.Tensor | None  # (B, 77) tokens, where a target asks for them
+    reconstructions: torch.Tensor | None = None  # (B, 3, H, W), kept for a discriminator
+
+    def part(self, rows: slice) -> list[torch.Tensor | None]:
+        """Some rows of the inputs of `Objective.forward`."""
+        inputs = (self.images, self.mask, self.noise, self.captions)
+        return [None if tensor is None else tensor[rows] for tensor in inputs]
+
+
+class TokenizerTask:
+    """Both stages of a tokenizer's training, for `loop.train`."""
+
+    # Decoders keep weights that nothing uses (see LatentDecoder); a mask token needs a mask.
+    every_weight_has_a_gradient = False
+
+    def __init__(
+        self,
+        config: TokenizerTraining,
+        images: ImageSource,
+        *,
+        parent: Run | None = None,
+        preview: ImageSource | None = None,
+    ):
+        self.config = config
+        self.images = images
+        self.parent = parent
+        self.preview = preview
+        self.ema_decays = {"ema": config.ema_decay}
+
+    def check(self) -> None:
+        """ValueError when the images are not the config's."""
+        size = self.config.model.image_size
+        if self.images.image_size != size:
+            raise ValueError(
+                f"the tokenizer takes images of {size} px, "
+                f"the source gives {self.images.image_size} px"
+            )
+        if self.config.images and self.images.fingerprint != self.config.images:
+            raise ValueError(
+                f"the run was configured for images {self.config.images}, "
+                f"but these are {self.images.fingerprint}"
+            )
+
+    def build(self, device: torch.device) -> None:
+        """Fresh weights, or for decoder tuning the parent's averages."""
+        config = self.config
+        self.module = Objective(config).to(device)
+        self.averaged = self.module.tokenizer
+        self.trained = {"tokenizer": self.averaged, "auxiliary": self.module.auxiliary}
+        self.autocast = autocast(device, config.precision)
+        self.frozen = {}
+        if config.trains == "decoder":
+            weights = parent_weights(config, self.parent)
+            self.averaged.load_state_dict(weights)
+            frozen = Objective.frozen
+            self.frozen = {name: weights[name] for name in weights if name.startswith(frozen)}
+        self.adversary = Adversary(config, device) if config.losses.adversarial else None
+
+    def compile(self) -> None:
+        """Compile every transformer."""
+        self.averaged.encoder.compile()
+        self.averaged.decoder.compile()
+        for decoder in self.module.auxiliary.values():
+            decoder.decoder.compile()
+
+    def batches(self, share: Share) -> Iterator[TokenizerBatch]:
+        """Images with a mask, noise and captions; everything is drawn for the global batch."""
+        device = share.engine.device
+        rows = share.rows
+        # Only a text target reads captions; the decoders of other targets take images.
+        reads_captions = any(target.target == "text" for target in self.config.targets)
+        for step, images, _, indices in image_batches(
+            self.images, self.config, start_step=share.step, rows=rows
+        ):
+            captions = None
+            if reads_captions:
+                texts = [self.images.captions[index] for index in indices.tolist()]
+                captions = caption_tokens(texts)
+            mask = self.draw_mask(step)
+            noise = self.draw_noise(step, device)
+            yield TokenizerBatch(
+                images.to(device, non_blocking=True),
+                None if mask is None else mask[rows].to(device, non_blocking=True),
+                None if noise is None else noise[rows],
+                captions,
+            )
+
+    def draw_mask(self, step: int) -> torch.Tensor | None:
+        """Which patches of the global batch are hidden. -> (batch_size, patches) bool or None"""
+        config = self.config
+        return draw_mask(
+            config.masking,
+            config.batch_size,
+            config.model.grid,
+            progress=step / config.num_steps,
+            generator=generator(config.seed, "mask", step),
+        )
+
+    def draw_noise(self, step: int, device: torch.device) -> torch.Tensor | None:
+        """Noise for the global batch: N(0, 1) for a posterior; for `latent_noise` times a share
+        in U(0, 1) for each image. -> (batch_size, N, C), or None where nothing takes it
+        """
+        config = self.config
+        if config.trains == "all" and config.model.bottleneck == "ae":
+            return None
+        draws = generator(config.seed, "latent-noise", step, device=device)
+        shape = (config.batch_size, config.model.num_latent_tokens, config.model.latent_dim)
+        noise = torch.randn(shape, generator=draws, device=device)
+        if config.trains == "decoder":
+            noise = noise * torch.rand(len(noise), 1, 1, generator=draws, device=device)
+        return noise
+
+    def loss(
+        self, forward: nn.Module, batch: TokenizerBatch, part: Share
+    ) -> tuple[torch.Tensor, Terms]:
+        """The weighted sum of the terms (paper equations 6 and 8), and the terms."""
+        config = self.config
+        with self.autocast:
+            terms, reconstructions = forward(*batch.part(part.local))
+        auxiliary_weights = {target.target: target.weight for target in config.targets}
+        progress = part.step / config.num_steps
+        weights = loss_weights(config.losses, auxiliary_weights, progress=progress)
+        if self.adversary is None:
+            return total_loss(terms, weights), terms
+
+        # What the discriminator thinks is weighed against the terms that compare pixels.
+        compared = {name: terms[name] for name in ("pixel", "perceptual") if name in terms}
+        reconstruction_loss = total_loss(compared, weights)
+        last_layer = self.averaged.to_pixels.weight
+        opposed = self.adversary.oppose(reconstructions, reconstruction_loss, last_layer, part)
+        if opposed:
+            terms["adversarial"] = opposed["adversarial"]
+            weights["adversarial"] *= opposed["adaptive_weight"]
+        if batch.reconstructions is None:
+            batch.reconstructions = torch.empty_like(batch.images)
+        batch.reconstructions[part.local] = reconstructions.detach()
+        return total_loss(terms, weights), terms | opposed
+
+    def after_step(self, batch: TokenizerBatch, share: Share, factor: float) -> Terms:
+        """One step of the discriminator, on the reconstructions that the tokenizer just gave."""
+        if self.adversary is None:
+            return {}
+        return self.adversary.learn(
+            batch.images, batch.reconstructions, share, factor=factor, parts=self.config.accumulate
+        )
+
+    def settle(self, step: int, terms: Terms) -> None:
+        """Hear of the discriminator's skipped steps."""
+        if self.adversary:
+            self.adversary.guard.settle(step, terms)
+
+    def numbers(self, terms: Terms, engine: Accelerator) -> dict[str, float]:
+        """The mean of every term over processes."""
+        if self.adversary:
+            terms = self.adversary.report(terms)
+        return {name: engine.reduce(value, "mean").item() for name, value in terms.items()}
+
+    def picture(self, emas: Mapping[str, Ema], step: int, run: Run) -> str | None:
+        """Originals above the average's reconstructions, eight a row; logs their PSNR."""
+        if self.preview is None:
+            return None
+        # The same images at every interval, spread over all, so that sheets can be compared.
+        count = min(PREVIEW_IMAGES, len(self.preview))
+        originals, _ = self.preview.batch(torch.linspace(0, len(self.preview) - 1, count).long())
+        tokenizer = emas["ema"].module
+        with torch.inference_mode(), self.autocast:
+            reconstructions = tokenizer(originals.to(device_of(tokenizer))).cpu()
+        facts = {"step": step, "images": step * self.config.batch_size, "split": "val"}
+        run.log({**facts, "psnr": psnr(reconstructions, originals).mean().item()})
+
+        # Small images are enlarged to 64 px: at their own size nobody could judge them.
+        rows = [row for pair in zip(originals.split(8), reconstructions.split(8)) for row in pair]
+        sheet = image_grid(rows, columns=min(8, count))
+        path = run.sample_path(step)
+        save_png(path, sheet, scale=max(1, 64 // self.preview.image_size))
+        return str(path)
+
+    def checkpoint(self, emas: Mapping[str, Ema]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """All weights; RuntimeError if something moved that decoder tuning must leave alone."""
+        # Caches and diffusion models are bound to latents that must not change any more.
+        for module in (self.averaged, emas["ema"].module):
+            weights = module.state_dict()
+            moved = []
+            for name, value in self.frozen.items():
+                if not torch.equal(weights[name].cpu(), value):
+                    moved.append(name)
+            if moved:
+                raise RuntimeError(
+                    "decoder tuning moved what makes the latents: "
+                    f"{', '.join(moved[:5])} of {len(moved)} tensors"
+                )
+        groups = {"model": self.averaged.state_dict()}
+        if self.module.auxiliary:
+            groups["auxiliary"] = self.module.auxiliary.state_dict()
+        if self.adversary is None:
+            return groups, {}
+        groups |= self.adversary.groups()
+        return groups, {"discriminator_skipped": self.adversary.guard.skipped}
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """The inverse of `checkpoint`."""
+        self.averaged.load_state_dict(checkpoint.tensors["model"])
+        self.module.auxiliary.load_state_dict(checkpoint.tensors.get("auxiliary", {}))
+        if self.adversary:
+            self.adversary.load(checkpoint)
+
+    def summary(self, emas: Mapping[str, Ema], step: int, run: Run) -> dict[str, float]:
+        """The last logged value of every loss."""
+        table = run.metrics("train")
+        if table.empty:
+            return {}
+        return {name: float(value) for name, value in table.iloc[-1].items() if name != "split"}
+
+
+def parent_weights(config: TokenizerTraining, parent: Run | None) -> dict[str, torch.Tensor]:
+    """The averaged weights that decoder tuning starts from."""
+    if parent is None or parent.fingerprint != config.parent:
+        came = "none" if parent is None else f"run {parent.name} with {parent.fingerprint}"
+        raise ValueError(
+            f"decoder tuning needs the run with fingerprint {config.parent} as its parent, "
+            f"not {came}"
+        )
+    checkpoint = parent.load_checkpoint(groups=["ema"])
+    if checkpoint is None:
+        raise ValueError(
+            f"decoder tuning starts from run {parent.name}, which has no checkpoint yet"
+        )
+    return checkpoint.tensors["ema"]
