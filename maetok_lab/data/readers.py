@@ -1,4 +1,7 @@
-"""One picture from a file or bytes to 8-bit RGB of a wanted size (Pillow); everything odd about files ends here."""
+"""One picture from a file or bytes to 8-bit RGB of a size (Pillow).
+
+Everything odd about picture files ends here.
+"""
 
 import io
 from pathlib import Path
@@ -16,21 +19,33 @@ class BrokenImageError(ValueError):
 
 
 def read_rgb(file: Path | str | bytes, *, name: str | None = None) -> Image.Image:
-    """Read a picture of any mode as RGB on white; the first frame of an animation; turned as its EXIF says."""
-    name = name or (f"{len(file)} bytes" if isinstance(file, bytes) else str(file))
+    """Read a picture of any mode as RGB on white, turned as its EXIF says.
+
+    Of an animation it is the first frame. `name` stands for the file in messages. Raises
+    BrokenImageError.
+    """
+    # None is a Parquet row without a picture
     if file is None:
         raise BrokenImageError(f"{name}: no image bytes")
+    if isinstance(file, bytes):
+        name = name or f"{len(file)} bytes"
+        file = io.BytesIO(file)
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+        with Image.open(file) as image:
             image.seek(0)
             return to_rgb(ImageOps.exif_transpose(image))
-    # Pillow's decoders raise many kinds for damaged files (struct.error, IndexError, ...); the kind is in the message
+    # Pillow's decoders raise many kinds for damaged files (struct.error, IndexError, ...), so the
+    # kind goes into the message
     except Exception as error:
+        name = name or file
         raise BrokenImageError(f"{name}: {type(error).__name__}: {error}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert to 8-bit RGB: transparency goes on white, 16-bit grey is scaled (Pillow's own conversion clips it)."""
+    """Convert to 8-bit RGB: transparency goes on white, 16-bit grey is scaled.
+
+    Raises ValueError for 32-bit pixels.
+    """
     if image.mode == "F":
         raise ValueError(
             "32-bit float pixels have no agreed range; save the picture with 8 or 16 bits"
@@ -39,6 +54,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
             raise ValueError(f"grey values {grey.min()}..{grey.max()} are not 16-bit")
+        # Pillow's own conversion would clip at 255
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -47,19 +63,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """Crop the middle square as ADM does: the short side becomes size (see `shrink`), the rest is cut off."""
+    """Crop the middle square as ADM does, after the short side became size (see `shrink`)."""
     image = shrink(image, size)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
+    left = (image.width - size) // 2
+    top = (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
 
 def scale_crop(
     image: Image.Image, size: int, *, scale: float, down: float, across: float
 ) -> Image.Image:
-    """Crop a square whose side is scale (0, 1] of the short side; down and across in [0, 1] say where it lies.
+    """Crop a square whose side is `scale` (0, 1] of the short side.
 
-    The release's training crop, with scale drawn from 0.8 to 1 (ADM's random crop); the paper says centre crop.
+    `down` and `across` in [0, 1] say where it lies.
     """
+    # The release trains on this crop, with scale drawn from 0.8 to 1 (ADM's random crop); the paper
+    # says centre crop.
     image = shrink(image, round(size / scale))
     top = min(int(down * (image.height - size + 1)), image.height - size)
     left = min(int(across * (image.width - size + 1)), image.width - size)
@@ -67,7 +86,7 @@ def scale_crop(
 
 
 def shrink(image: Image.Image, short: int) -> Image.Image:
-    """Resize so that the short side is short, as ADM does: box-halve while it is >= 2 * short, then bicubic."""
+    """Resize so that the short side is `short`, as ADM does: box-halve first, then bicubic."""
     while min(image.size) >= 2 * short:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     factor = short / min(image.size)

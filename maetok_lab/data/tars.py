@@ -1,7 +1,8 @@
-"""Tar shards as webdataset writes them: `key.jpg` beside `key.cls`, `key.json`, `key.txt`, read at random by offset.
+"""Tar shards as webdataset writes them: `key.jpg` beside `key.cls`, `key.json` and `key.txt`.
 
-The headers are read once a process, with the standard library (about a minute for a million pictures); nothing is written
-beside the shards, which may be read-only.
+Pictures are read at random by offset. The headers are read once a process, with the standard
+library (about a minute for a million pictures); nothing is written beside the shards, which may be
+read-only.
 """
 
 import functools
@@ -18,16 +19,19 @@ from maetok_lab.data.readers import SUFFIXES
 
 COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_TEXTS = ("cls", "json", "txt")
+_TEXTS = ("cls", "json", "txt")  # label, anything, caption
 _LONGEST_TEXT = 1 << 20  # bytes; what describes one picture is far shorter
 _READERS = 8  # shards whose headers are read at the same time: it is waiting for the disk, not work
 
 
 class TarImages:
-    """The encoded pictures of tar shards: [i] -> bytes, by (shard, offset, size). Safe in threads, forks and pickles."""
+    """The encoded pictures of tar shards: [i] -> bytes. Safe in threads, forks and pickles."""
 
     def __init__(self, shards: list[Path], shard: np.ndarray, offset: np.ndarray, size: np.ndarray):
-        self.shards, self.shard, self.offset, self.size = shards, shard, offset, size
+        self.shards = shards
+        self.shard = shard  # (n,) which of the shards, then the place inside it
+        self.offset = offset
+        self.size = size
 
     def __len__(self) -> int:
         """Count the pictures of all shards."""
@@ -35,57 +39,72 @@ class TarImages:
 
     def __getitem__(self, index: int) -> bytes:
         """Read the encoded bytes of one picture."""
+        # opened anew every time: an open file has one position, which threads would share
         with open(self.shards[self.shard[index]], "rb", buffering=0) as file:
             file.seek(int(self.offset[index]))
             return file.read(int(self.size[index]))
 
 
 def index_shards(shards: list[Path]) -> list[pd.DataFrame]:
-    """Index every shard: one row a picture, columns `key, member, offset, size, category, caption` (None where not said).
+    """Index every shard: one row a picture, columns `key, member, offset, size, category, caption`.
 
-    Raises ValueError for a compressed, damaged or ambiguous shard, by its name.
+    The last two are None where the shard does not say. Raises ValueError for a compressed, damaged
+    or ambiguous shard, by its name.
     """
-    stats = [shard.stat() for shard in shards]
+    sizes = []
+    changes = []
+    for shard in shards:
+        facts = shard.stat()
+        sizes.append(facts.st_size)
+        changes.append(facts.st_mtime_ns)
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(
-            pool.map(
-                _index_shard, shards, [s.st_size for s in stats], [s.st_mtime_ns for s in stats]
-            )
-        )
+        return list(pool.map(_index_shard, shards, sizes, changes))
 
 
 @functools.cache  # the three splits of a source share the index; a changed shard has another key
 def _index_shard(shard: Path, num_bytes: int, changed: int) -> pd.DataFrame:
     """Index one shard by its headers; the small texts beside the pictures are read on the way."""
-    pictures: dict[str, tuple[str, int, int]] = {}
+    # by kind of file, then by key: the pictures' places, and the texts themselves
+    places: dict[str, tuple[str, int, int]] = {}
     texts: dict[str, dict[str, str]] = {kind: {} for kind in _TEXTS}
     for name, offset, size, text in _members(shard):
         folder, _, base = name.rpartition("/")
         stem, _, kind = base.partition(".")  # webdataset's key ends at the first dot
-        key, kind = f"{folder}/{stem}" if folder else stem, kind.lower()
-        wanted = pictures if f".{kind}" in SUFFIXES else texts.get(kind)
-        if wanted is None or not stem:
+        key = stem
+        if folder:
+            key = f"{folder}/{stem}"
+        kind = kind.lower()
+        entries = texts.get(kind)
+        content = text
+        if f".{kind}" in SUFFIXES:
+            entries = places
+            content = (name, offset, size)
+        if entries is None or not stem:  # of another kind, or a hidden file
             continue
-        if key in wanted:
+        if key in entries:
             raise ValueError(
-                f"{shard} holds {key!r} twice ({name}); every key needs one picture and one text of a kind"
+                f"{shard} holds {key!r} twice ({name});"
+                " every key needs one picture and one text of a kind"
             )
-        wanted[key] = (name, offset, size) if wanted is pictures else text
-    rows = [
-        (key, *place, *_describe(key, texts, f"{shard}:{key}")) for key, place in pictures.items()
-    ]
+        entries[key] = content
+
+    # a text without a picture describes nothing
+    rows = []
+    for key, place in places.items():
+        rows.append((key, *place, *_describe(shard, key, texts)))
     return pd.DataFrame(rows, columns=["key", "member", "offset", "size", "category", "caption"])
 
 
 def _members(shard: Path) -> Iterator[tuple[str, int, int, str]]:
-    """Walk the plain files of a shard: name, offset of the data, size, and the content of small texts."""
+    """Walk the plain files of a shard: name, offset of the data, size, and what small texts say."""
     with open(shard, "rb") as file:
         start = file.read(8)
-        packed = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
-        if packed:
-            raise ValueError(
-                f"{shard} is compressed ({packed}); pictures are read at random, so unpack it to a plain .tar"
-            )
+        for magic, packing in _MAGIC.items():
+            if start.startswith(magic):
+                raise ValueError(
+                    f"{shard} is compressed ({packing});"
+                    " pictures are read at random, so unpack it to a plain .tar"
+                )
         file.seek(0)
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -93,12 +112,14 @@ def _members(shard: Path) -> Iterator[tuple[str, int, int, str]]:
                     tar.members = []  # else tarfile keeps an object for every file
                     if not member.isreg():
                         continue
-                    kind, text = member.name.rpartition(".")[2].lower(), ""
+                    text = ""
+                    kind = member.name.rpartition(".")[2].lower()
                     if kind in _TEXTS and member.size <= _LONGEST_TEXT:
                         file.seek(member.offset_data)  # tarfile seeks to the next header itself
                         text = file.read(member.size).decode("utf-8", "replace").strip()
                     yield member.name.removeprefix("./"), member.offset_data, member.size, text
-                # tarfile takes a damaged header for the end; the real end is a block of zeros, or the end of the file
+                # tarfile takes a damaged header for the end; the real end is a block of zeros, or
+                # the end of the file
                 file.seek(tar.offset)
                 if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                     raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
@@ -107,20 +128,24 @@ def _members(shard: Path) -> Iterator[tuple[str, int, int, str]]:
 
 
 def _describe(
-    key: str, texts: dict[str, dict[str, str]], where: str
+    shard: Path, key: str, texts: dict[str, dict[str, str]]
 ) -> tuple[str | None, str | None]:
     """Find label and caption: .cls and .txt first, then the fields of .json."""
-    told = {}
+    fields = {}
     if key in texts["json"]:
         try:
-            told = json.loads(texts["json"][key])
+            fields = json.loads(texts["json"][key])
         except json.JSONDecodeError as error:
-            raise ValueError(f"{where}.json is no JSON: {error}") from error
-    told = told if isinstance(told, dict) else {"label": told}
-    label = texts["cls"].get(key, _first(told, "label", "cls", "class", "category"))
-    return label, texts["txt"].get(key, _first(told, "caption", "text"))
+            raise ValueError(f"{shard}:{key}.json is no JSON: {error}") from error
+        if not isinstance(fields, dict):  # a bare number or name
+            fields = {"label": fields}
+    label = texts["cls"].get(key, _first(fields, "label", "cls", "class", "category"))
+    return label, texts["txt"].get(key, _first(fields, "caption", "text"))
 
 
-def _first(told: dict, *names: str) -> str | None:
+def _first(fields: dict, *names: str) -> str | None:
     """Give the first of the fields that is there, as text."""
-    return next((str(told[name]) for name in names if told.get(name) is not None), None)
+    for name in names:
+        if fields.get(name) is not None:
+            return str(fields[name])
+    return None
