@@ -1,6 +1,5 @@
 """Samples judged class by class: which classes a model draws well."""
 
-import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -9,7 +8,8 @@ from torch import Tensor
 from maetok_lab.evaluation.features import Reference
 from maetok_lab.evaluation.metrics import kernel_distance, precision_recall
 
-FEWEST = 8  # images a side below which a class gets no numbers
+MIN_IMAGES = 8  # a side; a class with fewer gets no numbers
+COLUMNS = ["images", "reference_images", "kid", "low", "high", "precision", "recall"]
 
 
 def evaluate_classes(
@@ -21,40 +21,25 @@ def evaluate_classes(
     *,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Kernel distance (with its 95 % interval), precision and recall of each class's samples against its real images.
+    """Kernel distance, precision and recall of each class's samples against its real images.
 
-    labels (n,) of the samples, reference_labels (m,) -> one row a class: `images, reference_images, kid, low, high,
-    precision, recall`, NaN under 8 images a side. With few images these are rough: read the interval first. Raises
-    ValueError when labels and images differ in number.
+    labels (n,) of the samples, reference_labels (m,) -> one row a class with `COLUMNS`, `low` and
+    `high` the 95 % interval of `kid`; NaN under 8 images a side. With few images these are rough:
+    read the interval first. Raises ValueError when labels and images differ in number.
     """
-    for side, given in ((samples, labels), (reference, reference_labels)):
-        if side.features is None or len(given) != len(side.features):
-            raise ValueError(f"{side.name} has {side.count} images, but {len(given)} labels came")
+    for images, side_labels in ((samples, labels), (reference, reference_labels)):
+        if images.features is None or len(side_labels) != len(images.features):
+            counts = f"{images.count} images, but {len(side_labels)} labels came"
+            raise ValueError(f"{images.name} has {counts}")
     rows = []
-    for number in range(len(class_names)):
-        made, real = (
-            samples.features[labels == number],
-            reference.features[reference_labels == number],
-        )
-        row = {"images": len(made), "reference_images": len(real)}
-        names = ("kid", "low", "high", "precision", "recall")
-        rows.append(
-            row
-            | (
-                _numbers(made, real, seed)
-                if min(len(made), len(real)) >= FEWEST
-                else dict.fromkeys(names, math.nan)
-            )
-        )
-    return pd.DataFrame(rows, index=pd.Index(class_names, name="class"))
-
-
-def _numbers(made: Tensor, real: Tensor, seed: int) -> dict[str, float]:
-    kernel, near = kernel_distance(made, real, seed=seed), precision_recall(made, real)
-    return {
-        "kid": kernel.value,
-        "low": kernel.low,
-        "high": kernel.high,
-        "precision": near.precision,
-        "recall": near.recall,
-    }
+    for label in range(len(class_names)):
+        drawn = samples.features[labels == label]
+        real = reference.features[reference_labels == label]
+        row = {"images": len(drawn), "reference_images": len(real)}
+        if min(len(drawn), len(real)) >= MIN_IMAGES:
+            kid = kernel_distance(drawn, real, seed=seed)
+            shares = precision_recall(drawn, real)
+            row |= {"kid": kid.value, "low": kid.low, "high": kid.high}
+            row |= {"precision": shares.precision, "recall": shares.recall}
+        rows.append(row)
+    return pd.DataFrame(rows, index=pd.Index(class_names, name="class"), columns=COLUMNS)

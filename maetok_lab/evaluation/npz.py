@@ -1,4 +1,4 @@
-"""The .npz files of the ADM suite: samples to hand in, real images and statistics to compare with."""
+"""The .npz files of the ADM suite: samples to hand in, real images or statistics to compare to."""
 
 import dataclasses
 import io
@@ -144,19 +144,19 @@ def read_reference(
         for field, keys in pairs.items():
             if net.name == "inception" and names.issuperset(keys):
                 published[field] = tuple(torch.from_numpy(file[key]) for key in keys)
-    if not names & {"arr_0", "mu"}:
+    if "arr_0" not in names and not published:
+        if "mu" in names and net.name != "inception":
+            raise ValueError(
+                f"{path} holds Inception's mean and covariance only; "
+                f"{net.name} needs the images (arr_0)"
+            )
         raise ValueError(
             f"{path} is no reference: it needs arr_0 or mu and sigma; it has {sorted(names)}"
-        )
-    if "arr_0" not in names and net.name != "inception":
-        raise ValueError(
-            f"{path} holds Inception's mean and covariance only; "
-            f"{net.name} needs the images (arr_0)"
         )
 
     # the hash is that of the file once its statistics count, else that of the images
     if published:
-        published["sha256"] = sha256(path)[:16]
+        published["sha256"] = file_hash(path)[:DIGITS]
     if "arr_0" not in names:
         return Reference(path.name, count=None, image_size=None, **published)
     images = NpzImages(path)
