@@ -10,7 +10,6 @@ Every step is that of a first pass through the images: what a teacher remembers 
 """
 
 import argparse
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,17 +21,12 @@ from torch import nn
 from maetok_lab.config import override
 from maetok_lab.device import autocast, describe, pick_device, pick_precision
 from maetok_lab.rng import generator
-from maetok_lab.runs import Run
 from maetok_lab.tokenizer.auxiliary import compute_targets
 from maetok_lab.tokenizer.losses import pixel_loss
-from maetok_lab.tokenizer.masking import draw_mask
 from maetok_lab.tokenizer.targets import TEACHERS, FeatureTarget
-from maetok_lab.training.order import ImageBatch
-from maetok_lab.training.loop import make_engine
-from maetok_lab.training.autoencoding import TokenizerTraining
+from maetok_lab.training.autoencoding import TokenizerBatch, TokenizerTask, TokenizerTraining
+from maetok_lab.training.loop import State, make_engine, training_step
 from maetok_lab.training.presets import LADDER, TOKENIZER_TRAINING, ladder_training
-from maetok_lab.training.loop import training_step
-from maetok_lab.training.tokenizer import start
 
 
 def main(words: list[str] | None = None) -> None:
@@ -125,51 +119,46 @@ class Parts:
     """One training's state, and its step with or without some of its parts."""
 
     def __init__(self, config: TokenizerTraining, device: torch.device):
-        self.config, self.device = config, device
-        self.engine = make_engine(
-            config.batch_size, cpu=device.type == "cpu", all_weights_used=False
-        )
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            Run.open("benchmark", config, root=folder) as run,
-        ):
-            self.state = start(config, run, None, device)
-        self.state.step = config.num_steps - 1  # every term counts by then
-        objective = self.state.objective
+        self.config = config
+        self.device = device
+        self.task = TokenizerTask(config, images=None)
+        engine = make_engine(config.batch_size, cpu=device.type == "cpu", task=self.task)
+        self.state = State(self.task, engine)
+        self.last_step = config.num_steps - 1  # every term counts by then
         self.whole = {
-            "auxiliary": objective.auxiliary,
-            "perceptual": objective.perceptual,
-            "adversary": self.state.adversary,
+            "auxiliary": self.task.module.auxiliary,
+            "perceptual": self.task.module.perceptual,
+            "adversary": self.task.adversary,
         }
-        size, draw = config.model.image_size, generator(0, "benchmark")
-        self.images = torch.rand(config.batch_size, 3, size, size, generator=draw) * 2 - 1
-        self.there = self.images.to(device)
-        mask = draw_mask(
-            config.masking, config.batch_size, config.model.grid, progress=1.0, generator=draw
-        )
+        size = config.model.image_size
+        draws = generator(0, "benchmark")
+        images = torch.rand(config.batch_size, 3, size, size, generator=draws) * 2 - 1
+        self.images = images.to(device)
+        mask = self.task.draw_mask(self.last_step)
         self.mask = None if mask is None else mask.to(device)
 
     def step(self, *without: str) -> Callable[[], object]:
         """A training step that leaves out some parts."""
-        losses = {
-            "perceptual": {"losses.perceptual": "none"},
-            "adversary": {"losses.adversarial": None},
-        }
-        changes = {"targets": ()} if "auxiliary" in without else {}
-        for name in set(without) - {"auxiliary"}:
-            changes |= losses[name]
-        config, count = override(self.config, changes), self.config.batch_size
-        picked = TrainingBatch(0, self.images, torch.zeros(count).long(), torch.arange(count))
+        changes = {}
+        if "auxiliary" in without:
+            changes["targets"] = ()
+        if "perceptual" in without:
+            changes["losses.perceptual"] = "none"
+        if "adversary" in without:
+            changes["losses.adversarial"] = None
+        config = override(self.config, changes)
+        parts = {name: None if name in without else part for name, part in self.whole.items()}
 
         def call() -> None:
             self.forget()
-            objective = self.state.objective
-            objective.auxiliary = (
-                nn.ModuleDict() if "auxiliary" in without else self.whole["auxiliary"]
-            )
-            objective.perceptual = None if "perceptual" in without else self.whole["perceptual"]
-            self.state.adversary = None if "adversary" in without else self.whole["adversary"]
-            training_step(config, self.state, objective, self.engine, picked, None)
+            objective = self.task.module
+            objective.auxiliary = parts["auxiliary"] or nn.ModuleDict()
+            objective.perceptual = parts["perceptual"]
+            self.task.adversary = parts["adversary"]
+            self.task.config = config
+            self.state.step = self.last_step
+            noise = self.task.draw_noise(self.last_step, self.device)
+            training_step(self.state, TokenizerBatch(self.images, self.mask, noise, None))
 
         return call
 
@@ -182,7 +171,7 @@ class Parts:
     def encoder(self) -> None:
         """Forward and backward."""
         with autocast(self.device, self.config.precision):
-            latents = self.state.objective.tokenizer.posterior(self.there, mask=self.mask).mean
+            latents = self.task.averaged.posterior(self.images, mask=self.mask).mean
         latents.float().square().mean().backward()
 
     def decoder(self) -> None:
@@ -191,22 +180,21 @@ class Parts:
         shape = (len(self.images), model.num_latent_tokens, model.latent_dim)
         latents = torch.ones(shape, device=self.device, requires_grad=True)
         with autocast(self.device, self.config.precision):
-            loss = pixel_loss(
-                self.config.losses, self.state.objective.tokenizer.decode(latents), self.there
-            )
+            reconstructions = self.task.averaged.decode(latents)
+            loss = pixel_loss(self.config.losses, reconstructions, self.images)
         loss.backward()
 
     def teachers(self) -> None:
         """Every target of one batch."""
         self.forget()
         with autocast(self.device, self.config.precision):
-            compute_targets(self.whole["auxiliary"], self.there)
+            compute_targets(self.whole["auxiliary"], self.images)
 
     @torch.inference_mode()
     def reconstruct(self) -> torch.Tensor:
         """Encode and decode, as after training."""
         with autocast(self.device, self.config.precision):
-            return self.state.ema.module(self.there)
+            return self.state.emas["ema"].module(self.images)
 
     def measure(self, repeats: int) -> dict[str, object]:
         """Images/s of the whole step and of reconstruction, the parts' shares of the step, peak memory."""
