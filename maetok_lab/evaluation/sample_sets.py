@@ -1,6 +1,7 @@
-"""Many samples on disk: a run that holds n images of a model as PNG files and as one .npz, made by all processes.
+"""Many samples on disk: a run of PNG files and one .npz, drawn by all processes.
 
-    runs/NAME/  images/0000000.png ... samples.npz (arr_0 images, arr_1 labels: what the ADM suite reads)
+    runs/NAME/  images/0000000.png ...
+                samples.npz  (arr_0 images, arr_1 labels: what the ADM suite reads)
 
 A stopped run goes on with the images that are missing: image k depends on the seed and k alone.
 """
@@ -33,57 +34,62 @@ from maetok_lab.runs import Run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleSet:
-    """What a run of samples depends on: how they are drawn (the protocol), and hashes of the weights and the labels."""
+    """The config of a run of samples: all that they depend on."""
 
-    protocol: EvalProtocol
-    model: str
-    tokenizer: str
-    labels: str
+    protocol: EvalProtocol  # how they are drawn
+    model: str  # hash of the diffusion model's weights
+    tokenizer: str  # its fingerprint
+    labels: str  # hash of them, in order
 
 
 def class_labels(
     protocol: EvalProtocol, num_classes: int, *, pool: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The label (num_images,) of each image: every class in turn, drawn at random, or the null class.
+    """The label (num_images,) of each image, as the protocol says.
 
-    "random" draws from `pool`, the labels of real images, with their frequencies, or evenly from all classes without one.
+    "equal" takes every class in turn, "none" the null class. "random" draws from `pool`, the labels
+    of real images, with their frequencies; without one, evenly from all classes.
     """
-    if protocol.num_images is None or protocol.labels is None:
-        stated = f"{protocol.num_images} and {protocol.labels}"
+    count = protocol.num_images
+    if count is None or protocol.labels is None:
         raise ValueError(
-            f"the protocol must state num_images and labels before samples can be drawn, not {stated}"
+            "the protocol must state num_images and labels before samples can be drawn, "
+            f"not {count} and {protocol.labels}"
         )
     if protocol.labels == "equal":
-        return torch.arange(protocol.num_images) % num_classes
+        return torch.arange(count) % num_classes
     if protocol.labels == "none":
-        return torch.full((protocol.num_images,), num_classes)
-    pool = torch.arange(num_classes) if pool is None else pool
-    picks = torch.randint(
-        len(pool), (protocol.num_images,), generator=generator(protocol.seed, "class-labels")
-    )
-    return pool[picks]
+        return torch.full((count,), num_classes)
+    if pool is None:
+        pool = torch.arange(num_classes)
+    random = generator(protocol.seed, "class-labels")
+    return pool[torch.randint(len(pool), (count,), generator=random)]
 
 
 def sampling_options(protocol: EvalProtocol) -> dict[str, Any]:
-    """What `samples.generate` is told, taken from the protocol alone, so that numbers and images cannot disagree."""
+    """Options of `generation.images.generate`, from the protocol alone.
+
+    So numbers and images cannot disagree. Raises ValueError where the protocol leaves one open.
+    """
     missing = [name for name in ("sampler", "steps", "path") if getattr(protocol, name) is None]
     if missing:
         raise ValueError(
             f"the protocol must state {', '.join(missing)} before samples can be drawn"
         )
+    # without an interval guidance applies at all t
     guidance = None
     if protocol.guidance_scale is not None:
-        low, high = protocol.guidance_low, protocol.guidance_high
-        guidance = Guidance(
-            protocol.guidance_scale, 0.0 if low is None else low, 1.0 if high is None else high
-        )
-    options = {
+        interval = {"low": protocol.guidance_low, "high": protocol.guidance_high}
+        stated = {bound: t for bound, t in interval.items() if t is not None}
+        guidance = Guidance(protocol.guidance_scale, **stated)
+    return {
         "method": protocol.sampler,
         "num_steps": protocol.steps,
         "path": protocol.path,
         "guidance": guidance,
+        "seed": protocol.seed,
+        "precision": protocol.precision,
     }
-    return options | {"seed": protocol.seed, "precision": protocol.precision}
 
 
 def sample_set(
@@ -92,14 +98,16 @@ def sample_set(
     tokenizer: AnyTokenizer,
     labels: torch.Tensor,
 ) -> SampleSet:
-    """The config of a run of samples. Raises ValueError for a protocol that leaves open how they are drawn."""
-    sampling_options(protocol)
+    """The config of a run of samples, with hashes of what draws them.
+
+    Raises ValueError for a protocol that leaves open how they are drawn.
+    """
+    sampling_options(protocol)  # for its check
     if len(labels) != protocol.num_images:
         raise ValueError(f"{len(labels)} labels for {protocol.num_images} images")
-    weights = tensors_fingerprint(model.state_dict())
     return SampleSet(
         protocol=protocol,
-        model=weights,
+        model=tensors_fingerprint(model.state_dict()),
         tokenizer=tokenizer.fingerprint,
         labels=fingerprint_of(labels.tolist()),
     )
@@ -115,42 +123,50 @@ def write_samples(
     *,
     batch_size: int = 64,
 ) -> Iterator[tuple[int, int]]:
-    """Draw the images that are missing in `run`, yielding (images of this process's share that are there, its share).
+    """Draw the images that `run` lacks, yielding (this process's images so far, all of its share).
 
-    One batch is held at a time. In a `torch.distributed` group every process calls this: the first with the run it opened,
-    the others with `Run(folder)`; each writes its share, and the first puts all into the .npz and finishes the run. Raises
-    ValueError for models or labels other than the config's.
+    In a `torch.distributed` group every process calls this, the first with the run it opened, the
+    others with `Run(folder)`. Raises ValueError for models or labels other than the config's.
     """
     if run.finished:
         return
     actual = sample_set(config.protocol, model, tokenizer, labels)
-    if same_weights(tokenizer, config.tokenizer):
+    if same_weights(tokenizer, config.tokenizer):  # also under the name that an older run has
         actual = dataclasses.replace(actual, tokenizer=config.tokenizer)
     if actual != config:
         lines = "; ".join(differing_fields(to_json(actual), to_json(config)))
         raise ValueError(
             f"run {run.name} was configured for another model, tokenizer or other labels: {lines}"
         )
+
+    # every k-th image is this process's; a stopped run has some of them
     rank, processes = process_group()
-    folder = run.folder / "images"
-    folder.mkdir(exist_ok=True)
-    share = torch.arange(len(labels))[rank::processes]
-    missing = torch.tensor(
-        [row for row in share.tolist() if not image_path(run, row).exists()], dtype=torch.long
+    (run.folder / "images").mkdir(exist_ok=True)
+    share = range(rank, len(labels), processes)
+    missing = [row for row in share if not image_path(run, row).exists()]
+    count = len(share) - len(missing)
+    batches = draw(
+        model,
+        tokenizer,
+        space,
+        labels,
+        torch.tensor(missing, dtype=torch.long),
+        batch_size=batch_size,
+        **sampling_options(config.protocol),
     )
-    done = len(share) - len(missing)
-    options = sampling_options(config.protocol)
-    for rows, images in draw(
-        model, tokenizer, space, labels, missing, batch_size=batch_size, **options
-    ):
+    for rows, images in batches:
         for row, pixels in zip(rows.tolist(), to_uint8(images).permute(0, 2, 3, 1).numpy()):
             with atomic_path(image_path(run, row)) as temporary:
                 Image.fromarray(pixels).save(temporary, "PNG")
-        done += len(rows)
-        yield done, len(share)
+        count += len(rows)
+        yield count, len(share)
+
+    # the first process puts all shares together, the others wait until the run is finished
     wait_for_all()
     if rank == 0:
-        _finish(run, labels)
+        pictures = (_read(image_path(run, row)) for row in range(len(labels)))
+        write_npz(run.folder / "samples.npz", pictures, count=len(labels), labels=labels)
+        run.finish({"images": len(labels)})
     wait_for_all()
 
 
@@ -159,12 +175,7 @@ def image_path(run: Run, row: int) -> Path:
     return run.folder / "images" / f"{row:07d}.png"
 
 
-def _finish(run: Run, labels: torch.Tensor) -> None:
-    batches = (_read(image_path(run, row)) for row in range(len(labels)))
-    write_npz(run.folder / "samples.npz", batches, count=len(labels), labels=labels)
-    run.finish({"images": len(labels)})
-
-
 def _read(path: Path) -> torch.Tensor:
     """One PNG as images (1, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.array(read_rgb(path))).permute(2, 0, 1)[None].float() / 127.5 - 1
+    pixels = torch.from_numpy(np.array(read_rgb(path)))
+    return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
