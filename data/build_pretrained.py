@@ -2,9 +2,10 @@
 
     python data/build_pretrained.py [--runs FOLDER]
 
-The main job's trainings (preset `tiny`, seed 0), with the semantic target beside HOG and more steps: half an hour on two quiet
-cores, less what is in the runs folder already. The models are rounded to fp16, and scored as they are shipped: index.json has
-the scores with their protocol, the sha256 of every file, and what the trainings record about themselves.
+The main job's trainings (preset `tiny`, seed 0), with the semantic target beside HOG and more
+steps: half an hour on two quiet cores, less what is in the runs folder already. The models are
+rounded to fp16, and scored as they are shipped: index.json has the scores with their protocol, the
+sha256 of every file, and what the trainings record about themselves.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from maetok_lab.data.caching import cached_latents
 from maetok_lab.data.images import ImageSource, open_images
 from maetok_lab.data.latents import LatentDataset, LatentSpace, load_latent_space
 from maetok_lab.device import pick_device, pick_precision
@@ -21,7 +23,7 @@ from maetok_lab.diffusion.sampling import Guidance
 from maetok_lab.evaluation.generation import evaluate_generation, make_reference
 from maetok_lab.evaluation.protocol import EvalProtocol
 from maetok_lab.evaluation.reconstruction import evaluate_reconstruction
-from maetok_lab.experiments.ready import ready_latents, train_both_stages
+from maetok_lab.experiments.ready import train_both_stages
 from maetok_lab.files import write_json
 from maetok_lab.generation.images import generate
 from maetok_lab.nets import load_net
@@ -52,13 +54,17 @@ def main() -> None:
         for split in ("train", "val", "test")
     }
     masked, tuned = train_tokenizer(images, root)
-    where = {"root": root, "device": pick_device()}
-    latents = {
-        split: ready_latents(
-            tuned, images[split], f"pretrained-latents-{split}", flips=split == "train", **where
+    tokenizer, latents = load_tokenizer(tuned.folder), {}
+    for split in ("train", "test"):
+        latents[split] = cached_latents(
+            tokenizer.to(pick_device()),
+            images[split],
+            f"pretrained-latents-{split}",
+            flips=split == "train",
+            root=root,
+            parents=[tuned],
+            device=pick_device(),
         )
-        for split in ("train", "test")
-    }
     diffusion = train_generator(latents, images["train"].num_classes, root)
     export(tuned, latents["train"].run, diffusion)
     scores = score(tuned.config["seed"])
@@ -93,9 +99,14 @@ def train_tokenizer(images: dict[str, ImageSource], root: Path) -> tuple[Run, Ru
         ladder_training("tiny", RUNG, **changes),
         DECODER_TUNING["tiny"] | {"num_steps": STEPS["decoder"]},
     )
-    where = {"root": root, "device": device, "follow": lambda title: LiveTraining(title).update}
     return train_both_stages(
-        "pretrained-tokenizer", config, tuning, images["train"], images["val"], **where
+        "pretrained-tokenizer",
+        config,
+        tuning,
+        images["train"],
+        images["val"],
+        root=root,
+        device=device,
     )
 
 

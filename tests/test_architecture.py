@@ -40,7 +40,7 @@ FILES = {  # inside a package a file imports files to its left only
     "runs": [
         *("locks", "events", "provenance", "weights", "checkpoints", "run", "tables", "prune")
     ],
-    "data": ["readers", "tars", "sources", "images", "loading", "shards", "latents"],
+    "data": ["readers", "tars", "sources", "images", "loading", "shards", "latents", "caching"],
     "layers": ["norm", "mlp", "positions", "attention", "patches", "conditioning"],
     "tokenizer": [
         *("masking", "targets", "text", "blocks", "towers", "model", "auxiliary", "discriminators"),

@@ -1,4 +1,6 @@
-"""A change of the code's shape changes no number: seeded runs, and run folders of the first edition, bit for bit."""
+"""A change of the code's shape changes no number: seeded runs, and run folders of the first
+edition, bit for bit.
+"""
 
 import importlib.util
 import json
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from maetok_lab.data.caching import cached_latents
 from maetok_lab.data.images import open_images
 from maetok_lab.data.latents import LatentDataset, load_latent_space
 from maetok_lab.diffusion.loading import load_diffusion
@@ -33,7 +36,9 @@ seeded_numbers = load_beside("seeded_numbers")
 
 
 def assert_same_numbers(now, before):
-    """Equal where the processor is that of the record; elsewhere alike, as far as short trainings carry rounding on."""
+    """Equal where the processor is that of the record; elsewhere alike, as far as short trainings
+    carry rounding on.
+    """
     same_processor = before["processor"] == seeded_numbers.processor()
     mine, theirs = dict(leaves(now)), dict(leaves(before))
     assert set(mine) == set(theirs)
@@ -66,7 +71,9 @@ def test_seeded_runs_give_the_numbers_of_the_first_edition(tmp_path):
 
 @pytest.fixture
 def first_edition_runs(tmp_path):
-    """Runs that the first edition wrote: a tokenizer, its tuned decoder and a diffusion model half-way, and latents."""
+    """Runs that the first edition wrote: a tokenizer, its tuned decoder and a diffusion model
+    half-way, and latents.
+    """
     with tarfile.open(FIXTURES / "first_edition_runs.tar") as archive:
         archive.extractall(tmp_path, filter="data")
     threads = torch.get_num_threads()
@@ -116,3 +123,6 @@ def test_run_folders_of_the_first_edition_load_and_go_on_to_the_same_numbers(fir
     }
     assert_same_numbers(json.loads(json.dumps(numbers)), before)
     assert list(load_auxiliary("tokenizer", root=root)) == ["hog"]
+    # the latents of before are those of these weights, though a tokenizer has another name now
+    again = cached_latents(tokenizer, images["train"], "again", root=root)
+    assert again.run.name == "latents"

@@ -4,7 +4,7 @@ The parts that several notebooks share; every step is a run, so whatever is fini
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,51 +14,13 @@ from torch import Tensor
 
 from maetok_lab.analysis.card import CARD_FILE, CardSettings, diffusability_card, write_card
 from maetok_lab.analysis.preprocess import data_hash, row_hashes
-from maetok_lab.config import to_json
-from maetok_lab.data.images import ImageSource
-from maetok_lab.data.latents import LatentCaching, LatentDataset, write_latents
+from maetok_lab.data.latents import LatentDataset
 from maetok_lab.evaluation.protocol import EvalResult, compare
-from maetok_lab.files import read_json
 from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.runs import Run, runs_root
 from maetok_lab.training.diffusion import DiffusionTraining, train_diffusion
 
 SAMPLES_FILE = "samples-to-test.json"
-
-
-def cached_latents(
-    tokenizer: AnyTokenizer,
-    images: ImageSource,
-    name: str,
-    *,
-    flips: bool = False,
-    root: str | Path | None = None,
-    parents: Iterable[Run] = (),
-    device: torch.device | str = "cpu",
-) -> LatentDataset:
-    """The latents of all images: a finished cache of this tokenizer and these images, or one written as run `name`.
-
-    With `flips` the cache must hold mirror images too; without, it may.
-    """
-    config = LatentCaching(tokenizer=tokenizer.fingerprint, images=images.fingerprint, flips=flips)
-    found = _finished_cache(config, runs_root(root))
-    if found is None:
-        found = Run.open(name, config, root=root, parents=parents)
-        for _ in write_latents(tokenizer, images, config, found, device=torch.device(device)):
-            pass
-    return LatentDataset(found, device=device)
-
-
-def _finished_cache(wanted: LatentCaching, root: Path) -> Run | None:
-    """A finished cache under `root` that differs from the one wanted in nothing but having mirror images as well."""
-    for path in sorted(root.glob("*/summary.json")):
-        record = read_json(path.with_name("config.json"))
-        if record["class"] != LatentCaching.__name__:
-            continue
-        theirs = record["config"] | {"batch_size": wanted.batch_size}
-        if theirs | {"flips": theirs["flips"] and wanted.flips} == to_json(wanted):
-            return Run(path.parent)
-    return None
 
 
 def diffusion_loss(

@@ -8,11 +8,9 @@ import torch
 
 from maetok_lab.config import choose, override
 from maetok_lab.data.images import ImageSource, open_images
-from maetok_lab.data.latents import LatentCaching, LatentDataset, write_latents
 from maetok_lab.device import pick_precision
 from maetok_lab.runs import Run, run_suffix, runs_root
 from maetok_lab.runs.weights import SHIPPED
-from maetok_lab.tokenizer.loading import load_tokenizer
 from maetok_lab.training.autoencoding import TokenizerTraining
 from maetok_lab.training.presets import DECODER_TUNING, TOKENIZER_TRAINING
 from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
@@ -28,6 +26,7 @@ def find_tokenizer(
 
     Else the shipped weights, if they are of that training; else None.
     """
+    # a run that is not finished has no summary yet: its weights are not to be shown as the result
     run = runs_root(root) / f"tokenizer-{run_suffix(preset, seed, source)}-tuned"
     if (run / "summary.json").exists():
         return run
@@ -48,7 +47,7 @@ def ready_tokenizer(
 ) -> Path:
     """What `find_tokenizer` finds; where it finds nothing, both stages are trained. -> a folder
 
-    They are trained as `00_start_here` does it, into the same runs, so that it takes them for its own.
+    They are trained as `00_start_here` does it, into the same runs: it takes them for its own.
     """
     folder = find_tokenizer(preset, seed=seed, source=source, root=root)
     if folder is not None:
@@ -57,6 +56,7 @@ def ready_tokenizer(
     name = f"tokenizer-{run_suffix(preset, seed, source)}"
     print(f"there is no trained tokenizer {name}-tuned yet: it is trained first, and kept")
 
+    # as the main notebook changes the preset: the runs' fingerprints must be the same
     config = choose(preset, TOKENIZER_TRAINING, "preset")
     images = {}
     for split in ("train", "val"):
@@ -102,22 +102,3 @@ def train_both_stages(
         training = finetune_decoder(second, train, tuned, parent=masked, **options)
         follow_to_end(training, "decoder tuning")
     return masked, tuned
-
-
-def ready_latents(
-    run: Run,
-    images: ImageSource,
-    name: str,
-    *,
-    flips: bool,
-    root: str | Path | None,
-    device: torch.device,
-) -> LatentDataset:
-    """The latents of a finished tokenizer's run, read from run `name`, or made first and kept there."""
-    tokenizer = load_tokenizer(run.folder).to(device)
-    caching = LatentCaching(tokenizer=tokenizer.fingerprint, images=images.fingerprint, flips=flips)
-    with Run.open(name, caching, root=root, parents=[run]) as cache:
-        if not cache.finished:
-            for _ in write_latents(tokenizer, images, caching, cache, device=device):
-                pass
-    return LatentDataset(cache, device=device)

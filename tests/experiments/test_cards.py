@@ -5,14 +5,9 @@ import dataclasses
 import pytest
 
 from maetok_lab.analysis.card import CardSettings, cards_of
+from maetok_lab.data.caching import cached_latents
 from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
-from maetok_lab.experiments.cards import (
-    cached_latents,
-    card_run,
-    diffusion_loss,
-    generation_scores,
-    loss_by_time,
-)
+from maetok_lab.experiments.cards import card_run, diffusion_loss, generation_scores, loss_by_time
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.foreign import RawPixels
 from maetok_lab.training.presets import TOKENIZER_TRAINING, diffusion_training
@@ -37,27 +32,6 @@ def caches(tmp_path, make_pictures):
 def flow(caches):
     """A training of four steps, logged and saved at its end."""
     return diffusion_training("test", caches[0], num_classes=3, num_steps=4, precision="fp32")
-
-
-def test_a_finished_cache_of_the_same_tokenizer_and_images_is_found_under_any_name(
-    tmp_path, make_pictures, monkeypatch
-):
-    pixels, pictures = RawPixels(SIZE), make_pictures(12, SIZE)
-    mirrored = cached_latents(pixels, pictures, "one", flips=True, root=tmp_path)
-    assert mirrored.views == 2
-    monkeypatch.setattr(RawPixels, "encode", lambda *_: pytest.fail("it encoded again"))
-    for flips in (False, True):
-        assert cached_latents(pixels, pictures, "two", flips=flips, root=tmp_path).run.name == "one"
-    monkeypatch.undo()
-    other = cached_latents(pixels, make_pictures(12, SIZE, seed=1), "two", root=tmp_path)
-    assert (other.run.name, other.views) == ("two", 1)
-    assert cached_latents(RawPixels(SIZE, 8), pictures, "three", root=tmp_path).run.name == "three"
-    assert (
-        cached_latents(
-            pixels, make_pictures(12, SIZE, seed=1), "four", flips=True, root=tmp_path
-        ).run.name
-        == "four"
-    )
 
 
 def test_losses_are_by_time_and_trained_once(tmp_path, caches, flow, monkeypatch):

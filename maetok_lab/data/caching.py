@@ -1,0 +1,58 @@
+"""The latents of all images by a tokenizer: read where they are already, else encoded once and kept."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from maetok_lab.config import to_json
+from maetok_lab.data.images import ImageSource
+from maetok_lab.data.latents import LatentCaching, LatentDataset, write_latents
+from maetok_lab.files import read_json
+from maetok_lab.identity import same_weights
+from maetok_lab.protocols import AnyTokenizer
+from maetok_lab.runs import Run, runs_root
+
+
+def cached_latents(
+    tokenizer: AnyTokenizer,
+    images: ImageSource,
+    name: str,
+    *,
+    flips: bool = False,
+    root: str | Path | None = None,
+    parents: Iterable[Run] = (),
+    device: torch.device | str = "cpu",
+) -> LatentDataset:
+    """A finished cache of this tokenizer and these images, or one that is written as run `name`.
+
+    With `flips` it holds mirror images too; without, it may. Raises ValueError when a run `name` is
+    there with other latents, as of the weights before they were changed.
+    """
+    root = runs_root(root)
+    config = LatentCaching(tokenizer=tokenizer.fingerprint, images=images.fingerprint, flips=flips)
+    # run `name` first: a second call, later on, must give the same run
+    for folder in [root / name, *sorted(root.glob("*"))]:
+        if (folder / "summary.json").exists() and _holds(folder, config, tokenizer):
+            return LatentDataset(Run(folder), device=device)
+    if (root / name / "config.json").exists() and _holds(root / name, config, tokenizer):
+        # begun before, perhaps under an earlier name of the weights: it goes on under that
+        record = read_json(root / name / "config.json")["config"]
+        config = dataclasses.replace(config, tokenizer=record["tokenizer"], flips=record["flips"])
+    with Run.open(name, config, root=root, parents=parents) as run:
+        for _ in write_latents(tokenizer, images, config, run, device=torch.device(device)):
+            pass
+    return LatentDataset(run, device=device)
+
+
+def _holds(folder: Path, config: LatentCaching, tokenizer: AnyTokenizer) -> bool:
+    """Whether a run has the latents of `config`; it may have mirror images on top of them."""
+    record = read_json(folder / "config.json")
+    if record["class"] != LatentCaching.__name__:
+        return False
+    actual = record["config"] | {"batch_size": config.batch_size}
+    actual["flips"] = actual["flips"] and config.flips
+    if same_weights(tokenizer, actual["tokenizer"]):
+        actual["tokenizer"] = config.tokenizer
+    return actual == to_json(config)
