@@ -1,9 +1,12 @@
-"""Training steps of a diffusion transformer: images/s, and their share of the matrix rate measured in the same run.
+"""Training steps of a diffusion transformer: images/s, and their share of the matrix rate measured
+in the same run.
 
-    python benchmarks/diffusion_step.py [--preset tiny --batch 64 --steps 20 --device auto --precision auto --compile]
+    python benchmarks/diffusion_step.py [--preset tiny --batch 64 --steps 20 --device auto
+    --precision auto --compile]
 
-The loop is `train_diffusion` itself on a cache of random latents: picking the batch, both passes, clipping, the preset's
-optimizer, EMA and the guard, between two log events. The rate is that of square matrix products in the same precision.
+The loop is `train_diffusion` itself on a cache of random latents: picking the batch, both passes,
+clipping, the preset's optimizer, EMA and the guard, between two log events. The rate is that of
+square matrix products in the same precision.
 """
 
 import argparse
@@ -110,7 +113,8 @@ def main(words: list[str] | None = None) -> None:
         * config.batch_size
     )
     print(
-        f"{options.preset} on {describe(device, precision)}: {latents.num_tokens} x {latents.latent_dim} latents\n"
+        f"{options.preset} on {describe(device, precision)}: "
+        f"{latents.num_tokens} x {latents.latent_dim} latents\n"
     )
     row = {
         "batch": config.batch_size,

@@ -1,6 +1,8 @@
-"""Gaussian mixtures against scikit-learn: same rows, same start, same iterations, in one process; and what ImageNet would take.
+"""Gaussian mixtures against scikit-learn: same rows, same start, same iterations, in one process;
+and what ImageNet would take.
 
-python benchmarks/gmm.py [--rows 20000 --width 256 --components 50 --iterations 10 --repeats 7 --threads 1 2
+python benchmarks/gmm.py [--rows 20000 --width 256 --components 50 --iterations 10 --repeats 7
+--threads 1 2
                          --device cpu --clock wall]
 """
 
@@ -96,7 +98,9 @@ def compare(
     device: torch.device,
     clock: str,
 ) -> dict[str, object]:
-    """Seconds of scikit-learn and of ours at float64 and float32, alternating; the least of each, as other work only adds."""
+    """Seconds of scikit-learn and of ours at float64 and float32, alternating; the least of each,
+    as other work only adds.
+    """
     there = points.to(device)
     fits: dict[str, Callable[[], tuple[float, float]]] = {
         "sklearn": lambda: sklearn_fit(points, start, iterations, threads, CLOCKS[clock]),
@@ -136,7 +140,8 @@ def compare(
 
 
 def projected_hours(seconds: float, work: int, *, iterations: int = 200) -> float:
-    """Hours for all of ImageNet at the most iterations that are allowed, from the time a row, dimension, component and iteration.
+    """Hours for all of ImageNet at the most iterations that are allowed, from the time a row,
+    dimension, component and iteration.
 
     A fit is two matrix products of that size an iteration; rows are read once for all restarts.
     """
@@ -162,7 +167,9 @@ def our_fit(
 def sklearn_fit(
     points: torch.Tensor, start: Mixture, iterations: int, threads: int, clock: Clock
 ) -> tuple[float, float]:
-    """The same by scikit-learn, its BLAS held to the same number of threads; scoring is not timed (ours comes with the fit)."""
+    """The same by scikit-learn, its BLAS held to the same number of threads; scoring is not timed
+    (ours comes with the fit).
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
     from threadpoolctl import threadpool_limits

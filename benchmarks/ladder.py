@@ -1,7 +1,8 @@
-"""The whole ladder of ablations on equal budget, in one command: `python benchmarks/ladder.py --preset tiny --seeds 0`.
+"""The whole ladder of ablations on equal budget, in one command: `python benchmarks/ladder.py
+--preset tiny --seeds 0`.
 
-Prints held-out PSNR, perceptual distance and linear-probe accuracy of every rung, with and without decoder tuning. What is in
-the runs folder already is not done again, so it can be stopped anywhere.
+Prints held-out PSNR, perceptual distance and linear-probe accuracy of every rung, with and without
+decoder tuning. What is in the runs folder already is not done again, so it can be stopped anywhere.
 """
 
 import argparse

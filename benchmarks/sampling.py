@@ -1,11 +1,14 @@
-"""Guided sampling three ways, at equal output, in one run: model rows counted, time measured, images/s.
+"""Guided sampling three ways, at equal output, in one run: model rows counted, time measured,
+images/s.
 
-    python benchmarks/sampling.py [--preset tiny --batch 16 --steps 250 --scale 1.9 --low 0 --high 0.75 --repeats 3
+    python benchmarks/sampling.py [--preset tiny --batch 16 --steps 250 --scale 1.9 --low 0 --high
+    0.75 --repeats 3
                                   --device auto --precision fp32]
 
-`ours` is maetok_lab.diffusion.sampling: the null pass inside the guidance interval only. `both passes` computes it on every
-step. `authors' caller` doubles the batch before a sampler that doubles it again (but skips outside the interval), and throws
-half of the images away, as the script beside the released SiT does. Weights are random: only their cost matters.
+`ours` is maetok_lab.diffusion.sampling: the null pass inside the guidance interval only. `both
+passes` computes it on every step. `authors' caller` doubles the batch before a sampler that doubles
+it again (but skips outside the interval), and throws half of the images away, as the script beside
+the released SiT does. Weights are random: only their cost matters.
 """
 
 import argparse
@@ -52,7 +55,7 @@ def ours(
 def both_passes(
     model: Counted, noise: Tensor, labels: Tensor, num_steps: int, guidance: Guidance
 ) -> Tensor:
-    """The usual loop: label and null on every step, 2B rows; outside the interval the scale is 1."""
+    """The usual loop: label and null on every step, 2B rows; outside the interval scale 1."""
     x, labels = noise.double(), torch.cat([labels, torch.full_like(labels, model.num_classes)])
     times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
     for t, after in zip(times[:-1], times[1:]):
@@ -67,7 +70,9 @@ def both_passes(
 def authors_caller(
     model: Counted, noise: Tensor, labels: Tensor, num_steps: int, guidance: Guidance
 ) -> Tensor:
-    """Their script doubles noise and labels, their sampler doubles again where it guides: 2B rows outside, 4B inside."""
+    """Their script doubles noise and labels, their sampler doubles again where it guides: 2B rows
+    outside, 4B inside.
+    """
     count = len(noise)
     noise, labels = (
         noise.repeat(2, 1, 1),
@@ -96,7 +101,9 @@ CALLERS = {"ours": ours, "both passes": both_passes, "authors' caller": authors_
 
 
 def make_model(preset: str, device: torch.device) -> DiffusionTransformer:
-    """A preset at its tokenizer's token count, every weight random: a fresh model says zero, whatever it is asked."""
+    """A preset at its tokenizer's token count, every weight random: a fresh model says zero,
+    whatever it is asked.
+    """
     latents = TOKENIZERS.get(preset, TOKENIZERS["maetok-b-128"])
     sizes = {
         "num_tokens": latents.num_latent_tokens,
@@ -120,7 +127,9 @@ def compare(
     repeats: int,
     tolerance: float,
 ) -> list[dict[str, str]]:
-    """Rows an image and the median seconds of every caller, alternating. SystemExit where their outputs differ."""
+    """Rows an image and the median seconds of every caller, alternating. SystemExit where their
+    outputs differ.
+    """
     rows, outputs = {}, {}
 
     def call(name: str) -> None:
@@ -135,7 +144,8 @@ def compare(
         apart = ((output - outputs["ours"]).abs().max() / outputs["ours"].std()).item()
         if not apart <= tolerance:
             raise SystemExit(
-                f"{name} and ours differ by {apart:.2g} standard deviations; {tolerance:g} is rounding"
+                f"{name} and ours differ by {apart:.2g} standard deviations; "
+                f"{tolerance:g} is rounding"
             )
     return [
         {
@@ -183,8 +193,10 @@ def main(words: list[str] | None = None) -> None:
         settings = {"repeats": options.repeats, "tolerance": AGREEMENT[precision]}
         table = compare(Counted(model), noise, labels, options.steps, guidance, **settings)
     print(
-        f"{options.preset} on {describe(device, precision)}: {options.batch} images at once, {options.steps} Euler steps, "
-        f"guidance {guidance.scale:g} on [{guidance.low:g}, {guidance.high:g}], {forward:.3g} GFLOP a row, "
+        f"{options.preset} on {describe(device, precision)}: {options.batch} images at once, "
+        f"{options.steps} Euler steps, "
+        f"guidance {guidance.scale:g} on [{guidance.low:g}, {guidance.high:g}], "
+        f"{forward:.3g} GFLOP a row, "
         f"peak {peak_gigabytes(device):.1f} GB\n"
     )
     print(as_markdown(table))

@@ -1,9 +1,11 @@
-"""How long the mask studio takes from a move of its slider to the new pictures, in the process that computes them.
+"""How long the mask studio takes from a move of its slider to the new pictures, in the process that
+computes them.
 
     python benchmarks/studio.py --preset tiny --moves 200
 
-Prints median and 95th percentile in milliseconds, and how many reconstructions ten quick moves cost. An untrained tokenizer
-costs what a trained one does. A GPU changes little at `tiny`: most of it is encoding PNGs and one image.
+Prints median and 95th percentile in milliseconds, and how many reconstructions ten quick moves
+cost. An untrained tokenizer costs what a trained one does. A GPU changes little at `tiny`: most of
+it is encoding PNGs and one image.
 """
 
 import argparse
@@ -64,7 +66,8 @@ def main() -> None:
     milliseconds = 1000 * moves_one_by_one(studio, asked.moves)
     print(f"{describe(device, 'fp32')}, preset {asked.preset}, {asked.moves} moves")
     print(
-        f"median {np.median(milliseconds):.0f} ms, 95th percentile {np.percentile(milliseconds, 95):.0f} ms"
+        f"median {np.median(milliseconds):.0f} ms, "
+        f"95th percentile {np.percentile(milliseconds, 95):.0f} ms"
     )
     print(f"ten quick moves: {reconstructions_of_ten(studio)} reconstructions")
 

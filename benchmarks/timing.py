@@ -12,7 +12,9 @@ import torch
 def seconds_in_turns(
     calls: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[str, float]:
-    """The median seconds of every call over `repeats` rounds, in each of which every call has its turn; one round warms up."""
+    """The median seconds of every call over `repeats` rounds, in each of which every call has its
+    turn; one round warms up.
+    """
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 1):
         for name, call in calls.items():
@@ -31,7 +33,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def peak_gigabytes(device: torch.device) -> float:
-    """The most memory so far in GB: on a GPU what torch had allocated, else what the process held."""
+    """The most memory so far in GB: on a GPU of torch, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB

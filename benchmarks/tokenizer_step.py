@@ -3,10 +3,11 @@
     python benchmarks/tokenizer_step.py [--presets tiny small --rung all --batch 32 --device cpu]
     python benchmarks/tokenizer_step.py --presets maetok-b-128 --batch 2 --random-weights FOLDER
 
-The whole step is timed, then the same step without adversary, without perceptual term, and without targets, in turns: each
-difference is the share of what was left out. Teachers, encoder and decoder are timed on their own, forward and backward;
-"rest" is what remains (optimizer, average, drawing). Pictures are random and already decoded: reading them is not in it.
-Every step is that of a first pass through the images: what a teacher remembers on a CPU is forgotten before it.
+The whole step is timed, then the same step without adversary, without perceptual term, and without
+targets, in turns: each difference is the share of what was left out. Teachers, encoder and decoder
+are timed on their own, forward and backward; "rest" is what remains (optimizer, average, drawing).
+Pictures are random and already decoded: reading them is not in it. Every step is that of a first
+pass through the images: what a teacher remembers on a CPU is forgotten before it.
 """
 
 import argparse
@@ -75,7 +76,9 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
 
 
 def training(preset: str, options: argparse.Namespace, precision: str) -> TokenizerTraining:
-    """The preset's training; at the small sizes with all that decoder tuning has too: a rung's targets, the perceptual term."""
+    """The preset's training; at the small sizes with all that decoder tuning has too: a rung's
+    targets, the perceptual term.
+    """
     if preset.startswith("maetok"):
         config = TOKENIZER_TRAINING[preset]
         if options.random_weights:
@@ -197,7 +200,9 @@ class Parts:
             return self.state.emas["ema"].module(self.images)
 
     def measure(self, repeats: int) -> dict[str, object]:
-        """Images/s of the whole step and of reconstruction, the parts' shares of the step, peak memory."""
+        """Images/s of the whole step and of reconstruction, the parts' shares of the step, peak
+        memory.
+        """
         there = [name for name in ("adversary", "perceptual", "auxiliary") if self.whole[name]]
         less = [there[: n + 1] for n in range(len(there))]  # one part after the other is left out
         calls = {"whole": self.step()} | {

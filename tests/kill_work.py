@@ -1,4 +1,6 @@
-"""What test_kills.py starts and kills: one stage of the path at preset `test`, into runs that earlier stages may have left."""
+"""What test_kills.py starts and kills: one stage of the path at preset `test`, into runs that
+earlier stages may have left.
+"""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,7 @@
 """Numbers of short seeded runs, to the last bit: what a change of the code's shape must not change.
 
-python -m tests.seeded_numbers   writes tests/fixtures/seeded_numbers.json anew, which a change of results alone allows
+python -m tests.seeded_numbers   writes tests/fixtures/seeded_numbers.json anew, which a change of
+results alone allows
 """
 
 import hashlib
@@ -46,7 +47,8 @@ def processor() -> str:
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     ]
-    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {names[0].partition(':')[2].strip()}"
+    name = names[0].partition(":")[2].strip()
+    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {name}"
 
 
 def tensor_hash(*tensors: torch.Tensor) -> str:
@@ -69,7 +71,9 @@ def run_numbers(run: Run) -> dict[str, Any]:
 
 
 def tokenizer_numbers(root: Path, images: dict) -> dict[str, Any]:
-    """Trainings of a plain, a KL and a masked tokenizer, one in parts beside a discriminator, and of a tuned decoder."""
+    """Trainings of a plain, a KL and a masked tokenizer, one in parts beside a discriminator, and
+    of a tuned decoder.
+    """
     adversary = AdversarialConfig(
         discriminator="patchgan",
         width=8,

@@ -1,4 +1,6 @@
-"""SIGKILL at any moment costs nothing: whatever is run again ends with exactly the result of an undisturbed run."""
+"""SIGKILL at any moment costs nothing: whatever is run again ends with exactly the result of an
+undisturbed run.
+"""
 
 import random
 import shutil
@@ -19,7 +21,9 @@ STAGES = list(RUNS)
 
 
 def run_stage(stage, root, *, kill_after=None):
-    """Run a stage in a process of its own; -> seconds it worked. With `kill_after` it is killed that long after its start."""
+    """Run a stage in a process of its own; -> seconds it worked. With `kill_after` it is killed
+    that long after its start.
+    """
     command, pipe = [sys.executable, str(WORK), stage, str(root)], subprocess.PIPE
     process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
     assert process.stdout.readline() == "started\n"
@@ -35,7 +39,9 @@ def run_stage(stage, root, *, kill_after=None):
 
 
 def outcome(folder):
-    """Everything that a run computed, without times of day: numbers, hashes of its newest weights, latents and pictures."""
+    """Everything that a run computed, without times of day: numbers, hashes of its newest weights,
+    latents and pictures.
+    """
     run = Run(folder)
     assert run.finished
     tables = (
@@ -57,7 +63,9 @@ def outcome(folder):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """`undisturbed(stage)`: the path up to there, each stage run once: its folder, and the seconds of the stage."""
+    """`undisturbed(stage)`: the path up to there, each stage run once: its folder, and the seconds
+    of the stage.
+    """
     root, seconds = tmp_path_factory.mktemp("undisturbed"), {}
 
     def up_to(stage):

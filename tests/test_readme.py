@@ -22,7 +22,9 @@ def fenced():
 
 
 def commands():
-    """Every command line of the fenced shell blocks, in words, without prompts, comments and settings before it."""
+    """Every command line of the fenced shell blocks, in words, without prompts, comments and
+    settings before it.
+    """
     for language, text in fenced():
         for line in text.replace("\\\n", " ").splitlines() if language in SHELL else []:
             words = shlex.split(re.sub(r"^\s*\$ ", "", line), comments=True)
@@ -33,7 +35,7 @@ def commands():
 
 
 def check_run(words):
-    """A line of `python -m maetok_lab`: it parses, its notebook is there and takes its parameters."""
+    """A line of `python -m maetok_lab`: it parses, and its notebook takes its parameters."""
     arguments = parser().parse_args(words)
     if arguments.command == "run":
         declared = read_parameters(ROOT / arguments.notebook)

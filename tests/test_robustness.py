@@ -1,4 +1,6 @@
-"""What goes wrong around a training: a full disk, a folder that cannot be written, data that vanishes, damage, hostile names."""
+"""What goes wrong around a training: a full disk, a folder that cannot be written, data that
+vanishes, damage, hostile names.
+"""
 
 import contextlib
 import os
@@ -82,7 +84,9 @@ def test_a_full_disk_stops_with_a_clear_error_and_the_last_good_checkpoint_intac
 
 
 def test_a_file_size_limit_is_a_full_disk_too(tmp_path, make_pictures):
-    """Where nothing can be mounted: the same error from the system, by a limit on the size of files."""
+    """Where nothing can be mounted: the same error from the system, by a limit on the size of
+    files.
+    """
     images = make_pictures(16, 32)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -188,7 +192,7 @@ def test_a_training_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_th
     file.write_bytes(content)
     with pytest.warns(
         UserWarning,
-        match=r"step-0000004/model.safetensors is damaged; falling back to the checkpoint before it",
+        match=r"step-0000004/model.safetensors is damaged; falling back to the checkpoint before",
     ):
         again = train(tmp_path, images)
     assert state_of(again) == state_of(whole)

@@ -124,5 +124,5 @@ def test_run_folders_of_the_first_edition_load_and_go_on_to_the_same_numbers(fir
     assert_same_numbers(json.loads(json.dumps(numbers)), before)
     assert list(load_auxiliary("tokenizer", root=root)) == ["hog"]
     # the latents of before are those of these weights, though a tokenizer has another name now
-    again = cached_latents(tokenizer, images["train"], "again", root=root)
+    again = cached_latents(tokenizer, images["val"], "again", root=root)
     assert again.run.name == "latents"

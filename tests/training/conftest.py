@@ -1,4 +1,6 @@
-"""What the tests of both trainings share: when two runs ended alike, small diffusion models, caches and discriminators."""
+"""What the tests of both trainings share: when two runs ended alike, small diffusion models, caches
+and discriminators.
+"""
 
 import dataclasses
 
@@ -18,7 +20,9 @@ from maetok_lab.training.optim import OptimizerConfig
 
 @pytest.fixture(scope="session")
 def assert_same_end():
-    """`assert_same_end(run, other)`: every tensor of their newest checkpoints is the same, and every logged number."""
+    """`assert_same_end(run, other)`: every tensor of their newest checkpoints is the same, and
+    every logged number.
+    """
 
     def compare(first: Run, second: Run) -> None:
         mine, theirs = Run(first.folder).load_checkpoint(), Run(second.folder).load_checkpoint()
@@ -36,7 +40,7 @@ def assert_same_end():
     return compare
 
 
-# Diffusion ------------------------------------------------------------------------------------------------------------
+# Diffusion ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +103,7 @@ def cache(make_cache) -> LatentDataset:
     return make_cache()
 
 
-# Discriminators -------------------------------------------------------------------------------------------------------
+# Discriminators -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -128,7 +132,9 @@ def small_dino(monkeypatch):
 
 @pytest.fixture
 def break_hinge(monkeypatch):
-    """`break_hinge(calls)`: hinge_d, as the adversary calls it from now on, is NaN on the given calls."""
+    """`break_hinge(calls)`: hinge_d, as the adversary calls it from now on, is NaN on the given
+    calls.
+    """
 
     def set_up(calls: set[int]) -> None:
         count = []

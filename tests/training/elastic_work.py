@@ -1,6 +1,8 @@
-"""What the tests of interrupted jobs run, in one or more processes: `elastic_work.py ROOT [kill | slow]` trains into ROOT.
+"""What the tests of interrupted jobs run, in one or more processes: `elastic_work.py ROOT [kill |
+slow]` trains into ROOT.
 
-"kill": once, after step 12, the last process is killed with SIGKILL. "slow": a step takes a tenth of a second longer.
+"kill": once, after step 12, the last process is killed with SIGKILL. "slow": a step takes a tenth
+of a second longer.
 """
 
 import dataclasses
@@ -31,7 +33,8 @@ def main(root: str, how: str = "") -> None:
     run = open_run(state, root, "diffusion", CONFIG)
     start = run.checkpoint_steps()
     print(
-        f"process {state.process_index} of {state.num_processes} starts after {start[-1] if start else 0}",
+        f"process {state.process_index} of {state.num_processes} "
+        f"starts after {start[-1] if start else 0}",
         flush=True,
     )
     for record in train_diffusion(CONFIG, LatentDataset(Run(f"{root}/cache")), run, cpu=True):

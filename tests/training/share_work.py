@@ -1,4 +1,6 @@
-"""What test_processes.py runs in one process and in two: `share_work.py ROOT NAME` trains both models into ROOT."""
+"""What test_processes.py runs in one process and in two: `share_work.py ROOT NAME` trains both
+models into ROOT.
+"""
 
 import dataclasses
 import sys

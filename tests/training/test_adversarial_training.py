@@ -1,4 +1,6 @@
-"""Adversarial training costs nothing before it starts, counts when it should, and survives stops and bad steps."""
+"""Adversarial training costs nothing before it starts, counts when it should, and survives stops
+and bad steps.
+"""
 
 import pytest
 import torch
@@ -77,7 +79,7 @@ def train(config, images, run, *, steps: int | None = None) -> list:
     return records
 
 
-# Stopping -------------------------------------------------------------------------------------------------------------
+# Stopping -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -112,7 +114,7 @@ def test_twenty_steps_equal_nine_a_stop_and_eleven_with_a_discriminator(
     assert torch.isfinite(torch.tensor(whole.metrics()[list(TERMS)].values)).all()
 
 
-# When it starts -------------------------------------------------------------------------------------------------------
+# When it starts -----------------------------------------------------------------------------------
 
 
 def test_before_it_trains_nothing_of_it_is_computed(tmp_path, pictures, monkeypatch):
@@ -199,7 +201,7 @@ def test_in_decoder_tuning_the_encoder_stays_as_it_is_and_the_decoder_is_opposed
     assert not moved & {"encoder", "to_latents"}
 
 
-# Bad steps ------------------------------------------------------------------------------------------------------------
+# Bad steps ----------------------------------------------------------------------------------------
 
 
 def test_skipped_steps_are_counted_beyond_a_stop(tmp_path, pictures, break_hinge):

@@ -1,4 +1,6 @@
-"""One step of an adversary: who gets which gradient, what is logged, drawn and cropped, and what stays out."""
+"""One step of an adversary: who gets which gradient, what is logged, drawn and cropped, and what
+stays out.
+"""
 
 import contextlib
 import dataclasses
@@ -46,7 +48,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-# Gradients ------------------------------------------------------------------------------------------------------------
+# Gradients ----------------------------------------------------------------------------------------
 
 
 def test_the_tokenizers_term_reaches_the_reconstructions_and_leaves_the_discriminator_as_it_is():
@@ -113,7 +115,7 @@ def test_the_generators_term_is_the_hinge_of_what_it_made():
     assert found == hinge_g(adversary.discriminator(images))
 
 
-# One step of the discriminator ----------------------------------------------------------------------------------------
+# One step of the discriminator --------------------------------------------------------------------
 
 
 def test_a_step_logs_what_its_logits_say_and_lecam_takes_their_means(monkeypatch):

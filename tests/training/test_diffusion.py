@@ -1,4 +1,6 @@
-"""Training a diffusion transformer: stopping and drawing samples change nothing, bad caches are refused."""
+"""Training a diffusion transformer: stopping and drawing samples change nothing, bad caches are
+refused.
+"""
 
 import pytest
 import torch
@@ -111,7 +113,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
     assert runs[2].metrics()["loss"].tolist() != runs[0].metrics()["loss"].tolist()
 
 
-# Samples, unconditional models, compilation ---------------------------------------------------------------------------
+# Samples, unconditional models, compilation -------------------------------------------------------
 
 
 class Decoder(torch.nn.Module):
@@ -183,7 +185,7 @@ def test_a_batch_in_parts_gives_the_losses_and_weights_of_the_whole(tmp_path, ca
         override(sit, {"accumulate": 3})
 
 
-# Errors ---------------------------------------------------------------------------------------------------------------
+# Errors -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""The steps of a diffusion training: their losses and draws, bad ones stay out, and none waits for a number."""
+"""The steps of a diffusion training: their losses and draws, bad ones stay out, and none waits for
+a number.
+"""
 
 import itertools
 from types import SimpleNamespace
@@ -114,7 +116,7 @@ def test_the_direction_loss_is_trained_and_logged(tmp_path, cache, sit):
     )  # of a velocity of zero the cosine is 0
 
 
-# Bad steps ------------------------------------------------------------------------------------------------------------
+# Bad steps ----------------------------------------------------------------------------------------
 
 
 class Poisoned:
@@ -168,7 +170,7 @@ def test_five_bad_steps_in_a_row_end_the_training_and_name_step_and_term(tmp_pat
     assert run.checkpoint_steps() == [9]
 
 
-# Nothing waits ----------------------------------------------------------------------------------------------------
+# Nothing waits ------------------------------------------------------------------------------------
 
 
 class Unread(TorchDispatchMode):

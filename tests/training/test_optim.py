@@ -27,7 +27,9 @@ MUON = OptimizerConfig(name="muon", weight_decay=0.1, learning_rate=1e-2)
 
 @pytest.fixture(scope="module")
 def modules() -> dict[str, dict[str, torch.nn.Module]]:
-    """Every kind of parameter there is: a tokenizer with its auxiliary decoder, and both kinds of diffusion model."""
+    """Every kind of parameter there is: a tokenizer with its auxiliary decoder, and both kinds of
+    diffusion model.
+    """
     torch.manual_seed(0)
     tower = {"positions": "rope+ape", "rope": "mixed"}
     changes = {
@@ -60,7 +62,7 @@ def names_of(parameters, modules) -> set[str]:
 
 each_model = pytest.mark.parametrize("kind", ["tokenizer", "sit", "lightningdit"])
 
-# Optimizers -----------------------------------------------------------------------------------------------------------
+# Optimizers ---------------------------------------------------------------------------------------
 
 
 @each_model
@@ -159,7 +161,7 @@ def test_optimizer_state_survives_as_flat_tensors_bit_for_bit(name):
         assert torch.equal(continued.state_dict()[key], value), key
 
 
-# Rates ----------------------------------------------------------------------------------------------------------------
+# Rates --------------------------------------------------------------------------------------------
 
 
 def test_the_rate_warms_up_and_then_follows_its_schedule():
@@ -192,7 +194,7 @@ def test_rates_that_cannot_train_are_refused(changes):
         OptimizerConfig(**changes)
 
 
-# Averages -------------------------------------------------------------------------------------------------------------
+# Averages -----------------------------------------------------------------------------------------
 
 
 def test_the_average_follows_its_formula_and_warms_up():
@@ -222,7 +224,7 @@ def test_the_average_goes_on_after_its_weights_were_loaded():
     assert ema.module.weight.item() == 2
 
 
-# The guard ------------------------------------------------------------------------------------------
+# The guard ----------------------------------------------------------------------------------------
 
 
 def test_non_finite_steps_are_counted_and_five_in_a_row_end_it_with_step_and_terms():

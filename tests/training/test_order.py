@@ -1,4 +1,6 @@
-"""The batches of a training are the same for any number of workers, any start and any share; broken files are counted."""
+"""The batches of a training are the same for any number of workers, any start and any share; broken
+files are counted.
+"""
 
 import dataclasses
 import itertools

@@ -1,4 +1,6 @@
-"""Presets say what the paper and the release say, and every rung of the ladder stands on every size."""
+"""Presets say what the paper and the release say, and every rung of the ladder stands on every
+size.
+"""
 
 import json
 from types import SimpleNamespace

@@ -13,7 +13,8 @@ from maetok_lab.runs import Run
 
 SCRIPT = Path(__file__).with_name("share_work.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-# With --cpu, accelerate 1.15 starts one process however many are asked for, and says nothing: the numbers must hold anyway.
+# With --cpu, accelerate 1.15 starts one process however many are asked for, and says nothing: the
+# numbers must hold anyway.
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
 LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 
@@ -49,7 +50,9 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path):
 
 
 def same_as_one(root: Path, name: str) -> None:
-    """The run `name` wrote the same shards, logged the same losses and ended with the same weights as run `one`."""
+    """The run `name` wrote the same shards, logged the same losses and ended with the same weights
+    as run `one`.
+    """
     caches = [
         (root / f"cache-{which}" / "latents" / "sha256.json").read_text() for which in ("one", name)
     ]
@@ -79,7 +82,7 @@ def same_as_one(root: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_when_one_of_two_processes_is_killed_the_other_ends_too_and_the_same_command_goes_on_from_the_last_checkpoint(
+def test_a_killed_process_ends_the_other_and_the_same_command_goes_on_from_the_last_checkpoint(
     tmp_path,
 ):
     script = SCRIPT.with_name("elastic_work.py")

@@ -1,6 +1,8 @@
-"""FSDP2: the diffusion transformer's blocks sharded over two processes learn what one process learns.
+"""FSDP2: the diffusion transformer's blocks sharded over two processes learn what one process
+learns.
 
-torch's `fully_shard` on gloo, on the CPU; Accelerate's own FSDP2 wants GPUs. The path on GPUs is not measured.
+torch's `fully_shard` on gloo, on the CPU; Accelerate's own FSDP2 wants GPUs. The path on GPUs is
+not measured.
 """
 
 import os
@@ -29,8 +31,8 @@ def make_model():
 
 
 def learn(model, rows):
-    """A few steps on these rows of each global batch; -> the losses. Not AdamW, which makes much of gradients that are only
-    rounding (of the keys' biases).
+    """A few steps on these rows of each global batch; -> the losses. Not AdamW, which makes much of
+    gradients that are only rounding (of the keys' biases).
     """
     optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), []
     for step in range(STEPS):

@@ -1,4 +1,6 @@
-"""Training with several targets at once: all are logged, nothing of a teacher is saved, and stopping changes nothing."""
+"""Training with several targets at once: all are logged, nothing of a teacher is saved, and
+stopping changes nothing.
+"""
 
 import dataclasses
 

@@ -1,4 +1,6 @@
-"""A training that stops at a stated PSNR stops at the first checkpoint that has it, and is found again."""
+"""A training that stops at a stated PSNR stops at the first checkpoint that has it, and is found
+again.
+"""
 
 import pytest
 

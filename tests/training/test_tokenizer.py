@@ -72,7 +72,7 @@ def train(config, images, run, *, steps: int | None = None, **options) -> list:
     return records
 
 
-# Stopping -------------------------------------------------------------------------------------------------------------
+# Stopping -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -149,7 +149,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
     assert runs[2].metrics()["pixel"].tolist() != runs[0].metrics()["pixel"].tolist()
 
 
-# What it does ---------------------------------------------------------------------------------------------------------
+# What it does -------------------------------------------------------------------------------------
 
 
 def test_the_loss_falls_on_eight_images(tmp_path, make_pictures):
@@ -214,7 +214,7 @@ def test_the_preview_scores_the_averaged_weights(tmp_path, pictures):
     assert run.metrics("val")["psnr"].item() == pytest.approx(psnr, abs=1e-4)
 
 
-# Bad steps ------------------------------------------------------------------------------------------------------------
+# Bad steps ----------------------------------------------------------------------------------------
 
 
 def poisoned(pictures, calls: set[int]):
@@ -266,7 +266,7 @@ def test_five_bad_steps_in_a_row_end_the_training_and_name_step_and_terms(tmp_pa
     assert not run.finished
 
 
-# Errors ---------------------------------------------------------------------------------------------------------------
+# Errors -------------------------------------------------------------------------------------------
 
 
 def test_images_that_are_not_the_configs_are_one_clear_line_and_write_nothing(
