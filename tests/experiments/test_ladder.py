@@ -1,4 +1,4 @@
-"""The ladder: rows that saw the same number of images, scored on images they did not see, and found again when done."""
+"""The ladder: rows that saw the same number of images, scored on others, found again when done."""
 
 import runpy
 
@@ -32,15 +32,13 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def climbed(source, tmp_path_factory):
     """A ladder of two rungs, its table, and what it said."""
-    ladder, told = (
-        Ladder("test", source=source, runs=tmp_path_factory.mktemp("runs"), device="cpu"),
-        [],
-    )
-    return ladder, climb([ladder], rungs=["kl", "hog"], told=told.append), told
+    ladder = Ladder("test", source=source, runs=tmp_path_factory.mktemp("runs"), device="cpu")
+    lines = []
+    return ladder, climb([ladder], rungs=["kl", "hog"], write=lines.append), lines
 
 
 def test_a_row_for_each_rung_with_and_without_tuning_on_the_same_number_of_images(climbed):
-    ladder, table, told = climbed
+    ladder, table, lines = climbed
     assert list(zip(table["rung"], table["tuned"])) == [
         ("kl", False),
         ("kl", True),
@@ -69,7 +67,7 @@ def test_a_row_for_each_rung_with_and_without_tuning_on_the_same_number_of_image
         == tuned.config["losses"]["perceptual"]
         == "squeezenet"
     )
-    assert [line.partition(":")[0] for line in told] == table["run"].tolist()
+    assert [line.partition(":")[0] for line in lines] == table["run"].tolist()
 
 
 def test_scores_are_of_the_test_images_and_stay_with_the_row(climbed):
