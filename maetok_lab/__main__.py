@@ -1,46 +1,33 @@
-"""The command line: `python -m maetok_lab COMMAND`. Model settings are notebook parameters, never flags."""
+"""The command line: `python -m maetok_lab COMMAND`.
+
+Settings of models are parameters of a notebook, never flags. Each command imports what it needs:
+`--help` takes no longer than to import torch.
+"""
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-from maetok_lab.config import override
-from maetok_lab.runs import Run, checked_name, list_runs, runs_root
-from maetok_lab.runs.locks import RunLocked
-from maetok_lab.runs.prune import prunable, prune
-from maetok_lab.workflow import NotebookFailed, run_notebook, sweep
-from maetok_lab.workflow.doctor import Examination, examine
-from maetok_lab.workflow.parameters import Parameter, parse_parameters, read_parameters
-from maetok_lab.workflow.spec import read_spec
 
 
 def parser() -> argparse.ArgumentParser:
     """What the command line understands."""
     top = argparse.ArgumentParser(prog="python -m maetok_lab", description=__doc__.splitlines()[0])
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
     run = commands.add_parser("run", help="run a notebook, or say that it is finished")
     run.add_argument(
         "notebook", help="such as notebooks/00_start_here.ipynb; `show` it to see its parameters"
     )
     run.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters"
-    )
-    run.add_argument(
         "-o", metavar="OUTPUT", dest="output", help="folder for the executed copy, or a name.ipynb"
     )
-    swept = commands.add_parser(
+    sweep = commands.add_parser(
         "sweep", help="run a notebook over many sets of parameters; again: continue"
     )
-    swept.add_argument(
-        "spec", help="a TOML file: notebook, [fixed], and [grid], [[list]] or [random]"
-    )
-    swept.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters"
-    )
-    swept.add_argument(
+    sweep.add_argument("spec", help="a TOML file: notebook, [fixed], and [grid] or [[list]]")
+    sweep.add_argument(
         "--on", choices=["local", "slurm"], default="local", help="this machine, or a Slurm cluster"
     )
     listing = commands.add_parser("list", help="all runs and their numbers")
@@ -49,48 +36,37 @@ def parser() -> argparse.ArgumentParser:
         help="one run's config and numbers, a sweep's table and logs, or a notebook's parameters",
     )
     show.add_argument("name", help="a run's name or folder, a sweep's name, or a notebook")
-    pruned = commands.add_parser(
+    prune = commands.add_parser(
         "prune", help="free superseded checkpoints of finished runs, and leftovers of kills"
     )
-    pruned.add_argument(
+    prune.add_argument(
         "--yes", action="store_true", help="remove them; without it they are only listed"
     )
     doctor = commands.add_parser(
         "doctor", help="whether this machine can do the work, and what to do if not"
     )
-    names = [field.name for field in dataclasses.fields(Examination) if field.name != "runs"]
-    told = f"one of {', '.join(names)}"
-    doctor.add_argument(
-        "-p",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        dest="parameters",
-        help=told,
-    )
-    for command in (swept, listing, show, pruned, doctor):
+
+    for command in (sweep, listing, show, prune, doctor):
         command.add_argument("--runs", metavar="FOLDER", help="where runs live (default: runs/)")
+    for command in (run, sweep, doctor):
+        pairs = command.add_argument(
+            "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters"
+        )
+    pairs.help = "one of source, image_size, device"  # of doctor; others are the notebook's
     return top
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0; 1 if something failed or runs elsewhere; 2 for a wrong argument; 130 for ^C."""
-    arguments = parser().parse_args(words)
+    """Run one command -> exit code.
+
+    0; 1 if something failed or runs elsewhere; 2 for a wrong argument; 130 for ^C.
+    """
+    arguments = parser().parse_args(words)  # --help ends here
+    from maetok_lab.runs.locks import RunLocked
+    from maetok_lab.workflow.execute import NotebookFailed
+
     try:
-        if arguments.command == "run":
-            given = parse_parameters(read_parameters(arguments.notebook), arguments.parameters)
-            run_notebook(arguments.notebook, arguments.output, **given)
-        elif arguments.command == "sweep":
-            return _sweep(arguments)
-        elif arguments.command == "list":
-            _list(arguments.runs)
-        elif arguments.command == "prune":
-            _prune(arguments.runs, arguments.yes)
-        elif arguments.command == "doctor":
-            return _doctor(arguments)
-        else:
-            _show(arguments.name, arguments.runs)
+        return COMMANDS[arguments.command](arguments)
     except (ValueError, TypeError, FileNotFoundError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
@@ -99,86 +75,123 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from maetok_lab.workflow.parameters import parse_parameters, read_defaults
+    from maetok_lab.workflow.run import run_notebook
+
+    parameters = parse_parameters(read_defaults(arguments.notebook), arguments.parameters)
+    run_notebook(arguments.notebook, arguments.output, **parameters)
     return 0
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    declared = read_parameters(read_spec(arguments.spec).notebook)
-    spec = read_spec(arguments.spec, parse_parameters(declared, arguments.parameters))
+    from maetok_lab.workflow import sweep
+    from maetok_lab.workflow.parameters import parse_parameters, read_defaults
+    from maetok_lab.workflow.spec import read_spec
+
+    defaults = read_defaults(read_spec(arguments.spec).notebook)
+    spec = read_spec(arguments.spec, parse_parameters(defaults, arguments.parameters))
     try:
         result = sweep(spec, runs=arguments.runs, on=arguments.on)
     except KeyboardInterrupt:
         print("stopped; the same command continues")
         raise
-    short = result.table.drop(columns=["folder", "log"]).dropna(axis=1, how="all")
-    print(short.astype(object).fillna("").to_string())
-    if result.best is not None:
-        print(
-            f"best {spec.quality}: entry {result.best.name}, {result.best[spec.quality]:.4g}, in {result.best['folder']}"
-        )
+
+    # The table without what is empty everywhere, then the two things one looks for.
+    table = result.table.drop(columns=["folder", "log"]).dropna(axis=1, how="all")
+    print(table.astype(object).fillna("").to_string())
+    best = result.best
+    if best is not None:
+        score = f"{best[spec.quality]:.4g}"
+        print(f"best {spec.quality}: entry {best.name}, {score}, in {best['folder']}")
     for number, row in result.failed.iterrows():
         print(f"entry {number} failed: {row['error']}\n  log {row['log']}")
     print(f"Where to look: {result.folder}")
-    return 1 if len(result.failed) else 0
+    return int(len(result.failed) > 0)
 
 
-def _prune(runs: str | None, yes: bool) -> None:
-    found = prunable(runs)
-    for _, row in found.iterrows():
-        print(f"{row['bytes'] / 1e6:10.1f} MB  {row['run']}: {row['what']}")
-    if found.empty:
-        print(f"nothing to free in {runs_root(runs)}")
-    elif yes:
-        print(f"freed {prune(found) / 1e6:.1f} MB")
+def _list(arguments: argparse.Namespace) -> int:
+    from maetok_lab.runs import list_runs, runs_root
+
+    table = list_runs(arguments.runs)
+    if table.empty:
+        print(f"no runs in {runs_root(arguments.runs)}")
     else:
-        print(
-            f"{found['bytes'].sum() / 1e6:.1f} MB can be freed: the same command with --yes does it"
-        )
+        print(table.to_string(index=False))
+    return 0
 
 
-def _doctor(arguments: argparse.Namespace) -> int:
-    defaults = {
-        field.name: field.default
-        for field in dataclasses.fields(Examination)
-        if field.name != "runs"
-    }
-    declared = {name: Parameter(name, default, "") for name, default in defaults.items()}
-    asked = override(
-        Examination(runs=arguments.runs), parse_parameters(declared, arguments.parameters)
-    )
-    verdicts = []
-    for verdict in examine(asked):
-        print(verdict, flush=True)
-        verdicts.append(verdict.verdict)
-    return 1 if "bad" in verdicts else 0
+def _show(arguments: argparse.Namespace) -> int:
+    from maetok_lab.runs import Run, checked_name, runs_root
+    from maetok_lab.workflow.parameters import read_parameters
 
-
-def _list(runs: str | None) -> None:
-    found = list_runs(runs)
-    print(found.to_string(index=False) if len(found) else f"no runs in {runs_root(runs)}")
-
-
-def _show(name: str, runs: str | None) -> None:
+    name = arguments.name
     if name.endswith(".ipynb"):
         for parameter in read_parameters(name).values():
             print(f"{parameter.name} = {parameter.default!r}  # {parameter.description}")
-        return
-    sweep_table = runs_root(runs) / "sweeps" / name / "table.csv"
+        return 0
+    sweep_table = runs_root(arguments.runs) / "sweeps" / name / "table.csv"
     if Path(name).name == name and sweep_table.exists():
         print(f"sweep {name}, {sweep_table.parent}\n{sweep_table.read_text()}", end="")
-        return
-    run = Run(name if Path(name).is_dir() else runs_root(runs) / checked_name(name))
+        return 0
+
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = runs_root(arguments.runs) / checked_name(name)
+    run = Run(folder)
     state = "finished" if run.finished else "not finished"
     print(f"{run.folder}: {run.class_name}, {state}, fingerprint {run.fingerprint}")
-    for title, content in (
-        ("config", run.config),
-        ("provenance", run.provenance),
-        ("summary", run.summary),
-    ):
-        print(f"{title}: {json.dumps(content, indent=2)}")
+    for title in ("config", "provenance", "summary"):
+        print(f"{title}: {json.dumps(getattr(run, title), indent=2)}")
     events = run.metrics()
     if len(events):
         print(f"last of {len(events)} logged events: {events.iloc[-1].dropna().to_dict()}")
+    return 0
+
+
+def _prune(arguments: argparse.Namespace) -> int:
+    from maetok_lab.runs import runs_root
+    from maetok_lab.runs.prune import prunable, prune
+
+    table = prunable(arguments.runs)
+    for _, row in table.iterrows():
+        print(f"{row['bytes'] / 1e6:10.1f} MB  {row['run']}: {row['what']}")
+    if table.empty:
+        print(f"nothing to free in {runs_root(arguments.runs)}")
+    elif arguments.yes:
+        print(f"freed {prune(table) / 1e6:.1f} MB")
+    else:
+        size = table["bytes"].sum() / 1e6
+        print(f"{size:.1f} MB can be freed: the same command with --yes does it")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from maetok_lab.config import override, to_json
+    from maetok_lab.data.images import open_images
+    from maetok_lab.workflow.doctor import Examination, examine
+    from maetok_lab.workflow.parameters import parse_parameters
+
+    defaults = Examination(runs=arguments.runs)
+    options = override(defaults, parse_parameters(to_json(defaults), arguments.parameters))
+    exit_code = 0
+    for verdict in examine(options, open_images):
+        print(verdict, flush=True)
+        if verdict.verdict == "bad":
+            exit_code = 1
+    return exit_code
+
+
+COMMANDS = {
+    "run": _run,
+    "sweep": _sweep,
+    "list": _list,
+    "show": _show,
+    "prune": _prune,
+    "doctor": _doctor,
+}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a sweep knows of its entries: states, numbers and errors as one table, shown live and kept on disk."""
+"""What a sweep knows of its entries: states, numbers and errors as a table, live and on disk."""
 
 import dataclasses
 import sys
@@ -14,8 +14,7 @@ from maetok_lab.workflow.execute import clock
 from maetok_lab.workflow.run import NotebookCall, NotebookResult, stored_result
 from maetok_lab.workflow.spec import SweepSpec
 
-State = Literal["waiting", "running", "done", "failed"]
-SHOWN_ROWS = 40  # of a live table; the file has all
+MAX_ROWS = 40  # of a live table; the file has all
 SECONDS_BETWEEN_TABLES = 2.0
 
 
@@ -24,58 +23,68 @@ class Entry:
     """One set of parameters: what will run, how far it is, and what came of it."""
 
     number: int
-    parameters: dict[str, Any]
+    parameters: dict[str, Any]  # the swept ones
     call: NotebookCall
     log: Path
-    state: State = "waiting"
+    state: Literal["waiting", "running", "done", "failed"] = "waiting"
     error: str | None = None
     tries: int = 0
-    not_before: float = 0.0
+    not_before: float = 0.0  # on the monotonic clock
     result: NotebookResult | None = None
 
     def look(self) -> bool:
         """Take the stored result if there is a valid one; whether there is."""
         self.result = stored_result(self.call, tell=False)
-        if self.result is not None:
-            self.state, self.error = "done", None
-        return self.result is not None
+        if self.result is None:
+            return False
+        self.state = "done"
+        self.error = None
+        return True
 
-    def where(self) -> str:
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """What it reported; {} while it is not done."""
+        return self.result.numbers if self.result else {}
+
+    def activity(self) -> str:
         """What it does just now, from its heartbeat, or what went wrong."""
-        heartbeat = self.call.folder / "heartbeat.json"
-        if self.state == "running" and heartbeat.exists():
+        if self.state == "running":
             try:
-                beat = read_json(heartbeat)
-            except (OSError, ValueError):
+                beat = read_json(self.call.folder / "heartbeat.json")
+            except (OSError, ValueError):  # not there yet, or no more
                 return ""
             return f"{clock(beat['seconds'])} {beat['section']}"
         return self.error or ""
 
 
 def table(entries: Sequence[Entry]) -> pd.DataFrame:
-    """One row an entry: swept parameters, state, seconds, every number it reported, error, its folder and its log."""
+    """One row an entry.
+
+    Its swept parameters, state, seconds, every number it reported, error, folder and log.
+    """
     rows = []
     for entry in entries:
-        numbers = entry.result.numbers if entry.result else {}
-        row = {"entry": entry.number, **entry.parameters, "state": entry.state}
-        row |= {"seconds": entry.result.seconds if entry.result else None}
-        row |= {
-            f"reported {name}" if name in row else name: value for name, value in numbers.items()
-        }
-        rows.append(
-            row | {"error": entry.error, "folder": str(entry.call.folder), "log": str(entry.log)}
-        )
+        row = {"entry": entry.number, **entry.parameters, "state": entry.state, "seconds": None}
+        if entry.result:
+            row["seconds"] = entry.result.seconds
+        for name, value in entry.numbers.items():
+            # a number may have the name of a parameter
+            row[f"reported {name}" if name in row else name] = value
+        last = {"error": entry.error, "folder": str(entry.call.folder), "log": str(entry.log)}
+        rows.append(row | last)
     frame = pd.DataFrame(rows).set_index("entry")
-    last = [name for name in ("error", "folder", "log") if name in frame]
-    return frame[[name for name in frame.columns if name not in last] + last]
+    # entries that are not done have no numbers: theirs would come last
+    first = [name for name in frame.columns if name not in last]
+    return frame[[*first, *last]]
 
 
 class Board:
-    """Shows the table as it changes: rewritten in place in a notebook or terminal, else one line an event."""
+    """Shows the table: rewritten in place in a notebook or terminal, else one line an event."""
 
     def __init__(self, spec: SweepSpec, path: Path):
-        self.spec, self.path = spec, path
-        self._shown = float("-inf")
+        self.spec = spec
+        self.path = path
+        self._last_update = float("-inf")
         self._lines = 0
         self._display = _notebook_display()
         self._terminal = self._display is None and sys.stdout.isatty()
@@ -89,41 +98,39 @@ class Board:
 
     def show(self, entries: Sequence[Entry], *, now: bool = False) -> None:
         """Draw the live table anew, at most every two seconds unless `now`."""
-        if time.monotonic() - self._shown < SECONDS_BETWEEN_TABLES and not now:
+        if time.monotonic() - self._last_update < SECONDS_BETWEEN_TABLES and not now:
             return
-        self._shown = time.monotonic()
+        self._last_update = time.monotonic()
         if self._display is not None:
             self._display.update(self.frame(entries))
         elif self._terminal:
-            text = self.frame(entries).to_string(max_rows=SHOWN_ROWS, line_width=None)
-            up = f"\x1b[{self._lines}F\x1b[J" if self._lines else ""
-            print(up + text, flush=True)
+            text = self.frame(entries).to_string(max_rows=MAX_ROWS, line_width=None)
+            if self._lines:  # up to where the last table began, and erase what is below
+                text = f"\x1b[{self._lines}F\x1b[J{text}"
+            print(text, flush=True)
             self._lines = len(text.splitlines())
 
     def frame(self, entries: Sequence[Entry]) -> pd.DataFrame:
-        """The live table: swept parameters, state, seconds, quality and speed, and what each does just now."""
+        """The live table: what was swept and scored, and what each entry does just now."""
         whole = table(entries)
-        wanted = [*self.spec.swept, "state", "seconds", self.spec.quality, self.spec.speed]
-        short = whole[[name for name in wanted if name in whole]]
-        return short.astype(object).assign(now=[entry.where()[:70] for entry in entries]).fillna("")
+        columns = [*self.spec.swept, "state", "seconds", self.spec.quality, self.spec.speed]
+        short = whole[[name for name in columns if name in whole]].astype(object)
+        return short.assign(now=[entry.activity()[:70] for entry in entries]).fillna("")
 
     def _line(self, entry: Entry, entries: Sequence[Entry]) -> str:
-        done = sum(other.state == "done" for other in entries)
-        given = ", ".join(f"{name}={value!r}" for name, value in entry.parameters.items())
-        said = f"[{done}/{len(entries)} done] entry {entry.number} ({given}): {entry.state}"
-        if entry.result and entry.state == "done":
-            numbers = {
-                name: entry.result.numbers.get(name)
-                for name in (self.spec.quality, self.spec.speed)
-                if name
-            }
-            said += f" in {clock(entry.result.seconds)}"
-            said += "".join(
-                f", {name} {value:.4g}"
-                for name, value in numbers.items()
-                if isinstance(value, int | float)
-            )
-        return said + (f", {entry.error}" if entry.error else "")
+        """Such as "[3/8 done] entry 2 (scale=3.0): done in 0:12, best_kid 0.24"."""
+        num_done = sum(each.state == "done" for each in entries)
+        parameters = ", ".join(f"{name}={value!r}" for name, value in entry.parameters.items())
+        line = (
+            f"[{num_done}/{len(entries)} done] entry {entry.number} ({parameters}): {entry.state}"
+        )
+        if entry.state == "done":
+            line += f" in {clock(entry.result.seconds)}"
+            for name in (self.spec.quality, self.spec.speed):
+                value = entry.numbers.get(name)
+                if isinstance(value, int | float):
+                    line += f", {name} {value:.4g}"
+        return line + (f", {entry.error}" if entry.error else "")
 
 
 def _notebook_display() -> Any:

@@ -1,7 +1,8 @@
-"""Entries of a sweep as jobs of a Slurm cluster, through submitit.
+"""Entries of a sweep, and trainings, as jobs of a Slurm cluster, through submitit.
 
-The runs folder must be on a file system that all nodes see. A job tells how it ended in a JSON file of its own, so
-nothing that a job wrote is ever unpickled here; submitit's pickles are read by the jobs alone.
+The runs folder must be on a file system that all nodes see. A job says how it ended in a JSON file
+of its own, so nothing that a job wrote is ever unpickled here; submitit's pickles are read by the
+jobs alone.
 """
 
 import subprocess
@@ -20,7 +21,10 @@ QUEUE_SECONDS = 10.0  # between two questions to Slurm
 
 
 class EntryJob:
-    """What a job runs. When it is preempted or out of time, submitit queues it again, and its runs go on where they were."""
+    """What a job runs.
+
+    When it is preempted or out of time, submitit queues it again, and its runs go on.
+    """
 
     def __call__(self, job: dict[str, Any], answer: str) -> None:
         write_json(answer, run_entry(job))
@@ -33,45 +37,53 @@ class EntryJob:
 
 
 class SlurmPool:
-    """One Slurm job an entry, submitted together as an array. `jobs.json` remembers them: a sweep that was stopped finds
-    those that are still queued or running again.
+    """One Slurm job an entry, submitted together as an array.
+
+    `jobs.json` remembers them: a sweep that was stopped waits for those that are still queued.
     """
 
     def __init__(self, config: SlurmConfig, folder: Path, *, cluster: str = "slurm"):
-        self.config, self.folder = config, folder / "slurm"
+        self.config = config
+        self.folder = folder / "slurm"
         self._executor = make_executor(config, self.folder, cluster=cluster)
         self._record = self.folder / "jobs.json"
-        self._known: dict[str, str] = read_json(self._record) if self._record.exists() else {}
+        self._job_ids: dict[str, str] = {}  # by entry
+        if self._record.exists():
+            self._job_ids = read_json(self._record)
+        # by Slurm's id: the job, and when it was last seen in the queue
         self._running: dict[str, tuple[Job, float]] = {}
-        self._asked = float("-inf")
+        self._last_look = float("-inf")
 
     def free(self) -> int:
         """As many as there are: the cluster queues them."""
         return 1_000_000
 
     def start(self, jobs: list[Job]) -> None:
-        """Submit jobs as one array; one that is queued or running since an earlier call is only waited for."""
+        """Submit jobs as one array; one that is still queued is only waited for."""
         queued = queued_jobs() or set()
         new = []
         for job in jobs:
-            known = self._known.get(_key(job))
-            if known in queued:
-                self._running[known] = job, time.monotonic()
+            job_id = self._job_ids.get(_key(job))
+            if job_id in queued:
+                self._running[job_id] = job, time.monotonic()
             else:
                 new.append(job)
         if not new:
             return
-        for job in new:
-            self._answer(job).unlink(missing_ok=True)
+
+        # The array is sent when the `with` ends; only then do its jobs have ids.
+        submitted = []
         with self._executor.batch():
-            submitted = [
-                self._executor.submit(EntryJob(), _told(job), str(self._answer(job))) for job in new
-            ]
+            for job in new:
+                answer = self._answer(job)
+                answer.unlink(missing_ok=True)
+                entry = {"notebook": job.notebook, "parameters": job.parameters}
+                submitted.append(self._executor.submit(EntryJob(), entry, str(answer)))
         for job, sent in zip(new, submitted):
             self._running[sent.job_id] = job, time.monotonic()
-            self._known[_key(job)] = sent.job_id
+            self._job_ids[_key(job)] = sent.job_id
             _link(Path(job.log), Path(sent.paths.stdout))
-        write_json(self._record, self._known)
+        write_json(self._record, self._job_ids)
 
     def wait(self, seconds: float) -> list[Outcome]:
         """What ended by now, after `seconds` if nothing has."""
@@ -85,32 +97,34 @@ class SlurmPool:
         """Cancel what is queued or running; the sweep can be continued."""
         if self._running:
             subprocess.run(["scancel", *self._running], check=False, capture_output=True)
-        self._running = {}
+        self._running.clear()
 
     def _ended(self) -> list[Outcome]:
         outcomes = []
         self._look_at_queue()
-        for number, (job, seen) in list(self._running.items()):
+        for job_id, (job, last_seen) in list(self._running.items()):
             answer = self._answer(job)
             if answer.exists():
                 outcomes.append(Outcome(job.number, **read_json(answer)))
-            elif time.monotonic() - seen > 60 * self.config.patience_minutes:
-                told = f"Slurm job {number} left the queue without a result (cancelled, out of memory or lost); see its log"
-                outcomes.append(Outcome(job.number, "failed", told))
-            else:
-                continue
-            del self._running[number]
+                del self._running[job_id]
+            elif time.monotonic() - last_seen > 60 * self.config.patience_minutes:
+                message = (
+                    f"Slurm job {job_id} left the queue without a result "
+                    "(cancelled, out of memory or lost); see its log"
+                )
+                outcomes.append(Outcome(job.number, "failed", message))
+                del self._running[job_id]
         return outcomes
 
     def _look_at_queue(self) -> None:
-        """Note when each job was last seen in the queue. While Slurm does not answer, none counts as gone."""
-        if time.monotonic() - self._asked < QUEUE_SECONDS:
+        """Note when each job was last queued. While Slurm does not answer, none counts as gone."""
+        if time.monotonic() - self._last_look < QUEUE_SECONDS:
             return
-        self._asked = time.monotonic()
+        self._last_look = time.monotonic()
         queued = queued_jobs()
-        for number, (job, _) in self._running.items():
-            if queued is None or number in queued:
-                self._running[number] = job, self._asked
+        for job_id, (job, _) in self._running.items():
+            if queued is None or job_id in queued:
+                self._running[job_id] = job, self._last_look
 
     def _answer(self, job: Job) -> Path:
         return self.folder / "answers" / f"{_key(job)}.json"
@@ -119,7 +133,10 @@ class SlurmPool:
 def make_executor(
     config: SlurmConfig, folder: Path, *, cluster: str = "slurm", nodes: int = 1
 ) -> Any:
-    """submitit's executor with what `config` asks for. Raises ImportError without submitit, RuntimeError without Slurm."""
+    """submitit's executor that asks for what `config` says.
+
+    Raises ImportError without submitit, RuntimeError without Slurm.
+    """
     try:
         import submitit
     except ImportError:
@@ -127,46 +144,48 @@ def make_executor(
             "jobs on a cluster need submitit: pip install 'maetok-lab[cluster]'"
         ) from None
     executor = submitit.AutoExecutor(folder=folder / "%j", cluster=cluster)
-    asked = {
+    request = {
         "name": "maetok-lab",
         "timeout_min": config.minutes,
         "cpus_per_task": config.cpus,
         "nodes": nodes,
+        "tasks_per_node": 1,
+        "gpus_per_node": config.gpus,
+        "slurm_setup": list(config.setup),
     }
-    asked |= {"tasks_per_node": 1, "gpus_per_node": config.gpus, "slurm_setup": list(config.setup)}
-    asked |= {"mem_gb": config.memory_gb} if config.memory_gb else {}
-    asked |= {"slurm_partition": config.partition} if config.partition else {}
-    asked |= {"slurm_array_parallelism": config.at_once} if config.at_once else {}
-    executor.update_parameters(**asked)
+    # What is None is left to the cluster, which has defaults of its own.
+    optional = {
+        "mem_gb": config.memory_gb,
+        "slurm_partition": config.partition,
+        "slurm_array_parallelism": config.at_once,
+    }
+    request |= {name: value for name, value in optional.items() if value}
+    executor.update_parameters(**request)
     return executor
 
 
 class TrainingJob:
-    """What a job of several processes runs on each of its nodes: torchrun, which starts the processes there.
+    """What a training's job runs on each of its nodes: torchrun, which starts the processes there.
 
-    The nodes meet at the first one. A worker that dies ends the job; submitted again it continues from the last checkpoint.
-    So does a job that was preempted or ran out of time: submitit queues it anew.
+    A process that dies ends the job; submitted again it continues from the last checkpoint. So does
+    a job that was preempted or ran out of time: submitit queues it anew.
     """
 
     def __init__(self, command: Sequence[str], processes: int):
-        self.command, self.processes = list(command), processes
+        self.command = list(command)
+        self.processes = processes  # on each node
 
     def __call__(self) -> int:
         import submitit
 
-        where = submitit.JobEnvironment()
-        port = 20000 + int(where.raw_job_id) % 20000  # jobs that share a node must not meet
-        meet = [
-            "--rdzv-backend",
-            "c10d",
-            "--rdzv-id",
-            where.raw_job_id,
-            "--rdzv-endpoint",
-            f"{where.hostnames[0]}:{port}",
-        ]
-        nodes = ["--nnodes", str(where.num_nodes), "--nproc-per-node", str(self.processes)]
-        command = [sys.executable, "-m", "torch.distributed.run", *nodes, *meet, *self.command]
-        return subprocess.run(command, check=True).returncode
+        # The nodes meet at the first one, at a port that jobs on the same node do not share.
+        job = submitit.JobEnvironment()
+        port = 20000 + int(job.raw_job_id) % 20000
+        torchrun = [sys.executable, "-m", "torch.distributed.run"]
+        torchrun += ["--nnodes", str(job.num_nodes), "--nproc-per-node", str(self.processes)]
+        torchrun += ["--rdzv-backend", "c10d", "--rdzv-id", job.raw_job_id]
+        torchrun += ["--rdzv-endpoint", f"{job.hostnames[0]}:{port}"]
+        return subprocess.run([*torchrun, *self.command], check=True).returncode
 
     def checkpoint(self) -> Any:
         """submitit's hook."""
@@ -184,33 +203,28 @@ def submit_training(
     processes: int | None = None,
     cluster: str = "slurm",
 ) -> Any:
-    """Submit a training script (`command`: its path and arguments) to run in `processes` a node, by default one a GPU.
+    """Submit a training script (`command`: its path and arguments), `processes` on each node.
 
-    The script trains into a run, so that submitting it again continues. -> submitit's job: `result()` waits and raises what
-    went wrong, `cancel()`, `stdout()`; logs are in `folder`.
+    By default that is one a GPU. The script trains into a run, so that submitting it again
+    continues. -> submitit's job: `result()` waits and raises what went wrong, `cancel()`,
+    `stdout()`; logs are in `folder`.
     """
-    processes = processes or max(1, config.gpus)
-    return make_executor(config, folder, cluster=cluster, nodes=nodes).submit(
-        TrainingJob(command, processes)
-    )
+    training = TrainingJob(command, processes or max(1, config.gpus))
+    return make_executor(config, folder, cluster=cluster, nodes=nodes).submit(training)
 
 
 def queued_jobs() -> set[str] | None:
-    """Ids of this user's jobs that Slurm still has, "12" or "12_3" in an array; None while it does not answer."""
+    """Ids of this user's jobs that Slurm has, "12" or "12_3" in an array; None if it is silent."""
+    command = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
     try:
-        command = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        queue = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
-    return set(done.stdout.split()) if done.returncode == 0 else None
+    return set(queue.stdout.split()) if queue.returncode == 0 else None
 
 
 def _key(job: Job) -> str:
     return Path(job.log).stem
-
-
-def _told(job: Job) -> dict[str, Any]:
-    return {"notebook": job.notebook, "parameters": job.parameters}
 
 
 def _link(log: Path, target: Path) -> None:

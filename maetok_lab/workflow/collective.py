@@ -1,4 +1,7 @@
-"""One sum across processes, timed: what `doctor` starts under torchrun. It imports torch alone, to start fast."""
+"""One sum across processes, timed: what `doctor` starts under torchrun.
+
+It imports torch alone, to start fast.
+"""
 
 import json
 import sys
@@ -12,25 +15,32 @@ REPEATS = 5
 
 
 def main() -> None:
-    """Sum over all processes; the first one prints how many there were, whether the sum is right, and the speed."""
-    backend = "nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    dist.init_process_group(backend)
-    rank, world = dist.get_rank(), dist.get_world_size()
-    device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
+    """Sum over all processes; the first one prints how many there were and how fast it was."""
+    on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
+    dist.init_process_group("nccl" if on_gpus else "gloo")
+    rank = dist.get_rank()
+    world_size = dist.get_world_size()
+    device = torch.device("cuda", rank) if on_gpus else torch.device("cpu")
+
+    # 1 + 2 + ... + world_size; the first sum also makes the connections, and is not timed
     values = torch.full((NUMBERS,), float(rank + 1), device=device)
     dist.all_reduce(values)
-    right = bool((values == world * (world + 1) / 2).all())
+    right = bool((values == world_size * (world_size + 1) / 2).all())
     started = time.perf_counter()
     for _ in range(REPEATS):
         dist.all_reduce(values)
-    if backend == "nccl":
+    if on_gpus:
         torch.cuda.synchronize()
-    speed = REPEATS * 4 * NUMBERS / (time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+
     if rank == 0:
-        json.dump(
-            {"processes": world, "backend": backend, "right": right, "bytes_per_second": speed},
-            sys.stdout,
-        )
+        facts = {
+            "processes": world_size,
+            "backend": dist.get_backend(),
+            "right": right,
+            "bytes_per_second": REPEATS * values.nbytes / seconds,
+        }
+        json.dump(facts, sys.stdout)
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Whether this machine can do the work: one check after the other, each with a plain verdict and what to do."""
+"""Whether this machine can do the work: check by check a plain verdict, and what to do."""
 
 import dataclasses
 import importlib.metadata
@@ -12,289 +12,252 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-import torchvision
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from maetok_lab.data.images import open_images
 from maetok_lab.device import describe, has_fast_bf16, physical_cores, pick_device, pick_precision
 from maetok_lab.runs import Run, runs_root
 from maetok_lab.workflow import collective
 
-FREE_GB = (1.0, 10.0)  # below the first nothing can be trained, below the second only small models
-DATA_SECONDS = 1.0
+TRAINABLE_GB = 1.0  # of free disk; with less nothing can be trained
+COMFORTABLE_GB = 10.0  # with less only small models
+DATA_SECONDS = 1.0  # of reading images
+SLOW_IMAGES = 100  # a second; fewer would keep even a small model waiting
 COLLECTIVE_SECONDS = 120
 BATCH = 64
+FUSED_KERNELS = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION")
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What a check found; `advice` says what to do when it is not "good"."""
+    """The result of a check."""
 
     check: str
     verdict: Literal["good", "fair", "bad"]
-    told: str
-    advice: str = ""
+    facts: str
+    advice: str = ""  # what to do when it is not "good"
 
     def __str__(self) -> str:
-        return f"{self.verdict:<5} {self.check}: {self.told}" + (
-            f"\n      -> {self.advice}" if self.advice else ""
-        )
+        line = f"{self.verdict:<5} {self.check}: {self.facts}"
+        return line + (f"\n      -> {self.advice}" if self.advice else "")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Examination:
-    """What to examine: where runs go, which images to read and at which size, which device."""
+    """What to examine."""
 
-    runs: str | None = None
-    source: str = "emoji"
-    image_size: int = 32
-    device: str = "auto"
+    runs: str | None = None  # where runs go
+    source: str = "emoji"  # which images to read
+    image_size: int = 32  # at which size
+    device: str = "auto"  # what to train on
 
 
-def examine(what: Examination) -> Iterator[Verdict]:
-    """Every check in turn; one that raises is a "bad" verdict with what was raised, and the rest goes on."""
-    for name, check in CHECKS.items():
+def examine(options: Examination, open_images: Callable[..., Any]) -> Iterator[Verdict]:
+    """Every check in turn; one that raises is a "bad" verdict, and the others go on.
+
+    `open_images` is the data package's: this one knows nothing of images.
+    """
+    checks = CHECKS | {"data": lambda options: check_data(options, open_images)}
+    for name, check in checks.items():
         try:
-            yield check(what)
+            yield check(options)
         except Exception as problem:
-            yield Verdict(
-                name,
-                "bad",
-                f"{type(problem).__name__}: {problem}",
-                "see the message; the other checks go on",
-            )
+            message = f"{type(problem).__name__}: {problem}"
+            yield Verdict(name, "bad", message, "see the message; the other checks go on")
 
 
-def check_python(what: Examination) -> Verdict:
+def check_python(options: Examination) -> Verdict:
     """The interpreter, and whether torch has a thread for each core it may use and no more."""
-    cores, threads = physical_cores(), torch.get_num_threads()
-    told = f"{platform.python_version()} at {sys.executable}, {threads} threads on {cores} cores"
+    cores = physical_cores()
+    threads = torch.get_num_threads()
+    facts = f"{platform.python_version()} at {sys.executable}, {threads} threads on {cores} cores"
     if threads > cores:
-        return Verdict(
-            "python", "fair", told, f"threads wait for each other: set OMP_NUM_THREADS={cores}"
-        )
-    return Verdict("python", "good", told)
+        advice = f"threads wait for each other: set OMP_NUM_THREADS={cores}"
+        return Verdict("python", "fair", facts, advice)
+    return Verdict("python", "good", facts)
 
 
-def check_torch(what: Examination) -> Verdict:
+def check_torch(options: Examination) -> Verdict:
     """Versions of torch and torchvision, and whether torch was built for a GPU that is there."""
+    import torchvision  # half a second, and only its version is needed
+
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
-    told = f"torch {torch.__version__} for {built}, torchvision {torchvision.__version__}"
+    facts = f"torch {torch.__version__} for {built}, torchvision {torchvision.__version__}"
     if shutil.which("nvidia-smi") and not torch.cuda.is_available():
-        return Verdict(
-            "torch",
-            "bad",
-            told + ", but no GPU can be used",
-            "install a torch built for this machine's CUDA driver",
-        )
-    return Verdict("torch", "good", told)
+        advice = "install a torch built for this machine's CUDA driver"
+        return Verdict("torch", "bad", f"{facts}, but no GPU can be used", advice)
+    return Verdict("torch", "good", facts)
 
 
-def check_device(what: Examination) -> Verdict:
+def check_device(options: Examination) -> Verdict:
     """What would be trained on, in which precision, and how much memory is free there."""
-    device = pick_device(what.device)
-    told = describe(device, pick_precision(device))
+    device = pick_device(options.device)
+    facts = describe(device, pick_precision(device))
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        told += f", {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+        facts += f", {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
         if free < 0.8 * total:
-            return Verdict(
-                "device", "fair", told, "another process holds memory there: nvidia-smi names it"
-            )
+            advice = "another process holds memory there: nvidia-smi names it"
+            return Verdict("device", "fair", facts, advice)
     if not has_fast_bf16(device):
-        return Verdict("device", "fair", told, "trainings run in fp32, at about half the speed")
-    return Verdict("device", "good", told)
+        return Verdict("device", "fair", facts, "trainings run in fp32, at about half the speed")
+    return Verdict("device", "good", facts)
 
 
-def check_kernels(what: Examination) -> Verdict:
+def check_kernels(options: Examination) -> Verdict:
     """Which fused attention kernels work here, compared with the plain computation."""
-    device = pick_device(what.device)
+    device = pick_device(options.device)
     dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
-    q = (
-        torch.sin(torch.arange(2 * 4 * 64 * 32, device=device, dtype=torch.float32))
-        .view(2, 4, 64, 32)
-        .to(dtype)
-    )
+    # Any numbers will do: 2 images, 4 heads, 64 tokens of 32 channels.
+    q = torch.sin(torch.arange(2 * 4 * 64 * 32, device=device, dtype=torch.float32))
+    q = q.view(2, 4, 64, 32).to(dtype)
     with sdpa_kernel(SDPBackend.MATH):
-        wanted = scaled_dot_product_attention(q, q, q)
-    right, wrong = [], []
-    for backend in (
-        SDPBackend.FLASH_ATTENTION,
-        SDPBackend.EFFICIENT_ATTENTION,
-        SDPBackend.CUDNN_ATTENTION,
-    ):
+        reference = scaled_dot_product_attention(q, q, q)
+    right = []
+    wrong = []
+    for name in FUSED_KERNELS:
         try:
-            with sdpa_kernel(backend):
-                difference = (scaled_dot_product_attention(q, q, q) - wanted).abs().max().item()
+            with sdpa_kernel(getattr(SDPBackend, name)):
+                difference = (scaled_dot_product_attention(q, q, q) - reference).abs().max()
         except RuntimeError:  # how torch says that a kernel is not there
             continue
-        (right if difference < 0.05 else wrong).append(backend.name.lower())
-    told = f"fused attention in {str(dtype).removeprefix('torch.')}: {', '.join(right) or 'none'}"
+        # bf16 rounds these values, up to 1, by 0.004
+        (right if difference < 0.05 else wrong).append(name.lower())
+
+    facts = f"fused attention in {str(dtype).removeprefix('torch.')}: {', '.join(right) or 'none'}"
     if wrong:
-        return Verdict(
-            "kernels",
-            "bad",
-            f"{told}; wrong results from {wrong}",
-            "update torch, or the GPU's driver",
-        )
-    return Verdict(
-        "kernels",
-        "good" if right else "fair",
-        told,
-        "" if right else "attention is slow: update torch",
-    )
+        advice = "update torch, or the GPU's driver"
+        return Verdict("kernels", "bad", f"{facts}; wrong results from {wrong}", advice)
+    if not right:
+        return Verdict("kernels", "fair", facts, "attention is slow: update torch")
+    return Verdict("kernels", "good", facts)
 
 
-def check_disk(what: Examination) -> Verdict:
+def check_disk(options: Examination) -> Verdict:
     """Free space where runs go."""
-    place = runs_root(what.runs).absolute()
+    place = runs_root(options.runs).absolute()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free / 1e9
-    told = f"{free:.1f} GB free at {place}"
-    if free < FREE_GB[0]:
-        return Verdict(
-            "disk",
-            "bad",
-            told,
-            "free some space: python -m maetok_lab prune, or choose another --runs folder",
-        )
-    if free < FREE_GB[1]:
-        return Verdict(
-            "disk",
-            "fair",
-            told,
-            "enough for small models; python -m maetok_lab prune frees old checkpoints",
-        )
-    return Verdict("disk", "good", told)
+    facts = f"{free:.1f} GB free at {place}"
+    if free < TRAINABLE_GB:
+        advice = "free some space: python -m maetok_lab prune, or choose another --runs folder"
+        return Verdict("disk", "bad", facts, advice)
+    if free < COMFORTABLE_GB:
+        advice = "enough for small models; python -m maetok_lab prune frees old checkpoints"
+        return Verdict("disk", "fair", facts, advice)
+    return Verdict("disk", "good", facts)
 
 
-def check_data(what: Examination) -> Verdict:
+def check_data(options: Examination, open_images: Callable[..., Any]) -> Verdict:
     """How many images a second the source gives to one process."""
-    images = open_images(what.source, split="train", image_size=what.image_size)
+    images = open_images(options.source, split="train", image_size=options.image_size)
     images.batch(torch.arange(min(BATCH, len(images))))  # the first reading may fill a cache
-    done, started = 0, time.perf_counter()
+    num_images = 0
+    started = time.perf_counter()
     while time.perf_counter() - started < DATA_SECONDS:
-        chosen = (torch.arange(BATCH) + done) % len(images)
-        images.batch(chosen)
-        done += BATCH
-    rate = done / (time.perf_counter() - started)
-    told = f"{len(images)} training images of {what.source}, {rate:,.0f} a second in one process at {what.image_size} px"
-    if rate < 100:
-        return Verdict(
-            "data",
-            "fair",
-            told,
-            "cache the latents once (write_latents), or raise `workers`; a faster disk helps",
-        )
-    return Verdict("data", "good", told)
-
-
-def check_collective(what: Examination) -> Verdict:
-    """A sum across processes: one a GPU where there are several, else two on the CPU."""
-    count = max(2, torch.cuda.device_count())
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        str(count),
-        collective.__file__,
-    ]
-    hidden = ["env", "CUDA_VISIBLE_DEVICES="] if torch.cuda.device_count() < 2 else []
-    done = subprocess.run(
-        [*hidden, *command], capture_output=True, text=True, timeout=COLLECTIVE_SECONDS, check=False
+        images.batch((torch.arange(BATCH) + num_images) % len(images))
+        num_images += BATCH
+    rate = num_images / (time.perf_counter() - started)
+    facts = (
+        f"{len(images)} training images of {options.source}, "
+        f"{rate:,.0f} a second in one process at {options.image_size} px"
     )
-    found = re.search(r"\{.*\}", done.stdout)
-    if done.returncode or not found:
-        last = (done.stderr.strip().splitlines() or ["nothing was printed"])[-1]
+    if rate < SLOW_IMAGES:
+        advice = "cache the latents once (write_latents), or raise `workers`; a faster disk helps"
+        return Verdict("data", "fair", facts, advice)
+    return Verdict("data", "good", facts)
+
+
+def check_collective(options: Examination) -> Verdict:
+    """A sum across processes: one a GPU where there are several, else two on the CPU."""
+    num_gpus = torch.cuda.device_count()
+    num_processes = max(2, num_gpus)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", str(num_processes), collective.__file__]
+    if num_gpus < 2:
+        command = ["env", "CUDA_VISIBLE_DEVICES=", *command]
+    process = subprocess.run(
+        command, capture_output=True, text=True, timeout=COLLECTIVE_SECONDS, check=False
+    )
+    # torchrun prints around it
+    answer = re.search(r"\{.*\}", process.stdout)
+    advice = "train in one process until this works"
+    if process.returncode or not answer:
+        lines = process.stderr.strip().splitlines() or ["nothing was printed"]
         return Verdict(
-            "collective",
-            "bad",
-            f"{count} processes failed: {last}",
-            "train in one process until this works",
+            "collective", "bad", f"{num_processes} processes failed: {lines[-1]}", advice
         )
-    answer = json.loads(found[0])
-    told = f"{answer['processes']} processes over {answer['backend']}, {answer['bytes_per_second'] / 1e6:,.0f} MB/s"
+
+    answer = json.loads(answer[0])
+    speed = f"{answer['bytes_per_second'] / 1e6:,.0f} MB/s"
+    facts = f"{answer['processes']} processes over {answer['backend']}, {speed}"
     if not answer["right"]:
-        return Verdict(
-            "collective",
-            "bad",
-            told + ", and the sum is wrong",
-            "train in one process until this works",
-        )
-    return Verdict("collective", "good", told)
+        return Verdict("collective", "bad", f"{facts}, and the sum is wrong", advice)
+    return Verdict("collective", "good", facts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Probe:
     """The config of the run that `check_run` makes and removes."""
 
-    size: int = 1000
+    size: int = 1000  # numbers in its checkpoint
 
 
-def check_run(what: Examination) -> Verdict:
+def check_run(options: Examination) -> Verdict:
     """Write a run with a checkpoint, read it back, and remove it."""
-    root, name = runs_root(what.runs), f"doctor-{os.getpid()}-{secrets.token_hex(4)}"
-    there = root.exists()
+    root = runs_root(options.runs)
+    name = f"doctor-{os.getpid()}-{secrets.token_hex(4)}"
+    existed = root.exists()
     tensor = torch.arange(Probe().size)
     try:
         with Run.open(name, Probe(), root=root) as run:
             run.save_checkpoint(1, {"model": {"w": tensor}}, {})
         same = torch.equal(Run(root / name).load_checkpoint(1).tensors["model"]["w"], tensor)
     except OSError as problem:
+        facts = f"{root} cannot be written: {problem.strerror or problem}"
         advice = "choose a folder that you may write to: --runs FOLDER"
-        return Verdict(
-            "runs", "bad", f"{root} cannot be written: {problem.strerror or problem}", advice
-        )
+        return Verdict("runs", "bad", facts, advice)
     finally:
+        # leave nothing behind, not even an empty runs folder
         shutil.rmtree(root / name, ignore_errors=True)
-        if not there and root.exists() and not any(root.iterdir()):
+        if not existed and root.exists() and not any(root.iterdir()):
             root.rmdir()
     if not same:
-        return Verdict(
-            "runs", "bad", f"a checkpoint in {root} came back changed", "do not use this disk"
-        )
+        facts = f"a checkpoint in {root} came back changed"
+        return Verdict("runs", "bad", facts, "do not use this disk")
     return Verdict("runs", "good", f"a run with a checkpoint was written to {root} and read back")
 
 
-def check_packages(what: Examination) -> Verdict:
+def check_packages(options: Examination) -> Verdict:
     """Optional packages that are not installed, by extra."""
     missing: dict[str, list[str]] = {}
     for line in importlib.metadata.requires("maetok-lab") or []:
-        found = re.match(r"([A-Za-z0-9._-]+).*extra == ['\"](\w+)['\"]", line)
-        if found and not _installed(found[1]):
-            missing.setdefault(found[2], []).append(found[1])
+        # such as "submitit>=1.5.2; extra == 'cluster'"
+        requirement = re.match(r"([A-Za-z0-9._-]+).*extra == ['\"](\w+)['\"]", line)
+        if requirement and not _installed(requirement[1]):
+            missing.setdefault(requirement[2], []).append(requirement[1])
     if not missing:
         return Verdict("packages", "good", "all optional packages are installed")
-    told = "; ".join(f"{extra}: {', '.join(names)}" for extra, names in missing.items())
-    return Verdict(
-        "packages",
-        "fair",
-        f"not installed, {told}",
-        f"pip install 'maetok-lab[{','.join(missing)}]'",
-    )
+    parts = [f"{extra}: {', '.join(names)}" for extra, names in missing.items()]
+    advice = f"pip install 'maetok-lab[{','.join(missing)}]'"
+    return Verdict("packages", "fair", f"not installed, {'; '.join(parts)}", advice)
 
 
-def check_slurm(what: Examination) -> Verdict:
+def check_slurm(options: Examination) -> Verdict:
     """Whether sweeps could go to a cluster from here."""
     if not shutil.which("sinfo"):
         return Verdict("slurm", "good", "no Slurm here: sweeps run on this machine")
     command = ["sinfo", "--noheader", "--format=%P %D nodes %T"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    if done.returncode:
-        return Verdict(
-            "slurm",
-            "fair",
-            f"sinfo fails: {done.stderr.strip()}",
-            "ask the cluster's administrators",
-        )
-    return Verdict("slurm", "good", "; ".join(done.stdout.strip().splitlines()) or "no partitions")
+    process = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    if process.returncode:
+        facts = f"sinfo fails: {process.stderr.strip()}"
+        return Verdict("slurm", "fair", facts, "ask the cluster's administrators")
+    partitions = process.stdout.strip().splitlines()
+    return Verdict("slurm", "good", "; ".join(partitions) or "no partitions")
 
 
 def _installed(package: str) -> bool:
@@ -312,7 +275,6 @@ CHECKS: dict[str, Callable[[Examination], Verdict]] = {
     "kernels": check_kernels,
     "disk": check_disk,
     "runs": check_run,
-    "data": check_data,
     "collective": check_collective,
     "packages": check_packages,
     "slurm": check_slurm,

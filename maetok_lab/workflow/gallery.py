@@ -1,4 +1,4 @@
-"""The pictures of a finished sweep: a gallery with one picture an entry, and quality against speed."""
+"""The pictures of a finished sweep: one picture an entry, and quality against speed."""
 
 import base64
 import io
@@ -12,35 +12,41 @@ from maetok_lab.plots.sweep import pareto_front, plot_gallery, plot_pareto
 from maetok_lab.workflow.parameters import read_cells
 from maetok_lab.workflow.spec import SweepSpec
 
-MOST_PICTURES = 48
+MAX_PICTURES = 48
 
 
 def write_summary(folder: Path, frame: pd.DataFrame, spec: SweepSpec) -> None:
-    """gallery.png of what the entries made, and pareto.png where quality and speed are known, into the sweep's folder."""
-    done = frame[frame["state"] == "done"]
+    """gallery.png of what the entries made, and pareto.png, into the sweep's folder.
+
+    The second one is written where quality and speed were reported.
+    """
+    finished = frame[frame["state"] == "done"]
     pictures = {}
-    for number, row in done.head(MOST_PICTURES).iterrows():
+    for number, row in finished.head(MAX_PICTURES).iterrows():
         picture = picture_of(Path(row["folder"]), folder / "pictures" / f"{number}.png")
         if picture:
             pictures[_title(number, row, spec)] = picture
     if pictures:
         _save(plot_gallery(pictures), folder / "gallery.png")
-    if spec.quality in done and spec.speed in done:
-        front = {
-            "quality": spec.quality,
-            "speed": spec.speed,
-            "larger_is_better": spec.larger_is_better,
-        }
-        if pareto_front(done, **front).any():
-            _save(plot_pareto(done, **front).figure, folder / "pareto.png")
+
+    if spec.quality in finished and spec.speed in finished:
+        columns = {"quality": spec.quality, "speed": spec.speed}
+        columns["larger_is_better"] = spec.larger_is_better
+        if pareto_front(finished, **columns).any():
+            _save(plot_pareto(finished, **columns).figure, folder / "pareto.png")
 
 
 def picture_of(folder: Path, target: Path) -> Path | None:
-    """An entry's picture: the newest sample of the runs it made, else the last figure of its notebook, put at `target`."""
-    runs = [folder / run for run in read_json(folder / "summary.json")["runs"]]
-    samples = [path for run in runs for path in (run / "samples").glob("*.png")]
+    """An entry's picture: the newest sample of the runs it made.
+
+    Else the last figure of its notebook, which is put at `target`.
+    """
+    samples: list[Path] = []
+    for run in read_json(folder / "summary.json")["runs"]:
+        samples += (folder / run / "samples").glob("*.png")
     if samples:
         return max(samples, key=lambda path: path.stat().st_mtime)
+
     for cell in reversed(read_cells(folder / "notebook.ipynb")):
         for output in reversed(cell.get("outputs", [])):
             data = output.get("data", {}).get("image/png")
@@ -51,13 +57,11 @@ def picture_of(folder: Path, target: Path) -> Path | None:
 
 
 def _title(number: int, row: pd.Series, spec: SweepSpec) -> str:
-    given = ", ".join(f"{name} {row[name]}" for name in spec.swept if name in row)
-    score = (
-        f"\n{spec.quality} {row[spec.quality]:.4g}"
-        if spec.quality in row and pd.notna(row[spec.quality])
-        else ""
-    )
-    return f"{number}: {given}{score}"
+    words = [f"{name} {row[name]}" for name in spec.swept if name in row]
+    title = f"{number}: {', '.join(words)}"
+    if spec.quality in row and pd.notna(row[spec.quality]):
+        title += f"\n{spec.quality} {row[spec.quality]:.4g}"
+    return title
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -1,7 +1,7 @@
-"""How a notebook tells its final numbers: `report` shows them in its last cell, `run_notebook` finds them there.
+"""How a notebook hands over its final numbers: `report` in its last cell, `collect` afterwards.
 
-The numbers travel in the cell's output under a MIME type of their own, so the same line works in JupyterLab, under
-plain papermill and in `run_notebook`.
+The numbers travel in the cell's output under a MIME type of their own, so the same line works in
+JupyterLab, under plain papermill and in `run_notebook`.
 """
 
 import html
@@ -17,13 +17,14 @@ MIME = "application/vnd.maetok-lab.summary+json"
 
 
 def report(*runs: Run | str | Path, **numbers: float | int | str | bool | None) -> None:
-    """Show a notebook's final `numbers` as a table, and the `runs` it made; the last cell of a notebook calls it.
+    """Show a notebook's final `numbers` as a table, and the `runs` it made.
 
-    Numbers may be tensors or numpy values of one element. Raises TypeError for anything that is no single value.
+    Numbers may be tensors or numpy values of one element. Raises TypeError for anything that is no
+    single value.
     """
     plain = {name: _scalar(name, value) for name, value in numbers.items()}
     folders = [str(getattr(run, "folder", run)) for run in runs]
-    text = table(plain, folders)
+    text = as_text(plain, folders)
     try:
         from IPython import get_ipython
         from IPython.display import display
@@ -31,22 +32,13 @@ def report(*runs: Run | str | Path, **numbers: float | int | str | bool | None) 
         return print(text)
     if get_ipython() is None:
         return print(text)
+    # Absolute, since whoever reads the notebook works in another folder.
     data = {"numbers": plain, "runs": [os.path.abspath(folder) for folder in folders]}
-    display({MIME: data, "text/html": _html(plain, folders), "text/plain": text}, raw=True)
-
-
-def table(numbers: Mapping[str, Any], runs: list[str]) -> str:
-    """The numbers as aligned lines of text, then one line a run."""
-    rows = [(name.replace("_", " "), _shown(value)) for name, value in numbers.items()]
-    width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join(
-        [f"  {name:<{width}}  {value}" for name, value in rows]
-        + [f"  run {folder}" for folder in runs]
-    )
+    display({MIME: data, "text/html": _as_html(plain, folders), "text/plain": text}, raw=True)
 
 
 def collect(cells: list[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
-    """What the `report` calls of an executed notebook said: all numbers, and the folders of all runs."""
+    """What the `report` calls of an executed notebook said: all numbers, folders of all runs."""
     numbers: dict[str, Any] = {}
     runs: list[str] = []
     for cell in cells:
@@ -54,8 +46,31 @@ def collect(cells: list[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
             data = output.get("data", {}).get(MIME)
             if data:
                 numbers |= data["numbers"]
-                runs += [run for run in data["runs"] if run not in runs]
-    return numbers, runs
+                runs += data["runs"]
+    return numbers, list(dict.fromkeys(runs))  # a run may be reported twice
+
+
+def as_text(numbers: Mapping[str, Any], runs: list[str]) -> str:
+    """The numbers as aligned lines of text, then one line a run."""
+    width = max(map(len, numbers), default=0)
+    lines = []
+    for name, value in numbers.items():
+        lines.append(f"  {name.replace('_', ' '):<{width}}  {_as_word(value)}")
+    lines += [f"  run {folder}" for folder in runs]
+    return "\n".join(lines)
+
+
+def _as_html(numbers: Mapping[str, Any], runs: list[str]) -> str:
+    lines = ["<table>"]
+    for name, value in numbers.items():
+        title = html.escape(name.replace("_", " "))
+        word = html.escape(_as_word(value))
+        lines.append(f"<tr><th style='text-align:left'>{title}</th><td>{word}</td></tr>")
+    lines.append("</table>")
+    if runs:
+        items = [f"<li><code>{html.escape(run)}</code></li>" for run in runs]
+        lines += ["<p>Runs:</p><ul>", *items, "</ul>"]
+    return "".join(lines)
 
 
 def _scalar(name: str, value: Any) -> Any:
@@ -70,23 +85,7 @@ def _scalar(name: str, value: Any) -> Any:
     return value
 
 
-def _shown(value: Any) -> str:
-    return (
-        f"{value:.4g}"
-        if isinstance(value, float)
-        else "not finite"
-        if value is None
-        else str(value)
-    )
-
-
-def _html(numbers: Mapping[str, Any], runs: list[str]) -> str:
-    cells = [
-        (html.escape(name.replace("_", " ")), html.escape(_shown(value)))
-        for name, value in numbers.items()
-    ]
-    rows = "".join(
-        f"<tr><th style='text-align:left'>{name}</th><td>{value}</td></tr>" for name, value in cells
-    )
-    items = "".join(f"<li><code>{html.escape(run)}</code></li>" for run in runs)
-    return f"<table>{rows}</table>" + (f"<p>Runs:</p><ul>{items}</ul>" if items else "")
+def _as_word(value: Any) -> str:
+    if value is None:
+        return "not finite"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,7 +1,8 @@
-"""One entry of a sweep at a time, in a process of its own: `python -m maetok_lab.workflow.worker`.
+"""One entry of a sweep at a time, in a process: `python -m maetok_lab.workflow.worker`.
 
-It reads jobs as lines of JSON, runs each notebook and answers with a line of JSON. What the notebook prints goes to the
-job's log. The process stays for the next job, so that Python, torch and papermill are imported once; kernels are new.
+It reads jobs as lines of JSON, runs each notebook and answers with a line of JSON. What the
+notebook prints goes to the job's log. The process stays for the next job, so that Python, torch and
+papermill are imported once; kernels are new.
 """
 
 import contextlib
@@ -20,20 +21,17 @@ from maetok_lab.runs.locks import RunLocked
 from maetok_lab.workflow.execute import NotebookFailed
 from maetok_lab.workflow.run import run_notebook
 
-LOCKED = "RunLocked: "  # how a kernel tells that a run is being written by somebody else
-OTHER_CONFIG = "was made with another config"  # and that another entry made a run of this name
+LOCKED = "RunLocked: "  # how a kernel says that a run is being written by somebody else
 
 
 def run_entry(job: dict[str, Any]) -> dict[str, Any]:
-    """Run {"notebook", "parameters"}; -> {"outcome": "done", "locked" or "failed", "error": one line or None}."""
+    """Run {"notebook", "parameters"} -> {"outcome", "error"}, as `Outcome` has them."""
     try:
         run_notebook(job["notebook"], **job["parameters"])
     except RunLocked as problem:
         return {"outcome": "locked", "error": str(problem)}
     except NotebookFailed as problem:
         line = str(problem).splitlines()[0]
-        if OTHER_CONFIG in line:
-            line += " Or put `separate_runs = true` into the sweep: each entry then has a runs folder of its own."
         return {"outcome": "locked" if LOCKED in line else "failed", "error": line}
     except Exception as problem:
         traceback.print_exc()
@@ -53,7 +51,7 @@ def main() -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    """A sweep that was killed takes its workers, and they their kernels, with it: nothing runs on unseen."""
+    """A sweep that was killed takes its workers, and they their kernels, with it."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)

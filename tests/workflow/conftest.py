@@ -35,7 +35,7 @@ class InstantPool:
             call.folder.mkdir(parents=True, exist_ok=True)
             write_json(call.folder / "notebook.ipynb", {"cells": []})
             (call.folder / "notebook.html").touch()
-            stored = {"numbers": numbers, "runs": [], "seconds": 1.0, "ended": "now", "parents": {}}
+            stored = {"numbers": numbers, "runs": [], "seconds": 1.0, "ended": "now", "inputs": {}}
             write_json(call.folder / "summary.json", {**stored, **call.identity})
             self._ended.append(Outcome(job.number, "done", None))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from maetok_lab.__main__ import main
+from maetok_lab.data.images import open_images
 from maetok_lab.workflow import doctor
 from maetok_lab.workflow.doctor import CHECKS, Examination, examine
 
@@ -18,8 +19,8 @@ def test_a_sound_machine_gets_a_verdict_from_every_check(tmp_path, monkeypatch):
     monkeypatch.setitem(
         CHECKS, "collective", lambda what: doctor.Verdict("collective", "good", "tested apart")
     )
-    verdicts = list(examine(Examination(runs=str(tmp_path / "new"), device="cpu")))
-    assert [verdict.check for verdict in verdicts] == list(CHECKS)
+    verdicts = list(examine(Examination(runs=str(tmp_path / "new"), device="cpu"), open_images))
+    assert [verdict.check for verdict in verdicts] == [*CHECKS, "data"]
     assert not [verdict for verdict in verdicts if verdict.verdict == "bad"]
     assert all(verdict.advice for verdict in verdicts if verdict.verdict != "good")
     assert not list(tmp_path.iterdir())
@@ -28,7 +29,7 @@ def test_a_sound_machine_gets_a_verdict_from_every_check(tmp_path, monkeypatch):
 def test_two_processes_add_up():
     verdict = doctor.check_collective(HERE)
     assert verdict.verdict == "good"
-    assert verdict.told.startswith(f"{max(2, torch.cuda.device_count())} processes over ")
+    assert verdict.facts.startswith(f"{max(2, torch.cuda.device_count())} processes over ")
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def test_processes_that_cannot_talk_are_told(monkeypatch, code, out, message):
     monkeypatch.setattr(doctor.subprocess, "run", lambda *words, **more: done)
     verdict = doctor.check_collective(HERE)
     assert verdict.verdict == "bad"
-    assert message in verdict.told
+    assert message in verdict.facts
     assert "one process" in verdict.advice
 
 
@@ -71,9 +72,9 @@ def test_missing_images_are_a_verdict_and_the_other_checks_go_on(tmp_path, monke
     monkeypatch.setattr(
         doctor, "CHECKS", {"data": doctor.check_data, "python": doctor.check_python}
     )
-    data, python = examine(Examination(source=str(tmp_path / "nowhere")))
+    data, python = examine(Examination(source=str(tmp_path / "nowhere")), open_images)
     assert (data.check, data.verdict) == ("data", "bad")
-    assert "nowhere" in data.told
+    assert "nowhere" in data.facts
     assert python.check == "python"
 
 
@@ -114,11 +115,11 @@ def test_a_broken_cluster_is_told(monkeypatch):
     answers = iter([broken, SimpleNamespace(returncode=0, stdout="gpu* 4 nodes idle\n")])
     monkeypatch.setattr(subprocess, "run", lambda *words, **more: next(answers))
     assert doctor.check_slurm(HERE).verdict == "fair"
-    assert doctor.check_slurm(HERE).told == "gpu* 4 nodes idle"
+    assert doctor.check_slurm(HERE).facts == "gpu* 4 nodes idle"
 
 
 def test_the_command_line_takes_its_options_as_parameters(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(doctor, "CHECKS", {"data": doctor.check_data})
+    monkeypatch.setattr(doctor, "CHECKS", {})
     assert main(["doctor", "-p", "image_size", "16", "--runs", str(tmp_path)]) == 0
     assert "at 16 px" in capsys.readouterr().out
     assert main(["doctor", "-p", "source", str(tmp_path / "nowhere")]) == 1

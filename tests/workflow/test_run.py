@@ -167,7 +167,7 @@ def test_wrong_parameters_are_refused_before_any_kernel(finished, monkeypatch):
     before = sorted(runs.rglob("*"))
     with pytest.raises(ValueError, match="did you mean 'preset'"):
         run_notebook(path, presett="tiny", runs=runs)
-    with pytest.raises(TypeError, match="'seed' must be int"):
+    with pytest.raises(TypeError, match="seed must be int"):
         run_notebook(path, seed="0", runs=runs)
     assert sorted(runs.rglob("*")) == before
 

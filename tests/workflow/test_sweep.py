@@ -1,7 +1,5 @@
 """A sweep runs what has no result, records what fails, goes on after any stop, and says what was best."""
 
-import dataclasses
-import os
 import re
 import subprocess
 import sys
@@ -13,19 +11,10 @@ import pytest
 import torch
 
 from maetok_lab.__main__ import main
-from maetok_lab.files import read_json, write_json
-from maetok_lab.runs import Run
+from maetok_lab.files import read_json
 from maetok_lab.runs.locks import RunLocked
-from maetok_lab.workflow import Halving, NotebookFailed, SweepSpec, grid, sweep, worker
-from maetok_lab.workflow import run as run_module
+from maetok_lab.workflow import SweepSpec, grid, sweep
 from maetok_lab.workflow.pool import LocalPool
-from maetok_lab.workflow.run import prepare_call, stored_result
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Toy:
-    width: int = 1
-
 
 ANSWER = "from maetok_lab.workflow import report\nreport(loss=(scale - 2) ** 2 + seed, images_per_second=10 * scale)"
 
@@ -127,20 +116,6 @@ def test_an_entry_whose_run_is_written_by_another_waits_and_is_no_failure(
     assert tries.count(2.0) == 3
 
 
-def test_halving_goes_on_with_the_best(notebook, tmp_path, instant_pool):
-    pool = instant_pool(loss)
-    halving = Halving(parameter="steps", values=(10, 20, 40), keep=0.5)
-    wanted = spec(notebook, scales=(0.0, 1.0, 2.5, 2.0), quality="loss", halving=halving)
-    result = sweep(wanted, runs=tmp_path, pool=pool)
-    ran = [(job["scale"], job["steps"]) for job in pool.started]
-    assert ran == [(0.0, 10), (1.0, 10), (2.5, 10), (2.0, 10), (2.5, 20), (2.0, 20), (2.0, 40)]
-    assert result.table.index.tolist() == list(range(7))
-    assert (result.best["scale"], result.best["steps"]) == (2.0, 40)
-    again = instant_pool(loss)
-    assert sweep(wanted, runs=tmp_path, pool=again).table["state"].eq("done").all()
-    assert not again.started
-
-
 def test_parameters_may_be_lists(tmp_path, instant_pool, make_notebook):
     path = make_notebook(tmp_path / "lists.ipynb", ANSWER)
     cells = path.read_text().replace("scale = 1.0", "scale = [1.0]")
@@ -152,21 +127,17 @@ def test_parameters_may_be_lists(tmp_path, instant_pool, make_notebook):
     assert read_json(result.folder / "summary.json")["best"]["scale"] == [2.0]
 
 
-def test_repeated_entries_run_once_and_separate_runs_get_a_folder_each(
-    notebook, tmp_path, instant_pool
-):
+def test_repeated_entries_run_once(notebook, tmp_path, instant_pool):
     pool = instant_pool(loss)
-    sweep(spec(notebook, scales=(1.0, 1.0, 2.0), separate_runs=True), runs=tmp_path, pool=pool)
-    folders = {job["runs"] for job in pool.started}
-    assert len(pool.started) == len(folders) == 2
-    assert all(folder.startswith(str(tmp_path / "sweeps" / "toy" / "runs")) for folder in folders)
+    sweep(spec(notebook, scales=(1.0, 1.0, 2.0)), runs=tmp_path, pool=pool)
+    assert [job["scale"] for job in pool.started] == [1.0, 2.0]
 
 
 def test_wrong_parameters_of_any_entry_are_refused_before_anything_starts(
     notebook, tmp_path, instant_pool
 ):
     pool = instant_pool(loss)
-    with pytest.raises(TypeError, match="'scale' must be float"):
+    with pytest.raises(TypeError, match="scale must be float"):
         sweep(spec(notebook, scales=(1.0, "2")), runs=tmp_path, pool=pool)
     with pytest.raises(ValueError, match="did you mean 'scale'"):
         sweep(spec(notebook, entries=({"scael": 1.0},)), runs=tmp_path, pool=pool)
@@ -196,23 +167,6 @@ def test_workers_run_notebooks_and_one_that_is_killed_is_replaced(tmp_path, make
     assert result.best["scale"] == 1.0
     assert "gpu and threads" in Path(result.table["log"][0]).read_text()
     assert "gpu and threads" not in capfd.readouterr().out
-
-
-def test_entries_that_disagree_about_a_run_say_how_to_separate_them(tmp_path, monkeypatch):
-    def another(path, **parameters):
-        Run.open("scores", Toy(width=1), root=tmp_path).close()
-        try:
-            Run.open("scores", Toy(width=2), root=tmp_path)
-        except ValueError as problem:
-            raise NotebookFailed(
-                f"n.ipynb failed in section 'Scores' with ValueError: {problem}"
-            ) from None
-
-    monkeypatch.setattr(worker, "run_notebook", another)
-    answer = worker.run_entry({"notebook": "n.ipynb", "parameters": {}})
-    assert answer["outcome"] == "failed"
-    assert "run scores was made with another config" in answer["error"]
-    assert "put `separate_runs = true` into the sweep" in answer["error"]
 
 
 SLEEPS = "import os, time\nprint('kernel', os.getpid(), flush=True)\ntime.sleep(0 if os.path.exists(runs + '/go') else 100)\n"
@@ -290,29 +244,3 @@ def test_an_entry_costs_at_most_three_seconds_beyond_its_cells(tmp_path, make_no
     seconds = result.table["seconds"]
     print(f"whole {(time.monotonic() - started) / 4:.1f} s an entry; each {seconds.tolist()}")
     assert seconds.min() <= 3  # the others have the noise of a shared machine
-
-
-def test_a_parent_that_changed_runs_again(tmp_path, make_notebook):
-    path = make_notebook(tmp_path / "reads.ipynb", ANSWER)
-    with (
-        Run.open("parent", Toy(), root=tmp_path) as parent,
-        Run.open("child", Toy(), root=tmp_path, parents=[parent]) as child,
-    ):
-        child.finish({})
-    call = prepare_call(path, None, {"runs": tmp_path})
-    written = run_module._parents(call, [str(child.folder)])
-    assert list(written) == [os.path.relpath(parent.folder, call.folder)]
-    stored = {
-        "numbers": {},
-        "runs": [],
-        "seconds": 1.0,
-        "ended": "now",
-        "parents": written,
-        **call.identity,
-    }
-    write_json(call.folder / "summary.json", stored)
-    for name in ("notebook.ipynb", "notebook.html"):
-        (call.folder / name).touch()
-    assert stored_result(call) is not None
-    parent.save_checkpoint(1, {"model": {"w": torch.zeros(1)}}, {})
-    assert stored_result(call) is None

@@ -1,0 +1,86 @@
+"""What a notebook read beside its code: runs, weights and images, each with a hash of its content.
+
+A stored result is stale when one of them is another one now. Paths are relative to the result's
+folder, so that a runs folder can be moved as a whole.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from maetok_lab.files import read_json
+from maetok_lab.runs import Run, runs_root
+
+
+def content_of_inputs(
+    values: Mapping[str, Any], made_runs: Iterable[str | Path], folder: Path
+) -> dict[str, str]:
+    """Path relative to `folder` -> content, of all that a notebook with parameters `values` read.
+
+    That is what its parameters name, and the parents on record of the runs it made; not those runs.
+    """
+    made_runs = {Path(run) for run in made_runs}
+    places = set()
+    for name, value in values.items():
+        if name != "runs":  # says where, not what
+            places |= _places(value, values.get("runs"))
+    for run in made_runs:
+        record = run / "provenance.json"
+        if record.exists():
+            places |= {run.parent / parent["run"] for parent in read_json(record)["parents"]}
+
+    contents = {}
+    for place in sorted(places - made_runs):
+        if os.path.exists(place):
+            contents[os.path.relpath(place, folder)] = content(place)
+    return contents
+
+
+def changed_inputs(contents: Mapping[str, str], folder: Path) -> list[Path]:
+    """Those of `content_of_inputs` that are others now.
+
+    One that is gone cannot have changed: what it gave is stored.
+    """
+    changed = []
+    for relative, stored in contents.items():
+        place = Path(os.path.normpath(folder / relative))
+        if place.exists() and content(place) != stored:
+            changed.append(place)
+    return changed
+
+
+def content(place: Path) -> str:
+    """A run's fingerprint and weights, or a hash over the files of anything else."""
+    if (place / "provenance.json").exists():
+        run = Run(place)
+        return f"{run.fingerprint} {run.weights_hash()}"
+    files = [place]
+    for folder, _, names in os.walk(place, followlinks=True):
+        files += [Path(folder, name) for name in names]
+
+    # Sizes and times, not bytes: ImageNet is 150 GB. A touched file counts as changed.
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        if file.is_file():
+            facts = file.stat()
+            name = file.relative_to(place).as_posix()
+            digest.update(f"{name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _places(value: Any, runs: str | None) -> set[Path]:
+    """Where what a parameter names may be: runs, files and folders, and what is shipped."""
+    if isinstance(value, list):
+        return set().union(*(_places(item, runs) for item in value))
+    if not isinstance(value, str) or not value:
+        return set()
+    # Kernels work in the folder that holds runs/. Absolute paths stay what they are.
+    home = runs_root().absolute().parent
+    return {
+        runs_root(runs).absolute() / value,
+        home / Path(value).expanduser(),
+        home / "data" / f"{value}.parquet",  # "emoji"
+        home / "data" / value.replace("shipped/", "pretrained/"),
+    }
