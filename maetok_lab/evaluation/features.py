@@ -1,5 +1,6 @@
-"""Images to what a frozen network says of them, and the real images they are compared with."""
+"""Images to features of a frozen network, and sets of real images to compare with."""
 
+import collections
 import dataclasses
 import importlib.metadata
 import re
@@ -16,82 +17,101 @@ from maetok_lab.inference import device_of
 from maetok_lab.processes import process_group, share_rows
 from maetok_lab.protocols import Images, Net
 
-SHORT = {
+SHORT_NAMES = {
     "efficientnet_lite2": "efflite2",
     "efficientnet_lite0": "efflite0",
     "squeezenet1_1": "squeeze",
 }
-SPATIAL_CHANNELS, SPATIAL_STRIDE = (
-    7,
-    16,
-)  # sFID's (Nash et al. 2021) as ADM computes it: 7 channels of a 17 x 17 map
+# sFID (Nash et al. 2021) as ADM computes it: 7 channels of a 17 x 17 map of 299 pixels
+SPATIAL_CHANNELS = 7
+SPATIAL_STRIDE = 16
+# images (n, 3, H, W) in [-1, 1] at once, by their index, or batch after batch
+AnyImages = Tensor | Images | Iterable[Tensor]
+
+
+# Networks ---------------------------------------------------------------------------------------
 
 
 def metric_name(metric: str, net: Net) -> str:
-    """`kid` on a network: `kid_efflite2`; the plain names `kid`, `fid`, `sfid` and so on belong to Inception alone."""
+    """`kid` on a network: `kid_efflite2`. Plain names (`kid`, `fid`, `sfid`) are Inception's."""
     if net.name == "inception":
         return metric.replace("fd", "fid")
-    slug = SHORT.get(net.name) or re.sub(
-        r"[^a-z0-9]+", "_", net.name.lower().removeprefix("timm:")
-    ).strip("_")
-    return f"{metric}_{slug}"
+    words = net.name.lower().removeprefix("timm:")
+    slug = re.sub(r"[^a-z0-9]+", "_", words).strip("_")
+    return f"{metric}_{SHORT_NAMES.get(net.name, slug)}"
 
 
 def about_net(net: Net) -> dict[str, Any]:
-    """What a protocol records of a network: name, the package that builds it and its version, hash of weights, input."""
+    """What a protocol records of a network, by the names of its fields."""
+    # the package that builds it: features may differ in the last digits between its versions
     package = type(getattr(net, "model", net)).__module__.partition(".")[0]
     try:
         version = f"{package} {importlib.metadata.version(package)}"
     except importlib.metadata.PackageNotFoundError:
         version = None
-    known = {"net": net.name, "net_version": version, "net_weights": net.weight_hash}
-    return known | {"net_input_size": getattr(net, "input_size", None)}
+    return {
+        "net": net.name,
+        "net_version": version,
+        "net_weights": net.weight_hash,
+        "net_input_size": getattr(net, "input_size", None),
+    }
 
 
 def spatial_features(net: Any, images: Tensor) -> Tensor:
-    """What sFID looks at, where things are: the first 7 channels of the network's last map at stride 16 or less.
+    """What sFID looks at, where things are: 7 channels of the net's last map at stride 16 or less.
 
-    (B, 3, H, W) -> (B, 7 h w). Of Inception these are ADM's own (`Inception.spatial`). Raises ValueError for networks
-    that do not give their maps (all of timm do).
+    (B, 3, H, W) -> (B, 7 h w). Of Inception these are ADM's own (`Inception.spatial`). Raises
+    ValueError for networks that do not give their maps (all of timm do).
     """
     if hasattr(net, "spatial"):
         return net.spatial(images)
     if not hasattr(getattr(net, "model", None), "forward_intermediates"):
         raise ValueError(f"{net.name} gives no maps, so there are no spatial features for 'sfd'")
-    last = max(
-        i for i, info in enumerate(net.model.feature_info) if info["reduction"] <= SPATIAL_STRIDE
-    )
+    # maps go from fine to coarse
+    strides = [stage["reduction"] for stage in net.model.feature_info]
+    last = max(i for i, stride in enumerate(strides) if stride <= SPATIAL_STRIDE)
     prepared = net.prepare(images, net.input_size)
-    found = net.model.forward_intermediates(
+    (maps,) = net.model.forward_intermediates(
         prepared, indices=[last], intermediates_only=True, output_fmt="NCHW"
     )
-    return found[0][:, :SPATIAL_CHANNELS].flatten(1)
+    return maps[:, :SPATIAL_CHANNELS].flatten(1)
 
 
-def image_batches(
-    images: Tensor | Images | Iterable[Tensor], batch_size: int
-) -> Iterator[tuple[Tensor, int]]:
-    """(images (batch_size, 3, H, W), how many of them count): always full batches, the last one padded by repetition.
+def _net_outputs(net: Any, images: Tensor, outputs: Sequence[str]) -> dict[str, Tensor]:
+    """Some of "features", "spatial" and "logits", by name: (B, 3, H, W) -> (B, D) each."""
+    if hasattr(net, "outputs"):  # all in one pass
+        return net.outputs(images, outputs)
+    values = {}
+    for name in outputs:
+        if name == "spatial":
+            values[name] = spatial_features(net, images)
+        else:
+            values[name] = getattr(net, name)(images)
+    return values
 
-    A network's result for an image can depend on the size of its batch in the last digits; so there is one size.
+
+# Images -----------------------------------------------------------------------------------------
+
+
+def image_batches(images: AnyImages, batch_size: int) -> Iterator[tuple[Tensor, int]]:
+    """(images (batch_size, 3, H, W), the number of them that count), in order.
+
+    Batches are always full, the last one padded by repetition: a network's result for an image can
+    depend on the size of its batch in the last digits.
     """
-    waiting: list[Tensor] = []
+    joined = None
     for part in _parts(images, batch_size):
-        waiting.append(part)
-        joined = torch.cat(waiting) if len(waiting) > 1 else part
+        joined = part if joined is None else torch.cat([joined, part])
         while len(joined) >= batch_size:
             yield joined[:batch_size], batch_size
             joined = joined[batch_size:]
-        waiting = [joined] if len(joined) else []
-    if waiting:
-        rest = torch.cat(waiting)
-        yield (
-            torch.cat([rest, rest[-1:].expand(batch_size - len(rest), *rest.shape[1:])]),
-            len(rest),
-        )
+    if joined is not None and len(joined):
+        padding = joined[-1:].expand(batch_size - len(joined), *joined.shape[1:])
+        yield torch.cat([joined, padding]), len(joined)
 
 
-def _parts(images: Tensor | Images | Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
+def _parts(images: AnyImages, batch_size: int) -> Iterator[Tensor]:
+    """Images as they come, a few at a time."""
     if isinstance(images, Tensor):
         yield from images.split(batch_size)
     elif hasattr(images, "batch"):
@@ -102,133 +122,126 @@ def _parts(images: Tensor | Images | Iterable[Tensor], batch_size: int) -> Itera
 
 
 def image_features(
-    images: Tensor | Images | Iterable[Tensor],
-    net: Net,
-    *,
-    batch_size: int = 32,
-    output: str = "features",
+    images: AnyImages, net: Net, *, batch_size: int = 32, output: str = "features"
 ) -> Tensor:
-    """Features of images in [-1, 1], clamped and rounded to uint8 first: (n, 3, H, W) -> (n, D) float32 on the CPU.
+    """Features of images in [-1, 1], rounded to uint8 first: (n, 3, H, W) -> (n, D) on the CPU.
 
-    `output` "logits" or "spatial" asks for class logits or spatial features instead.
-    Takes a tensor, an ImageSource or an iterable of batches. In a `torch.distributed` group each process computes its
-    share of a tensor or source, and all get all features. Raises ValueError for NaN pixels and an empty set.
+    `output` "logits" or "spatial" asks for those instead. In a `torch.distributed` group each
+    process computes its share of a tensor or source, and all get all features. Raises ValueError
+    for NaN pixels and an empty set.
     """
     return share_work(images, lambda part: _outputs(part, net, batch_size, (output,)))[output]
 
 
 def share_work(images: Any, work: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    """`work(images) -> {name: tensor (n, ...) or a fact}`, shared by processes as `share_rows` does; batches that only
-    come one after another are not shared."""
+    """`work(images) -> {name: tensor (n, ...) or a fact}`, shared as `share_rows` does.
+
+    Batches that only come one after another are not shared.
+    """
     if not (isinstance(images, Tensor) or hasattr(images, "batch")) or process_group()[1] == 1:
         return work(images)
     return share_rows(len(images), lambda rows: work(_Subset(images, rows)))
 
 
-@torch.inference_mode()
-def batch_features(images: Tensor, net: Net) -> Tensor:
-    """Features of one batch, rounded first, in this process: (B, 3, H, W) -> (B, D) float32 on the CPU."""
-    return _outputs(images, net, len(images), ("features",))["features"]
-
-
-@torch.inference_mode()
-def _outputs(
-    images: Tensor | Images | Iterable[Tensor], net: Any, batch_size: int, outputs: Sequence[str]
-) -> dict[str, Any]:
-    """The outputs (n, D) of each image, the SHA-256 of its rounded pixels ("digests", n x 32 bytes), the image size."""
-    device = device_of(net)
-    found: dict[str, list[Tensor]] = {name: [] for name in (*outputs, "digests")}
-    size = None
-    for batch, count in image_batches(images, batch_size):
-        rounded, size = round_to_uint8(batch), batch.shape[-1]
-        found["digests"].append(_digests(rounded[:count]))
-        # channels last: convolutions on a CPU take half as long
-        scaled = (
-            (rounded / 127.5 - 1).float().to(device).contiguous(memory_format=torch.channels_last)
-        )
-        for name, value in _ask(net, scaled, outputs).items():
-            found[name].append(value[:count].float().cpu())
-    if size is None:
-        raise ValueError("no images to take features of")
-    return {name: torch.cat(parts) for name, parts in found.items()} | {"size": size}
-
-
-def _ask(net: Any, images: Tensor, outputs: Sequence[str]) -> dict[str, Tensor]:
-    if hasattr(net, "outputs"):  # all in one pass
-        return net.outputs(images, outputs)
-    compute = {
-        "features": lambda: net.features(images),
-        "spatial": lambda: spatial_features(net, images),
-    }
-    return {
-        name: compute[name]() if name in compute else getattr(net, name)(images) for name in outputs
-    }
-
-
-def _digests(pixels: Tensor) -> Tensor:
-    rows = pixels.to(torch.uint8).cpu().contiguous().numpy()
-    return torch.stack(
-        [torch.frombuffer(bytearray.fromhex(hash_of([row])), dtype=torch.uint8) for row in rows]
-    )
-
-
 class _Subset:
+    """The images of one process's share."""
+
     def __init__(self, images: Any, rows: Tensor):
-        self.images, self.rows = images, rows
+        self.images = images
+        self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         rows = self.rows[indices]
-        return (
-            (self.images[rows], rows)
-            if isinstance(self.images, Tensor)
-            else self.images.batch(rows)
-        )
+        if isinstance(self.images, Tensor):
+            return self.images[rows], rows
+        return self.images.batch(rows)
+
+
+@torch.inference_mode()
+def batch_features(images: Tensor, net: Net) -> Tensor:
+    """Features of one batch, rounded first, in this process: (B, 3, H, W) -> (B, D) on the CPU."""
+    return _outputs(images, net, len(images), ("features",))["features"]
+
+
+@torch.inference_mode()
+def _outputs(
+    images: AnyImages, net: Any, batch_size: int, outputs: Sequence[str]
+) -> dict[str, Any]:
+    """The outputs (n, D) of each image in float32, its digest (n, 32), and the image size."""
+    device = device_of(net)
+    parts = collections.defaultdict(list)
+    for batch, count in image_batches(images, batch_size):
+        levels = round_to_uint8(batch)
+        parts["digests"].append(_digests(levels[:count]))
+        # channels last: convolutions on a CPU take half as long
+        pixels = (levels / 127.5 - 1).float().to(device)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        for name, values in _net_outputs(net, pixels, outputs).items():
+            parts[name].append(values[:count].float().cpu())
+    if not parts:
+        raise ValueError("no images to take features of")
+    joined = {name: torch.cat(values) for name, values in parts.items()}
+    return joined | {"image_size": batch.shape[-1]}
+
+
+def _digests(levels: Tensor) -> Tensor:
+    """SHA-256 of each image's pixels: (B, 3, H, W) in 0..255 -> (B, 32) uint8."""
+    # as a tensor, so that the processes' shares are joined as those of features are
+    rows = levels.to(torch.uint8).cpu().contiguous().numpy()
+    digests = [bytearray.fromhex(hash_of([row])) for row in rows]
+    return torch.tensor(digests, dtype=torch.uint8)
+
+
+# Sets of images ---------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """Images as features (n, d), or only as a published (mean, covariance); made once for many evaluations.
+    """A set of images as features, or only as published statistics; made once, used many times.
 
-    Published statistics are preferred to those of the features. `spatial` and `logits` are there where they were asked for.
+    Published statistics are preferred to those of the features.
     """
 
     name: str
-    sha256: str
-    count: int | None
-    image_size: int | None
-    features: Tensor | None = None
+    sha256: str  # of the rounded pixels, or of a published file
+    count: int | None  # None where only statistics are there
+    image_size: int | None  # pixels a side
+    features: Tensor | None = None  # (n, D)
     statistics: Statistics | None = None
-    spatial: Tensor | None = None
+    spatial: Tensor | None = None  # (n, 7 h w), of sFID
     spatial_statistics: Statistics | None = None
-    logits: Tensor | None = None
-    crop: str | None = None
-    resize: str | None = None
+    logits: Tensor | None = None  # (n, classes), of the inception score
+    crop: str | None = None  # how files became square
+    resize: str | None = None  # the filter that brought them to `image_size`
 
 
 def make_reference(
-    images: Tensor | Images | Iterable[Tensor],
+    images: AnyImages,
     net: Net,
     *,
     name: str | None = None,
     batch_size: int = 32,
     outputs: Sequence[str] = ("features",),
 ) -> Reference:
-    """Features of images, with a hash of the rounded pixels, in one pass: the `reference` of many evaluations.
+    """Features of images, with a hash of their rounded pixels, in one pass.
 
-    `outputs` may add "spatial" (for sFID) and "logits" (for the inception score). `name` defaults to the source's split.
-    Processes share the work as in `image_features`. Raises ValueError for NaN pixels and an empty set.
+    `outputs` may add "spatial" (for sFID) and "logits" (for the inception score). `name` defaults
+    to the source's split. Processes share the work, and what is refused is refused, as in
+    `image_features`.
     """
-    found = share_work(images, lambda part: _outputs(part, net, batch_size, outputs))
-    digest = hash_of([tensor_bytes(found["digests"])])[:DIGITS]
-    count = len(found["digests"])
-    source = (
-        None if isinstance(images, Tensor) else images
-    )  # a tensor has methods `split` and `resize`
-    name = name or getattr(source, "split", None) or f"{count} images"
-    made = {key: getattr(source, key, None) for key in ("crop", "resize")} | {
-        key: found[key] for key in outputs
-    }
-    return Reference(name, digest, count, found["size"], **made)
+    values = share_work(images, lambda part: _outputs(part, net, batch_size, outputs))
+    digests = values["digests"]
+    # a source may say how its files became pixels; a tensor's `split` and `resize` are methods
+    source = None if isinstance(images, Tensor) else images
+    return Reference(
+        name or getattr(source, "split", None) or f"{len(digests)} images",
+        sha256=hash_of([tensor_bytes(digests)])[:DIGITS],
+        count=len(digests),
+        image_size=values["image_size"],
+        crop=getattr(source, "crop", None),
+        resize=getattr(source, "resize", None),
+        **{output: values[output] for output in outputs},
+    )
