@@ -40,10 +40,13 @@ FILES = {  # inside a package a file imports files to its left only
     "runs": [
         *("locks", "events", "provenance", "weights", "checkpoints", "run", "tables", "prune")
     ],
-    "data": ["readers", "tars", "sources", "images", "loading", "shards", "latents", "caching"],
+    "data": [
+        *("readers", "listing", "folders", "parquet", "tars", "sources", "images", "loading"),
+        *("shards", "latents", "caching"),
+    ],
     "layers": ["norm", "mlp", "positions", "attention", "patches", "conditioning"],
     "tokenizer": [
-        *("masking", "targets", "text", "blocks", "towers", "model", "auxiliary", "discriminators"),
+        *("config", "masking", "targets", "text", "towers", "model", "auxiliary", "discriminators"),
         *("losses", "perceptual", "anatomy", "released", "loading", "foreign"),
     ],
     "diffusion": ["path", "model", "sampling", "cost", "released", "loading"],

@@ -7,6 +7,7 @@ read-only.
 
 import functools
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from maetok_lab.data.listing import SPLITS, Listing, split_by_name
 from maetok_lab.data.readers import SUFFIXES
+from maetok_lab.identity import text_hash
 
 COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -43,6 +46,53 @@ class TarImages:
         with open(self.shards[self.shard[index]], "rb", buffering=0) as file:
             file.seek(int(self.offset[index]))
             return file.read(int(self.size[index]))
+
+
+def list_tars(shards: list[Path], *, root: Path, name: str) -> Listing:
+    """List webdataset's tar shards; split by shard name, else by key.
+
+    The category is what .cls or .json say (a number where all are), else the picture's folder, else
+    `all`. Raises ValueError for shards without images.
+    """
+    frames = index_shards(shards)
+    parts = []
+    for shard, frame in zip(shards, frames):
+        relative = shard.relative_to(root).as_posix()
+        part = frame[["category", "caption"]].copy()
+        part.insert(0, "path", relative + ":" + frame["member"])
+        part["split"] = _split_of_shard(relative) or [split_by_name(key) for key in frame["key"]]
+        parts.append(part)
+    records = pd.concat(parts, ignore_index=True)
+    index = pd.concat(frames, ignore_index=True)
+    if not len(records):
+        raise ValueError(
+            f"{name}: {shards[0].name} holds no images ({', '.join(sorted(SUFFIXES))});"
+            " move other archives away"
+        )
+
+    if records["category"].isna().all():
+        folders = index["key"].str.rpartition("/")[0].str.rpartition("/")[2]
+        records["category"] = folders.where(folders != "", "all")
+    elif records["category"].str.fullmatch(r"\d+").all():
+        records["category"] = records["category"].astype(int)
+    records["caption"] = records["caption"].fillna(records["category"].astype(str))
+
+    rows = zip(records["path"], index["size"], records["category"], records["caption"])
+    identity = text_hash(map(str, rows))
+    # which shard each row lies in
+    shard_of = np.repeat(np.arange(len(shards)), [len(frame) for frame in frames])
+    offset = index["offset"].to_numpy(np.int64)
+    size = index["size"].to_numpy(np.int64)
+    files = TarImages(shards, shard_of, offset, size)
+    return Listing(name=name, records=records, files=files, identity=identity)
+
+
+def _split_of_shard(relative: str) -> str | None:
+    """Find the split in names as `train-0001.tar`, `val/0001.tar`, `imagenet1k-train-0001.tar`."""
+    for word in re.split(r"[-_./]", relative):
+        if word in SPLITS:
+            return SPLITS[word]
+    return None
 
 
 def index_shards(shards: list[Path]) -> list[pd.DataFrame]:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from maetok_lab.data import images as images_module
-from maetok_lab.data import sources
+from maetok_lab.data import parquet, sources
 from maetok_lab.data.images import open_images
 from maetok_lab.data.readers import center_crop
 
@@ -93,12 +93,28 @@ def test_parquet_without_labels_or_splits_is_split_by_row_name(tmp_path):
 def test_parquet_too_large_for_memory_reads_row_groups(tmp_path, monkeypatch):
     write_parquet(tmp_path / "train.parquet", 60, hub=False)
     whole = open_images(tmp_path, image_size=8).batch(slice(None))[0]
-    monkeypatch.setattr(sources, "_IN_MEMORY", 0)
+    monkeypatch.setattr(parquet, "_IN_MEMORY", 0)
     monkeypatch.setattr(images_module, "_IN_MEMORY", 0)
     source = open_images(tmp_path, image_size=8)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
     assert source.batch(order)[0].equal(whole[order])
     assert len(source._listing.files.cache) == 8
+
+
+def test_parquet_shards_have_one_fingerprint_and_changed_ones_another(tmp_path, monkeypatch):
+    path = write_parquet(tmp_path / "train.parquet", 6, label=[0, 1] * 3)
+    # every reading of the footer lies elsewhere in memory, as in another process
+    read, readings = pq.read_metadata, []
+    monkeypatch.setattr(
+        parquet.pq, "read_metadata", lambda shard: readings.append(read(shard)) or readings[-1]
+    )
+    before = open_images(path, image_size=8).fingerprint
+    assert open_images(path, image_size=8).fingerprint == before
+    (tmp_path / "moved").mkdir()
+    path = path.rename(tmp_path / "moved" / "train.parquet")
+    assert open_images(path, image_size=8).fingerprint == before
+    write_parquet(path, 6, first=1, label=[0, 1] * 3)
+    assert open_images(path, image_size=8).fingerprint != before
 
 
 def test_parquet_with_a_missing_picture_leaves_it_out(tmp_path):

@@ -15,8 +15,8 @@ from PIL import Image
 from maetok_lab.data import images as images_module
 from maetok_lab.data import tars
 from maetok_lab.data.images import open_images
+from maetok_lab.data.listing import split_by_name
 from maetok_lab.data.readers import center_crop
-from maetok_lab.data.sources import split_by_name
 
 
 def picture(seed: int) -> Image.Image:
