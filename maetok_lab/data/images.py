@@ -1,4 +1,4 @@
-"""Labelled images as float (3, H, W) in [-1, 1], from the shipped emoji, folders, Parquet or tar shards."""
+"""Labelled images as float (3, H, W) in [-1, 1]: the shipped emoji, folders, Parquet or tars."""
 
 import difflib
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from maetok_lab.data.listing import Listing
@@ -20,7 +21,7 @@ from maetok_lab.data.sources import list_source
 from maetok_lab.identity import DIGITS, text_hash
 
 _IN_MEMORY = 1 << 30  # decoded bytes of a split that are kept in memory
-_NOT_LABELS = ("path", "split", "caption", "text")
+_NOT_LABELS = ("path", "split", "caption", "text")  # columns that say nothing of a class
 
 
 def open_images(
@@ -32,11 +33,11 @@ def open_images(
     crop: str = "center",
     max_broken: int | None = None,
 ) -> "ImageSource":
-    """Open one split of "emoji", of an image folder (ImageNet layout or flat), or of Parquet or tar shards.
+    """Open one split of "emoji", of an image folder, or of Parquet or tar shards.
 
-    labels is a column of the records (`category`; for emoji also `style`, `subcategory`, `name`) or `category-style`.
-    crop is "center" (ADM's) or "pad" (the whole picture on a white square). At most max_broken pictures
-    (10 or 1%, whichever is more) may be unreadable. A folder without split folders is split by file name.
+    `labels` is a column of the records, or "category-style"; `crop` is "center" (ADM's) or "pad"
+    (the whole picture on a white square). At most `max_broken` pictures (10 or 1%, whichever is
+    more) may be unreadable. Raises ValueError for what the source does not have.
     """
     if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
         raise ValueError(f"image_size must be a whole number of pixels >= 1, got {image_size!r}")
@@ -45,7 +46,8 @@ def open_images(
     listing = list_source(source)
     if listing.max_size and image_size > listing.max_size:
         raise ValueError(
-            f"{listing.name} has images of {listing.max_size} px, so image_size={image_size} is too large"
+            f"{listing.name} has images of {listing.max_size} px,"
+            f" so image_size={image_size} is too large"
         )
     return ImageSource(
         listing, split=split, image_size=image_size, labels=labels, crop=crop, max_broken=max_broken
@@ -54,23 +56,23 @@ def open_images(
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """What `ImageSource.read` gives: pixels (B, 3, H, W) uint8, the indices (B,) they are, what could not be read."""
+    """What `ImageSource.read` gives."""
 
-    pixels: torch.Tensor
-    indices: torch.Tensor
-    broken: tuple[str, ...] = ()
+    pixels: Tensor  # (B, 3, H, W) uint8
+    indices: Tensor  # (B,) of the pictures themselves: not the request's where one was broken
+    broken: tuple[str, ...] = ()  # a message for each that could not be read
 
     @property
-    def images(self) -> torch.Tensor:
+    def images(self) -> Tensor:
         """Scale to float32 in [-1, 1]. -> (B, 3, H, W)"""
         return self.pixels.float().div_(127.5).sub_(1)
 
 
 class ImageSource(Dataset):
-    """A map-style dataset: [i] -> (image float32 (3, H, W) in [-1, 1], label int); `batch` is the fast way.
+    """A map-style dataset: [i] -> (image float32 (3, H, W) in [-1, 1], label int).
 
-    A split under 1 GB decoded is kept in memory as uint8, and its unreadable pictures are left out when it is opened.
-    A larger one is decoded when asked; an unreadable picture's place is then taken by the next readable one.
+    `batch` is the fast way. A split under 1 GB decoded is kept in memory, without its unreadable
+    pictures. Of a larger one an unreadable picture's place is taken by the next readable one.
     """
 
     def __init__(
@@ -83,33 +85,41 @@ class ImageSource(Dataset):
         crop: str,
         max_broken: int | None,
     ):
+        # classes are numbered over all splits, so that each has the same numbers
         values, self.class_names = _label_values(listing, labels)
         rows = np.flatnonzero(listing.records["split"] == split)
         if not len(rows):
-            have = sorted(listing.records["split"].unique())
-            raise ValueError(
-                f"{listing.name} has no images in split {split!r}; it has {', '.join(have)}"
-            )
-        if (values[rows] < 0).any():
-            raise ValueError(
-                f"{listing.name}: {int((values[rows] < 0).sum())} rows of {split} have no {labels}"
-            )
-        self.split, self.image_size = split, image_size
+            splits = ", ".join(sorted(listing.records["split"].unique()))
+            raise ValueError(f"{listing.name} has no images in split {split!r}; it has {splits}")
+        unlabelled = int((values[rows] < 0).sum())
+        if unlabelled:
+            raise ValueError(f"{listing.name}: {unlabelled} rows of {split} have no {labels}")
+
+        self.split = split
+        self.image_size = image_size
         # artwork has hard edges and is square already: Lanczos, as when the set was made
         self.crop = "pad" if listing.max_size else crop
-        self.max_broken = max(10, len(rows) // 100) if max_broken is None else max_broken
-        self.broken: list[str] = []
-        self._listing, self._rows, self._values = listing, rows, values
-        self._label_by, self._left_out = labels, ()
+        self.max_broken = max_broken
+        if max_broken is None:
+            self.max_broken = max(10, len(rows) // 100)
+        self.broken: list[str] = []  # a message for each unreadable picture, once
+
+        self._listing = listing
+        self._rows = rows  # of the listing: those of this split
+        self._values = values  # class numbers of all rows of the listing
+        self._label_by = labels
+        self._left_out: tuple[str, ...] = ()
+
+        # uint8 pixels of the split, and which of them were decoded already
         self._pixels = self._ready = None
         if len(rows) * 3 * image_size**2 < _IN_MEMORY:
             self._pixels = torch.empty((len(rows), 3, image_size, image_size), dtype=torch.uint8)
             self._ready = torch.zeros(len(rows), dtype=torch.bool)
-            if (
-                listing.name != "emoji"
-            ):  # the shipped set has no broken pictures: it is decoded when asked for
+            # the shipped set has no broken pictures: it is decoded when it is read
+            if listing.name != "emoji":
                 self._leave_out_broken()
 
+    # ---- decoding ----
     def _leave_out_broken(self) -> None:
         """Decode the whole split and drop the rows that cannot be read."""
         self._fill(torch.arange(len(self)))
@@ -119,22 +129,26 @@ class ImageSource(Dataset):
             )
         self._left_out = tuple(self.broken)
         self._rows = self._rows[self._ready.numpy()]
-        self._pixels, self._ready = self._pixels[self._ready], self._ready[self._ready]
+        self._pixels = self._pixels[self._ready]
+        self._ready = self._ready[self._ready]
 
-    def _fill(self, indices: torch.Tensor) -> None:
-        """Decode into memory those of the images that are not there yet; names the broken ones."""
+    def _fill(self, indices: Tensor) -> None:
+        """Decode into memory those of the images that are not there yet; counts the broken ones."""
         missing = indices[~self._ready[indices]].unique().tolist()
+        # Pillow's decoders run outside of Python's lock, so threads are enough
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for i, pixels in zip(missing, pool.map(self._decode, self._rows[missing])):
                 if isinstance(pixels, BrokenImageError):
                     self.count_broken([str(pixels)])
                 else:
-                    self._pixels[i], self._ready[i] = pixels, True
+                    self._pixels[i] = pixels
+                    self._ready[i] = True
 
-    def _decode(
-        self, row: int, crop: tuple[float, ...] | None = None
-    ) -> torch.Tensor | BrokenImageError:
-        """Read one row of the listing, cut by (scale, down, across) or as the source is -> uint8 (3, H, W), or why not."""
+    def _decode(self, row: int, crop: tuple[float, ...] | None = None) -> Tensor | BrokenImageError:
+        """Read one row of the listing -> uint8 (3, H, W), or why not.
+
+        It is cut by `crop` (scale, down, across), or as the source is.
+        """
         path = self._listing.records["path"].iloc[row]
         try:
             image = read_rgb(self._listing.files[row], name=path)
@@ -143,53 +157,62 @@ class ImageSource(Dataset):
         if crop is None:
             image = CROPS[self.crop](image, self.image_size)
         else:
-            image = scale_crop(image, self.image_size, scale=crop[0], down=crop[1], across=crop[2])
+            scale, down, across = crop
+            image = scale_crop(image, self.image_size, scale=scale, down=down, across=across)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
     def count_broken(self, messages: Sequence[str]) -> None:
-        """Warn of each picture once; more than max_broken are an error. For what other processes could not `read`."""
+        """Warn of each picture once; more than `max_broken` raise ValueError.
+
+        For whoever calls `read`, in the process that owns the source.
+        """
         for message in messages:
             if message in self.broken:
                 continue
             self.broken.append(message)
             warnings.warn(f"skipped a broken image: {message}", stacklevel=2)
             if len(self.broken) > self.max_broken:
-                name, limit = self._listing.name, self.max_broken
                 raise ValueError(
-                    f"{name}: more than max_broken={limit} broken images; the last one: {message}"
+                    f"{self._listing.name}: more than max_broken={self.max_broken} broken images;"
+                    f" the last one: {message}"
                 )
 
     def _decode_next(
         self, index: int, crop: tuple[float, ...] | None
-    ) -> tuple[torch.Tensor, int, list[str]]:
-        """Decode image index, or the next one that can be read -> uint8 (3, H, W), its index, what was passed over."""
+    ) -> tuple[Tensor, int, list[str]]:
+        """Decode image `index`, or the next one that can be read.
+
+        -> uint8 (3, H, W), its index, messages of those that were passed over
+        """
         passed = []
         for step in range(len(self)):
-            found = (index + step) % len(self)
-            pixels = self._decode(self._rows[found], crop)
-            if isinstance(pixels, torch.Tensor):
-                return pixels, found, passed
+            actual = (index + step) % len(self)
+            pixels = self._decode(self._rows[actual], crop)
+            if isinstance(pixels, Tensor):
+                return pixels, actual, passed
             passed.append(str(pixels))
+            # a folder full of broken files is not searched to its end
             if len(passed) > self.max_broken:
                 self.count_broken(passed)
         raise ValueError(f"{self._listing.name}: not one image of split {self.split!r} can be read")
 
+    # ---- reading ----
     def __len__(self) -> int:
         """Count the images of this split."""
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Give one image and its label."""
         images, labels = self.batch([index])
         return images[0], int(labels[0])
 
     def batch(
         self,
-        indices: Sequence[int] | torch.Tensor | slice,
+        indices: Sequence[int] | Tensor | slice,
         *,
-        flip: torch.Tensor | None = None,
-        scale_crops: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        flip: Tensor | None = None,
+        scale_crops: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Give many images, as `read` does, ready for a model.
 
         indices (B,) -> images (B, 3, H, W) float32 in [-1, 1], labels (B,)
@@ -200,15 +223,16 @@ class ImageSource(Dataset):
 
     def read(
         self,
-        indices: Sequence[int] | torch.Tensor | slice,
+        indices: Sequence[int] | Tensor | slice,
         *,
-        flip: torch.Tensor | None = None,
-        scale_crops: torch.Tensor | None = None,
+        flip: Tensor | None = None,
+        scale_crops: Tensor | None = None,
     ) -> Pictures:
-        """Read many images; where flip (B,) bool is true and the image is flippable, mirrored left to right.
+        """Read many images, as 8-bit pixels; broken ones are not counted (see `count_broken`).
 
-        With scale_crops (B, 3), rows of (scale, down, across) for `readers.scale_crop`, each is cut anew from its file,
-        even if the source is in memory.
+        `flip` (B,) bool mirrors those that are flippable left to right. `scale_crops` (B, 3), rows
+        of (scale, down, across) for `readers.scale_crop`, cuts each anew from its file. Raises
+        IndexError, TypeError and ValueError for what does not fit.
         """
         indices = self._check_indices(indices)
         if flip is not None and (flip.dtype != torch.bool or flip.shape != indices.shape):
@@ -219,23 +243,34 @@ class ImageSource(Dataset):
             raise ValueError(
                 f"scale_crops must be ({len(indices)}, 3), got {tuple(scale_crops.shape)}"
             )
+
+        # in memory every picture is cut already, and none is broken
         broken: list[str] = []
         if self._pixels is not None and scale_crops is None:
             if not self._ready[indices].all():
                 self._fill(indices)
             pixels = self._pixels[indices]
         else:
-            crops = [None] * len(indices) if scale_crops is None else scale_crops.tolist()
-            decoded = [self._decode_next(i, crop) for i, crop in zip(indices.tolist(), crops)]
-            pixels = torch.stack([pixels for pixels, _, _ in decoded])
-            indices = torch.tensor([found for _, found, _ in decoded])
-            broken = [message for _, _, passed in decoded for message in passed]
+            crops = [None] * len(indices)
+            if scale_crops is not None:
+                crops = scale_crops.tolist()
+            decoded = []
+            actual = []
+            for index, crop in zip(indices.tolist(), crops):
+                picture, nearest, passed = self._decode_next(index, crop)
+                decoded.append(picture)
+                actual.append(nearest)
+                broken += passed
+            pixels = torch.stack(decoded)
+            indices = torch.tensor(actual)
+
+        # letters and flags stay as they are
         if flip is not None:
-            chosen = flip.cpu() & self.flippable[indices]
-            pixels[chosen] = pixels[chosen].flip(-1)
+            mirrored = flip.cpu() & self.flippable[indices]
+            pixels[mirrored] = pixels[mirrored].flip(-1)
         return Pictures(pixels, indices, tuple(broken))
 
-    def _check_indices(self, indices: Sequence[int] | torch.Tensor | slice) -> torch.Tensor:
+    def _check_indices(self, indices: Sequence[int] | Tensor | slice) -> Tensor:
         """Turn any way of choosing rows into a LongTensor without negatives."""
         if isinstance(indices, slice):
             return torch.arange(len(self))[indices]
@@ -245,15 +280,17 @@ class ImageSource(Dataset):
                 "indices must be whole numbers, got a bool mask; use mask.nonzero()[:, 0]"
             )
         indices = indices.long().reshape(-1)
-        if len(indices) and not -len(self) <= int(indices.min()) <= int(indices.max()) < len(self):
-            raise IndexError(
-                f"indices {int(indices.min())}..{int(indices.max())} are not inside 0..{len(self) - 1}"
-            )
+        if len(indices):
+            low = int(indices.min())
+            high = int(indices.max())
+            if low < -len(self) or high >= len(self):
+                raise IndexError(f"indices {low}..{high} are not inside 0..{len(self) - 1}")
         return torch.where(indices < 0, indices + len(self), indices)
 
+    # ---- facts about the images ----
     @property
     def records(self) -> pd.DataFrame:
-        """What the source tells about each image of the split, in order."""
+        """What the source says of each image of the split, in order."""
         return self._listing.records.iloc[self._rows].reset_index(drop=True)
 
     @property
@@ -272,7 +309,7 @@ class ImageSource(Dataset):
         return [str(caption) for caption in self._listing.records["caption"].iloc[self._rows]]
 
     @cached_property
-    def labels(self) -> torch.Tensor:
+    def labels(self) -> Tensor:
         """Class numbers (n,), into class_names."""
         return torch.from_numpy(self._values[self._rows])
 
@@ -282,10 +319,11 @@ class ImageSource(Dataset):
         return len(self.class_names)
 
     @cached_property
-    def flippable(self) -> torch.Tensor:
-        """Which images (n,) may be mirrored: all but those whose meaning has a direction (emoji symbols and flags)."""
+    def flippable(self) -> Tensor:
+        """Which images (n,) may be mirrored: all but those whose meaning has a direction."""
         category = self._listing.records["category"].iloc[self._rows]
-        return torch.from_numpy(~category.isin(self._listing.keep_direction).to_numpy(dtype=bool))
+        directed = category.isin(self._listing.keep_direction)  # emoji symbols and flags
+        return torch.from_numpy(~directed.to_numpy(dtype=bool))
 
     @property
     def fingerprint(self) -> str:
@@ -295,20 +333,23 @@ class ImageSource(Dataset):
 
 
 def _label_values(listing: Listing, labels: str) -> tuple[np.ndarray, list[str]]:
-    """Number the label of every row of the listing -> int64 (rows,), class names."""
+    """Number the label of every row of the listing -> int64 (rows,), -1 for none; class names."""
     records = listing.records
     choices = [name for name in records.columns if name not in _NOT_LABELS]
     if {"category", "style"} <= set(choices):
         choices.append("category-style")
     _check(f"labels for {listing.name}", labels, choices)
-    column = (
-        records[labels] if labels in records else records["category"] + " / " + records["style"]
-    )
-    values, names = pd.factorize(column, sort=True)
-    if isinstance(
-        column.dtype, pd.CategoricalDtype
-    ):  # the file's own numbering, classes without images included
-        values, names = column.cat.codes.to_numpy(), column.cat.categories
+    if labels in records:
+        column = records[labels]
+    else:
+        column = records["category"] + " / " + records["style"]
+
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        # the file's own numbering, classes without images included
+        values = column.cat.codes.to_numpy()
+        names = column.cat.categories
+    else:
+        values, names = pd.factorize(column, sort=True)
     return values.astype(np.int64), [str(name) for name in names]
 
 
