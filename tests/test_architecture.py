@@ -21,7 +21,7 @@ ROWS = [  # a row imports rows above it only. The first row's files: left to rig
             "pictures",
             "nets",
         ),
-        *("processes", "inference"),
+        *("processes", "inference", "neighbours"),
     ],
     ["runs"],
     ["data", "layers"],
@@ -71,8 +71,8 @@ FILES = {  # inside a package a file imports files to its left only
         *("ready", "ladder", "cards", "comparison", "settings", "published", "trial", "planner")
     ],
     "workflow": [
-        *("parameters", "summary", "execute", "run", "spec", "pool", "worker", "board", "gallery"),
-        *("cluster", "sweep", "collective", "doctor"),
+        *("parameters", "code", "inputs", "summary", "execute", "run", "spec", "pool", "worker"),
+        *("board", "gallery", "cluster", "sweep", "collective", "doctor"),
     ],
 }
 LATE = {
@@ -139,6 +139,19 @@ def test_a_file_imports_only_what_is_above_it(path):
             assert may_import(here, tuple(name.split(".")[1:])), (
                 f"{'.'.join(here)} must not import {name}"
             )
+
+
+def test_workflow_knows_no_science():
+    """Notebooks are functions of parameters: it imports root files, `runs` and itself alone.
+
+    One exception: gallery.py draws a sweep's table with the figures that notebook 07 draws it with.
+    """
+    allowed = {*ROWS[0], "runs", "workflow"}
+    for path in (LIBRARY / "workflow").glob("*.py"):
+        names = {name for name in imports(ast.walk(TREES[path])) if name.startswith("maetok_lab.")}
+        if path.name == "gallery.py":
+            names -= {"maetok_lab.plots.sweep"}
+        assert {name.split(".")[1] for name in names} <= allowed, path.name
 
 
 @each_module

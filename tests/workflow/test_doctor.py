@@ -1,4 +1,4 @@
-"""Each check has a plain verdict, and says what to do about what it found."""
+"""Each check has a plain verdict, and says what to do about what it verdict."""
 
 import shutil
 import subprocess
@@ -17,7 +17,7 @@ HERE = Examination(device="cpu")
 
 def test_a_sound_machine_gets_a_verdict_from_every_check(tmp_path, monkeypatch):
     monkeypatch.setitem(
-        CHECKS, "collective", lambda what: doctor.Verdict("collective", "good", "tested apart")
+        CHECKS, "collective", lambda options: doctor.Verdict("collective", "good", "tested apart")
     )
     verdicts = list(examine(Examination(runs=str(tmp_path / "new"), device="cpu"), open_images))
     assert [verdict.check for verdict in verdicts] == [*CHECKS, "data"]
@@ -44,28 +44,28 @@ def test_two_processes_add_up():
     ],
 )
 def test_processes_that_cannot_talk_are_told(monkeypatch, code, out, message):
-    done = SimpleNamespace(returncode=code, stdout=out, stderr="trace\nno network")
+    process = SimpleNamespace(returncode=code, stdout=out, stderr="trace\nno network")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(doctor.subprocess, "run", lambda *words, **more: done)
+    monkeypatch.setattr(doctor.subprocess, "run", lambda *words, **more: process)
     verdict = doctor.check_collective(HERE)
     assert verdict.verdict == "bad"
     assert message in verdict.facts
     assert "one process" in verdict.advice
 
 
-@pytest.mark.parametrize(("free", "verdict"), [(0.5e9, "bad"), (5e9, "fair"), (50e9, "good")])
-def test_a_full_disk_is_told(monkeypatch, tmp_path, free, verdict):
+@pytest.mark.parametrize(("free", "expected"), [(0.5e9, "bad"), (5e9, "fair"), (50e9, "good")])
+def test_a_full_disk_is_told(monkeypatch, tmp_path, free, expected):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
-    found = doctor.check_disk(Examination(runs=str(tmp_path / "not" / "yet")))
-    assert found.verdict == verdict
-    assert ("prune" in found.advice) == (verdict != "good")
+    verdict = doctor.check_disk(Examination(runs=str(tmp_path / "not" / "yet")))
+    assert verdict.verdict == expected
+    assert ("prune" in verdict.advice) == (expected != "good")
 
 
 def test_a_runs_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    found = doctor.check_run(Examination(runs=str(tmp_path / "file" / "runs")))
-    assert found.verdict == "bad"
-    assert "--runs FOLDER" in found.advice
+    verdict = doctor.check_run(Examination(runs=str(tmp_path / "file" / "runs")))
+    assert verdict.verdict == "bad"
+    assert "--runs FOLDER" in verdict.advice
 
 
 def test_missing_images_are_a_verdict_and_the_other_checks_go_on(tmp_path, monkeypatch):
@@ -80,11 +80,11 @@ def test_missing_images_are_a_verdict_and_the_other_checks_go_on(tmp_path, monke
 
 def test_missing_packages_are_named_by_extra(monkeypatch):
     monkeypatch.setattr(doctor, "_installed", lambda package: package not in ("submitit", "plotly"))
-    found = doctor.check_packages(HERE)
-    assert found.verdict == "fair"
-    assert "cluster: submitit" in found.told
-    assert "notebooks: plotly" in found.told
-    assert "pip install 'maetok-lab[" in found.advice
+    verdict = doctor.check_packages(HERE)
+    assert verdict.verdict == "fair"
+    assert "cluster: submitit" in verdict.facts
+    assert "notebooks: plotly" in verdict.facts
+    assert "pip install 'maetok-lab[" in verdict.advice
 
 
 def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch):

@@ -242,7 +242,7 @@ def test_after_a_kill_the_kernel_ends_and_the_same_call_finishes(tmp_path, start
 
 
 def test_a_progress_bar_becomes_a_few_lines(tmp_path, capsys):
-    progress = Progress(tmp_path / "heartbeat.json", cells=1)
+    progress = Progress(tmp_path / "heartbeat.json", num_cells=1)
     for step in range(1000):
         progress.write(f"\r{step // 10}% |####|")
     progress.write("\rdone\nnext ")
