@@ -35,8 +35,9 @@ test: $(STAMP)  ## all tests but the slow ones; no network, no GPU
 coverage: $(STAMP)  ## the same tests, and the share of the library's lines that they run
 	$(TESTS) --cov
 
-lint: $(STAMP)  ## style of all Python, the notebooks included
+lint: $(STAMP)  ## style and layout of all Python, the notebooks included
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 
 lab: $(STAMP)  ## JupyterLab on this machine only, behind a token
 	$(BIN)/python -m jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. \
