@@ -1,1 +1,1 @@
-"""The paper's studies, made of the rooms below: every step a run, so whatever is finished is not done again."""
+"""The paper's studies, each number a run: ladder, comparison, cards, settings, planner."""

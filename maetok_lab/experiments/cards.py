@@ -1,12 +1,11 @@
-"""From any tokenizer to its cached latents, the loss of a small diffusion model on them, and its card in a run of its own.
+"""From cached latents to the loss of a small diffusion model on them, and to their card, as runs.
 
-The parts that several notebooks share; every step is a run, so whatever is finished is not done again.
+What is finished is not done again. Several notebooks share these parts.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -20,11 +19,11 @@ from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.runs import Run, runs_root
 from maetok_lab.training.diffusion import DiffusionTraining, train_diffusion
 
-SAMPLES_FILE = "samples-to-test.json"
+SAMPLES_FILE = "samples-to-test.json"  # in an evaluation's run: its distances to test images
 
 
 def diffusion_loss(
-    flow: DiffusionTraining,
+    config: DiffusionTraining,
     latents: LatentDataset,
     test: LatentDataset,
     name: str,
@@ -32,62 +31,63 @@ def diffusion_loss(
     root: str | Path | None = None,
     cpu: bool = False,
 ) -> Run:
-    """Train a small diffusion model into run `name`, or continue it: the finished run, with losses on `test` in its summary.
+    """Train, or continue, a small diffusion model in run `name`; its summary has losses on `test`.
 
-    Losses of several latents may be set side by side where `flow` differs in nothing but the latents: the same model,
-    steps, batch and seed. `loss_by_time` gives them.
+    Losses of several latents may be set side by side where the configs differ in the latents alone:
+    the same model, steps, batch and seed. `loss_by_time` gives them.
     """
-    run = Run.open(name, flow, root=root, parents=[latents.run])
-    for _ in train_diffusion(flow, latents, run, validation=test, cpu=cpu):
-        pass
-    run.close()
+    with Run.open(name, config, root=root, parents=[latents.run]) as run:
+        for _ in train_diffusion(config, latents, run, validation=test, cpu=cpu):
+            pass
     return run
 
 
 def loss_by_time(run: Run) -> dict[str, float]:
-    """Held-out losses of a finished diffusion run: {"loss": ..., "loss/t0.00": ...}; t = 1 is noise."""
-    losses = {
-        key.removeprefix("val_"): value
-        for key, value in run.summary.items()
-        if key.startswith("val_loss")
-    }
+    """Held-out losses of a diffusion run: {"loss": ..., "loss/t0.00": ...}; t = 1 is noise."""
+    losses = {}
+    for name, value in run.summary.items():
+        if name.startswith("val_loss"):
+            losses[name.removeprefix("val_")] = value
     if not losses:
-        raise ValueError(
-            f"run {run.name} has no loss on held-out latents{'' if run.finished else ': it is not finished'}"
-        )
+        reason = "" if run.finished else ": it is not finished"
+        raise ValueError(f"run {run.name} has no loss on held-out latents{reason}")
     return losses
 
 
 def generation_scores(root: str | Path | None = None) -> pd.DataFrame:
-    """Kernel distances of samples to test images, by the run of the tokenizer that decoded them: index `tokenizer`.
+    """Kernel distances of samples to test images, by the run of the tokenizer that decoded them.
 
-    From finished evaluations under `root` that keep `samples-to-test.json` and name a tokenizer among their parents; the
-    newest of each tokenizer. Columns are the metrics, `kid_efflite2` and the like. Raises ValueError where evaluations
-    were made under different protocols: they share no figure.
+    -> index `tokenizer`, columns `kid_efflite2` and the like: the newest evaluation of each, from
+    finished runs that keep `samples-to-test.json`. Raises ValueError where they were made under
+    different protocols: they share no figure.
     """
-    found: dict[str, EvalResult] = {}
-    for path in sorted(
-        runs_root(root).glob(f"*/{SAMPLES_FILE}"), key=lambda path: path.stat().st_mtime
-    ):
-        run = Run(path.parent)
-        for parent in run.provenance["parents"] if run.finished else []:
+    results: dict[str, EvalResult] = {}
+    files = runs_root(root).glob(f"*/{SAMPLES_FILE}")
+    for file in sorted(files, key=lambda file: file.stat().st_mtime):
+        run = Run(file.parent)
+        if not run.finished:
+            continue
+        # an evaluation's parents are a tokenizer, a diffusion model and perhaps a cache
+        for parent in run.provenance["parents"]:
             folder = runs_root(root) / parent["run"]
             if (folder / "config.json").exists() and Run(folder).class_name == "TokenizerTraining":
-                found[parent["run"]] = EvalResult.load(path)
-    if not found:
+                results[parent["run"]] = EvalResult.load(file)
+    if not results:
         return pd.DataFrame(columns=["kid"]).rename_axis("tokenizer")
-    table = compare(found, allow=["ema", "seed", "num_images"]).rename_axis("tokenizer")
-    return table[[name for name in table if name.startswith("kid") and not name.endswith("_floor")]]
+
+    # the seed and the best averaged weights may be each tokenizer's own
+    table = compare(results, allow=["ema", "seed", "num_images"]).rename_axis("tokenizer")
+    return table.filter(regex=r"^kid(?!.*_floor$)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CardOfLatents:
-    """What a card depends on, by fingerprints: both caches, their labels, the diffusion run if there is one; settings."""
+    """What a card depends on, by fingerprints: the config of its run."""
 
-    latents: str
-    test: str
-    labels: str
-    diffusion: str
+    latents: str  # the cache of training images
+    test: str  # the cache of test images
+    labels: str  # of both, which need not be those in the caches
+    diffusion: str  # the run of `diffusion_loss`, "" where there is none
     settings: CardSettings
 
 
@@ -100,41 +100,50 @@ def card_run(
     *,
     tokenizer: AnyTokenizer | None = None,
     diffusion: Run | None = None,
-    known: Mapping[str, float] | None = None,
+    beside: Mapping[str, float] | None = None,
     settings: CardSettings | None = None,
     root: str | Path | None = None,
 ) -> Run:
     """The card of cached latents as `card.json` in run `name`; a finished run is returned as it is.
 
-    `tokenizer` gives the decoder's entries, `diffusion` (a finished run of `diffusion_loss`) the losses, `known` numbers
-    from elsewhere. Cards are comparable only where their settings are equal; so a diffusion run must have had the steps
-    that they say. Raises ValueError where it had not.
+    `tokenizer` gives the decoder's entries, `diffusion` (a finished run of `diffusion_loss`) the
+    losses, `beside` numbers from elsewhere. Raises ValueError for a diffusion model that was not
+    trained for the steps in `settings`: cards are comparable only where these are equal.
     """
     settings = settings or CardSettings()
-    if (trained := diffusion.summary["steps"] if diffusion else 0) != settings.diffusion_steps:
+    # without a diffusion model the card has no loss, and says so by 0 steps
+    steps = diffusion.summary["steps"] if diffusion else 0
+    if steps != settings.diffusion_steps:
         raise ValueError(
-            f"the card is to hold the loss after {settings.diffusion_steps} steps, but there were {trained}"
+            f"the card is to hold the loss after {settings.diffusion_steps} steps, "
+            f"but there were {steps}"
         )
-    hashes = torch.cat([row_hashes(part[:, None].double()) for part in (labels, test_labels)])
+    all_labels = torch.cat([labels, test_labels])
     config = CardOfLatents(
         latents=latents.fingerprint,
         test=test.fingerprint,
-        labels=data_hash(hashes),
+        labels=data_hash(row_hashes(all_labels[:, None].double())),
         settings=settings,
         diffusion=diffusion.fingerprint if diffusion else "",
     )
-    parents = [latents.run, test.run, *([diffusion] if diffusion else [])]
+    parents = [latents.run, test.run]
+    losses = None
+    if diffusion:
+        parents.append(diffusion)
+        losses = loss_by_time(diffusion)
     with Run.open(name, config, root=root, parents=parents) as run:
         if not run.finished:
-            losses = loss_by_time(diffusion) if diffusion else None
-            parts: dict[str, Any] = {
-                "diffusion_loss": losses,
-                "known": known,
-                "settings": settings,
-                "folder": run.folder,
-            }
-            decode = tokenizer.decode if tokenizer else None
-            card = diffusability_card(latents, labels, test, test_labels, decode=decode, **parts)
+            card = diffusability_card(
+                latents,
+                labels,
+                test,
+                test_labels,
+                decode=tokenizer.decode if tokenizer else None,
+                diffusion_loss=losses,
+                known=beside,
+                settings=settings,
+                folder=run.folder,  # mixtures that are fitted are kept there, if it is stopped
+            )
             write_card(card, run.folder / CARD_FILE)
             run.finish(card["value"].to_dict())
     return run

@@ -1,9 +1,11 @@
-"""The rungs of ladders side by side: reconstruction, card, loss of a diffusion model and generation, with the control.
+"""The rungs of ladders side by side, with the control: latents, diffusion models and their samples.
 
-    comparison = Comparison(preset="tiny")
-    rows = gather(ladders, ["ae", "all"], comparison)          # tokenizers, trained or found
-    table = compare_rows(rows, comparison)                     # everything else, likewise
+    comparison = comparison_of("tiny")
+    rows = gather(ladders, ["ae", "all"], comparison)  # tokenizers, trained or found
+    table = compare_rows(rows, comparison)  # everything else, likewise
 
+The paper's argument (sections 2 and 4): masked autoencoders have latents with fewer modes (mixture
+NLL), that a diffusion model fits better (its loss) and that give better images (kernel distance).
 Every number comes from a run of its own, so a stopped comparison goes on where it was.
 """
 
@@ -27,8 +29,8 @@ from maetok_lab.generation.images import generate, reconstruct
 from maetok_lab.nets import load_net
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_tokenizer
-from maetok_lab.training.tokenizer import train_to_psnr, validation_psnr
 from maetok_lab.training.presets import diffusion_training
+from maetok_lab.training.tokenizer import train_to_psnr, validation_psnr
 
 CONTROL = "control"  # a plain autoencoder, stopped early
 GAP_FILE = "samples-to-reconstructions.json"
@@ -36,17 +38,17 @@ GAP_FILE = "samples-to-reconstructions.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What is alike for all rows: the diffusion model's steps, mixtures, sampling, and how often the control is checked."""
+    """What is alike for all rows."""
 
-    diffusion_steps: int = 400
-    components: tuple[int, ...] = (1, 10, 50)
-    restarts: int = 3
-    variance: float = 0.9
-    sampling_steps: int = 40
-    guidance: float = 1.0
-    images: int = 512
-    net_input: int = 128
-    check_every: int = 25
+    diffusion_steps: int = 400  # of the small diffusion model
+    components: tuple[int, ...] = (1, 10, 50)  # of the mixtures
+    restarts: int = 3  # of each mixture
+    variance: float = 0.9  # share that the common number of dimensions keeps of every latent space
+    sampling_steps: int = 40  # of Euler's method
+    guidance: float = 1.0  # scale; 1 is none, as in the paper's comparison of tokenizers
+    images: int = 512  # samples; or as many as there are test images
+    net_input: int = 128  # size in px at which the feature network sees images
+    check_every: int = 25  # steps between looks at the control's PSNR
 
 
 COMPARISONS = {
@@ -61,6 +63,14 @@ COMPARISONS = {
     ),
     "tiny": Comparison(),
 }
+
+
+def comparison_of(preset: str) -> Comparison:
+    """The comparison that goes with a preset of the ladder."""
+    return choose(preset, COMPARISONS, "preset")
+
+
+# Tokenizers ---------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,39 +89,84 @@ class Row:
 def gather(
     ladders: Iterable[Ladder], rungs: Sequence[str], comparison: Comparison, *, masked: str = "all"
 ) -> list[Row]:
-    """Train, or find, each rung of each ladder; then `masked` with its decoder tuned, and the control that matches it."""
+    """Each rung of each ladder, trained or found; `masked` with a tuned decoder; its control."""
     rows = []
     for ladder in ladders:
-        trained = {rung: ladder.train(rung) for rung in dict.fromkeys([*rungs, masked])}
-        rows += [Row(rung, ladder, run) for rung, run in trained.items()]
+        runs = {rung: ladder.train(rung) for rung in dict.fromkeys([*rungs, masked])}
+        rows += [Row(rung, ladder, run) for rung, run in runs.items()]
         rows.append(Row(f"{masked}, tuned", ladder, ladder.train(masked, tuned=True)))
-        rows.append(Row(CONTROL, ladder, equal_psnr_control(ladder, trained[masked], comparison)))
+        rows.append(Row(CONTROL, ladder, equal_psnr_control(ladder, runs[masked], comparison)))
     return rows
 
 
 def equal_psnr_control(ladder: Ladder, masked: Run, comparison: Comparison) -> Run:
-    """A plain autoencoder stopped where its PSNR on val is the masked model's, which trained in one stage."""
+    """A plain autoencoder stopped where its PSNR on val is the masked model's (of one stage).
+
+    Blurrier reconstructions alone make latents simpler. The control tells how much of a gain that
+    explains.
+    """
     config = override(ladder.first_stage("ae"), {"save_every": comparison.check_every})
-    target = validation_psnr(masked, ladder.images["val"])
     name = masked.name.replace("ladder-", f"ladder-{CONTROL}-", 1)
     with Run.open(name, config, root=ladder.root, parents=[masked]) as run:
-        cpu, validation = ladder.device.type == "cpu", ladder.images["val"]
-        for _ in train_to_psnr(
-            config, ladder.images["train"], run, validation=validation, target=target, cpu=cpu
-        ):
+        training = train_to_psnr(
+            config,
+            ladder.images["train"],
+            run,
+            validation=ladder.images["val"],
+            target=validation_psnr(masked, ladder.images["val"]),
+            cpu=ladder.options["cpu"],
+        )
+        for _ in training:
             pass
     return run
+
+
+# Everything else ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """Kernel distances of a row's samples, one a test label."""
+
+    to_test: EvalResult  # test images
+    to_reconstructions: EvalResult  # of them by the tokenizer: leaves out what the decoder loses
 
 
 def compare_rows(rows: Sequence[Row], comparison: Comparison) -> pd.DataFrame:
     """One line a row and seed, all latents at one number of dimensions.
 
-    Columns: row, seed, psnr, val_psnr, probe_top1, dimensions, dimensions_90, nll, nll_per_dim (of test images, at the
-    most components), diffusion_loss (of test images), kid of samples to test images, kid_gap of samples to the tokenizer's own
-    reconstructions of them, and the ends of both 95 % intervals (kid_low, kid_high, kid_gap_low, kid_gap_high); card, flow and
-    run are folders' names.
+    Columns: row, seed, psnr, val_psnr, probe_top1, dimensions, dimensions_90, nll, nll_per_dim,
+    diffusion_loss, kid, kid_gap, the ends of the last two's 95 % intervals (kid_low, ...), and the
+    runs' names card, flow and run.
     """
+    # nll is that of test images at the most components, diffusion_loss that of test images too;
+    # kid is of samples to test images, kid_gap to the tokenizer's own reconstructions of them
     dimensions = common_dimensions([row.latents("train") for row in rows], comparison.variance)
+    scores = {}
+    generations = {}
+    for row in rows:
+        name = row.run.name
+        scores[name] = row.ladder.score(row.run)
+        generations[name] = generation_of(row, flow_of(row, comparison), comparison)
+    compare(scores, allow="seed")  # else they share no table
+    compare({name: each.to_test for name, each in generations.items()}, allow="seed")
+
+    lines = []
+    for row in rows:
+        score = scores[row.run.name]
+        lines.append(_line(row, comparison, dimensions, score, generations[row.run.name]))
+    return pd.DataFrame(lines)
+
+
+def _line(
+    row: Row, comparison: Comparison, dimensions: int, score: EvalResult, generation: Generation
+) -> dict[str, object]:
+    # the card has every number about latents; PSNR stands on it because it explains some of them
+    flow = flow_of(row, comparison)
+    psnr = {
+        "psnr": score.metrics["psnr"],
+        "val_psnr": validation_psnr(row.run, row.ladder.images["val"]),
+    }
     settings = CardSettings(
         components=comparison.components,
         restarts=comparison.restarts,
@@ -120,68 +175,54 @@ def compare_rows(rows: Sequence[Row], comparison: Comparison) -> pd.DataFrame:
         pairs=16,
         variance=comparison.variance,
         diffusion_steps=comparison.diffusion_steps,
+        seed=row.ladder.seed,
     )
-    scores = {row.run.name: row.ladder.score(row.run) for row in rows}
-    made = {row.run.name: generation_of(row, flow_of(row, comparison), comparison) for row in rows}
-    compare(scores, allow="seed")  # else they share no table
-    compare({name: result for name, (result, _) in made.items()}, allow="seed")
-    return pd.DataFrame(
-        [_line(row, comparison, settings, scores[row.run.name], made[row.run.name]) for row in rows]
-    )
-
-
-def _line(
-    row: Row,
-    comparison: Comparison,
-    settings: CardSettings,
-    score: EvalResult,
-    made: tuple[EvalResult, EvalResult],
-) -> dict[str, object]:
-    flow, settings = flow_of(row, comparison), dataclasses.replace(settings, seed=row.ladder.seed)
-    known = {
-        "psnr": score.metrics["psnr"],
-        "val_psnr": validation_psnr(row.run, row.ladder.images["val"]),
-    }
-    train, test = row.latents("train"), row.latents("test")
+    train = row.latents("train")
+    test = row.latents("test")
     card = card_run(
-        f"{row.run.name}-card-{settings.dimensions}d",
+        f"{row.run.name}-card-{dimensions}d",
         train,
         train.labels,
         test,
         test.labels,
         diffusion=flow,
-        known=known,
+        beside=psnr,
         tokenizer=load_tokenizer(row.run.folder),
         settings=settings,
         root=row.ladder.root,
     )
-    entries, most = card.summary, settings.components[-1]
-    kernel = {}
-    for column, result in zip(("kid", "kid_gap"), made):
-        (name,) = result.metrics
-        kernel[column] = result.metrics[name]
-        kernel[f"{column}_low"], kernel[f"{column}_high"] = result.intervals[name]
+    entries = card.summary
+    most_components = comparison.components[-1]
     return {
         "row": row.name,
         "seed": row.ladder.seed,
-        **known,
+        **psnr,
         "probe_top1": entries["probe_top1"],
-        "dimensions": settings.dimensions,
+        "dimensions": dimensions,
         "dimensions_90": entries["dimensions_90"],
-        "nll": entries[f"gmm_nll_{most}"],
-        "nll_per_dim": entries[f"gmm_nll_per_dim_{most}"],
+        "nll": entries[f"gmm_nll_{most_components}"],
+        "nll_per_dim": entries[f"gmm_nll_per_dim_{most_components}"],
         "diffusion_loss": entries["diffusion_loss"],
-        **kernel,
+        **_distance("kid", generation.to_test),
+        **_distance("kid_gap", generation.to_reconstructions),
         "card": card.name,
         "flow": flow.name,
         "run": row.run.name,
     }
 
 
+def _distance(column: str, result: EvalResult) -> dict[str, float]:
+    """A kernel distance, whose metric is named after its network, and its 95 % interval."""
+    ((name, value),) = result.metrics.items()
+    low, high = result.intervals[name]
+    return {column: value, f"{column}_low": low, f"{column}_high": high}
+
+
 def flow_of(row: Row, comparison: Comparison) -> Run:
     """The diffusion model of a row: the same model, steps, batch and seed for all."""
-    latents, ladder = row.latents("train"), row.ladder
-    flow = diffusion_training(
+    ladder = row.ladder
+    latents = row.latents("train")
+    config = diffusion_training(
         ladder.preset,
         latents,
         num_classes=ladder.images["train"].num_classes,
@@ -189,19 +230,19 @@ def flow_of(row: Row, comparison: Comparison) -> Run:
         seed=ladder.seed,
         precision=ladder.changes["precision"],
     )
-    cpu = ladder.device.type == "cpu"
     return diffusion_loss(
-        flow, latents, row.latents("test"), f"{row.run.name}-flow", root=ladder.root, cpu=cpu
+        config,
+        latents,
+        row.latents("test"),
+        f"{row.run.name}-flow",
+        root=ladder.root,
+        cpu=ladder.options["cpu"],
     )
 
 
-def generation_of(row: Row, flow: Run, comparison: Comparison) -> tuple[EvalResult, EvalResult]:
-    """Kernel distances of samples, one a test label, to test images and to the tokenizer's reconstructions of these.
-
-    The second, the generation gap, leaves out what the decoder loses. Both are kept in a run of its own.
-    """
-    ladder, test = row.ladder, row.ladder.images["test"]
-    guidance = Guidance(comparison.guidance, 0.0, 1.0) if comparison.guidance != 1 else None
+def generation_of(row: Row, flow: Run, comparison: Comparison) -> Generation:
+    """Draw one sample a test label, unless it is done, and compare; kept in a run of its own."""
+    ladder = row.ladder
     protocol = EvalProtocol(
         sampler="euler",
         steps=comparison.sampling_steps,
@@ -210,34 +251,39 @@ def generation_of(row: Row, flow: Run, comparison: Comparison) -> tuple[EvalResu
         seed=ladder.seed,
         ema=flow.config["ema_decays"][0],
     )
-    with Run.open(
-        f"{row.run.name}-evaluation", protocol, root=ladder.root, parents=[row.run, flow]
-    ) as run:
+    name = f"{row.run.name}-evaluation"
+    with Run.open(name, protocol, root=ladder.root, parents=[row.run, flow]) as run:
         files = [run.folder / SAMPLES_FILE, run.folder / GAP_FILE]
-        if all(file.exists() for file in files):
-            return tuple(EvalResult.load(file) for file in files)
-        picked = torch.linspace(0, len(test) - 1, min(comparison.images, len(test))).long()
-        originals, labels = test.batch(picked)
-        model, tokenizer = (
-            part.to(ladder.device)
-            for part in (load_diffusion(flow.folder), load_tokenizer(row.run.folder))
-        )
-        sampling = {"num_steps": comparison.sampling_steps, "guidance": guidance}
-        samples = generate(
-            model, tokenizer, row.latents("train").space, labels, seed=ladder.seed, **sampling
-        )
-        net = load_net("efficientnet_lite2", input_size=comparison.net_input).to(ladder.device)
-        made = make_reference(samples, net, name="samples")
-        results = []
-        for file, images in zip(files, (originals, reconstruct(tokenizer, originals))):
-            results.append(
-                evaluate_generation(made, images, net=net, protocol=protocol, metrics=["kid"])
-            )
-            results[-1].save(file)
-        run.finish(results[0].metrics)
-    return tuple(results)
+        if not all(file.exists() for file in files):
+            _evaluate_samples(row, flow, comparison, protocol, run)
+        return Generation(*map(EvalResult.load, files))
 
 
-def comparison_of(preset: str) -> Comparison:
-    """The comparison that goes with a preset of the ladder."""
-    return choose(preset, COMPARISONS, "preset")
+def _evaluate_samples(
+    row: Row, flow: Run, comparison: Comparison, protocol: EvalProtocol, run: Run
+) -> None:
+    # one sample for each of some test images, with its label
+    device = row.ladder.device
+    tokenizer = load_tokenizer(row.run.folder).to(device)
+    test = row.ladder.images["test"]
+    count = min(comparison.images, len(test))
+    # evenly from the whole split: its images may be sorted by class
+    originals, labels = test.batch(torch.linspace(0, len(test) - 1, count).long())
+    guided = comparison.guidance != 1
+    samples = generate(
+        load_diffusion(flow.folder).to(device),
+        tokenizer,
+        row.latents("train").space,
+        labels,
+        seed=row.ladder.seed,
+        num_steps=comparison.sampling_steps,
+        guidance=Guidance(comparison.guidance, 0.0, 1.0) if guided else None,
+    )
+    # the generation gap: the same samples against what this tokenizer makes of the same images
+    net = load_net("efficientnet_lite2", input_size=comparison.net_input).to(device)
+    reference = make_reference(samples, net, name="samples")  # features, of use twice
+    comparisons = {SAMPLES_FILE: originals, GAP_FILE: reconstruct(tokenizer, originals)}
+    for file, images in comparisons.items():
+        result = evaluate_generation(reference, images, net=net, protocol=protocol, metrics=["kid"])
+        result.save(run.folder / file)
+    run.finish(EvalResult.load(run.folder / SAMPLES_FILE).metrics)

@@ -2,8 +2,9 @@
 
 import pandas as pd
 
-# Chen et al., Masked Autoencoders Are Effective Tokenizers for Diffusion Models (ICML 2025): ImageNet at 256 px, 128 tokens of
-# 32 channels, tokenizers of 250,000 steps, SiT-L of 400,000 without guidance. rFID, gFID, and the table they stand in.
+# Chen et al., Masked Autoencoders Are Effective Tokenizers for Diffusion Models (ICML 2025):
+# ImageNet at 256 px, 128 tokens of 32 channels, tokenizers of 250,000 steps, SiT-L of 400,000
+# without guidance. rFID, gFID, and the table they stand in.
 PAPER = {
     "ae": (0.67, 24.47, "Table 1a"),
     "kl": (1.22, 22.17, "Table 1a"),
@@ -13,8 +14,9 @@ PAPER = {
     "all": (0.85, 5.78, "Table 1b"),
     "all, tuned": (0.48, 5.69, "Table 1a"),
 }
-# column: what it is called in a sentence, and whether more is better. The paper says that the masked model is better in all
-# but the last, which is its claim about generation without what the decoder loses.
+# column: what it is called in a sentence, and whether more is better. The paper says that the
+# masked model is better in all but the last, which is its claim about generation without what the
+# decoder loses.
 CLAIMS = {
     "nll": ("mixture NLL per image", False),
     "probe_top1": ("linear probe", True),
@@ -30,104 +32,71 @@ def paper_table() -> pd.DataFrame:
 
 
 def claims_checked(table: pd.DataFrame, better: str, worse: str) -> pd.DataFrame:
-    """Whether row `better` beats row `worse` in every column of `CLAIMS`, over seeds.
+    """Whether row `better` beats row `worse` in every column of `CLAIMS`, over the seeds of both.
 
-    `table` has a line a row and seed, with columns row, seed and those of `CLAIMS` -> one line a claim: both means, in how
-    many seeds the paper's order holds, and a sentence. Only seeds that both rows have are counted. Raises ValueError where
-    there is none.
+    `table` has a line a row and seed: columns row, seed and those of `CLAIMS`. -> one line a claim:
+    both means, seeds, in how many of them the paper's order holds (agree), a sentence. Raises
+    ValueError where no seed has both.
     """
-    sides = [table[table["row"] == name].set_index("seed") for name in (better, worse)]
-    seeds = sorted(set(sides[0].index) & set(sides[1].index))
-    if not seeds:
+    first = table[table["row"] == better].set_index("seed")
+    second = table[table["row"] == worse].set_index("seed")
+    seeds = first.index.intersection(second.index).sort_values()
+    if not len(seeds):
         raise ValueError(f"no seed has both {better!r} and {worse!r}")
     lines = []
-    for column, (name, more) in CLAIMS.items():
-        ours, theirs = (side.loc[seeds, column].astype(float) for side in sides)
-        agreeing = int(((ours > theirs) if more else (ours < theirs)).sum())
-        words = (
-            "as in the paper"
-            if agreeing == len(seeds)
-            else "not the paper's order"
-            if agreeing == 0
-            else "mixed"
+    for column, (name, more_is_better) in CLAIMS.items():
+        # seed by seed: both rows saw the same images in the same order
+        gain = first.loc[seeds, column] - second.loc[seeds, column]
+        agree = int((gain > 0).sum() if more_is_better else (gain < 0).sum())
+        words = {len(seeds): "as in the paper", 0: "not the paper's order"}.get(agree, "mixed")
+        means = [float(side.loc[seeds, column].mean()) for side in (first, second)]
+        sentence = (
+            f"{name}: {better} {means[0]:.4g}, {worse} {means[1]:.4g}; "
+            f"{words} ({agree} of {len(seeds)} seeds)"
         )
-        says = f"{name}: {better} {ours.mean():.4g}, {worse} {theirs.mean():.4g}; {words} ({agreeing} of {len(seeds)} seeds)"
-        lines.append(
-            {
-                "claim": column,
-                better: ours.mean(),
-                worse: theirs.mean(),
-                "seeds": len(seeds),
-                "agree": agreeing,
-                "sentence": says,
-            }
-        )
-    return pd.DataFrame(lines).set_index("claim")
+        lines.append([column, *means, len(seeds), agree, sentence])
+    columns = ["claim", better, worse, "seeds", "agree", "sentence"]
+    return pd.DataFrame(lines, columns=columns).set_index("claim")
 
 
-def control_verdict(
-    table: pd.DataFrame, better: str, control: str, *, plain: str = "ae"
-) -> list[str]:
-    """What an equal-PSNR control does to the claim that `better` beats `plain`, in sentences that follow from the table.
+def equal_psnr(table: pd.DataFrame, better: str, control: str) -> pd.DataFrame:
+    """Seed by seed, whether the control has the PSNR of `better` on val, as a control must.
 
-    `table` as for `claims_checked`, with val_psnr. First, seed by seed, whether the control has the PSNR of `better` on val:
-    one whose training ended below it is blurrier, so its seed is not counted. Then a sentence a claim over the seeds that
-    are left. Without rows of `plain` only the control is spoken of.
+    `table` as for `claims_checked`, with val_psnr. -> index seed, columns: both rows' dB, matched.
     """
     psnr = table.pivot(index="seed", columns="row", values="val_psnr")[[better, control]].dropna()
-    matched = psnr.index[psnr[control] >= psnr[better]].tolist()
-    lines = [
-        f"seed {seed}: {control} has {reached:.2f} dB on val, {better} {target:.2f} dB"
-        + (
-            ""
-            if seed in matched
-            else f"; {control} never reached it, so this seed has no control and is not counted"
-        )
-        for seed, target, reached in psnr.itertuples()
-    ]
-    if not matched:
-        return [
-            *lines,
-            f"No seed has a control: nothing here tells what {better} gains from what blur gains.",
-        ]
-    left = table[table["seed"].isin(matched)]
-    if plain not in set(left["row"]):
-        against = claims_checked(left, better, control)
-        return lines + [
-            f"{CLAIMS[claim][0]}: {_wins(line)} against {control}"
-            for claim, line in against.iterrows()
-        ]
-    pairs = zip(
-        claims_checked(left, better, plain).iterrows(),
-        claims_checked(left, better, control).iterrows(),
-    )
-    return lines + [_verdict(better, plain, control, *pair) for pair in pairs]
+    # one whose training ended below it is blurrier: its seed has no control
+    return psnr.assign(matched=psnr[control] >= psnr[better])
 
 
-def _verdict(
-    better: str,
-    plain: str,
-    control: str,
-    first: tuple[str, pd.Series],
-    second: tuple[str, pd.Series],
-) -> str:
-    """One claim against the plain row and against the control, and what follows."""
-    (claim, on_plain), (_, on_control) = first, second
-    if on_plain["agree"] < on_plain["seeds"]:
-        follows = f"{better} does not beat {plain} in every seed, so there is no gain to explain"
-    elif on_control["agree"] == on_control["seeds"]:
-        follows = "equal blur does not explain it"
-    elif on_control["agree"] == 0:
-        follows = (
-            f"stopping {plain} early gains as much or more: the claim does not survive the control"
-        )
-    else:
-        follows = "seeds disagree about the control: undecided"
-    return f"{CLAIMS[claim][0]}: {_wins(on_plain)} against {plain}, {_wins(on_control)} against {control}; {follows}"
+def control_checked(
+    table: pd.DataFrame, better: str, control: str, *, plain: str = "ae"
+) -> pd.DataFrame:
+    """What an equal-PSNR control does to the claims that `better` beats `plain`.
 
+    -> one line a claim, over the seeds that have a control: seeds, in how many of them `better`
+    wins (against_plain, against_control), verdict: "no gain", "explained" (by equal blur),
+    "not explained" or "undecided". Empty without such seeds; without rows of `plain` there is no
+    verdict.
+    """
+    psnr = equal_psnr(table, better, control)
+    table = table[table["seed"].isin(psnr.index[psnr["matched"]])]
+    if table.empty:
+        return pd.DataFrame()
+    on_control = claims_checked(table, better, control)
+    checked = on_control[["seeds"]].assign(against_control=on_control["agree"])
+    if plain not in set(table["row"]):
+        return checked
 
-def _wins(line: pd.Series) -> str:
-    return f"better in {line['agree']} of {line['seeds']} seeds"
+    # a gain over the plain row is needed before it can be explained; a claim that holds in some
+    # seeds only is none
+    on_plain = claims_checked(table, better, plain)
+    checked.insert(1, "against_plain", on_plain["agree"])
+    checked["verdict"] = "undecided"
+    checked.loc[on_control["agree"] == on_control["seeds"], "verdict"] = "not explained"
+    checked.loc[on_control["agree"] == 0, "verdict"] = "explained"
+    checked.loc[on_plain["agree"] < on_plain["seeds"], "verdict"] = "no gain"
+    return checked
 
 
 def order_by(table: pd.DataFrame, column: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Ways to draw images with one trained model, each sampled, timed and scored into a run of its own, once.
+"""Ways to draw images with one trained model: each sampled, timed and scored once, in its own run.
 
 runs/setting-NAME-HASH/  config.json score.json samples/step-0000000.png summary.json
 """
@@ -8,7 +8,6 @@ import itertools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -26,34 +25,43 @@ from maetok_lab.pictures import image_grid, save_png
 from maetok_lab.protocols import AnyTokenizer, Net
 from maetok_lab.runs import Run
 
-SHOWN_IMAGES = 32  # on the picture of a setting
+PICTURE_IMAGES = 32  # on the picture of a setting
 WARM_UP_IMAGES = 8  # drawn in one step before the clock starts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How images are drawn: guidance `scale` while low <= t <= high, steps of a sampler, and the model's EMA rate."""
+    """How images are drawn."""
 
-    scale: float
-    low: float
+    scale: float  # of guidance; 1 is none
+    low: float  # guidance applies while low <= t <= high; t = 1 is noise
     high: float
-    steps: int
+    steps: int  # of the sampler
     sampler: str
-    ema: float | None
+    ema: float | None  # the rate of the averaged weights; None: what the model has
 
     def protocol(self, base: EvalProtocol) -> EvalProtocol:
-        """`base` with this setting. At scale 1 there is no guidance, so the interval, which changes nothing, is left out."""
-        between = {"guidance_low": self.low, "guidance_high": self.high} if self.scale != 1 else {}
-        guided = {"guidance_scale": self.scale, **between}
-        return dataclasses.replace(
-            base, sampler=self.sampler, steps=self.steps, ema=self.ema, **guided
-        )
+        """`base` with this setting."""
+        changes = {
+            "sampler": self.sampler,
+            "steps": self.steps,
+            "ema": self.ema,
+            "guidance_scale": self.scale,
+        }
+        # without guidance the interval changes nothing: settings that differ in it share a run
+        if self.scale != 1:
+            changes |= {"guidance_low": self.low, "guidance_high": self.high}
+        return dataclasses.replace(base, **changes)
 
     def describe(self) -> str:
         """A few words, for a title or a line of progress."""
-        between = f" on {self.low:g} to {self.high:g}" if self.scale != 1 else ""
-        average = f", EMA {self.ema:g}" if self.ema is not None else ""
-        return f"scale {self.scale:g}{between}, {self.sampler} {self.steps}{average}"
+        words = f"scale {self.scale:g}"
+        if self.scale != 1:
+            words += f" on {self.low:g} to {self.high:g}"
+        words += f", {self.sampler} {self.steps}"
+        if self.ema is not None:
+            words += f", EMA {self.ema:g}"
+        return words
 
 
 def setting_grid(
@@ -64,7 +72,10 @@ def setting_grid(
     samplers: Sequence[str],
     ema_rates: Sequence[float | None],
 ) -> list[Setting]:
-    """Every combination, the EMA rate slowest and the scale fastest. Raises ValueError where there is nothing to choose from."""
+    """Every combination, the EMA rate slowest and the scale fastest.
+
+    Raises ValueError for an empty list, or an interval that is not [low, high].
+    """
     axes = {
         "ema_rates": ema_rates,
         "samplers": samplers,
@@ -72,76 +83,61 @@ def setting_grid(
         "intervals": intervals,
         "scales": scales,
     }
-    empty = [name for name, values in axes.items() if not len(values)]
-    odd = [list(interval) for interval in intervals if len(interval) != 2]
-    if empty or odd:
-        raise ValueError(
-            f"no values for {empty}" if empty else f"an interval is [low, high], not {odd[0]}"
+    if empty := [name for name, values in axes.items() if not len(values)]:
+        raise ValueError(f"no values for {empty}")
+    for interval in intervals:
+        if len(interval) != 2:
+            raise ValueError(f"an interval is [low, high], not {list(interval)}")
+
+    settings = []
+    for ema, sampler, count, interval, scale in itertools.product(*axes.values()):
+        low, high = map(float, interval)
+        settings.append(
+            Setting(scale=float(scale), low=low, high=high, steps=count, sampler=sampler, ema=ema)
         )
-    return [
-        Setting(
-            scale=float(scale),
-            low=float(low),
-            high=float(high),
-            steps=count,
-            sampler=sampler,
-            ema=ema,
-        )
-        for ema, sampler, count, (low, high), scale in itertools.product(*axes.values())
-    ]
+    return settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scorer:
-    """What all settings of a comparison share: the models (by EMA rate), a label an image, the real images and their net.
+    """What all settings of a comparison share."""
 
-    `real` is what samples are compared with, `second` other real images, whose distance to `real` is the floor.
-    """
-
-    name: str
-    models: Mapping[float | None, DiffusionTransformer]
+    name: str  # in the names of the runs
+    models: Mapping[float | None, DiffusionTransformer]  # by the rate of their averaged weights
     tokenizer: AnyTokenizer
     space: LatentSpace
-    labels: torch.Tensor
-    real: Reference
-    second: Reference
+    labels: torch.Tensor  # one for each image that is drawn
+    real: Reference  # what samples are compared with
+    second: Reference  # other real images, whose distance to `real` is the floor
     net: Net
-    protocol: EvalProtocol
+    protocol: EvalProtocol  # what the settings do not say
     root: str | Path | None = None
     parents: Sequence[Run] = ()
 
     def score(self, setting: Setting) -> Run:
         """The finished run of a setting; sampled and scored now unless it is there already."""
         model = self.models[setting.ema]
-        known = {
-            "reference": self.real.name,
-            "reference_sha256": self.real.sha256,
+        protocol = setting.protocol(self.protocol).filled(
+            num_images=len(self.labels),
+            reference=self.real.name,
+            reference_sha256=self.real.sha256,
             **about_net(self.net),
-        }
-        protocol = setting.protocol(self.protocol).filled(num_images=len(self.labels), **known)
-        config = sample_set(protocol, model, self.tokenizer, self.labels)
-        run = Run.open(
-            f"setting-{self.name}-{fingerprint(config)[:8]}",
-            config,
-            root=self.root,
-            parents=self.parents,
         )
-        if run.finished:
-            run.close()
-            return run
-        try:
-            self._score(protocol, model, run)
-        except BaseException:
-            run.close()
-            raise
+        # the run is named by all that its numbers depend on, so other settings never meet in it
+        config = sample_set(protocol, model, self.tokenizer, self.labels)
+        name = f"setting-{self.name}-{fingerprint(config)[:8]}"
+        with Run.open(name, config, root=self.root, parents=self.parents) as run:
+            if not run.finished:
+                self._score(protocol, model, run)
         return run
 
     def _score(self, protocol: EvalProtocol, model: DiffusionTransformer, run: Run) -> None:
         options = sampling_options(protocol)
-        given = (model, self.tokenizer, self.space)
-        generate(*given, self.labels[:WARM_UP_IMAGES], **options | {"num_steps": 1})
+        models = (model, self.tokenizer, self.space)
+        # kernels are chosen and memory is taken in the first call, which is not timed
+        generate(*models, self.labels[:WARM_UP_IMAGES], **options | {"num_steps": 1})
         started = time.perf_counter()
-        images = generate(*given, self.labels, **options)
+        images = generate(*models, self.labels, **options)
         seconds = time.perf_counter() - started
         result = evaluate_generation(
             images,
@@ -152,32 +148,39 @@ class Scorer:
             second_reference=self.second,
         )
         result.save(run.folder / "score.json")
-        shown = image_grid(images[:SHOWN_IMAGES], columns=8)
-        save_png(run.sample_path(0), shown, scale=max(1, 64 // images.shape[-1]))
+        # small images are enlarged to 64 px
+        grid = image_grid(images[:PICTURE_IMAGES], columns=8)
+        save_png(run.sample_path(0), grid, scale=max(1, 64 // images.shape[-1]))
         cost = sampling_cost(model, len(self.labels), **options)
         speed = {"images_per_second": len(self.labels) / seconds, "seconds": seconds}
         run.finish({**result.metrics, **speed, "model_rows": cost.rows, "gflop": cost.gflop})
 
 
 def settings_table(scored: Mapping[Setting, Run], net: Net) -> pd.DataFrame:
-    """One row a setting: its fields, the kernel distance (under the name that carries the net) with `kid_low`, `kid_high`
-    (95 %) and `kid_floor`, images_per_second, model_rows (an image; None for dopri5), and the run.
+    """One row a setting: its fields and what was measured.
+
+    Columns: the fields, interval, the kernel distance (under the name that carries the net),
+    kid_low, kid_high (95 %), kid_floor, images_per_second, model_rows (an image; None for dopri5),
+    run.
     """
-    kid, rows = metric_name("kid", net), []
+    kid = metric_name("kid", net)
+    rows = []
     for setting, run in scored.items():
         result = load_score(run)
         low, high = result.intervals[kid]
-        interval = {"interval": f"{setting.low:g} to {setting.high:g}"}
-        numbers = {
-            kid: result.metrics[kid],
-            "kid_low": low,
-            "kid_high": high,
-            "kid_floor": result.floor[kid],
-        }
-        told: dict[str, Any] = {
-            name: run.summary[name] for name in ("images_per_second", "model_rows")
-        }
-        rows.append({**dataclasses.asdict(setting), **interval, **numbers, **told, "run": run.name})
+        rows.append(
+            {
+                **dataclasses.asdict(setting),
+                "interval": f"{setting.low:g} to {setting.high:g}",
+                kid: result.metrics[kid],
+                "kid_low": low,
+                "kid_high": high,
+                "kid_floor": result.floor[kid],
+                "images_per_second": run.summary["images_per_second"],
+                "model_rows": run.summary["model_rows"],
+                "run": run.name,
+            }
+        )
     return pd.DataFrame(rows)
 
 

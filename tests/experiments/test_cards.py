@@ -1,4 +1,4 @@
-"""From a tokenizer to latents, the loss of a small diffusion model and a card: each made once, and comparable."""
+"""From latents to the loss of a small diffusion model and a card: made once, and comparable."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ def test_losses_are_by_time_and_trained_once(tmp_path, caches, flow, monkeypatch
     assert len(losses) > 2
     assert run.summary["steps"] == 4
     monkeypatch.setattr(
-        "maetok_lab.training.diffusion.training_step", lambda *_: pytest.fail("it trained again")
+        "maetok_lab.training.loop.training_step", lambda *_: pytest.fail("it trained again")
     )
     assert loss_by_time(diffusion_loss(flow, *caches, "flow", root=tmp_path, cpu=True)) == losses
     with pytest.raises(ValueError, match="run pixels-0 has no loss on held-out latents"):
@@ -56,13 +56,13 @@ def test_a_card_is_a_run_with_a_file_and_is_made_once(tmp_path, caches, flow, mo
     parts = {
         "tokenizer": RawPixels(SIZE),
         "diffusion": trained,
-        "known": {"psnr": 30.0},
+        "beside": {"psnr": 30.0},
         "settings": settings,
     }
-    told = (train, train.labels, test, test.labels)
+    images = (train, train.labels, test, test.labels)
     with pytest.raises(ValueError, match="the loss after 0 steps, but there were 4"):
-        card_run("card", *told, root=tmp_path, **parts | {"settings": SETTINGS})
-    run = card_run("card", *told, root=tmp_path, **parts)
+        card_run("card", *images, root=tmp_path, **parts | {"settings": SETTINGS})
+    run = card_run("card", *images, root=tmp_path, **parts)
     card = cards_of([run])["card"]
     assert card.value["diffusion_loss"] == trained.summary["val_loss"]
     assert card.value["psnr"] == 30
@@ -78,13 +78,13 @@ def test_a_card_is_a_run_with_a_file_and_is_made_once(tmp_path, caches, flow, mo
         "maetok_lab.experiments.cards.diffusability_card",
         lambda *_, **__: pytest.fail("made again"),
     )
-    assert card_run("card", *told, root=tmp_path, **parts).folder == run.folder
+    assert card_run("card", *images, root=tmp_path, **parts).folder == run.folder
 
 
 def test_a_card_of_other_labels_or_settings_is_another_run(tmp_path, caches):
     train, test = caches
-    told = (train, train.labels, test, test.labels)
-    run = card_run("card", *told, settings=SETTINGS, root=tmp_path)
+    images = (train, train.labels, test, test.labels)
+    run = card_run("card", *images, settings=SETTINGS, root=tmp_path)
     assert "decoder" not in set(cards_of([run])["card"].group)
     with pytest.raises(ValueError, match="made with another config"):
         card_run(
@@ -97,7 +97,7 @@ def test_a_card_of_other_labels_or_settings_is_another_run(tmp_path, caches):
             root=tmp_path,
         )
     with pytest.raises(ValueError, match=r"settings\.seed"):
-        card_run("card", *told, settings=dataclasses.replace(SETTINGS, seed=1), root=tmp_path)
+        card_run("card", *images, settings=dataclasses.replace(SETTINGS, seed=1), root=tmp_path)
 
 
 def test_generation_scores_go_by_the_tokenizer_that_decoded_the_samples(tmp_path):

@@ -1,4 +1,4 @@
-"""What a training needs: counted exactly where it can be, and never run where its weights alone do not fit."""
+"""What a training needs: counted exactly where it can be, never run where weights do not fit."""
 
 import math
 
@@ -8,6 +8,7 @@ import torch
 from maetok_lab.config import override
 from maetok_lab.diffusion.cost import flops
 from maetok_lab.diffusion.model import DIFFUSION
+from maetok_lab.experiments import planner, trial
 from maetok_lab.experiments.planner import (
     GPUS,
     estimate,
@@ -18,7 +19,6 @@ from maetok_lab.experiments.planner import (
 from maetok_lab.experiments.trial import Measured, Trial, count_memory, line, next_size
 from maetok_lab.tokenizer.discriminators import AdversarialConfig
 from maetok_lab.training.presets import TOKENIZER_TRAINING
-from maetok_lab.experiments import planner, trial
 
 CPU = torch.device("cpu")
 TEST = override(TOKENIZER_TRAINING["test"], {"precision": "fp32"})

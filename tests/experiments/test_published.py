@@ -1,14 +1,20 @@
-"""Claims are counted seed by seed, and each sentence says what the numbers say."""
+"""Claims are counted seed by seed, and what follows from a control is what the counts say."""
 
 import pandas as pd
 import pytest
 
-from maetok_lab.experiments.published import claims_checked, control_verdict, order_by, paper_table
+from maetok_lab.experiments.published import (
+    claims_checked,
+    control_checked,
+    equal_psnr,
+    order_by,
+    paper_table,
+)
 
 
 @pytest.fixture
 def table():
-    """Two seeds of two rows: NLL agrees with the paper in both, the probe in one, the diffusion loss in none."""
+    """Two seeds: NLL agrees with the paper in both, the probe in one, the loss in none."""
     columns = ["row", "seed", "nll", "probe_top1", "diffusion_loss", "kid", "kid_gap"]
     lines = [
         ("all", 0, 1.0, 0.7, 0.5, 1.0, 2.0),
@@ -48,7 +54,7 @@ def test_rows_are_ordered_best_first_whichever_way_is_better(table):
 
 
 def compared(*psnr, **columns):
-    """Rows of `all`, `ae` and `control` for each pair of PSNR (all's, the control's); columns hold (all, ae, control)."""
+    """Rows for each pair of PSNR (of all, of control); columns hold (all, ae, control)."""
     lines = []
     for seed, (masked, control) in enumerate(psnr):
         for i, (row, on_val) in enumerate({"all": masked, "ae": 21.0, "control": control}.items()):
@@ -70,39 +76,39 @@ def test_the_control_decides_what_a_gain_over_the_plain_row_is_worth():
         kid_gap=(1.0, 2.0, 3.0),
     )
     table.loc[table["row"].eq("control") & table["seed"].eq(1), "kid"] = 0.5
-    said = control_verdict(table, "all", "control")
-    assert said[:2] == [
-        "seed 0: control has 18.10 dB on val, all 18.00 dB",
-        "seed 1: control has 17.50 dB on val, all 17.50 dB",
-    ]
-    assert said[2] == (
-        "mixture NLL per image: better in 2 of 2 seeds against ae, better in 0 of 2 seeds against control; "
-        "stopping ae early gains as much or more: the claim does not survive the control"
-    )
-    assert said[3].endswith("against control; equal blur does not explain it")
-    assert said[4].endswith("all does not beat ae in every seed, so there is no gain to explain")
-    assert said[5].endswith(
-        "better in 1 of 2 seeds against control; seeds disagree about the control: undecided"
-    )
-    alone = control_verdict(table[table["row"] != "ae"], "all", "control")
-    assert alone[3] == "linear probe: better in 2 of 2 seeds against control"
+    assert equal_psnr(table, "all", "control")["matched"].tolist() == [True, True]
+    checked = control_checked(table, "all", "control")
+    assert checked["seeds"].tolist() == [2] * 5
+    assert checked["against_plain"].to_dict() == {
+        "nll": 2,
+        "probe_top1": 2,
+        "diffusion_loss": 0,
+        "kid": 2,
+        "kid_gap": 2,
+    }
+    assert checked["against_control"].tolist() == [0, 2, 2, 1, 2]
+    assert checked["verdict"].to_dict() == {
+        "nll": "explained",  # stopping ae early gains as much or more
+        "probe_top1": "not explained",
+        "diffusion_loss": "no gain",  # in no seed is all better than ae
+        "kid": "undecided",
+        "kid_gap": "not explained",
+    }
+    alone = control_checked(table[table["row"] != "ae"], "all", "control")
+    assert list(alone.columns) == ["seeds", "against_control"]
+    assert alone.loc["probe_top1"].tolist() == [2, 2]
 
 
-def test_a_control_that_never_reached_its_target_is_said_to_be_none():
+def test_a_seed_whose_control_never_reached_its_target_is_not_counted():
     numbers = dict.fromkeys(
         ("nll", "probe_top1", "diffusion_loss", "kid", "kid_gap"), (1.0, 2.0, 3.0)
     )
-    said = control_verdict(compared((18.0, 18.1), (19.0, 18.5), **numbers), "all", "control")
-    assert said[1] == (
-        "seed 1: control has 18.50 dB on val, all 19.00 dB; "
-        "control never reached it, so this seed has no control and is not counted"
-    )
-    assert "better in 1 of 1 seeds against control" in said[2]
-    none = control_verdict(compared((19.0, 18.5), **numbers), "all", "control")
-    assert (
-        none[-1] == "No seed has a control: nothing here tells what all gains from what blur gains."
-    )
-    assert len(none) == 2
+    table = compared((18.0, 18.1), (19.0, 18.5), **numbers)
+    psnr = equal_psnr(table, "all", "control")
+    assert psnr.loc[1].tolist() == [19.0, 18.5, False]
+    checked = control_checked(table, "all", "control")
+    assert checked.loc["nll", ["seeds", "against_control"]].tolist() == [1, 1]
+    assert control_checked(compared((19.0, 18.5), **numbers), "all", "control").empty
 
 
 def test_the_papers_numbers_are_marked_as_such():

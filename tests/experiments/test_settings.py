@@ -1,4 +1,4 @@
-"""Ways to sample one model: each is drawn and scored once, under its own protocol, and found again."""
+"""Ways to sample one model: each is drawn and scored once, under its own protocol."""
 
 import dataclasses
 
