@@ -96,6 +96,11 @@ def free_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """float64, on the same device where that has it (Apple's MPS does not)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def physical_cores() -> int:
     """Cores this process may use: the number of threads that keeps torch from oversubscribing them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,6 @@
 """The shape of a cloud of latents: intrinsic dimension, spectrum, channels, and how much its tokens repeat each
 other."""
 
-import math
 from typing import Any
 
 import pandas as pd
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from maetok_lab.analysis.preprocess import as_rows, flat_chunks, spectrum_of, width_of
+from maetok_lab.neighbours import nearest_neighbours
 from maetok_lab.rng import generator
 
 MAX_ROWS = 5000  # pairs of all rows are compared
@@ -33,7 +33,7 @@ def intrinsic_dimension(
         raise ValueError(
             f"{method} needs more distinct latents than {len(rows)} for {needed[method]} neighbours"
         )
-    distances = _neighbour_distances(rows, needed[method])  # (n, k)
+    distances = nearest_neighbours(rows, neighbours=needed[method]).distances  # (n, k)
     logs = (distances[:, -1:] / distances[:, :-1]).log()  # (n, k - 1)
     if method == "twonn":
         return float((len(rows) - 1) / logs.sum())
@@ -125,15 +125,3 @@ def _sample(latents: Any, most: int, seed: int) -> Tensor:
     if not rows.isfinite().all():
         raise ValueError("latents hold NaN or infinite values")
     return rows.detach().flatten(1).double().cpu()
-
-
-def _neighbour_distances(rows: Tensor, neighbours: int) -> Tensor:
-    """Distances to the nearest other rows, nearest first: (n, D) -> (n, k)."""
-    found = []
-    for start in range(0, len(rows), 512):
-        part = torch.cdist(
-            rows[start : start + 512], rows, compute_mode="donot_use_mm_for_euclid_dist"
-        )
-        part.diagonal(start).fill_(math.inf)
-        found.append(part.topk(neighbours, largest=False).values)
-    return torch.cat(found)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from maetok_lab.analysis.preprocess import as_rows, device_of, flat_chunks, width_of
+from maetok_lab.neighbours import nearest_neighbours
 from maetok_lab.rng import generator
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
@@ -108,13 +109,10 @@ def knn_probe(
     mean, std = _scale(x)
     x, x_test = (torch.nn.functional.normalize((rows - mean) / std, dim=1) for rows in (x, x_test))
     classes = int(max(y.max(), y_test.max())) + 1
-    votes = []
-    for rows in x_test.split(1024):
-        near = (rows @ x.T).topk(neighbours, dim=1)
-        votes.append(
-            rows.new_zeros(len(rows), classes).scatter_add_(1, y[near.indices], 1 + near.values)
-        )
-    return _result(torch.cat(votes), y, y_test, float(neighbours), math.nan, classes, pool)
+    near = nearest_neighbours(x_test, x, neighbours=neighbours, cosine=True)
+    votes = x_test.new_zeros(len(x_test), classes)
+    votes.scatter_add_(1, y[near.indices], 1 - near.distances)
+    return _result(votes, y, y_test, float(neighbours), math.nan, classes, pool)
 
 
 # Logistic regression --------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from maetok_lab.analysis.preprocess import Reducer, as_rows, check_latents, data_hash, fit_reducer
 from maetok_lab.config import to_json
+from maetok_lab.neighbours import nearest_neighbours
 from maetok_lab.rng import generator
 
 Method = Literal["umap", "pca", "tsne"]
@@ -186,11 +187,8 @@ def _embed(scores: np.ndarray, settings: ProjectionSettings, seed: int) -> tuple
 
 
 def _knn_accuracy(points: np.ndarray, labels: np.ndarray, neighbours: int) -> float:
-    from sklearn.neighbors import KNeighborsClassifier
-
-    # leave one out: kneighbors without arguments leaves each row out of its own neighbours
-    nearest = KNeighborsClassifier(neighbours).fit(points, labels).kneighbors(return_distance=False)
-    votes = torch.from_numpy(labels[nearest]).mode(dim=1).values.numpy()
+    nearest = nearest_neighbours(torch.from_numpy(points), neighbours=neighbours).indices
+    votes = torch.from_numpy(labels[nearest.numpy()]).mode(dim=1).values.numpy()
     return float((votes == labels).mean())
 
 

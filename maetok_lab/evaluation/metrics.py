@@ -12,7 +12,9 @@ import warnings
 import torch
 from torch import Tensor
 
-from maetok_lab.evaluation.pixels import psnr, round_to_uint8, ssim, wide
+from maetok_lab.device import wide
+from maetok_lab.evaluation.pixels import psnr, round_to_uint8, ssim
+from maetok_lab.neighbours import nearest_neighbours
 from maetok_lab.rng import generator
 
 __all__ = [
@@ -35,6 +37,7 @@ Statistics = tuple[Tensor, Tensor]  # mean (d,) and covariance (d, d)
 CHUNK = 1024  # rows of a pairwise matrix that exist at a time
 Z95 = 1.96  # standard errors on each side of a normal estimate that make its 95 % interval
 KID_DRAWS = 100  # bootstrap draws of the kernel distance's interval
+MIN_IMAGES = 8  # a side; a distance between fewer says nothing
 NEIGHBOURS = 3  # a row's distance to this neighbour of its own set is its radius (the article's k)
 
 
@@ -206,12 +209,9 @@ def precision_recall(features: Tensor, reference: Tensor) -> PrecisionRecall:
 
 def _share_near(rows: Tensor, reference: Tensor) -> float:
     """Share of rows (n, d) within the radius of some row of the reference (m, d)."""
-    radii = []
-    for chunk in reference.split(CHUNK):
-        distances = torch.cdist(chunk, reference)
-        # + 1: the first neighbour of a row in its own set is itself
-        radii.append(distances.kthvalue(NEIGHBOURS + 1).values)
-    radius = torch.cat(radii)  # (m,)
+    # + 1: the first neighbour of a row in its own set is itself
+    around = nearest_neighbours(reference, reference, neighbours=NEIGHBOURS + 1)
+    radius = around.distances[:, -1]  # (m,)
     near = []
     for chunk in rows.split(CHUNK):
         near.append((torch.cdist(chunk, reference) <= radius).any(dim=1))

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maetok_lab.device import wide
 from maetok_lab.pictures import to_uint8
 
 
@@ -84,11 +85,6 @@ def _blur(x: Tensor, weights: Tensor) -> Tensor:
     planes = F.conv2d(planes, weights.view(1, 1, -1, 1))
     planes = F.conv2d(planes, weights.view(1, 1, 1, -1))
     return planes.unflatten(0, x.shape[:2]).squeeze(2)
-
-
-def wide(x: Tensor) -> Tensor:
-    """float64, on the same device where that has it (Apple's MPS does not)."""
-    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def _check_shapes(images: Tensor, reference: Tensor) -> None:

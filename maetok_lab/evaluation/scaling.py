@@ -3,7 +3,6 @@
 The Frechet distance extrapolated to infinitely many, its error, and copies of training images.
 """
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from maetok_lab.evaluation.metrics import Z95, Gaussian, Statistics, as_gaussian, frechet_distance
+from maetok_lab.neighbours import nearest_neighbours
 from maetok_lab.rng import generator
 
 BLOCKS = 6  # of samples, each left out once for the interval at infinity
@@ -92,29 +92,6 @@ def frechet_error(
             warnings.simplefilter("ignore")  # of too few images: the distance itself has warned
             values.append(frechet_distance(features[half], side))
     return float(torch.tensor(values, dtype=torch.float64).std() / math.sqrt(2))
-
-
-@dataclasses.dataclass(frozen=True)
-class Neighbours:
-    """For each sample its nearest training images (n, k), nearest first, and their distances (n, k) in feature
-    units."""
-
-    indices: Tensor
-    distances: Tensor
-
-
-def nearest_neighbours(features: Tensor, train: Tensor, *, neighbours: int = 3) -> Neighbours:
-    """The training images whose features are nearest: (n, d), (m, d) -> Neighbours. Raises ValueError for k > m."""
-    if not 1 <= neighbours <= len(train) or features.shape[1:] != train.shape[1:]:
-        shapes = f"{tuple(features.shape)} and {tuple(train.shape)}"
-        raise ValueError(
-            f"need 1 to {len(train)} neighbours of features of one width, not {neighbours} of {shapes}"
-        )
-    found = [
-        torch.cdist(part.double(), train.double()).topk(neighbours, largest=False)
-        for part in features.split(1024)
-    ]
-    return Neighbours(torch.cat([f.indices for f in found]), torch.cat([f.values for f in found]))
 
 
 def copied_share(features: Tensor, train: Tensor, heldout: Tensor) -> float:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from maetok_lab.evaluation.metrics import feature_statistics, frechet_distance
-from maetok_lab.evaluation.scaling import copied_share, frechet_against_count, nearest_neighbours
+from maetok_lab.evaluation.scaling import copied_share, frechet_against_count
+from maetok_lab.neighbours import nearest_neighbours
 from maetok_lab.rng import generator
 
 
