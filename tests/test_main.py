@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -35,6 +36,47 @@ def test_help_fits_a_screen_and_has_no_model_settings():
         check=True,
     )
     assert done.stdout.count("  -") <= 3  # -h, -p, -o: whatever else is a parameter of the notebook
+
+
+HEAVY = {"torchvision", "timm", "pandas", "sklearn", "matplotlib", "papermill", "submitit"}
+HELP = """
+import sys
+from maetok_lab.__main__ import main
+try:
+    main(["--help"])
+except SystemExit:
+    print("modules:", *sys.modules)
+"""
+
+
+def test_help_imports_nothing_but_torch_and_the_command_line():
+    command = [sys.executable, "-c", HELP]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    modules = set(process.stdout.rpartition("modules: ")[2].split())
+    assert "torch" in modules
+    assert not HEAVY & modules
+    ours = {name.partition(".")[2] for name in modules if name.startswith("maetok_lab")}
+    assert ours == {"", "__main__", "_torchvision", "lazy", "hints"}
+
+
+def seconds_of(*words):
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *words], capture_output=True, check=True)
+    return time.perf_counter() - started
+
+
+@pytest.mark.slow
+def test_help_takes_as_long_as_torch_and_a_quarter_at_most():
+    torch_seconds = []
+    help_seconds = []
+    for _ in range(15):  # in turns; the fastest of each, as other work only adds
+        torch_seconds.append(seconds_of("-c", "import torch"))
+        help_seconds.append(seconds_of("-m", "maetok_lab", "--help"))
+        ratio = min(help_seconds) / min(torch_seconds)
+        if len(torch_seconds) >= 5 and ratio <= 1.25:
+            break
+    print(f"--help takes {ratio:.2f} times as long as import torch")
+    assert ratio <= 1.25
 
 
 def test_list_shows_every_run_with_its_numbers(runs, tmp_path, capsys):
