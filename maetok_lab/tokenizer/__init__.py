@@ -1,1 +1,1 @@
-"""The tokenizer (images <-> latent tokens), what shapes its latents while it trains, and other people's weights."""
+"""The tokenizer (images <-> latent tokens), what shapes its latents, and other people's weights."""

@@ -1,6 +1,6 @@
-"""Any tokenizer under one interface: ours, the authors', diffusers' autoencoders, and raw pixels as the null case.
+"""Any tokenizer under one interface: ours, the authors', diffusers' autoencoders, raw pixels.
 
-What comes out is what our own tokenizers give, (B, N, C), so caching, analysis and evaluation take all of them alike.
+What comes out is what our own give, (B, N, C), so that caching, analysis and evaluation take all.
 """
 
 import math
@@ -16,7 +16,9 @@ from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.tokenizer.loading import load_tokenizer
 
 DIFFUSERS_CLASSES = ("AutoencoderDC", "AutoencoderKL")
-PIXELS, DIFFUSERS = "pixels", "diffusers:"
+# sources that are no place of weights of ours
+PIXELS = "pixels"
+DIFFUSERS = "diffusers:"  # before OWNER/NAME[/subfolder] on the hub
 
 
 def open_tokenizer(
@@ -24,20 +26,22 @@ def open_tokenizer(
 ) -> AnyTokenizer:
     """Any tokenizer for images of `image_size` px, in eval mode on the CPU.
 
-    `source` is what `load_tokenizer` takes (a run, a folder, a hub name), "pixels" for `RawPixels` in patches of
-    `patch_size`, a folder of diffusers' or "diffusers:OWNER/NAME[/subfolder]" on the hub. Raises what their loaders raise,
-    and ValueError for a tokenizer of another image size.
+    `source` is what `load_tokenizer` takes, "pixels" for `RawPixels` in patches of `patch_size`, a
+    folder of diffusers', or "diffusers:OWNER/NAME[/subfolder]" on the hub. Raises what their
+    loaders raise, and ValueError for a tokenizer of another image size.
     """
     if str(source) == PIXELS:
         return RawPixels(image_size, patch_size)
     if str(source).startswith(DIFFUSERS):
-        owner, name, *subfolder = str(source).removeprefix(DIFFUSERS).split("/")
-        return from_diffusers(
-            f"{owner}/{name}", image_size=image_size, subfolder="/".join(subfolder) or None
-        )
+        owner, name, *folders = str(source).removeprefix(DIFFUSERS).split("/")
+        subfolder = "/".join(folders) or None
+        return from_diffusers(f"{owner}/{name}", image_size=image_size, subfolder=subfolder)
+
+    # a folder that diffusers wrote names the class of its model
     config = Path(source) / "config.json"
     if config.exists() and "_class_name" in read_json(config):
         return from_diffusers(source, image_size=image_size)
+
     tokenizer = load_tokenizer(source, root=root)
     if tokenizer.config.image_size != image_size:
         raise ValueError(
@@ -49,10 +53,10 @@ def open_tokenizer(
 def from_diffusers(
     source: str | Path, *, image_size: int, subfolder: str | None = None
 ) -> "GridTokenizer":
-    """AutoencoderKL or AutoencoderDC from a local folder or the hub ("mit-han-lab/dc-ae-f32c32-in-1.0-diffusers").
+    """AutoencoderKL or AutoencoderDC from a folder or the hub, safetensors only.
 
-    Only safetensors are read. Raises ImportError without diffusers, FileNotFoundError for what cannot be had, ValueError
-    for another class of model.
+    Raises ImportError without diffusers, FileNotFoundError for what cannot be had, ValueError for
+    another class of model.
     """
     try:
         import diffusers
@@ -60,12 +64,15 @@ def from_diffusers(
         raise ImportError(
             "diffusers' autoencoders need diffusers: pip install 'maetok-lab[evaluation]'"
         ) from problem
-    at = {"subfolder": subfolder} if subfolder else {}
+    # every autoencoder reads the config of any other
     try:
-        name = diffusers.AutoencoderKL.load_config(source, **at).get("_class_name")
+        config = diffusers.AutoencoderKL.load_config(source, subfolder=subfolder)
+        name = config.get("_class_name")
         if name not in DIFFUSERS_CLASSES:
             raise ValueError(f"{source} holds a {name}, not one of {list(DIFFUSERS_CLASSES)}")
-        model = getattr(diffusers, name).from_pretrained(source, use_safetensors=True, **at)
+        model = getattr(diffusers, name).from_pretrained(
+            source, use_safetensors=True, subfolder=subfolder
+        )
     except OSError as problem:
         raise FileNotFoundError(
             f"{source} is no folder of diffusers' and could not be fetched from the hub ({problem})"
@@ -74,16 +81,18 @@ def from_diffusers(
 
 
 class GridTokenizer(nn.Module):
-    """A diffusers autoencoder as a tokenizer: the grid (B, C, h, w) of its latents in row-major tokens (B, h w, C).
+    """A diffusers autoencoder as a tokenizer: its grid of latents (B, C, h, w) as (B, h w, C).
 
-    A posterior is taken at its mean. Latents are raw: `scaling_factor` and the like are not applied, since every cache
-    measures its own statistics.
+    Tokens are row-major. Latents are raw: `scaling_factor` and the like are not applied, since
+    every cache measures its own statistics.
     """
 
     def __init__(self, model: nn.Module, image_size: int):
         super().__init__()
-        self.model, self.image_size = model.eval().requires_grad_(False), image_size
+        self.model = model.eval().requires_grad_(False)
+        self.image_size = image_size
         remember_name(self, tensors_fingerprint(model.state_dict()))
+        # only the model knows what grid it gives: one blank image tells
         with torch.inference_mode():
             grid = self._grid(next(model.parameters()).new_zeros(1, 3, image_size, image_size))
         self.grid = tuple(grid.shape[2:])
@@ -110,18 +119,19 @@ class GridTokenizer(nn.Module):
         return self.model.decode(latents.transpose(1, 2).unflatten(2, self.grid)).sample.float()
 
     def _grid(self, images: Tensor) -> Tensor:
-        found = self.model.encode(images)
-        return (
-            found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent
-        )  # KL has a posterior, DC has none
+        output = self.model.encode(images)
+        if hasattr(output, "latent_dist"):  # KL has a posterior, taken at its mean; DC has none
+            return output.latent_dist.mode()
+        return output.latent
 
 
 class RawPixels(nn.Module):
-    """The null case: tokens are patches of pixels, and nothing is learned. What a latent space must be better than."""
+    """The null case: tokens are patches of pixels. What a latent space must be better than."""
 
     def __init__(self, image_size: int, patch_size: int = 4):
         super().__init__()
-        self.image_size, self.patch_size = image_size, patch_size
+        self.image_size = image_size
+        self.patch_size = patch_size
         self.grid = grid_size(image_size, image_size, patch_size)
         self.latent_shape = (math.prod(self.grid), 3 * patch_size**2)
         self.eval()

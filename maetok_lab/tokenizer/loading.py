@@ -1,4 +1,4 @@
-"""Tokenizers from where they are: our runs, local folders of weights, the hub; and into such folders."""
+"""Tokenizers from where they are (our runs, folders of weights, the hub), and into such folders."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from maetok_lab.config import from_json, to_json
 from maetok_lab.files import read_json
@@ -27,15 +27,17 @@ from maetok_lab.tokenizer.released import from_released
 
 
 def load_tokenizer(source: str | Path, *, root: str | Path | None = None) -> Tokenizer:
-    """A tokenizer in eval mode on the CPU: a run's name or folder (its EMA weights), a folder of weights (exported by us or
-    released by the authors), "shipped/tokenizer", or a hub name such as "MAETok/maetok-b-128".
+    """A tokenizer in eval mode on the CPU.
 
-    Caches and diffusion models are bound to `tokenizer.fingerprint`. Raises FileNotFoundError for what is
-    none of these, ValueError for a run of another kind, one without a checkpoint, and weights that do not fit.
+    `source` is a run's name or folder (its averaged weights), a folder of weights, ours or the
+    authors', "shipped/tokenizer", or a hub name such as "MAETok/maetok-b-128". Raises
+    FileNotFoundError for none of these, ValueError for a run of another kind, without a checkpoint,
+    or weights that do not fit.
     """
     run = find_run(source, root)
     if run is not None:
         return _from_run(run)
+    # what we exported names its config's class; the authors' config.json has another form
     tensors, config = read_weights(source)
     if config.get("class") == "TokenizerConfig":
         tokenizer = Tokenizer(from_json(TokenizerConfig, config["config"]))
@@ -47,84 +49,90 @@ def load_tokenizer(source: str | Path, *, root: str | Path | None = None) -> Tok
 
 
 def _from_run(run: Run) -> Tokenizer:
-    model = from_json(TokenizerConfig, _tokenizer_config(run)["model"])
+    model = _tokenizer_config(run)["model"]
     checkpoint = run.load_checkpoint(groups=["ema"])
     if checkpoint is None:
         raise ValueError(f"run {run.name} has no checkpoint yet")
-    tokenizer = Tokenizer(model)
+    tokenizer = Tokenizer(from_json(TokenizerConfig, model))
     load_strictly(tokenizer, checkpoint.tensors["ema"], f"run {run.name}")
     remember_name(tokenizer, fingerprint_of([run.fingerprint, checkpoint.step]))
     return tokenizer.eval()
-
-
-def load_auxiliary(
-    source: str | Path, *, root: str | Path | None = None
-) -> dict[str, AuxiliaryDecoder]:
-    """The auxiliary decoders that shaped a tokenizer, by target, in eval mode on the CPU, to look at what they predict.
-
-    `source` is the run that trained them, one tuned from it (its parents are looked up beside it), or a folder of weights that
-    was exported with them. Their weights are those of the last step: no average of them is kept. A target's network is loaded
-    when `decoder.target` is first called.
-    """
-    run = find_run(source, root)
-    if run is None:
-        folder = weights_folder(source)
-        if not (folder / AUXILIARY).exists():
-            raise ValueError(
-                f"{source} holds a tokenizer's weights only; its auxiliary decoders are in the run that trained it"
-            )
-        config = read_json(folder / "config.json")
-        return _auxiliary(
-            config["config"], config["targets"], load_file(folder / AUXILIARY), str(source)
-        )
-    while run.config.get("trains") == "decoder":
-        run = _tuned_from(run)
-    targets = _tokenizer_config(run)["targets"]
-    checkpoint = run.load_checkpoint(groups=["auxiliary"])
-    if not targets or checkpoint is None:
-        raise ValueError(
-            f"run {run.name} {'has no checkpoint yet' if targets else 'was trained without auxiliary targets'}"
-        )
-    return _auxiliary(
-        run.config["model"], targets, checkpoint.tensors["auxiliary"], f"run {run.name}"
-    )
-
-
-def _auxiliary(
-    model: dict[str, Any],
-    targets: list[dict[str, Any]],
-    tensors: dict[str, torch.Tensor],
-    what: str,
-) -> dict[str, AuxiliaryDecoder]:
-    tokenizer = from_json(TokenizerConfig, model)
-    decoders = nn.ModuleDict()
-    for target in (from_json(AuxiliaryConfig, target) for target in targets):
-        decoders[target.module_name] = AuxiliaryDecoder(target, tokenizer)
-    load_strictly(decoders, tensors, what)
-    return {decoder.config.target: decoder.eval() for decoder in decoders.values()}
-
-
-def _tuned_from(run: Run) -> Run:
-    wanted = run.config["parent"]
-    names = [
-        parent["run"] for parent in run.provenance["parents"] if parent["fingerprint"] == wanted
-    ]
-    if not names:
-        raise ValueError(
-            f"run {run.name} does not record the run it was tuned from (fingerprint {wanted})"
-        )
-    found = Run(run.folder.parent / names[0])
-    if found.fingerprint != wanted:
-        raise ValueError(
-            f"run {run.name} was tuned from another run than the {found.name} that is beside it now"
-        )
-    return found
 
 
 def _tokenizer_config(run: Run) -> dict[str, Any]:
     if run.class_name != "TokenizerTraining":
         raise ValueError(f"run {run.name} holds a {run.class_name}, not a tokenizer")
     return run.config
+
+
+def load_auxiliary(
+    source: str | Path, *, root: str | Path | None = None
+) -> dict[str, AuxiliaryDecoder]:
+    """The auxiliary decoders that shaped a tokenizer, by target, in eval mode on the CPU.
+
+    `source` is the run that trained them, one tuned from it, or a folder of weights that was
+    exported with them. Raises ValueError where there are none. A target's network is loaded when
+    `decoder.target` is first called.
+    """
+    run = find_run(source, root)
+    if run is None:
+        folder = weights_folder(source)
+        if not (folder / AUXILIARY).exists():
+            raise ValueError(
+                f"{source} holds a tokenizer's weights only; its auxiliary decoders are in the run "
+                "that trained it"
+            )
+        config = read_json(folder / "config.json")
+        tensors = load_file(folder / AUXILIARY)
+        return _auxiliary(config["config"], config["targets"], tensors, str(source))
+
+    # Decoder tuning dropped them: back to the run of the first stage.
+    while run.config.get("trains") == "decoder":
+        run = _parent(run)
+    targets = _tokenizer_config(run)["targets"]
+    if not targets:
+        raise ValueError(f"run {run.name} was trained without auxiliary targets")
+    checkpoint = run.load_checkpoint(groups=["auxiliary"])
+    if checkpoint is None:
+        raise ValueError(f"run {run.name} has no checkpoint yet")
+    # the weights of the last step: there is no average of them
+    tensors = checkpoint.tensors["auxiliary"]
+    return _auxiliary(run.config["model"], targets, tensors, f"run {run.name}")
+
+
+def _auxiliary(
+    model: dict[str, Any],
+    targets: list[dict[str, Any]],
+    tensors: Mapping[str, Tensor],
+    subject: str,
+) -> dict[str, AuxiliaryDecoder]:
+    """Decoders from plain JSON and their tensors; `subject` is what an error speaks of."""
+    tokenizer = from_json(TokenizerConfig, model)
+    decoders = nn.ModuleDict()
+    for target in targets:
+        config = from_json(AuxiliaryConfig, target)
+        decoders[config.module_name] = AuxiliaryDecoder(config, tokenizer)
+    load_strictly(decoders, tensors, subject)
+    return {decoder.config.target: decoder.eval() for decoder in decoders.values()}
+
+
+def _parent(run: Run) -> Run:
+    """The run whose decoder this one tunes, which must still be the one that it was tuned from."""
+    fingerprint = run.config["parent"]
+    for entry in run.provenance["parents"]:
+        if entry["fingerprint"] == fingerprint:
+            parent = Run(run.folder.parent / entry["run"])
+            break
+    else:
+        raise ValueError(
+            f"run {run.name} does not record the run it was tuned from (fingerprint {fingerprint})"
+        )
+    if parent.fingerprint != fingerprint:
+        raise ValueError(
+            f"run {run.name} was tuned from another run than the {parent.name} "
+            "that is beside it now"
+        )
+    return parent
 
 
 def export_tokenizer(
@@ -135,24 +143,25 @@ def export_tokenizer(
     auxiliary: Mapping[str, AuxiliaryDecoder] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """A folder that `load_tokenizer` takes: model.safetensors, config.json and a model card that starts with `about`.
+    """A folder that `load_tokenizer` takes: weights, config and a card that starts with `about`.
 
-    With `auxiliary` decoders (as `load_auxiliary` gives them) it has those too, in auxiliary.safetensors.
+    With `auxiliary` decoders, as `load_auxiliary` gives them, it takes the folder too.
     """
     config: dict[str, Any] = {"class": "TokenizerConfig", "config": to_json(tokenizer.config)}
     if auxiliary:
         config["targets"] = [to_json(decoder.config) for decoder in auxiliary.values()]
-        decoders = nn.ModuleDict(
-            {decoder.config.module_name: decoder for decoder in auxiliary.values()}
-        )
+        decoders = nn.ModuleDict()
+        for decoder in auxiliary.values():
+            decoders[decoder.config.module_name] = decoder
         write_tensors(Path(folder) / AUXILIARY, stored_as(decoders.state_dict(), dtype))
-    return write_weights(
-        folder, stored_as(tokenizer.state_dict(), dtype), config, _card(tokenizer, about)
-    )
+    tensors = stored_as(tokenizer.state_dict(), dtype)
+    return write_weights(folder, tensors, config, _card(tokenizer, about))
 
 
 def _card(tokenizer: Tokenizer, about: str) -> str:
-    config = tokenizer.config
+    """The model card, as the hub shows it."""
+    size = tokenizer.config.image_size
+    tokens, channels = tokenizer.latent_shape
     return f"""---
 library_name: maetok-lab
 tags: [tokenizer, autoencoder, diffusion]
@@ -162,8 +171,9 @@ tags: [tokenizer, autoencoder, diffusion]
 
 {about or "Trained with maetok_lab."}
 
-Images of {config.image_size} px in [-1, 1] to {config.num_latent_tokens} tokens of {config.latent_dim} channels and back;
-{num_parameters(tokenizer):,} parameters. Method: Masked Autoencoders Are Effective Tokenizers for Diffusion Models (ICML 2025).
+Images of {size} px in [-1, 1] to {tokens} tokens of {channels} channels and back;
+{num_parameters(tokenizer):,} parameters. Method: Masked Autoencoders Are Effective Tokenizers for
+Diffusion Models (ICML 2025).
 
 ```python
 from maetok_lab.tokenizer.loading import load_tokenizer

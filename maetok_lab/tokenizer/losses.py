@@ -1,9 +1,10 @@
-"""The terms that train a tokenizer (paper eq. 6 and 8), named, and weighted in one visible place."""
+"""The terms that train a tokenizer (paper eq. 6 and 8), by name, and weighed in one place."""
 
 import dataclasses
 from typing import Literal
 
 import torch
+from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
 
 from maetok_lab.tokenizer.discriminators import AdversarialConfig
@@ -11,43 +12,53 @@ from maetok_lab.tokenizer.discriminators import AdversarialConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of the terms. Paper: pixel MSE 1, perceptual 1 (warmed up over 10,000 steps in the release), adversarial 0.4.
+    """Weights of the terms. The paper's: pixel MSE 1, perceptual 1, adversarial 0.4."""
 
-    `perceptual_warmup` is a share of the steps over which the perceptual weight rises linearly; `perceptual_weights` is a
-    local file with the network's weights, instead of the shipped or cached one. `kl_weight` counts for the `kl` bottleneck
-    only (1e-6 in the release, on the KL summed over tokens and channels).
-    """
-
+    # of reconstructions and images in [-1, 1]
     pixel: Literal["mse", "l1"] = "mse"
+    # of the pixel term
     pixel_weight: float = 1.0
+    # "lpips" is the paper's (VGG16, a download); "squeezenet" is shipped
     perceptual: Literal["none", "squeezenet", "lpips"] = "squeezenet"
+    # of the perceptual term; 0 does not compute it
     perceptual_weight: float = 1.0
+    # share of the steps over which it rises linearly from 0; 10,000 of 500,000 in the release
     perceptual_warmup: float = 0.02
+    # a local file with the network's weights, instead of the shipped or cached ones
     perceptual_weights: str | None = None
+    # of the KL summed over tokens and channels, for the `kl` bottleneck only; the release's
     kl_weight: float = 1e-6
+    # the discriminator's term; None has no discriminator
     adversarial: AdversarialConfig | None = None
 
 
-def pixel_loss(
-    config: LossConfig, reconstructions: torch.Tensor, images: torch.Tensor
-) -> torch.Tensor:
-    """On the whole image, hidden patches or not. (B, 3, H, W) twice -> ()"""
-    return {"mse": mse_loss, "l1": l1_loss}[config.pixel](reconstructions, images)
+def pixel_loss(config: LossConfig, reconstructions: Tensor, images: Tensor) -> Tensor:
+    """Mean over the whole image, hidden patches or not (as released). (B, 3, H, W) twice -> ()"""
+    loss = {"mse": mse_loss, "l1": l1_loss}[config.pixel]
+    return loss(reconstructions, images)
 
 
 def loss_weights(
     config: LossConfig, auxiliary: dict[str, float], *, progress: float
 ) -> dict[str, float]:
-    """The weight of every term at `progress` in [0, 1] of the training: the one place where terms are weighed."""
-    ramp = min(1.0, progress / config.perceptual_warmup) if config.perceptual_warmup else 1.0
+    """The weight of every term at `progress` in [0, 1] of the training.
+
+    `auxiliary` holds those of the auxiliary targets, by target.
+    """
+    ramp = 1.0
+    if config.perceptual_warmup:
+        ramp = min(1.0, progress / config.perceptual_warmup)
     weights = {
         "pixel": config.pixel_weight,
         "perceptual": config.perceptual_weight * ramp,
         "kl": config.kl_weight,
     }
-    if config.adversarial:  # and times its adaptive weight, which is known only with the gradients
+    # times its adaptive factor, which is known only with the gradients
+    if config.adversarial:
         weights["adversarial"] = config.adversarial.weight
-    return weights | {f"auxiliary/{target}": weight for target, weight in auxiliary.items()}
+    for target, weight in auxiliary.items():
+        weights[f"auxiliary/{target}"] = weight
+    return weights
 
 
 def discriminator_weights(config: AdversarialConfig) -> dict[str, float]:
@@ -59,6 +70,6 @@ def discriminator_weights(config: AdversarialConfig) -> dict[str, float]:
     }
 
 
-def total_loss(terms: dict[str, torch.Tensor], weights: dict[str, float]) -> torch.Tensor:
+def total_loss(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
     """Sum of weight * term over the terms that there are. -> ()"""
     return torch.stack([weights[name] * value for name, value in terms.items()]).sum()

@@ -1,23 +1,31 @@
-"""Which patches are hidden while training: how many (one ratio a batch) and where. mask (B, patches) bool, True = hidden."""
+"""Which patches are hidden while training: `draw_mask` draws how many and where.
+
+A mask is (B, patches) bool, True = hidden. One ratio counts for a whole batch; where its patches
+are is each image's own.
+"""
 
 import dataclasses
 import math
 from typing import Literal
 
 import torch
+from torch import Generator, Tensor
+
+STD = 0.25  # of the normal distribution that ratios are drawn from (release)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskingConfig:
-    """`ratio` "truncated_normal" is the paper's: location `high`, scale 0.25, cut to [low, high]; the mean of 0.4-0.6 is 0.505.
+    """How many patches a batch hides, and where. The defaults are the paper's 40 to 60 %."""
 
-    "uniform" draws between low and high; "linear" falls from `high` to `low` over training (decoder tuning: 0.6 to 0). A
-    fixed ratio is low = high. `kind` "random" hides single patches, "block" one rectangle and what is missing at random.
-    """
-
+    # of a batch. "truncated_normal" is the release's: around `high`, with std 0.25, cut to
+    # [low, high]. "linear" falls from `high` to `low` over the training (paper: decoder tuning)
     ratio: Literal["none", "truncated_normal", "uniform", "linear"] = "truncated_normal"
+    # least ratio; equal to `high` for a fixed one
     low: float = 0.4
+    # largest ratio, below 1
     high: float = 0.6
+    # single patches, or one rectangle, filled up with single ones
     kind: Literal["random", "block"] = "random"
 
     def __post_init__(self):
@@ -27,8 +35,27 @@ class MaskingConfig:
             )
 
 
-def draw_ratio(config: MaskingConfig, *, progress: float, generator: torch.Generator) -> float:
-    """The batch's mask ratio. `progress` in [0, 1] is the share of training done, which "linear" follows."""
+def draw_mask(
+    config: MaskingConfig,
+    batch_size: int,
+    grid: tuple[int, int],
+    *,
+    progress: float = 0.0,
+    generator: Generator,
+) -> Tensor | None:
+    """The mask of one training batch, (B, patches), or None where nothing is hidden.
+
+    Every image hides ceil(patches * ratio). `progress`: see `draw_ratio`.
+    """
+    ratio = draw_ratio(config, progress=progress, generator=generator)
+    if ratio == 0:
+        return None
+    draw = {"random": random_mask, "block": block_mask}[config.kind]
+    return draw(batch_size, grid, ratio, generator=generator)
+
+
+def draw_ratio(config: MaskingConfig, *, progress: float, generator: Generator) -> float:
+    """A batch's mask ratio. `progress` in [0, 1] is the share of training that is behind it."""
     if config.ratio == "none":
         return 0.0
     if config.ratio == "linear":
@@ -36,63 +63,45 @@ def draw_ratio(config: MaskingConfig, *, progress: float, generator: torch.Gener
     u = torch.rand((), generator=generator).item()
     if config.ratio == "uniform" or config.low == config.high:
         return config.low + (config.high - config.low) * u
-    # Inverse of the normal's distribution function between its values at low and high (release: scipy's truncnorm).
-    floor = _normal_cdf((config.low - config.high) / 0.25)
-    return config.high + 0.25 * _normal_quantile(floor + u * (0.5 - floor))
 
-
-def draw_mask(
-    config: MaskingConfig,
-    batch_size: int,
-    grid: tuple[int, int],
-    *,
-    progress: float = 0.0,
-    generator: torch.Generator,
-) -> torch.Tensor | None:
-    """A mask for one batch, or None when nothing is hidden. Every image hides ceil(patches * ratio) patches. -> (B, patches)"""
-    ratio = draw_ratio(config, progress=progress, generator=generator)
-    if ratio == 0:
-        return None
-    place = {"random": random_mask, "block": block_mask}[config.kind]
-    return place(batch_size, grid, ratio, generator=generator)
+    # The inverse of the normal's distribution function, between its values at `low` and at `high`,
+    # its centre (the release calls scipy's truncnorm).
+    floor = 0.5 * (1 + math.erf((config.low - config.high) / STD / math.sqrt(2)))
+    quantile = torch.tensor(floor + u * (0.5 - floor), dtype=torch.float64)
+    return config.high + STD * torch.special.ndtri(quantile).item()
 
 
 def random_mask(
-    batch_size: int, grid: tuple[int, int], ratio: float, *, generator: torch.Generator
-) -> torch.Tensor:
-    """ceil(patches * ratio) hidden patches in an order of each image's own. -> (B, patches)"""
+    batch_size: int, grid: tuple[int, int], ratio: float, *, generator: Generator
+) -> Tensor:
+    """Hide ceil(patches * ratio) patches of each image, in an order of its own. -> (B, patches)"""
     return _hide_first(torch.rand(batch_size, math.prod(grid), generator=generator), ratio)
 
 
 def block_mask(
-    batch_size: int, grid: tuple[int, int], ratio: float, *, generator: torch.Generator
-) -> torch.Tensor:
-    """A rectangle somewhere in the image (aspect 1/2 to 2) and, to reach ceil(patches * ratio), patches around it."""
+    batch_size: int, grid: tuple[int, int], ratio: float, *, generator: Generator
+) -> Tensor:
+    """Hide a rectangle, and single patches up to ceil(patches * ratio). -> (B, patches)"""
     down, across = grid
     order = torch.rand(batch_size, down, across, generator=generator)
     area = _count(down * across, ratio)
-    for scores in order:
+    for image_order in order:
+        # aspect 1/2 to 2, evenly in its logarithm; rounding down never makes it too large
         aspect = 2 ** (2 * torch.rand((), generator=generator).item() - 1)
         height = min(down, max(1, math.isqrt(int(area * aspect))))
         width = min(across, max(1, area // height))
         top = int(torch.randint(down - height + 1, (), generator=generator))
         left = int(torch.randint(across - width + 1, (), generator=generator))
-        scores[top : top + height, left : left + width] -= 1  # before all others
+        image_order[top : top + height, left : left + width] -= 1  # below all others: hidden first
     return _hide_first(order.flatten(1), ratio)
 
 
-def _hide_first(order: torch.Tensor, ratio: float) -> torch.Tensor:
-    return order.argsort(dim=1).argsort(dim=1) < _count(order.shape[1], ratio)
+def _hide_first(order: Tensor, ratio: float) -> Tensor:
+    """True for the patches with the smallest numbers. order (B, patches) -> (B, patches) bool"""
+    ranks = order.argsort(dim=1).argsort(dim=1)
+    return ranks < _count(order.shape[1], ratio)
 
 
 def _count(patches: int, ratio: float) -> int:
-    # 1e-9: 0.55 * 100 is 55.00000000000001 in floating point, and must hide 55.
+    # 1e-9: 0.55 * 100 is 55.00000000000001 in floating point, and must hide 55
     return math.ceil(patches * ratio - 1e-9)
-
-
-def _normal_cdf(x: float) -> float:
-    return 0.5 * (1 + math.erf(x / math.sqrt(2)))
-
-
-def _normal_quantile(p: float) -> float:
-    return torch.special.ndtri(torch.tensor(p, dtype=torch.float64)).item()

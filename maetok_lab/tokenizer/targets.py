@@ -30,9 +30,9 @@ Captions = Sequence[str] | Tensor | None  # as text, as `text.caption_tokens` gi
 def hog(images: Tensor, patch_size: int = 16, cell_size: int = 8) -> Tensor:
     """Histograms of oriented gradients by patch (MaskFeat's target, as the release computes it).
 
-    images (B, 3, H, W) in [-1, 1] -> (B, patches, 27 * (patch_size / cell_size)^2) float32; inside a
-    patch the order is (channel, bin, cell row, cell column). Raises ValueError where the cell does
-    not divide the patch, or the patch the image.
+    images (B, 3, H, W) in [-1, 1] -> (B, patches, 27 * (patch_size / cell_size)^2) float32. Inside
+    a patch the order is (channel, bin, cell row, cell column). Raises ValueError where the cell
+    does not divide the patch, or the patch the image.
     """
     height, width = images.shape[-2:]
     if patch_size % cell_size or height % patch_size or width % patch_size:

@@ -1,4 +1,7 @@
-"""The words of a caption as a target: CLIP's byte-pair tokens as a bag (the paper's LAION tokenizer, after SuperClass)."""
+"""The words of a caption as a target: CLIP's byte-pair tokens as a bag (after SuperClass).
+
+The paper's LAION-COCO tokenizer has it; its released code does not.
+"""
 
 import dataclasses
 import functools
@@ -6,24 +9,27 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from maetok_lab.tokenizer.targets import Captions
 
-CONTEXT = 77  # tokens of a caption that count, as in CLIP (which has its start and end among them; a bag needs neither)
-VOCABULARY = 49408  # CLIP's, with the start and end tokens, which no caption has: their logits only learn to be small
-_NOTHING = -1
+# Tokens of a caption that count, as in CLIP, whose 77 hold a start and an end: a bag needs neither.
+CONTEXT = 77
+# CLIP's, with start and end, which no caption has: their logits only learn to be small.
+VOCABULARY = 49408
+_NO_TOKEN = -1
 
 
-def caption_tokens(captions: Sequence[str]) -> torch.Tensor:
-    """Each caption's BPE tokens, the first `CONTEXT` of them. -> (B, 77) int64, -1 behind the last one
+def caption_tokens(captions: Sequence[str]) -> Tensor:
+    """Each caption's BPE tokens, the first `CONTEXT` of them. -> (B, 77) int64, -1 behind the last
 
     Raises ImportError without open-clip-torch, which ships the vocabulary.
     """
     encode = _encoder()
-    tokens = torch.full((len(captions), CONTEXT), _NOTHING)
+    tokens = torch.full((len(captions), CONTEXT), _NO_TOKEN)
     for row, caption in zip(tokens, captions):
-        found = torch.tensor(encode(caption)[:CONTEXT], dtype=torch.int64)
-        row[: len(found)] = found
+        words = torch.tensor(encode(caption)[:CONTEXT], dtype=torch.int64)
+        row[: len(words)] = words
     return tokens
 
 
@@ -33,36 +39,40 @@ def _encoder() -> Callable[[str], list[int]]:
         from open_clip.tokenizer import SimpleTokenizer
     except ImportError as problem:
         raise ImportError(
-            "the text target takes CLIP's vocabulary from open-clip-torch: pip install 'maetok-lab[evaluation]'"
+            "the text target takes CLIP's vocabulary from open-clip-torch: "
+            "pip install 'maetok-lab[evaluation]'"
         ) from problem
     return SimpleTokenizer().encode
 
 
 @dataclasses.dataclass(frozen=True)
 class TextTarget:
-    """Which tokens the caption has, in no order, as a distribution; loss is softmax cross-entropy (SuperClass).
+    """Which tokens the caption has, as a distribution; loss is softmax cross-entropy (SuperClass).
 
-    Prediction is from the mean over all patches, hidden or not. SuperClass also weighs tokens by inverse document frequency;
-    the paper does not say whether it does, so tokens of a caption weigh the same here. An image without words counts nothing.
+    It is predicted from the mean over all patches, hidden or not.
     """
 
     by_patch: ClassVar[bool] = False
     width: ClassVar[int] = VOCABULARY
 
-    def __call__(self, images: torch.Tensor, captions: Captions = None) -> torch.Tensor:
-        """images (B, 3, H, W), captions as B strings or as `caption_tokens` gives them -> (B, width), rows sum to 1 or 0"""
+    def __call__(self, images: Tensor, captions: Captions = None) -> Tensor:
+        """images (B, 3, H, W), captions as strings or tokens -> (B, width), rows sum to 1 or 0"""
         if captions is None or len(captions) != len(images):
-            got = "none" if captions is None else len(captions)
+            count = "none" if captions is None else len(captions)
             raise ValueError(
-                f"the text target needs a caption for each of the {len(images)} images, got {got}"
+                f"the text target needs a caption for each of the {len(images)} images, got {count}"
             )
-        tokens = captions if isinstance(captions, torch.Tensor) else caption_tokens(captions)
-        tokens = tokens.to(images.device)
-        bags = torch.zeros(len(tokens), self.width, device=images.device)
-        bags.scatter_add_(1, tokens.clamp(min=0), (tokens != _NOTHING).float())
-        bags.clamp_(max=1)  # a token that comes twice is there once
-        return bags / bags.sum(1, keepdim=True).clamp(min=1)
+        if not isinstance(captions, Tensor):
+            captions = caption_tokens(captions)
+        tokens = captions.to(images.device)
 
-    def loss(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """logits and distribution (B, width) -> (B,)"""
-        return -(target * predicted.float().log_softmax(-1)).sum(-1)
+        # A token that comes twice is there once. SuperClass also weighs tokens by inverse document
+        # frequency; the paper does not say whether it does, so all of a caption weigh the same.
+        bags = torch.zeros(len(tokens), self.width, device=images.device)
+        bags.scatter_add_(1, tokens.clamp(min=0), (tokens != _NO_TOKEN).float())
+        bags.clamp_(max=1)
+        return bags / bags.sum(1, keepdim=True).clamp(min=1)  # without words: zeros, no loss
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Logits and distribution, (B, width) each -> (B,)"""
+        return -(target * prediction.float().log_softmax(-1)).sum(-1)

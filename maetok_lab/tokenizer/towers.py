@@ -1,17 +1,17 @@
-"""The two transformers of a tokenizer: one turns patches into latent tokens, one turns latent tokens into patch features.
+"""The two transformers of a tokenizer: patches to latent tokens, and latent tokens to patches.
 
-The second is used for pixels and, shallower, for every auxiliary target (paper section 3.1; released code for the details).
+The second is used for pixels and, shallower, for every auxiliary target (paper section 3.1; what
+the paper leaves open is as in the released code).
 """
 
-import dataclasses
 import math
-from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from maetok_lab.layers.attention import head_width
-from maetok_lab.layers.norm import make_norm
+from maetok_lab.layers.attention import Attention
+from maetok_lab.layers.mlp import Mlp
+from maetok_lab.layers.norm import DropPath, LayerScale, make_norm
 from maetok_lab.layers.patches import grid_size
 from maetok_lab.layers.positions import (
     AxialRope2d,
@@ -22,256 +22,318 @@ from maetok_lab.layers.positions import (
     sincos_2d,
     take_rotation,
 )
-from maetok_lab.tokenizer.blocks import ModulatedBlock, Modulation, PlainBlock
+from maetok_lab.tokenizer.config import Grid, TokenizerConfig, TowerConfig
 
-Positions = Literal["rope", "ape", "rope+ape"]
-RopeKind = Literal["axial", "mixed"]
-Grid = tuple[int, int]
+# ---- Blocks ----
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TowerConfig:
-    """Size of one transformer. `drop_path` rises linearly over depth to this rate."""
+class PlainBlock(nn.Module):
+    """ViT's pre-norm block; LayerScale as in DINOv2, whose skeleton the released encoder has."""
 
-    width: int
-    depth: int
-    num_heads: int
-    positions: Positions = "rope"
-    rope: RopeKind = "axial"
-    drop_path: float = 0.0
+    def __init__(self, tower: TowerConfig, *, drop_path: float, layer_scale: float | None = None):
+        super().__init__()
+        width = tower.width
+        self.norm1 = make_norm("layernorm", width)
+        self.norm2 = make_norm("layernorm", width)
+        self.attn = Attention(width, tower.num_heads)
+        self.mlp = Mlp(width, 4 * width)
+        self.ls1 = nn.Identity()
+        self.ls2 = nn.Identity()
+        if layer_scale:
+            self.ls1 = LayerScale(width, layer_scale)
+            self.ls2 = LayerScale(width, layer_scale)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def __post_init__(self):
-        head_width(self.width, self.num_heads)
-        if self.depth < 0:
-            raise ValueError(f"depth must be 0 or more, not {self.depth}")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path must be in [0, 1), not {self.drop_path}")
+    def forward(self, x: Tensor, rotation: Rotation | None) -> Tensor:
+        """x (B, S, D) -> (B, S, D); `rotation` turns queries and keys."""
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rotation)))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 
-def drop_path_rates(config: TowerConfig) -> list[float]:
+class Modulation(nn.Module):
+    """Shifts and scales for normalised latent positions, from the raw latents (release: "MoVQ")."""
+
+    def __init__(self, config: TokenizerConfig, width: int, *, chunks: int):
+        super().__init__()
+        self.chunks = chunks
+        self.scale_init = config.modulation_init
+        self.linear = nn.Linear(config.latent_dim, chunks * width)
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Zero weights, zero shifts, scales at `modulation_init`."""
+        self.linear.weight.zero_()
+        # chunks alternate: shift, scale, shift, scale
+        self.linear.bias.zero_().view(self.chunks, -1)[1::2] = self.scale_init
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, ...]:
+        """latents (B, N, C) -> (shift, scale, ...), each (B, N, D)"""
+        return self.linear(nn.functional.silu(latents)).chunk(self.chunks, dim=-1)
+
+
+def modulate_latents(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x * scale + shift at the last N positions, the latents'; the patches before them as they are.
+
+    x (B, patches + N, D), shift and scale (B, N, D) -> (B, patches + N, D)
+    """
+    patches = x.shape[1] - shift.shape[1]
+    # scale, not DiT's 1 + scale: as released
+    latents = torch.addcmul(shift, x[:, patches:], scale)
+    return torch.cat([x[:, :patches], latents.to(x.dtype)], dim=1)
+
+
+class ModulatedBlock(nn.Module):
+    """Decoder block: norms without weights; the latents set scale and shift at their positions."""
+
+    def __init__(self, config: TokenizerConfig, tower: TowerConfig, *, drop_path: float):
+        super().__init__()
+        width = tower.width
+        self.norm1 = make_norm("layernorm", width, affine=False)
+        self.norm2 = make_norm("layernorm", width, affine=False)
+        self.attn = Attention(width, tower.num_heads)
+        self.mlp = Mlp(width, 4 * width)
+        self.modulation = Modulation(config, width, chunks=4)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor, latents: Tensor, rotation: Rotation | None) -> Tensor:
+        """x (B, patches + N, D), latents (B, N, C) -> (B, patches + N, D)"""
+        shift_attn, scale_attn, shift_mlp, scale_mlp = self.modulation(latents)
+        h = modulate_latents(self.norm1(x), shift_attn, scale_attn)
+        x = x + self.drop_path(self.attn(h, rotation))
+        h = modulate_latents(self.norm2(x), shift_mlp, scale_mlp)
+        return x + self.drop_path(self.mlp(h))
+
+
+def drop_path_rates(tower: TowerConfig) -> list[float]:
     """Stochastic depth of each block: from 0 linearly to `drop_path`."""
-    return [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
+    return [tower.drop_path * i / max(tower.depth - 1, 1) for i in range(tower.depth)]
+
+
+# ---- Positions ----
 
 
 class GridPositions(nn.Module):
-    """Where patches are: an absolute embedding, rotations, or both, for any grid that the choice allows."""
+    """Where patches are: an absolute embedding, rotations, or both."""
 
-    def __init__(self, config: TowerConfig, grid: Grid, *, class_token: bool, theta: float):
+    def __init__(self, tower: TowerConfig, grid: Grid, *, class_token: bool, theta: float):
         super().__init__()
-        self.grid, self.class_token = grid, class_token
-        rope = {"axial": AxialRope2d, "mixed": MixedRope2d}[config.rope]
-        head_dim = config.width // config.num_heads
-        self.rope = (
-            rope(config.depth, config.num_heads, head_dim, theta=theta)
-            if "rope" in config.positions
-            else None
-        )
-        if "ape" in config.positions:
-            table = sincos_2d(*grid_positions(*grid), config.width)
-            self.absolute = nn.Parameter(
-                torch.cat([torch.zeros(int(class_token), config.width), table])[None]
-            )
-        else:
-            self.absolute = None
+        self.grid = grid
+        self.depth = tower.depth
+        self.before = int(class_token)  # tokens in front of the patches
 
-    def embed(self, x: torch.Tensor, grid: Grid) -> torch.Tensor:
-        """Add the absolute embedding to (class and) patch tokens, if there is one. (B, S, D) -> (B, S, D)"""
+        self.rope = None
+        if "rope" in tower.positions:
+            rope = {"axial": AxialRope2d, "mixed": MixedRope2d}[tower.rope]
+            head_dim = tower.width // tower.num_heads
+            self.rope = rope(tower.depth, tower.num_heads, head_dim, theta=theta)
+
+        # learned, but starting as sines; a class token's position starts at zero
+        self.absolute = None
+        if "ape" in tower.positions:
+            table = sincos_2d(*grid_positions(*grid), tower.width)
+            table = torch.cat([torch.zeros(self.before, tower.width), table])
+            self.absolute = nn.Parameter(table[None])
+
+    def embed(self, x: Tensor, grid: Grid) -> Tensor:
+        """Add the absolute embedding to class and patch tokens. (B, S, D) -> (B, S, D)"""
         if self.absolute is None:
             return x
         if grid != self.grid:
             raise ValueError(
-                f"this tokenizer has learned absolute positions for a grid of {self.grid}, so it cannot take {grid}; "
-                'positions="rope" works at any size'
+                f"this tokenizer has learned absolute positions for a grid of {self.grid}, "
+                f'so it cannot take {grid}; positions="rope" works at any size'
             )
         return x + self.absolute
 
-    def rotations(self, grid: Grid, *, after: int, depth: int) -> list[Rotation | None]:
-        """One rotation a layer for the sequence [class, patches, `after` unrotated tokens]; None without RoPE."""
+    def rotations(
+        self, grid: Grid, *, after: int, device: torch.device | None = None
+    ) -> list[Rotation | None]:
+        """One a block for [class, patches, `after` latents]: only patches turn. None: no RoPE."""
         if self.rope is None:
-            return [None] * depth
-        device = next(iter([*self.rope.parameters(), *self.rope.buffers()])).device
+            return [None] * self.depth
         rotations = self.rope(*grid_positions(*grid, device=device))
-        return [pad_rotation(rotation, int(self.class_token), after) for rotation in rotations]
+        return [pad_rotation(rotation, self.before, after) for rotation in rotations]
+
+
+def latent_positions(config: TokenizerConfig, width: int) -> Tensor:
+    """Initial positions of the latent tokens, as `config.latent_init` says. -> (1, N, width)"""
+    count = config.num_latent_tokens
+    if config.latent_init == "normal":
+        return nn.init.trunc_normal_(torch.empty(1, count, width), std=0.02)
+
+    # "grid" gives each latent a home among the patches, so that attention is local from the first
+    # step on; short trainings leave their plateau sooner (ours, not the paper's).
+    divisors = [n for n in range(1, math.isqrt(count) + 1) if count % n == 0]
+    down = max(divisors)  # the squarest grid of `count` places
+    across = count // down
+    rows, columns = grid_positions(down, across)
+    rows = (rows + 0.5) * config.grid[0] / down - 0.5
+    columns = (columns + 0.5) * config.grid[1] / across - 0.5
+    return sincos_2d(rows, columns, width)[None]
+
+
+# ---- Towers ----
 
 
 class PatchEncoder(nn.Module):
-    """Patches and learnable latent tokens in, latent tokens (or, without learnable ones, patch tokens) out.
+    """Images to latent tokens. The sequence is [class token, patches, latent tokens].
 
-    Sequence: [class token, patch tokens, latent tokens]. Hidden patches become one learned mask token before positions are
-    added ("replace", SimMIM), or leave the sequence ("drop", MAE: faster).
+    With latent_tokens="patches" there are no latent tokens, and the patches come out.
     """
 
-    def __init__(
-        self,
-        config: TowerConfig,
-        *,
-        patch_size: int,
-        grid: Grid,
-        num_latent_tokens: int | None,
-        class_token: bool,
-        layer_scale: float | None,
-        theta: float,
-        masked: Literal["replace", "drop"],
-        latent_init: Literal["normal", "grid"],
-    ):
+    def __init__(self, config: TokenizerConfig):
         super().__init__()
-        width = config.width
-        self.patch_size, self.masked = patch_size, masked
-        self.patch_embed = nn.Conv2d(3, width, patch_size, patch_size)
+        self.config = config
+        tower = config.encoder
+        width = tower.width
+        self.patch_embed = nn.Conv2d(3, width, config.patch_size, config.patch_size)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
-        self.class_token = (
-            nn.Parameter(torch.empty(1, 1, width).normal_(std=1e-6)) if class_token else None
+
+        # DINOv2's class token came into the release with its skeleton; it is no output.
+        self.class_token = None
+        if config.class_token:
+            self.class_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=1e-6))
+        self.positions = GridPositions(
+            tower, config.grid, class_token=config.class_token, theta=config.rope_theta
         )
-        self.positions = GridPositions(config, grid, class_token=class_token, theta=theta)
-        if num_latent_tokens:
-            self.latent_tokens = nn.Parameter(
-                torch.empty(1, num_latent_tokens, width).normal_(std=0.02)
-            )
-            positions = latent_positions(num_latent_tokens, width, grid, latent_init)
-            self.latent_positions = nn.Parameter(positions)
-        else:
-            self.latent_tokens = None
-        rates = drop_path_rates(config)
-        self.blocks = nn.ModuleList(
-            PlainBlock(width, config.num_heads, drop_path=rate, layer_scale=layer_scale)
-            for rate in rates
-        )
+
+        self.latent_tokens = None
+        if config.latent_tokens == "learnable":
+            tokens = torch.empty(1, config.num_latent_tokens, width)
+            self.latent_tokens = nn.Parameter(tokens.normal_(std=0.02))
+            self.latent_positions = nn.Parameter(latent_positions(config, width))
+
+        self.blocks = nn.ModuleList()
+        for rate in drop_path_rates(tower):
+            block = PlainBlock(tower, drop_path=rate, layer_scale=config.layer_scale)
+            self.blocks.append(block)
         self.norm = make_norm("layernorm", width)
 
-    def forward(self, images: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """images (B, 3, H, W) in [-1, 1], mask (B, patches) bool, True = hidden -> (B, N, width)"""
-        grid = grid_size(*images.shape[-2:], self.patch_size)
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """images (B, 3, H, W) in [-1, 1], mask (B, patches) bool, True = hidden -> (B, N, D)"""
+        grid = grid_size(*images.shape[-2:], self.config.patch_size)
         x = self.patch_embed(images).flatten(2).transpose(1, 2)  # (B, patches, D)
         patches = x.shape[1]
+
+        # Hidden patches become the mask token before positions are added: it knows where it is.
         if mask is not None:
             if mask.shape != x.shape[:2] or mask.dtype != torch.bool:
                 raise ValueError(
                     f"mask must be bool {tuple(x.shape[:2])}, not {mask.dtype} {tuple(mask.shape)}"
                 )
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
+
+        # The class token comes in front, latent tokens come behind; both are never hidden.
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1)
         x = self.positions.embed(x, grid)
-        first_latent = x.shape[1]
+        num_latents = 0
         if self.latent_tokens is not None:
-            x = torch.cat(
-                [x, (self.latent_tokens + self.latent_positions).expand(len(x), -1, -1)], dim=1
-            )
-        rotations = self.positions.rotations(
-            grid, after=x.shape[1] - first_latent, depth=len(self.blocks)
-        )
-        if mask is not None and self.masked == "drop":
-            kept = self._visible(mask, x.shape[1], first_latent - patches)
-            x = torch.take_along_dim(x, kept[..., None], dim=1)
-            rotations = [rotation and take_rotation(rotation, kept) for rotation in rotations]
+            latents = self.latent_tokens + self.latent_positions
+            x = torch.cat([x, latents.expand(len(x), -1, -1)], dim=1)
+            num_latents = latents.shape[1]
+        rotations = self.positions.rotations(grid, after=num_latents, device=x.device)
+
+        # MAE's way: what is hidden leaves the sequence, which makes the step cheaper.
+        if mask is not None and self.config.masked == "drop":
+            places = visible_places(mask, before=self.positions.before, after=num_latents)
+            x = torch.take_along_dim(x, places[..., None], dim=1)
+            if self.positions.rope is not None:
+                rotations = [take_rotation(rotation, places) for rotation in rotations]
+
         for block, rotation in zip(self.blocks, rotations):
             x = block(x, rotation)
-        latents = (
-            x[:, -self.latent_tokens.shape[1] :]
-            if self.latent_tokens is not None
-            else x[:, first_latent - patches :]
-        )
-        return self.norm(latents)
+        return self.norm(x[:, -(num_latents or patches) :])
 
-    def _visible(self, mask: torch.Tensor, length: int, before: int) -> torch.Tensor:
-        """Places in the sequence of every token that is not hidden: (B, S'). All images must hide the same number."""
-        hidden = mask.sum(1)
-        if (hidden != hidden[0]).any():
-            counts = sorted(set(hidden.tolist()))
-            raise ValueError(
-                f'masked="drop" needs the same number of hidden patches in every image of a batch, not {counts}'
-            )
-        full = mask.new_zeros(len(mask), length)
-        full[:, before : before + mask.shape[1]] = mask
-        return full.int().argsort(dim=1, stable=True)[:, : length - int(hidden[0])]
+
+def visible_places(mask: Tensor, *, before: int, after: int) -> Tensor:
+    """Where the tokens stand that are not hidden, `before` and `after` the patches too.
+
+    mask (B, patches) -> (B, S'). Raises ValueError where images hide different numbers.
+    """
+    hidden = mask.sum(1)
+    if (hidden != hidden[0]).any():
+        raise ValueError(
+            'masked="drop" needs the same number of hidden patches in every image of a batch, '
+            f"not {sorted(set(hidden.tolist()))}"
+        )
+    # a stable sort leaves visible places (0) in their order and moves hidden ones (1) to the end
+    whole = nn.functional.pad(mask, (before, after)).int()
+    return whole.argsort(dim=1, stable=True)[:, : whole.shape[1] - int(hidden[0])]
 
 
 class LatentDecoder(nn.Module):
-    """Latent tokens in, one feature vector a patch out: mask tokens attend to the latents (paper section 3.1).
+    """Latent tokens to one feature vector a patch. The sequence is [mask tokens, latent tokens].
 
-    Sequence: [patches mask tokens, latent tokens]. With depth 0 it is one linear map over tokens and channels.
+    The mask tokens, one a patch, read the latents by attention (paper section 3.1). A tower of
+    depth 0 is one linear map over tokens and channels instead (Table 1d, "linear").
     """
 
-    def __init__(
-        self,
-        config: TowerConfig,
-        *,
-        latent_dim: int,
-        num_latent_tokens: int,
-        grid: Grid,
-        theta: float,
-        modulation: bool,
-        scale_init: float,
-        latent_init: Literal["normal", "grid"],
-    ):
+    def __init__(self, config: TokenizerConfig, tower: TowerConfig, *, modulation: bool):
         super().__init__()
-        width = config.width
-        self.from_latents = nn.Linear(latent_dim, width)
-        if config.depth == 0:
-            self.to_patches = nn.Linear(num_latent_tokens, math.prod(grid))
-            return
+        width = tower.width
+        self.from_latents = nn.Linear(config.latent_dim, width)
         self.to_patches = None
+        if tower.depth == 0:
+            self.to_patches = nn.Linear(config.num_latent_tokens, math.prod(config.grid))
+            return
         self.mask_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
-        self.positions = GridPositions(config, grid, class_token=False, theta=theta)
-        self.latent_positions = nn.Parameter(
-            latent_positions(num_latent_tokens, width, grid, latent_init)
+        self.positions = GridPositions(
+            tower, config.grid, class_token=False, theta=config.rope_theta
         )
-        rates = drop_path_rates(config)
-        if modulation:
-            self.blocks = nn.ModuleList(
-                ModulatedBlock(
-                    width,
-                    config.num_heads,
-                    latent_dim=latent_dim,
-                    drop_path=rate,
-                    scale_init=scale_init,
-                )
-                for rate in rates
-            )
-            self.norm = make_norm("layernorm", width, affine=False)
-            self.norm_modulation = Modulation(latent_dim, width, chunks=2, scale_init=scale_init)
-        else:
-            self.blocks = nn.ModuleList(
-                PlainBlock(width, config.num_heads, drop_path=rate, layer_scale=None)
-                for rate in rates
-            )
-            self.norm = make_norm("layernorm", width)
-            self.norm_modulation = None
+        self.latent_positions = nn.Parameter(latent_positions(config, width))
 
-    def forward(self, latents: torch.Tensor, grid: Grid) -> torch.Tensor:
-        """latents (B, N, C) -> (B, patches, width)"""
+        self.blocks = nn.ModuleList()
+        for rate in drop_path_rates(tower):
+            if modulation:
+                self.blocks.append(ModulatedBlock(config, tower, drop_path=rate))
+            else:
+                self.blocks.append(PlainBlock(tower, drop_path=rate))
+        self.norm = make_norm("layernorm", width, affine=not modulation)
+
+        # Nothing uses these weights: the release modulates the last norm too, but at the latents'
+        # positions, which are not read. They stay because checkpoints hold them, because the seeded
+        # draws of what comes after them depend on them, and for the released format.
+        self.norm_modulation = None
+        if modulation:
+            self.norm_modulation = Modulation(config, width, chunks=2)
+
+    def forward(self, latents: Tensor, grid: Grid) -> Tensor:
+        """latents (B, N, C) -> (B, patches, D)"""
         x = self.from_latents(latents)
+        patches = math.prod(grid)
         if self.to_patches is not None:
-            if math.prod(grid) != self.to_patches.out_features:
+            if patches != self.to_patches.out_features:
                 raise ValueError(
-                    f"a decoder of depth 0 gives {self.to_patches.out_features} patches, so it cannot give {grid}"
+                    f"a decoder of depth 0 gives {self.to_patches.out_features} patches, "
+                    f"so it cannot give {grid}"
                 )
             return self.to_patches(x.transpose(1, 2)).transpose(1, 2)
-        patches = math.prod(grid)
+
+        # Autocast gives x in bf16 and leaves parameters in float32; the sequence has one dtype.
         queries = self.positions.embed(self.mask_token.expand(len(x), patches, -1), grid)
-        rotations = self.positions.rotations(grid, after=x.shape[1], depth=len(self.blocks))
-        x = torch.cat([queries.to(x.dtype), (x + self.latent_positions).to(x.dtype)], dim=1)
+        memory = x + self.latent_positions
+        rotations = self.positions.rotations(grid, after=x.shape[1], device=x.device)
+        x = torch.cat([queries.to(x.dtype), memory.to(x.dtype)], dim=1)
+
         for block, rotation in zip(self.blocks, rotations):
-            x = block(x, latents, patches, rotation) if self.norm_modulation else block(x, rotation)
-        # Norm and modulation act on each token alone, and only patch positions are read: the latents' own last
-        # modulation (kept for the released format) changes nothing that leaves this function.
+            if isinstance(block, ModulatedBlock):
+                x = block(x, latents, rotation)
+            else:
+                x = block(x, rotation)
         return self.norm(x[:, :patches])
 
 
-def latent_positions(
-    count: int, width: int, grid: Grid, init: Literal["normal", "grid"]
-) -> torch.Tensor:
-    """Initial embedding of latent tokens, (1, count, width): N(0, 0.02), or sines at places spread evenly over the image.
+# ---- Weights ----
 
-    "grid" gives each latent a home among the patches, so that attention is local from the first step on; short trainings
-    leave their plateau sooner (the paper and the release use "normal").
-    """
-    if init == "normal":
-        return nn.init.trunc_normal_(torch.empty(1, count, width), std=0.02)
-    down = max(d for d in range(1, math.isqrt(count) + 1) if count % d == 0)
-    rows, columns = grid_positions(down, count // down)
-    rows, columns = (
-        (rows + 0.5) * grid[0] / down - 0.5,
-        (columns + 0.5) * grid[1] / (count // down) - 0.5,
-    )
-    return sincos_2d(rows, columns, width)[None]
+
+def init_weights(module: nn.Module) -> None:
+    """ViT's truncated normal for linear layers, with zero biases; for `nn.Module.apply`."""
+    if isinstance(module, nn.Linear):
+        # 0.02 at ViT-Base's 768 inputs, more for fewer: activations start alike at every width
+        nn.init.trunc_normal_(module.weight, std=0.02 * math.sqrt(768 / module.in_features))
+        nn.init.zeros_(module.bias)
+    elif hasattr(module, "reset"):
+        # children come first: what starts elsewhere (Modulation, Refine) resets itself afterwards
+        module.reset()

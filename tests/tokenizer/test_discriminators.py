@@ -54,8 +54,8 @@ def small_dino(size: int = 32) -> DinoDiscriminator:
 def kinds() -> dict[str, torch.nn.Module]:
     torch.manual_seed(0)
     return {
-        "spectral": PatchDiscriminator(width=8, layers=2, norm="spectral"),
-        "group": PatchDiscriminator(width=8, layers=2, norm="group"),
+        "spectral": PatchDiscriminator(AdversarialConfig(width=8, layers=2, norm="spectral")),
+        "group": PatchDiscriminator(AdversarialConfig(width=8, layers=2, norm="group")),
         "dino": small_dino(),
     }
 
@@ -118,14 +118,14 @@ def test_the_adaptive_weight_stays_below_ten_thousand_where_the_discriminator_sa
 
 @pytest.mark.parametrize("size", [32, 256])
 def test_patchgan_judges_places_of_small_and_large_images(size):
-    logits = PatchDiscriminator(width=4)(noise(2, 3, size, size))
+    logits = PatchDiscriminator(AdversarialConfig(width=4))(noise(2, 3, size, size))
     assert logits.shape == (2, (size // 8 - 2) ** 2)
 
 
 def test_a_logit_of_patchgan_sees_seventy_pixels():
     torch.manual_seed(0)
     images = noise(1, 3, 256, 256).requires_grad_()
-    logits = PatchDiscriminator(width=4)(images)
+    logits = PatchDiscriminator(AdversarialConfig(width=4))(images)
     logits[0, 15 * 30 + 15].backward()
     seen = images.grad[0].abs().sum(0) > 0
     assert (seen.any(0).sum(), seen.any(1).sum()) == (70, 70)

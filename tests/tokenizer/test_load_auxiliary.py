@@ -32,7 +32,7 @@ TRAINING = TokenizerTraining(
 def parent(tmp_path, monkeypatch):
     """A run with a checkpoint of three targets, and what it saved."""
     monkeypatch.setattr(
-        "maetok_lab.training.objective.share_networks", lambda decoders: None
+        "maetok_lab.training.autoencoding.share_networks", lambda decoders: None
     )  # resnet10t's are on the hub
     torch.manual_seed(0)
     objective = Objective(TRAINING)

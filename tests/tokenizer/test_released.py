@@ -1,4 +1,4 @@
-"""The authors' tokenizer computes the same as ours, goes back unchanged, and comes from and goes to a folder in one line."""
+"""The authors' tokenizer computes the same as ours, goes back unchanged, and has a folder."""
 
 import json
 
@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 
 from maetok_lab.config import override
 from maetok_lab.files import write_json
-from maetok_lab.tokenizer import loading
 from maetok_lab.tokenizer.loading import export_tokenizer, load_tokenizer
 from maetok_lab.tokenizer.model import TOKENIZERS, Tokenizer
 from maetok_lab.tokenizer.released import from_released, to_released
@@ -35,10 +34,8 @@ def weights(fixture) -> dict[str, torch.Tensor]:
     }
 
 
-def same(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
-    return set(mine) == set(theirs) and all(
-        torch.equal(mine[name], value) for name, value in theirs.items()
-    )
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return set(a) == set(b) and all(torch.equal(a[name], value) for name, value in b.items())
 
 
 def test_latents_and_reconstructions_agree_with_the_release(fixture, weights, settings):
@@ -170,7 +167,7 @@ def test_a_folder_as_the_hub_has_it_loads_by_its_path_and_by_a_hub_name(
     )
 
 
-def test_our_own_tokenizer_is_exported_with_a_card_and_comes_back_the_same(tmp_path, monkeypatch):
+def test_our_own_tokenizer_is_exported_with_a_card_and_comes_back_the_same(tmp_path):
     torch.manual_seed(0)
     tokenizer = Tokenizer(TOKENIZERS["test"]).eval()
     folder = export_tokenizer(tokenizer, tmp_path / "ours", about="Of the tests.")
@@ -180,14 +177,17 @@ def test_our_own_tokenizer_is_exported_with_a_card_and_comes_back_the_same(tmp_p
     card = (folder / "README.md").read_text()
     assert "Of the tests." in card
     assert "Images of 32 px in [-1, 1] to 16 tokens of 4 channels" in card
-    pushed = {}
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["README.md", "config.json", "model.safetensors"]
 
-    def push(folder, name):
-        pushed[name] = sorted(path.name for path in folder.iterdir())
 
-    monkeypatch.setattr(loading, "push_folder", push)
-    loading.push_tokenizer(tokenizer, tmp_path / "pushed", "me/tokenizer")
-    assert pushed == {"me/tokenizer": ["README.md", "config.json", "model.safetensors"]}
+def test_a_released_tokenizer_is_exported_as_one_of_ours_without_what_nothing_uses(
+    weights, settings, tmp_path
+):
+    tokenizer = from_released(weights, settings)
+    back = load_tokenizer(export_tokenizer(tokenizer, tmp_path))
+    assert same(back.state_dict(), tokenizer.state_dict())
+    assert set(tokenizer.state_dict()) == set(Tokenizer(tokenizer.config).state_dict())
 
 
 def test_folders_and_names_that_hold_nothing_are_one_clear_line(weights, tmp_path, monkeypatch):

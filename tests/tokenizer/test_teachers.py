@@ -203,7 +203,7 @@ def test_on_a_cpu_what_was_said_of_an_image_is_remembered_until_memory_is_full(m
     monkeypatch.setattr("maetok_lab.tokenizer.targets.load_net", lambda *a, **o: Counted())
     target, images = FeatureTarget(TEACHERS["semantic"], 2), noise(3, 3, 16, 16)
     monkeypatch.setattr(
-        "maetok_lab.tokenizer.targets.REMEMBERED", 2 * target(images[:1]).nbytes
+        "maetok_lab.tokenizer.targets.MEMORY_LIMIT", 2 * target(images[:1]).nbytes
     )  # the first is known now
     once = target(images)
     assert target.net.asked == 3

@@ -1,0 +1,102 @@
+"""What a tokenizer is built like: one config for the model, one for each of its transformers.
+
+The named sizes, from `test` to the paper's, are `model.TOKENIZERS`.
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+from maetok_lab.layers.attention import head_width
+from maetok_lab.layers.patches import grid_size
+
+Grid = tuple[int, int]  # patches down and across
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TowerConfig:
+    """One transformer: the encoder, the pixel decoder, or the decoder of an auxiliary target."""
+
+    # channels of a token; ViT-Base has 768
+    width: int
+    # blocks; a decoder of depth 0 is one linear map
+    depth: int
+    # of width / num_heads channels each; 12 in ViT-Base
+    num_heads: int
+    # of patches. "rope" works at any image size, "ape" (learned) at the config's only
+    positions: Literal["rope", "ape", "rope+ape"] = "rope"
+    # "mixed" is the release's: learned frequencies, different in every layer and head
+    rope: Literal["axial", "mixed"] = "axial"
+    # stochastic depth of the last block; it rises linearly from 0 at the first
+    drop_path: float = 0.0
+
+    def __post_init__(self):
+        head_width(self.width, self.num_heads)
+        if self.depth < 0:
+            raise ValueError(f"depth must be 0 or more, not {self.depth}")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path must be in [0, 1), not {self.drop_path}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Everything about the model, nothing about its training. The defaults are the paper's."""
+
+    # pixels a side; with RoPE alone the model takes other sizes too
+    image_size: int = 256
+    # pixels a side
+    patch_size: int = 16
+    # N of the latents (B, N, C)
+    num_latent_tokens: int = 128
+    # C of the latents
+    latent_dim: int = 32
+    # images -> latents
+    encoder: TowerConfig
+    # latents -> images
+    decoder: TowerConfig
+    # "kl" is a VAE's: to_latents gives mean and log variance
+    bottleneck: Literal["ae", "kl"] = "ae"
+    # "learnable" are extra tokens; "patches" are the patches' own (Table 6, no learnable tokens)
+    latent_tokens: Literal["learnable", "patches"] = "learnable"
+    # what becomes of hidden patches: one mask token (SimMIM), or they leave the sequence (MAE)
+    masked: Literal["replace", "drop"] = "replace"
+    # whether the latents modulate the pixel decoder's norms; auxiliary decoders always have it
+    decoder_modulation: bool = True
+    # scale of modulated norms at first. At the paper's 0 attention sees the latents as zeros; short
+    # trainings need 1
+    modulation_init: float = 0.0
+    # positions of the latents at first: small noise (paper), or places spread over the image
+    latent_init: Literal["normal", "grid"] = "normal"
+    # one more token in the encoder, as in the release
+    class_token: bool = False
+    # LayerScale of the encoder's blocks at first; 1e-5 in the release
+    layer_scale: float | None = None
+    # base of the RoPE wavelengths
+    rope_theta: float = 10.0
+    # hidden channels of the convolutions that remove seams between patches; 0 (paper) has none
+    refine: int = 0
+
+    def __post_init__(self):
+        down, across = self.grid  # raises where patches do not fit the image
+        if self.latent_tokens == "patches":
+            if self.num_latent_tokens != down * across:
+                raise ValueError(
+                    f'latent_tokens="patches" gives {down * across} latent tokens, '
+                    f"but num_latent_tokens is {self.num_latent_tokens}"
+                )
+            if self.masked == "drop":
+                raise ValueError(
+                    'masked="drop" removes hidden patches, '
+                    'which are the latents of latent_tokens="patches"'
+                )
+        if self.num_latent_tokens < 1 or self.latent_dim < 1:
+            raise ValueError(
+                "need at least one latent token and channel, "
+                f"not {self.num_latent_tokens} x {self.latent_dim}"
+            )
+
+    # cached, because every training step asks
+    @functools.cached_property
+    def grid(self) -> Grid:
+        """Patches down and across an image of `image_size`."""
+        return grid_size(self.image_size, self.image_size, self.patch_size)
