@@ -6,9 +6,8 @@ import pandas as pd
 from torch import Tensor
 
 from maetok_lab.evaluation.features import Reference
-from maetok_lab.evaluation.metrics import kernel_distance, precision_recall
+from maetok_lab.evaluation.metrics import MIN_IMAGES, kernel_distance, precision_recall
 
-MIN_IMAGES = 8  # a side; a class with fewer gets no numbers
 COLUMNS = ["images", "reference_images", "kid", "low", "high", "precision", "recall"]
 
 

@@ -1,13 +1,16 @@
-"""How close samples are to real images, on a chosen feature network, with intervals and the real/real floor."""
+"""How close samples are to real images, on a feature network, with intervals and a floor."""
 
+import dataclasses
+import functools
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from maetok_lab.evaluation.features import (
+    AnyImages,
     Reference,
     about_net,
     image_features,
@@ -15,6 +18,8 @@ from maetok_lab.evaluation.features import (
     metric_name,
 )
 from maetok_lab.evaluation.metrics import (
+    MIN_IMAGES,
+    Z95,
     Statistics,
     as_gaussian,
     frechet_distance,
@@ -24,207 +29,254 @@ from maetok_lab.evaluation.metrics import (
 )
 from maetok_lab.evaluation.protocol import PREVIEW_IMAGES, EvalProtocol, EvalResult
 from maetok_lab.evaluation.scaling import frechet_error
-from maetok_lab.protocols import Images, Net
+from maetok_lab.protocols import Net
 from maetok_lab.rng import generator
 
 __all__ = ["evaluate_generation", "image_features", "make_reference"]
 
-FD_IMAGES = 3000  # below this the Frechet distance of 1280 features is mostly bias (real against real: 44 at 3,000)
-METRICS = ("kid", "fd", "precision", "recall")
-CHOICES = (*METRICS, "sfd", "is")
-Numbers = tuple[dict[str, float], dict[str, tuple[float, float]]]
+# below this the Frechet distance of 1280 features is mostly bias (real against real: 44 at 3,000)
+FD_IMAGES = 3000
+METRICS = ("kid", "fd", "precision", "recall", "sfd", "is")
+DEFAULT_METRICS = METRICS[:4]
+CONFIDENCE = math.erf(Z95 / math.sqrt(2))  # 0.950004: the share of a normal within Z95
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """One number and, where there is one, its 95 % interval."""
+
+    value: float
+    interval: tuple[float, float] | None = None
 
 
 def evaluate_generation(
-    samples: Tensor | Images | Iterable[Tensor] | Reference,
-    reference: Tensor | Images | Reference,
+    samples: AnyImages | Reference,
+    reference: AnyImages | Reference,
     *,
     net: Net,
     protocol: EvalProtocol,
     preview: bool = False,
-    metrics: Sequence[str] = METRICS,
-    second_reference: Tensor | Images | Reference | None = None,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    second_reference: AnyImages | Reference | None = None,
     fd_draws: int = 8,
     batch_size: int = 32,
 ) -> EvalResult:
-    """Kernel and Frechet distance, precision and recall of samples (n, 3, H, W) in [-1, 1] against real images.
+    """Distances of samples (n, 3, H, W) in [-1, 1] to real images, by names that carry the network.
 
-    `metrics` may also name "sfd", the Frechet distance of spatial features, and "is", the inception score. The names
-    carry the network: `kid_efflite2`, `fd_efflite2`; Inception's alone are `kid`, `fid`, `sfid`. The floor is the same
-    distance between two halves of the reference, or from a second real set to it (of "is": the reference's own score).
-    95 % intervals: bootstrap for the kernel distance; for the Frechet distances the spread over `fd_draws` halves of the
-    samples, scaled to all of them (bootstrap copies would add bias); Wilson's for precision and recall, the other set
-    being fixed. Under 10,000 images the result is marked a preview. Raises ValueError for NaN or equal images, sizes or
-    protocol fields that do not match, and for the Frechet distances under 3,000 images a side unless `preview`.
+    `metrics` are some of `METRICS`; "sfd" is the Frechet distance of spatial features, "is" the
+    inception score. Raises ValueError for NaN or equal images, sizes or protocol fields that do not
+    match, and for the Frechet distances under 3,000 images a side unless `preview`.
     """
-    unknown = sorted(set(metrics) - set(CHOICES))
+    # The floor is the same number between real images: two halves of the reference, or
+    # `second_reference` against it. Where an interval comes from is said at each metric; for the
+    # Frechet distances `fd_draws` halves of the samples make it, and below 2 there is none.
+    unknown = sorted(set(metrics) - set(METRICS))
     if unknown or not metrics:
-        raise ValueError(f"unknown metrics {unknown}; choose from {list(CHOICES)}")
-    real = _as_reference(reference, net, metrics, batch_size)
-    size = _image_size(samples)
-    if None not in (size, real.image_size) and size != real.image_size:
+        raise ValueError(f"unknown metrics {unknown}; choose from {list(METRICS)}")
+    if "is" in metrics and not hasattr(net, "logits"):
+        raise ValueError(f"{net.name} gives no class logits, so there is no inception score")
+
+    # sizes are compared before the samples cost a pass through the network
+    as_reference = functools.partial(_as_reference, net=net, metrics=metrics, batch_size=batch_size)
+    reference = as_reference(reference)
+    if isinstance(samples, Tensor):
+        size = samples.shape[-1]
+    else:
+        size = getattr(samples, "image_size", None)
+    if None not in (size, reference.image_size) and size != reference.image_size:
         raise ValueError(
-            f"samples are {size} px, but the reference {real.name} has images of {real.image_size} px"
+            f"samples are {size} px, but the reference {reference.name} has images of "
+            f"{reference.image_size} px"
         )
-    made = _as_reference(samples, net, metrics, batch_size)
-    _check(made, real, metrics, preview)
-    values, intervals = _distances(made, real, metrics, fd_draws, protocol.seed)
-    second = (
-        None
-        if second_reference is None
-        else _as_reference(second_reference, net, metrics, batch_size)
+    samples = as_reference(samples)
+    if second_reference is not None:
+        second_reference = as_reference(second_reference)
+    _check(samples, reference, metrics, preview)
+
+    estimates = _estimates(samples, reference, metrics, fd_draws, protocol.seed)
+    floor = _floor(reference, second_reference, metrics, protocol.seed)
+    values = {}
+    intervals = {}
+    for metric, estimate in estimates.items():
+        name = metric_name(metric, net)
+        values[name] = estimate.value
+        if estimate.interval is not None:
+            intervals[name] = estimate.interval
+    protocol = protocol.filled(
+        task="generation",
+        num_images=samples.count,
+        image_size=samples.image_size or reference.image_size,
+        crop=reference.crop,
+        resize=reference.resize,
+        reference=reference.name,
+        reference_images=reference.count,
+        reference_sha256=reference.sha256,
+        **about_net(net),
     )
-    floor = _floor(real, second, metrics, protocol.seed)
-    known = {"num_images": made.count, "reference": real.name, "reference_images": real.count}
-    known |= {"image_size": made.image_size or real.image_size, "reference_sha256": real.sha256}
-    known |= {"crop": real.crop, "resize": real.resize, **about_net(net)}
-    named = [
-        {metric_name(key, net): value for key, value in part.items()}
-        for part in (values, intervals, floor)
-    ]
     return EvalResult(
-        metrics=named[0],
-        intervals=named[1],
-        floor=named[2],
-        protocol=protocol.filled(task="generation", **known),
-        preview=made.count < PREVIEW_IMAGES,
+        metrics=values,
+        intervals=intervals,
+        floor={metric_name(metric, net): value for metric, value in floor.items()},
+        protocol=protocol,
+        preview=samples.count < PREVIEW_IMAGES,
     )
 
 
 def _as_reference(
-    given: Tensor | Images | Iterable[Tensor] | Reference,
-    net: Net,
-    metrics: Sequence[str],
-    batch_size: int,
+    images: AnyImages | Reference, *, net: Net, metrics: Sequence[str], batch_size: int
 ) -> Reference:
-    if isinstance(given, Reference):
-        return given
-    outputs = ["features"] + ["spatial"] * ("sfd" in metrics) + ["logits"] * ("is" in metrics)
-    if "is" in metrics and not hasattr(net, "logits"):
-        raise ValueError(f"{net.name} gives no class logits, so there is no inception score")
-    return make_reference(given, net, batch_size=batch_size, outputs=outputs)
-
-
-def _image_size(samples: Tensor | Images | Iterable[Tensor]) -> int | None:
-    return (
-        samples.shape[-1] if isinstance(samples, Tensor) else getattr(samples, "image_size", None)
-    )
-
-
-def _check(made: Reference, real: Reference, metrics: Sequence[str], preview: bool) -> None:
-    for side, name in ((made, "samples"), (real, f"images of the reference {real.name}")):
-        if (
-            side.features is not None
-            and side.count > 1
-            and (side.features == side.features[0]).all()
-        ):
-            raise ValueError(f"all {side.count} {name} are the same image")
-    if made.features is None:
-        raise ValueError(f"{made.name} is only a mean and a covariance: samples need their images")
-    if real.features is None and not set(metrics) <= {"fd", "sfd", "is"}:
-        raise ValueError(
-            f"{real.name} is only a mean and a covariance: it can give metrics=['fd'] and nothing else"
-        )
-    for metric, pair in (("fd", real.statistics), ("sfd", real.spatial_statistics)):
-        fewest = made.count if pair is not None else min(made.count, real.count or 0)
-        if metric in metrics and fewest < FD_IMAGES and not preview:
-            raise ValueError(
-                f"the Frechet distance needs {FD_IMAGES} images a side, not {fewest}: pass preview=True to have it all "
-                f"the same, or leave {metric!r} out of metrics"
-            )
-    for metric, field, sides in (("sfd", "spatial", (made, real)), ("is", "logits", (made,))):
-        for side in sides if metric in metrics else ():
-            if getattr(side, field) is None and getattr(side, f"{field}_statistics", None) is None:
-                raise ValueError(
-                    f"{metric!r} needs {field} of {side.name}: make_reference(..., outputs=['features', {field!r}])"
-                )
-
-
-def _distances(
-    made: Reference, real: Reference, metrics: Sequence[str], draws: int, seed: int
-) -> Numbers:
-    """The chosen metrics and their intervals, under their short names."""
-    values, intervals = {}, {}
-    if "kid" in metrics:
-        kernel = kernel_distance(made.features, real.features, seed=seed)
-        values["kid"], intervals["kid"] = kernel.value, (kernel.low, kernel.high)
-    sides = {
-        "fd": (made.features, real.features if real.statistics is None else real.statistics),
-        "sfd": (
-            made.spatial,
-            real.spatial if real.spatial_statistics is None else real.spatial_statistics,
-        ),
-    }
-    for metric in ("fd", "sfd"):
-        if metric in metrics:
-            values[metric], spread = _frechet(*sides[metric], draws, seed)
-            intervals |= {metric: spread} if spread else {}
-    if {"precision", "recall"} & set(metrics):
-        both = precision_recall(made.features, real.features)
-        for name, count in (("precision", made.count), ("recall", real.count)):
-            if name in metrics:
-                values[name] = getattr(both, name)
-                intervals[name] = _wilson(values[name], count)
+    """The outputs that the metrics need of a set of images; a Reference has its own already."""
+    if isinstance(images, Reference):
+        return images
+    outputs = ["features"]
+    if "sfd" in metrics:
+        outputs.append("spatial")
     if "is" in metrics:
-        values["is"], intervals["is"] = _score(made.logits, seed)
-    return values, intervals
+        outputs.append("logits")
+    return make_reference(images, net, batch_size=batch_size, outputs=outputs)
+
+
+# What cannot be computed or trusted -------------------------------------------------------------
+
+
+def _check(samples: Reference, reference: Reference, metrics: Sequence[str], preview: bool) -> None:
+    _check_distinct(samples, "samples")
+    _check_distinct(reference, f"images of the reference {reference.name}")
+    if samples.features is None:
+        raise ValueError(
+            f"{samples.name} is only a mean and a covariance: samples need their images"
+        )
+    if reference.features is None and not set(metrics) <= {"fd", "sfd", "is"}:
+        raise ValueError(
+            f"{reference.name} is only a mean and a covariance: it can give metrics=['fd'] "
+            "and nothing else"
+        )
+    # published statistics come from images enough
+    pairs = {"fd": reference.statistics, "sfd": reference.spatial_statistics}
+    for metric, statistics in pairs.items():
+        count = samples.count
+        if statistics is None:
+            count = min(count, reference.count or 0)
+        if metric in metrics and count < FD_IMAGES and not preview:
+            raise ValueError(
+                f"the Frechet distance needs {FD_IMAGES} images a side, not {count}: pass "
+                f"preview=True to have it all the same, or leave {metric!r} out of metrics"
+            )
+    # a Reference that was made before may lack outputs
+    if "sfd" in metrics:
+        _check_output(samples, samples.spatial, "sfd", "spatial")
+        spatial = reference.spatial_statistics or reference.spatial
+        _check_output(reference, spatial, "sfd", "spatial")
+    if "is" in metrics:
+        _check_output(samples, samples.logits, "is", "logits")
+
+
+def _check_distinct(side: Reference, kind: str) -> None:
+    """Refuse copies of one image, such as those of a model that diverged."""
+    features = side.features
+    if features is not None and side.count > 1 and (features == features[0]).all():
+        raise ValueError(f"all {side.count} {kind} are the same image")
+
+
+def _check_output(side: Reference, values: object, metric: str, output: str) -> None:
+    if values is None:
+        how_to = f"make_reference(..., outputs=['features', {output!r}])"
+        raise ValueError(f"{metric!r} needs {output} of {side.name}: {how_to}")
+
+
+# Metrics with their intervals -------------------------------------------------------------------
+
+
+def _estimates(
+    samples: Reference, reference: Reference, metrics: Sequence[str], draws: int, seed: int
+) -> dict[str, Estimate]:
+    """The chosen metrics under their short names."""
+    estimates = {}
+    if "kid" in metrics:
+        kid = kernel_distance(samples.features, reference.features, seed=seed)
+        estimates["kid"] = Estimate(kid.value, (kid.low, kid.high))
+    if "fd" in metrics:
+        target = reference.statistics or reference.features
+        estimates["fd"] = _frechet(samples.features, target, draws, seed)
+    if "sfd" in metrics:
+        target = reference.spatial_statistics or reference.spatial
+        estimates["sfd"] = _frechet(samples.spatial, target, draws, seed)
+
+    # each share's interval takes the other set as fixed
+    if "precision" in metrics or "recall" in metrics:
+        shares = precision_recall(samples.features, reference.features)
+        if "precision" in metrics:
+            interval = _wilson(shares.precision, samples.count)
+            estimates["precision"] = Estimate(shares.precision, interval)
+        if "recall" in metrics:
+            interval = _wilson(shares.recall, reference.count)
+            estimates["recall"] = Estimate(shares.recall, interval)
+    if "is" in metrics:
+        estimates["is"] = _score(samples.logits, seed)
+    return estimates
+
+
+def _frechet(features: Tensor, reference: Tensor | Statistics, draws: int, seed: int) -> Estimate:
+    """The interval is the spread over halves: bootstrap copies of images would add bias."""
+    target = as_gaussian(reference, "reference")
+    value = frechet_distance(features, target)
+    if draws < 2:
+        return Estimate(value)
+    margin = Z95 * frechet_error(features, target, draws=draws, seed=seed)
+    return Estimate(value, (value - margin, value + margin))
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share of `count` images."""
-    z = 1.96
-    middle, width = (
-        share + z * z / (2 * count),
-        z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2),
-    )
-    return (middle - width) / (1 + z * z / count), (middle + width) / (1 + z * z / count)
+    from scipy.stats import binomtest  # takes half a second
+
+    test = binomtest(round(share * count), count)
+    low, high = test.proportion_ci(CONFIDENCE, method="wilson")
+    return float(low), float(high)
 
 
-def _score(logits: Tensor, seed: int) -> tuple[float, tuple[float, float]]:
+def _score(logits: Tensor, seed: int) -> Estimate:
     """Inception score over ten splits, and the interval of their mean."""
     score = inception_score(logits, seed=seed)
-    error = 1.96 * score.std / 3  # ten splits: std / sqrt(10 - 1)
-    return score.mean, (score.mean - error, score.mean + error)
+    margin = Z95 * score.std / 3  # ten splits: std / sqrt(10 - 1)
+    return Estimate(score.mean, (score.mean - margin, score.mean + margin))
 
 
-def _frechet(
-    features: Tensor, reference: Tensor | Statistics, draws: int, seed: int
-) -> tuple[float, tuple[float, float] | None]:
-    target = as_gaussian(reference, "reference")
-    value = frechet_distance(features, target)
-    if draws < 2:
-        return value, None
-    error = 1.96 * frechet_error(features, target, draws=draws, seed=seed)
-    return value, (value - error, value + error)
+# Floor ------------------------------------------------------------------------------------------
 
 
 def _floor(
-    real: Reference, second: Reference | None, metrics: Sequence[str], seed: int
+    reference: Reference, second: Reference | None, metrics: Sequence[str], seed: int
 ) -> dict[str, float]:
-    """The metrics between real and real: a second set against the reference, or one random half against the other."""
-    score = (
-        {"is": _score(real.logits, seed)[0]} if "is" in metrics and real.logits is not None else {}
-    )
-    metrics = [name for name in metrics if name != "is"]
-    if second is None and real.features is None:
-        return score
-    if second is None:
-        half, rest = torch.randperm(
-            real.count, generator=generator(seed, "reference-halves")
-        ).tensor_split(2)
-        second, against = _rows(real, half), _rows(real, rest)
-    else:
-        against = real
-    if min(second.count, against.count or second.count) < 8:
-        return score
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return _distances(second, against, metrics, 0, seed)[0] | score
+    """The metrics between real and real; of the inception score the reference's own."""
+    # without a second set one random half stands for the samples, the other for the reference
+    target = reference
+    if second is None and reference.features is not None:
+        order = torch.randperm(reference.count, generator=generator(seed, "reference-halves"))
+        half, other_half = order.tensor_split(2)
+        second = _rows(reference, half)
+        target = _rows(reference, other_half)
+
+    floor = {}
+    if second is not None and min(second.count, target.count or second.count) >= MIN_IMAGES:
+        distances = [metric for metric in metrics if metric != "is"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of too few images: the samples' number has warned
+            estimates = _estimates(second, target, distances, 0, seed)
+        floor = {metric: estimate.value for metric, estimate in estimates.items()}
+    if "is" in metrics and reference.logits is not None:
+        floor["is"] = _score(reference.logits, seed).value
+    return floor
 
 
-def _rows(real: Reference, rows: Tensor) -> Reference:
+def _rows(reference: Reference, rows: Tensor) -> Reference:
     """Some of a reference's images, without published statistics."""
-    spatial = None if real.spatial is None else real.spatial[rows]
-    return Reference(
-        real.name, "", len(rows), real.image_size, real.features[rows], spatial=spatial
+    spatial = None if reference.spatial is None else reference.spatial[rows]
+    return dataclasses.replace(
+        reference,
+        count=len(rows),
+        features=reference.features[rows],
+        spatial=spatial,
+        statistics=None,
+        spatial_statistics=None,
     )
