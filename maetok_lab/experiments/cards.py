@@ -140,7 +140,7 @@ def card_run(
                 test_labels,
                 decode=tokenizer.decode if tokenizer else None,
                 diffusion_loss=losses,
-                known=beside,
+                beside=beside,
                 settings=settings,
                 folder=run.folder,  # mixtures that are fitted are kept there, if it is stopped
             )

@@ -21,7 +21,8 @@ from maetok_lab.config import choose, override
 from maetok_lab.data.latents import LatentDataset
 from maetok_lab.diffusion.loading import load_diffusion
 from maetok_lab.diffusion.sampling import Guidance
-from maetok_lab.evaluation.generation import evaluate_generation, make_reference
+from maetok_lab.evaluation.features import make_reference
+from maetok_lab.evaluation.generation import evaluate_generation
 from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult, compare
 from maetok_lab.experiments.cards import SAMPLES_FILE, card_run, diffusion_loss
 from maetok_lab.experiments.ladder import Ladder

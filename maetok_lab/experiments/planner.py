@@ -1,85 +1,47 @@
-"""Will it fit, and how long does it take? A training measured on this device for some seconds, and estimated for GPUs.
+"""Will it fit, and how long does it take? A training measured on this device for some seconds.
 
-The training loops themselves run, on random images or latents, with batches that grow until the seconds are spent: memory,
-work and time of a step are lines in the batch size, so two batches give what the recipe's own would need.
+The training loops themselves run, on random images or latents, with batches that grow until the
+seconds are spent.
 """
 
-import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import torch
 
 from maetok_lab.config import override
-from maetok_lab.data.latents import LatentCaching, LatentDataset, write_latents
+from maetok_lab.data.caching import cached_latents
+from maetok_lab.data.images import Pictures
+from maetok_lab.data.latents import LatentDataset
 from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.experiments.trial import Measured, try_training
 from maetok_lab.rng import generator
-from maetok_lab.runs import Run
 from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
-from maetok_lab.training.diffusion import train_diffusion
 from maetok_lab.training.autoencoding import TokenizerTraining
+from maetok_lab.training.diffusion import train_diffusion
 from maetok_lab.training.presets import diffusion_training
 from maetok_lab.training.tokenizer import train_tokenizer
 
-BYTES = (
-    4 * 4
-)  # a parameter takes at least: itself, gradient, one moment and one average, in float32
-SHIPPED = {
-    "targets": ("hog", "semantic"),
-    "perceptual": ("none", "squeezenet"),
-}  # what needs no download
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Gpu:
-    """Published figures of a GPU: memory, and the peak rate of dense matrix products in `precision`, sums in fp32."""
-
-    memory_gb: float
-    tflops: float
-    precision: str
-    source: str
-
-
-_NVIDIA = "https://www.nvidia.com/en-us/data-center"
-_GEFORCE = "https://images.nvidia.com/aem-dam/Solutions"
-# Dense rates: where a data sheet prints the rate "with sparsity", half of it.
-GPUS = {
-    "T4": Gpu(memory_gb=16, tflops=65, precision="fp16", source=f"{_NVIDIA}/tesla-t4/"),
-    "V100": Gpu(memory_gb=32, tflops=125, precision="fp16", source=f"{_NVIDIA}/v100/"),
-    "RTX 3090": Gpu(
-        memory_gb=24,
-        tflops=71,
-        precision="bf16",
-        source="https://www.nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.pdf",
-    ),
-    "RTX 4090": Gpu(
-        memory_gb=24,
-        tflops=165.2,
-        precision="bf16",
-        source=f"{_GEFORCE}/geforce/ada/nvidia-ada-gpu-architecture.pdf",
-    ),
-    "L4": Gpu(memory_gb=24, tflops=121, precision="bf16", source=f"{_NVIDIA}/l4/"),
-    "L40S": Gpu(memory_gb=48, tflops=362, precision="bf16", source=f"{_NVIDIA}/l40s/"),
-    "A100": Gpu(memory_gb=80, tflops=312, precision="bf16", source=f"{_NVIDIA}/a100/"),
-    "H100": Gpu(memory_gb=80, tflops=989.5, precision="bf16", source=f"{_NVIDIA}/h100/"),
-    "H200": Gpu(memory_gb=141, tflops=989.5, precision="bf16", source=f"{_NVIDIA}/h200/"),
-}
+# A parameter takes at least: itself, gradient, one moment and one average, in float32.
+BYTES = 4 * 4
+SHIPPED_TARGETS = ("hog", "semantic")  # what needs no download
+SHIPPED_PERCEPTUAL = ("none", "squeezenet")
 
 
 def measure_tokenizer(
     config: TokenizerTraining, *, device: torch.device, seconds: float = 20.0
 ) -> Measured:
-    """Time, memory and work of a tokenizer's training on random images; reading real ones is not in it (`doctor` times that).
+    """Time, memory and work of a tokenizer's training on random images.
 
-    The perceptual term and the discriminator count from the first step, as they do in most of a training.
+    Reading real ones is not in it: `doctor` times that.
     """
+    # the perceptual term and the discriminator count from the first step, as in most of a training
     changes: dict[str, Any] = {"crop": "center", "workers": 0, "accumulate": 1, "images": ""}
-    changes |= {"losses.perceptual_warmup": 0.0} if config.losses.perceptual != "none" else {}
+    if config.losses.perceptual != "none":
+        changes["losses.perceptual_warmup"] = 0.0
     if config.losses.adversarial:
         changes |= {"losses.adversarial.trains_from": 0, "losses.adversarial.counts_from": 0}
     images = _RandomImages(config.model.image_size)
@@ -103,7 +65,11 @@ def measure_diffusion(
     seconds: float = 20.0,
     **changes: Any,
 ) -> Measured:
-    """The same of a diffusion preset on random latents of the tokenizer's shape; `changes` are further fields of its config."""
+    """The same of a diffusion preset on random latents of the tokenizer's shape.
+
+    `changes` are further fields of its config.
+    """
+    # the loop reads a cache, so there is one: a random one, which takes as long as any
     with tempfile.TemporaryDirectory() as folder:
         latents = random_latents(Path(folder), tokenizer, device)
         config = diffusion_training(preset, latents, num_classes=num_classes, **changes)
@@ -124,99 +90,103 @@ def measure_diffusion(
 
 
 def without_downloads(config: TokenizerTraining) -> tuple[TokenizerTraining, list[str]]:
-    """The training without the networks that are not shipped, and their names: a lower bound that needs no network."""
-    left_out = [
-        target.target for target in config.targets if target.target not in SHIPPED["targets"]
-    ]
-    changes: dict[str, Any] = {
-        "targets": tuple(t for t in config.targets if t.target in SHIPPED["targets"])
-    }
-    if config.losses.perceptual not in SHIPPED["perceptual"]:
+    """The training without the networks that are not shipped, and their names.
+
+    A lower bound of time and memory that needs no network.
+    """
+    # teachers first, in the order of the config, then what the losses need
+    left_out = []
+    targets = []
+    for target in config.targets:
+        if target.target in SHIPPED_TARGETS:
+            targets.append(target)
+        else:
+            left_out.append(target.target)
+    changes: dict[str, Any] = {"targets": tuple(targets)}
+    if config.losses.perceptual not in SHIPPED_PERCEPTUAL:
         left_out.append(config.losses.perceptual)
         changes["losses.perceptual"] = "none"
-    if config.losses.adversarial and config.losses.adversarial.discriminator != "patchgan":
-        left_out.append(f"{config.losses.adversarial.discriminator} discriminator")
+    adversarial = config.losses.adversarial
+    if adversarial and adversarial.discriminator != "patchgan":
+        left_out.append(f"{adversarial.discriminator} discriminator")
         changes["losses.adversarial"] = None
     return override(config, changes), left_out
 
 
 def latent_cache_bytes(num_images: int, config: TokenizerConfig, *, flips: bool = True) -> int:
-    """Size of a latent cache in 16 bits, with the mirror images or without. ImageNet at 128 x 32: 21.0 or 10.5 GB."""
-    return num_images * (1 + flips) * config.num_latent_tokens * config.latent_dim * 2
+    """Size of a latent cache in 16 bits, with mirror images or without.
 
-
-def estimate(measured: Sequence[Measured], *, utilisation: float) -> pd.DataFrame:
-    """An ESTIMATE for the GPUs of the table: hours to the recipes' ends at a share `utilisation` of the published peak rate,
-    and the largest batch by the memory that was measured here. Raises ValueError for a share outside of (0, 1].
+    ImageNet at 128 x 32: 21.0 or 10.5 GB.
     """
-    if not 0 < utilisation <= 1:
-        raise ValueError(f"utilisation is a share of the peak rate in (0, 1], not {utilisation}")
-    rows = []
-    for name, gpu in GPUS.items():
-        row: dict[str, Any] = {
-            "GPU": name,
-            "memory GB": gpu.memory_gb,
-            "peak TFLOP/s": gpu.tflops,
-            "in": gpu.precision,
-        }
-        for stage in measured:
-            rate = gpu.tflops * 1e12 * utilisation / stage.flop_per_image
-            row |= {f"{stage.stage} hours (estimate)": stage.images / rate / 3600}
-            row |= {
-                f"{stage.stage} largest batch (estimate)": stage.largest_batch(
-                    0.9 * gpu.memory_gb * 1e9
-                )
-            }
-        rows.append(row | {"peak from": gpu.source})
-    return pd.DataFrame(rows).set_index("GPU")
+    return num_images * (1 + flips) * config.num_latent_tokens * config.latent_dim * 2
 
 
 def measured_table(measured: Sequence[Measured]) -> pd.DataFrame:
     """One row a stage: what was measured, and what follows for the recipe."""
-    rows = [
-        {
-            "stage": each.stage,
-            "images/s": each.images_per_second,
-            "at batch": each.batch,
-            "GFLOP an image": each.flop_per_image / 1e9,
-            "TFLOP/s": each.flop_per_image * each.images_per_second / 1e12,
-            "MB an image": each.bytes_per_image / 1e6,
-            "recipe's batch": each.recipe_batch,
-            "GB at it": each.memory() / 1e9,
-            "images in all": each.images,
-            "hours": each.hours,
-        }
-        for each in measured
-    ]
+    # what was measured, at the largest batch that was tried, then the recipe
+    rows = []
+    for stage in measured:
+        rows.append(
+            {
+                "stage": stage.stage,
+                "images/s": stage.images_per_second,
+                "at batch": stage.batch,
+                "GFLOP an image": stage.flop_per_image / 1e9,
+                "TFLOP/s": stage.flop_per_image * stage.images_per_second / 1e12,
+                "MB an image": stage.bytes_per_image / 1e6,
+                "recipe's batch": stage.recipe_batch,
+                "GB at it": stage.memory() / 1e9,
+                "images in all": stage.images,
+                "hours": stage.hours,
+            }
+        )
     return pd.DataFrame(rows).set_index("stage")
 
 
 def _count(make: Callable[[], torch.nn.Module]) -> int:
-    """Parameters of a model, which is not really made."""
+    """Parameters of a model that is not really made: on "meta" it takes no memory."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in make().parameters())
 
 
-class _RandomImages(SimpleNamespace):
+# Stand-ins for data -------------------------------------------------------------------------------
+
+
+class _RandomImages:
     """As many of an ImageSource's traits as a training on images in memory uses."""
 
+    fingerprint = ""
+    in_memory = True
+
     def __init__(self, image_size: int, count: int = 64):
-        super().__init__(
-            image_size=image_size, fingerprint="", in_memory=True, labels=torch.zeros(count).long()
-        )
+        self.image_size = image_size
+        self.labels = torch.zeros(count, dtype=torch.long)
         self.captions = ["a picture"] * count
-        self._images = (
-            torch.rand(count, 3, image_size, image_size, generator=generator(0, "planner")) * 2 - 1
-        )
+        shape = (count, 3, image_size, image_size)
+        draws = generator(0, "planner")
+        self._pixels = torch.randint(256, shape, generator=draws, dtype=torch.uint8)
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def read(
+        self,
+        indices: torch.Tensor,
+        *,
+        flip: torch.Tensor | None = None,
+        scale_crops: torch.Tensor | None = None,
+    ) -> Pictures:
+        """8-bit pixels (B, 3, H, W); mirroring is skipped."""
+        return Pictures(self._pixels[indices], indices)
+
     def batch(
         self, indices: torch.Tensor, *, flip: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """images (B, 3, H, W) and labels (B,); mirroring is skipped."""
-        return self._images[indices], self.labels[indices]
+        """images (B, 3, H, W) and labels (B,)."""
+        return self.read(indices).images, self.labels[indices]
+
+    def count_broken(self, messages: tuple[str, ...]) -> None:
+        """None is broken."""
 
 
 class _RandomTokenizer(torch.nn.Module):
@@ -226,23 +196,16 @@ class _RandomTokenizer(torch.nn.Module):
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
-        self.shape, self.draw = (
-            (config.num_latent_tokens, config.latent_dim),
-            generator(0, "planner"),
-        )
+        self.shape = (config.num_latent_tokens, config.latent_dim)
+        self.generator = generator(0, "planner")
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> (B, N, C)"""
-        return torch.randn(len(images), *self.shape, generator=self.draw).to(images.device)
+        return torch.randn(len(images), *self.shape, generator=self.generator).to(images.device)
 
 
 def random_latents(folder: Path, config: TokenizerConfig, device: torch.device) -> LatentDataset:
-    """A cache of 512 random latents of a tokenizer's shape, written into `folder`: what speed is measured on."""
+    """A cache of 512 random latents of a tokenizer's shape, written into `folder`."""
     images = _RandomImages(8, count=512)
-    caching = LatentCaching(tokenizer="random", images=images.fingerprint)
-    run = Run.open("latents", caching, root=folder)
-    for _ in write_latents(
-        _RandomTokenizer(config), images, caching, run, device=torch.device("cpu")
-    ):
-        pass
-    return LatentDataset(run, device=device)
+    tokenizer = _RandomTokenizer(config)
+    return cached_latents(tokenizer, images, "latents", flips=True, root=folder, device=device)

@@ -1,4 +1,7 @@
-"""A training loop run for some seconds on this device, with growing batches: its time, memory and work, and what follows."""
+"""A training loop run for some seconds with growing batches: its time, memory and work here.
+
+All three are lines in the batch size, so two batches give what the recipe's own would need.
+"""
 
 import contextlib
 import dataclasses
@@ -31,28 +34,24 @@ ROOM = 0.8  # share of the free memory that a measurement may ask for
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A training on this device. `batch` images a step were measured at most, the recipe has `recipe_batch` and sees
-    `images` in all. Bytes of both passes without an image and for each one more, and of the optimizer's update, which needs
-    them at another time; FLOP an image; NaN where not even one image fitted.
-    """
+    """A training on this device; NaN where not even one image fitted."""
 
-    stage: str
-    batch: int
-    recipe_batch: int
-    images: int
+    stage: str  # "tokenizer" or "diffusion"
+    batch: int  # images a step, the most that were tried
+    recipe_batch: int  # images a step in the recipe
+    images: int  # that the recipe sees in all
     images_per_second: float
-    fixed_bytes: float
-    bytes_per_image: float
-    least_bytes: float
+    fixed_bytes: float  # of a forward and backward pass without an image
+    bytes_per_image: float  # on top of that
+    least_bytes: float  # of the optimizer's update, which needs them at another time
     flop_per_image: float
-    free_bytes: float
+    free_bytes: float  # on the device, before anything ran
 
     def memory(self, batch: int | None = None) -> float:
         """Bytes that a step with `batch` images needs; the recipe's batch by default."""
-        passes = self.fixed_bytes + self.bytes_per_image * (
-            self.recipe_batch if batch is None else batch
-        )
-        return max(passes, self.least_bytes)
+        if batch is None:
+            batch = self.recipe_batch
+        return max(self.fixed_bytes + self.bytes_per_image * batch, self.least_bytes)
 
     @property
     def hours(self) -> float:
@@ -61,6 +60,7 @@ class Measured:
 
     def largest_batch(self, memory: float) -> int:
         """The most images a step for which `memory` bytes are enough; 0 if none."""
+        # "not <=" because NaN fits nowhere
         if not self.memory(1) <= memory:
             return 0
         return int((memory - self.fixed_bytes) / max(self.bytes_per_image, 1))
@@ -68,47 +68,56 @@ class Measured:
     def verdict(self) -> str:
         """One line: whether the recipe's batch fits here, and what to do if not."""
         largest = self.largest_batch(self.free_bytes)
+        need = gigabytes(self.memory())
         free = gigabytes(self.free_bytes)
         if largest >= self.recipe_batch:
-            return f"{self.stage}: fits, a batch of {self.recipe_batch} takes {gigabytes(self.memory())} of {free}"
+            return f"{self.stage}: fits, a batch of {self.recipe_batch} takes {need} of {free}"
         if largest == 0:
-            need = f"weights, gradients, optimizer and averages alone take {gigabytes(self.fixed_bytes)} or more"
-            return f"{self.stage}: does not fit: {need}, and {free} are free"
+            return (
+                f"{self.stage}: does not fit: weights, gradients, optimizer and averages alone "
+                f"take {gigabytes(self.fixed_bytes)} or more, and {free} are free"
+            )
         parts = math.ceil(self.recipe_batch / largest)
-        told = (
-            f"a batch of {self.recipe_batch} needs {gigabytes(self.memory())}, and {free} are free"
+        return (
+            f"{self.stage}: fits in parts: a batch of {self.recipe_batch} needs {need}, and {free} "
+            f"are free; up to {largest} images at once fit, so {parts} parts or processes"
         )
-        return f"{self.stage}: fits in parts: {told}; up to {largest} images at once fit, so {parts} parts or processes"
 
 
 def try_training(
     stage: str, config: Any, train: Train, *, weights: int, device: torch.device, seconds: float
 ) -> Measured:
-    """Run `train(config, run)` with growing batches, until the recipe's batch or the end of time or memory.
+    """Run `train(config, run)` with growing batches, to the recipe's or the end of time or memory.
 
-    `weights` are the bytes of all that no image adds to: where they do not fit nothing is run, and the numbers are NaN.
+    `weights` are the bytes of all that no image adds to: where they do not fit nothing is run, and
+    the numbers are NaN.
     """
-    end, free = time.perf_counter() + seconds, free_memory(device)
+    end = time.perf_counter() + seconds
+    free = free_memory(device)
     recipe = config.batch_size
-    size = (
-        0 if weights > ROOM * free else max(1, recipe // GROWTH**2) if weights < SMALL_BYTES else 1
-    )
-    tried: list[Trial] = []
+    if weights > ROOM * free:
+        size = 0
+    elif weights < SMALL_BYTES:
+        size = max(1, recipe // GROWTH**2)
+    else:
+        size = 1
+
+    trials: list[Trial] = []
     while size:
         try:
-            tried.append(
-                try_batch(
-                    config, size, train, device=device, seconds=(end - time.perf_counter()) / 2
-                )
-            )
+            left = end - time.perf_counter()
+            trials.append(try_batch(config, size, train, device=device, seconds=left / 2))
         except torch.OutOfMemoryError:
             break
-        size = next_size(
-            tried, recipe, weights=weights, room=ROOM * free, left=end - time.perf_counter()
-        )
-    fixed, slope = line([(each.batch, each.held) for each in tried], at_least=weights)
-    _, grown = line([(each.batch, each.peak) for each in tried], at_least=weights)
-    last = tried[-1] if tried else Trial(0, math.nan, weights, math.nan, math.nan)
+        left = end - time.perf_counter()
+        size = next_size(trials, recipe, weights=weights, room=ROOM * free, left=left)
+
+    # Lines through the last two batches. The peak of few images is mostly gradients and optimizer,
+    # of many it is what the forward pass keeps: whichever grows faster fills the device.
+    fixed, slope = line([(trial.batch, trial.held) for trial in trials], at_least=weights)
+    _, peak_slope = line([(trial.batch, trial.peak) for trial in trials], at_least=weights)
+    _, flop = line([(trial.batch, trial.work) for trial in trials], at_least=0)
+    last = trials[-1] if trials else Trial(0, math.nan, weights, math.nan, math.nan)
     return Measured(
         stage=stage,
         batch=last.batch,
@@ -116,31 +125,31 @@ def try_training(
         images=recipe * config.num_steps,
         images_per_second=last.batch / last.seconds,
         fixed_bytes=fixed,
-        bytes_per_image=max(slope, grown),
-        least_bytes=tried[0].peak if tried else weights,
-        flop_per_image=line([(each.batch, each.work) for each in tried], at_least=0)[1],
+        bytes_per_image=max(slope, peak_slope),
+        least_bytes=trials[0].peak if trials else weights,
+        flop_per_image=flop,
         free_bytes=free,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A step with `batch` images: bytes held when a forward pass ends, and at most, FLOP, and the median of its seconds."""
+    """Steps with one batch size."""
 
-    batch: int
-    held: float
-    peak: float
-    work: float
-    seconds: float
+    batch: int  # images
+    held: float  # bytes when a forward pass ends
+    peak: float  # bytes at most
+    work: float  # FLOP of a step
+    seconds: float  # of a step, their median
 
 
 def try_batch(
     config: Any, batch: int, train: Train, *, device: torch.device, seconds: float
 ) -> Trial:
-    """Two steps for counting memory and work, then steps for the clock, two at least, for some seconds."""
+    """Two steps for counting memory and work, then steps for the clock, two at least."""
     endless = dict.fromkeys(("num_steps", "log_every", "save_every", "picture_every"), ENDLESS)
     sized = override(config, {"batch_size": batch, **endless})
-    taken: list[float] = []
+    times: list[float] = []
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         run = stack.enter_context(Run.open("trial", sized, root=folder))
@@ -149,50 +158,64 @@ def try_batch(
             with FlopCounterMode(display=False) as counter:
                 next(steps)
             next(steps)  # now with the optimizer's state
+
+        # a GPU returns from a step before it has done it
         end = time.perf_counter() + seconds
-        while len(taken) < 2 or (len(taken) < MOST_STEPS and time.perf_counter() < end):
+        while len(times) < 2 or (len(times) < MOST_STEPS and time.perf_counter() < end):
             begin = time.perf_counter()
             next(steps)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            taken.append(time.perf_counter() - begin)
-    gc.collect()
-    return Trial(batch, *memory, counter.get_total_flops(), statistics.median(taken))
+            times.append(time.perf_counter() - begin)
+    gc.collect()  # the model of this batch, before the next one is built
+    return Trial(batch, *memory, counter.get_total_flops(), statistics.median(times))
 
 
 def next_size(
-    tried: Sequence[Trial], recipe: int, *, weights: float, room: float, left: float
+    trials: Sequence[Trial], recipe: int, *, weights: float, room: float, left: float
 ) -> int:
-    """The next batch, or 0: a few of its steps must fit into the time that is left, and into memory.
-
-    A second batch is tried whatever the time, but a small one: one point makes no line.
-    """
-    last = tried[-1]
-    grown = [min(GROWTH * last.batch, recipe)] if 4 * last.seconds * GROWTH < left else []
-    for size in grown + [2 * last.batch] * (len(tried) == 1):
-        if size > last.batch and weights + max(last.peak - weights, 0) * size / last.batch < room:
+    """The next batch, or 0 where none fits into `room` bytes and the seconds that are `left`."""
+    last = trials[-1]
+    sizes = []
+    if 4 * last.seconds * GROWTH < left:  # four steps, as slow as they may get
+        sizes.append(min(GROWTH * last.batch, recipe))
+    if len(trials) == 1:  # whatever the time: one point makes no line
+        sizes.append(2 * last.batch)
+    for size in sizes:
+        needed = weights + max(last.peak - weights, 0) * size / last.batch
+        if size > last.batch and needed < room:
             return size
     return 0
 
 
 def line(points: Sequence[tuple[int, float]], *, at_least: float) -> tuple[float, float]:
-    """(value at 0, slope) of the line through the last two points, or through the last and `at_least` at 0 where two
-    make no rising line. Without points the slope is NaN.
+    """(value at 0, slope) of the line through the last two points (batch, value).
+
+    Through the last and `at_least` at 0 where two make no rising line. Without points the slope is
+    NaN.
     """
     if not points:
         return at_least, math.nan
-    (b, high), slope = points[-1], 0.0
+    batch, value = points[-1]
     if len(points) > 1:
-        slope = (high - points[-2][1]) / (b - points[-2][0])
-    return (high - slope * b, slope) if slope > 0 else (at_least, max(high - at_least, 0) / b)
+        earlier_batch, earlier_value = points[-2]
+        slope = (value - earlier_value) / (batch - earlier_batch)
+        if slope > 0:
+            return value - slope * batch, slope
+    return at_least, max(value - at_least, 0) / batch
+
+
+# Bytes of tensors ---------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def count_memory(device: torch.device) -> Iterator[list[float]]:
-    """Yields [held, peak]: bytes of tensors made inside, at most while a forward pass kept something, and at any time.
+    """Yields [held, peak]: the most bytes of tensors made inside.
 
-    The first grows with the batch from the start; of a few images the second is only gradients and optimizer.
+    Held is that at a moment when a forward pass kept something for the backward pass, peak that at
+    any time.
     """
+    # held grows with the batch from the start; of few images, peak is only gradients and optimizer
     memory = [0.0, 0.0]
     with _CudaMemory(device) if device.type == "cuda" else _Storages() as counted:
 
@@ -209,7 +232,8 @@ class _CudaMemory(contextlib.AbstractContextManager):
     """What torch holds on a GPU, beyond what it held before."""
 
     def __init__(self, device: torch.device):
-        self.device, self._before = device, torch.cuda.memory_allocated(device)
+        self.device = device
+        self._before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
 
     def __exit__(self, *exception: object) -> None:
@@ -225,24 +249,28 @@ class _CudaMemory(contextlib.AbstractContextManager):
 
 
 class _Storages(TorchDispatchMode):
-    """Counts the bytes of storages that live: a process's own size says little, as freed memory is kept (`device.py`)."""
+    """Counts the bytes of storages that live, on the CPU."""
+
+    # The process's own size would say little: memory that torch frees stays with it (`device.py`).
 
     def __init__(self):
         super().__init__()
-        self.now = self.peak = 0
-        self._known: weakref.WeakSet = weakref.WeakSet()
+        self.now = 0
+        self.peak = 0
+        self._counted: weakref.WeakSet = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
             if isinstance(tensor, torch.Tensor):
-                self._see(tensor.untyped_storage())
-        return made
+                self._count(tensor.untyped_storage())
+        return output
 
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._known:
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        # views, and what is changed in place, share a storage
+        if storage in self._counted:
             return
-        self._known.add(storage)
+        self._counted.add(storage)
         size = storage.nbytes()
         self.now += size
         self.peak = max(self.peak, self.now)

@@ -9,13 +9,7 @@ from maetok_lab.config import override
 from maetok_lab.diffusion.cost import flops
 from maetok_lab.diffusion.model import DIFFUSION
 from maetok_lab.experiments import planner, trial
-from maetok_lab.experiments.planner import (
-    GPUS,
-    estimate,
-    latent_cache_bytes,
-    measured_table,
-    without_downloads,
-)
+from maetok_lab.experiments.planner import latent_cache_bytes, measured_table, without_downloads
 from maetok_lab.experiments.trial import Measured, Trial, count_memory, line, next_size
 from maetok_lab.tokenizer.discriminators import AdversarialConfig
 from maetok_lab.training.presets import TOKENIZER_TRAINING
@@ -78,19 +72,19 @@ def test_a_batch_grows_while_time_and_memory_last_and_a_second_one_is_always_tri
 
 
 def test_a_diffusion_training_is_measured_and_its_work_is_three_forward_passes():
-    found = planner.measure_diffusion(
+    measured = planner.measure_diffusion(
         "test", TEST.model, num_classes=5, device=CPU, seconds=0.5, precision="fp32"
     )
-    assert (found.recipe_batch, found.images) == (16, 320)
-    wanted = 3 * flops(
+    assert (measured.recipe_batch, measured.images) == (16, 320)
+    work = 3 * flops(
         DIFFUSION["test"], TEST.model.num_latent_tokens, latent_dim=TEST.model.latent_dim
     )
-    assert found.flop_per_image == pytest.approx(
-        wanted, rel=0.15
+    assert measured.flop_per_image == pytest.approx(
+        work, rel=0.15
     )  # nothing is sent back to the input of the first layer
-    assert found.hours == pytest.approx(320 / found.images_per_second / 3600)
-    assert 0 < found.bytes_per_image < 1e6
-    assert "diffusion: fits, a batch of 16 takes" in found.verdict()
+    assert measured.hours == pytest.approx(320 / measured.images_per_second / 3600)
+    assert 0 < measured.bytes_per_image < 1e6
+    assert "diffusion: fits, a batch of 16 takes" in measured.verdict()
 
 
 def test_a_tokenizer_training_is_measured_with_its_perceptual_term_and_discriminator():
@@ -108,11 +102,13 @@ def test_a_tokenizer_training_is_measured_with_its_perceptual_term_and_discrimin
 def test_what_does_not_fit_is_not_run(monkeypatch):
     monkeypatch.setattr(trial, "free_memory", lambda device: 1000)
     monkeypatch.setattr(trial, "try_batch", None)
-    found = planner.measure_diffusion("test", TEST.model, num_classes=5, device=CPU)
-    assert math.isnan(found.hours)
-    assert found.largest_batch(1e12) == 0
-    assert "does not fit: weights, gradients, optimizer and averages alone take" in found.verdict()
-    assert measured_table([found]).loc["diffusion", "at batch"] == 0
+    measured = planner.measure_diffusion("test", TEST.model, num_classes=5, device=CPU)
+    assert math.isnan(measured.hours)
+    assert measured.largest_batch(1e12) == 0
+    assert (
+        "does not fit: weights, gradients, optimizer and averages alone take" in measured.verdict()
+    )
+    assert measured_table([measured]).loc["diffusion", "at batch"] == 0
 
 
 def test_verdicts():
@@ -124,17 +120,6 @@ def test_verdicts():
     assert "does not fit" in changed(free_bytes=1.2e9).verdict()
     assert MEASURED.hours == 10.0
     assert MEASURED.memory(2) == 1.5e9
-
-
-def test_the_estimate_is_work_over_a_share_of_the_published_peak_and_says_that_it_is_one():
-    table = estimate([MEASURED], utilisation=0.5)
-    hours = table["tokenizer hours (estimate)"]
-    assert hours["A100"] == pytest.approx(3.6e6 * 1e12 / (312e12 * 0.5) / 3600)
-    assert table["tokenizer largest batch (estimate)"]["A100"] == pytest.approx(710, abs=1)
-    assert all("estimate" in name for name in table.columns if name.startswith("tokenizer"))
-    assert all(gpu.source.startswith("https://") and gpu.tflops > 0 for gpu in GPUS.values())
-    with pytest.raises(ValueError, match=r"share of the peak rate in \(0, 1\], not 30"):
-        estimate([MEASURED], utilisation=30)
 
 
 def test_the_papers_cache_and_what_its_training_downloads():
