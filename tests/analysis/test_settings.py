@@ -7,41 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from maetok_lab.analysis import gmm
 from maetok_lab.analysis.card import CardSettings, diffusability_card
-from maetok_lab.analysis.gmm import gmm_curve
 from maetok_lab.analysis.projection import project
 from maetok_lab.analysis.theory import ToySettings, sample_complexity
+from maetok_lab.config import to_json
 from maetok_lab.rng import generator
 
 
 def normal(*shape, name="x"):
     return torch.randn(*shape, generator=generator(0, name))
-
-
-def test_every_setting_of_a_curve_reaches_its_fits_and_its_protocol(monkeypatch):
-    settings = {
-        "covariance": "full",
-        "restarts": 2,
-        "max_iterations": 4,
-        "tolerance": 0.5,
-        "covariance_floor": 0.01,
-        "screen_iterations": 3,
-        "start_rows": 30,
-        "precision": "float32",
-        "seed": 5,
-    }
-    fit_gmm = gmm.fit_gmm
-    calls = []
-
-    def noted(*data, **options):
-        calls.append(options)
-        return fit_gmm(*data, **options)
-
-    monkeypatch.setattr(gmm, "fit_gmm", noted)
-    curve = gmm_curve(normal(80, 3), [2], dimensions=2, heldout=0.3, **settings)
-    assert settings.items() <= calls[0].items()
-    assert settings.items() <= curve.attrs["protocol"].items()
 
 
 def test_a_card_keeps_as_many_dimensions_as_its_share_of_the_variance_takes():
