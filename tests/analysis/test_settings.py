@@ -10,7 +10,6 @@ import torch
 from maetok_lab.analysis.card import CardSettings, diffusability_card
 from maetok_lab.analysis.projection import project
 from maetok_lab.analysis.theory import ToySettings, sample_complexity
-from maetok_lab.config import to_json
 from maetok_lab.rng import generator
 
 
