@@ -20,14 +20,14 @@ def test_reconstructions_are_in_eval_mode_whatever_the_batch_and_the_mode_comes_
     tokenizer, training
 ):
     with torch.inference_mode():
-        wanted = tokenizer(images(5))
+        expected = tokenizer(images(5))
     tokenizer.train(training)
     for batch_size in (2, 5, 64):
         assert torch.allclose(
-            reconstruct(tokenizer, images(5), batch_size=batch_size), wanted, atol=1e-5
+            reconstruct(tokenizer, images(5), batch_size=batch_size), expected, atol=1e-5
         )
     assert tokenizer.training == training
-    assert not wanted.requires_grad
+    assert not expected.requires_grad
 
 
 @pytest.mark.parametrize("method", ["euler", "euler_maruyama"])
@@ -47,8 +47,8 @@ def test_sample_k_is_the_same_in_any_batch(model, tokenizer, method):
 def test_latents_are_denormalised_before_decoding(model, tokenizer):
     torch.nn.init.zeros_(model.final_layer.linear.weight)
     torch.nn.init.zeros_(model.final_layer.linear.bias)  # no velocity: the noise itself is decoded
-    seen = []
-    tokenizer.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    latents = []
+    tokenizer.decoder.register_forward_pre_hook(lambda _, inputs: latents.append(inputs[0]))
     generate(
         model,
         tokenizer,
@@ -57,13 +57,13 @@ def test_latents_are_denormalised_before_decoding(model, tokenizer):
         num_steps=1,
     )
     generate(model, tokenizer, SPACE, LABELS, num_steps=1)
-    assert torch.allclose(seen[1], seen[0] * SPACE.std + SPACE.mean, atol=1e-6)
+    assert torch.allclose(latents[1], latents[0] * SPACE.std + SPACE.mean, atol=1e-6)
 
 
 def test_samples_are_drawn_in_eval_mode_and_the_modes_come_back(model, tokenizer):
-    wanted = generate(model, tokenizer, SPACE, LABELS, num_steps=2)
+    expected = generate(model, tokenizer, SPACE, LABELS, num_steps=2)
     tokenizer.train()
-    assert torch.equal(generate(model, tokenizer, SPACE, LABELS, num_steps=2), wanted)
+    assert torch.equal(generate(model, tokenizer, SPACE, LABELS, num_steps=2), expected)
     assert (tokenizer.training, model.training) == (True, False)
 
 

@@ -28,8 +28,8 @@ def test_the_last_point_is_what_generate_gives(method):
         {"num_steps": 4, "method": method, "guidance": Guidance(2.0, 0.0, 0.8)},
     )
     points = list(trajectory(model, labels, seed=5, **sampling))
-    wanted = generate(model, tokenizer, space, labels, seed=5, **sampling)
-    torch.testing.assert_close(decode_point(points[-1], tokenizer, space, show="state"), wanted)
+    expected = generate(model, tokenizer, space, labels, seed=5, **sampling)
+    torch.testing.assert_close(decode_point(points[-1], tokenizer, space, show="state"), expected)
     assert [point.step for point in points] == [0, 1, 2, 3, 4]
     assert (points[0].t, points[-1].t) == (1.0, 0.0)
     assert torch.equal(points[0].state, draw_noise(seeds_for(5, 4), 4, 48))

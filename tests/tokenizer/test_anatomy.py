@@ -1,4 +1,4 @@
-"""Anatomy on a tokenizer whose tokens are known: token k holds patch k, so every map is diagonal."""
+"""Anatomy on a tokenizer whose token k holds patch k, so that every map is diagonal."""
 
 import pytest
 import torch
@@ -49,9 +49,9 @@ def test_a_token_moves_by_the_root_mean_square_of_its_channels_in_std():
 
 def test_hiding_a_patch_moves_its_token_alone(image, statistics):
     moved = occlusion(OneTokenAPatch(), image, patch_size=PATCH, std=statistics.std, batch_size=4)
-    wanted = token_shift(patchify(image[None], PATCH)[0], torch.zeros(6, 48), statistics.std)
+    expected = token_shift(patchify(image[None], PATCH)[0], torch.zeros(6, 48), statistics.std)
     assert moved.shape == (6, 6)
-    torch.testing.assert_close(moved, torch.diag(wanted))
+    torch.testing.assert_close(moved, torch.diag(expected))
 
 
 def test_dropping_a_token_changes_its_patch_alone(image):
@@ -62,9 +62,9 @@ def test_dropping_a_token_changes_its_patch_alone(image):
 
 def test_statistics_are_of_each_token_and_each_channel():
     latents = torch.randn(50, 6, 4, generator=torch.Generator().manual_seed(0))
-    found = token_statistics(latents)
-    torch.testing.assert_close(found.mean, latents.mean(0))
-    torch.testing.assert_close(found.std, latents.flatten(0, 1).std(0), rtol=1e-3, atol=1e-3)
+    statistics = token_statistics(latents)
+    torch.testing.assert_close(statistics.mean, latents.mean(0))
+    torch.testing.assert_close(statistics.std, latents.flatten(0, 1).std(0), rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="at least two images"):
         token_statistics(latents[:1])
 
@@ -81,9 +81,9 @@ def test_surgery_changes_the_chosen_tokens_as_its_kind_says(kind, statistics):
     changed = operate(z, Surgery(kind=kind, tokens=(1, 4), amount=0.25), statistics, other=other)
     untouched = [0, 2, 3, 5]
     assert torch.equal(changed[untouched], z[untouched])
-    wanted = {"none": 1.0, "drop": 0.0, "swap": 3.0, "interpolate": 1.5}
-    if kind in wanted:
-        assert changed[[1, 4]].unique().tolist() == [wanted[kind]]
+    expected = {"none": 1.0, "drop": 0.0, "swap": 3.0, "interpolate": 1.5}
+    if kind in expected:
+        assert changed[[1, 4]].unique().tolist() == [expected[kind]]
     else:
         assert (changed[[1, 4]] - 1).std().item() == pytest.approx(0.25 * 2.0, rel=0.2)
     assert torch.equal(z, torch.ones(6, 48))

@@ -59,19 +59,19 @@ def test_translation_moves_by_up_to_an_eighth_and_zeros_come_in():
         .expand(300, 3, -1, -1)
     )
     moved = augment(image, "translation")
-    seen = set()
+    shifts = set()
     for result in moved[:, 0]:
         inside = (
             (result[8, 8].int().item() - 1) // size - 8,
             (result[8, 8].int().item() - 1) % size - 8,
         )
-        seen.add(inside)
+        shifts.add(inside)
         down, across = inside
-        wanted = torch.nn.functional.pad(image[0, 0], (2, 2, 2, 2))[
+        expected = torch.nn.functional.pad(image[0, 0], (2, 2, 2, 2))[
             2 + down : 2 + down + size, 2 + across : 2 + across + size
         ]
-        assert torch.equal(result, wanted)
-    assert seen == {(i, j) for i in range(-2, 3) for j in range(-2, 3)}
+        assert torch.equal(result, expected)
+    assert shifts == {(i, j) for i in range(-2, 3) for j in range(-2, 3)}
 
 
 @pytest.mark.parametrize(("share", "side"), [(0.2, 6), (0.5, 16)])
@@ -97,6 +97,7 @@ def test_rows_of_a_shared_batch_are_augmented_as_in_one_process():
 def test_an_unknown_augmentation_is_an_error():
     with pytest.raises(
         ValueError,
-        match=r"unknown augmentation 'flip' in 'color,flip'; choose from color, translation, cutout",
+        match=r"unknown augmentation 'flip' in 'color,flip'; "
+        r"choose from color, translation, cutout",
     ):
         augment(noise(1, 3, 8, 8), "color,flip")

@@ -80,14 +80,14 @@ def test_the_target_is_hog_in_cells_of_eight_pixels_or_the_smaller_patch():
 def test_only_hidden_patches_give_gradient_unless_all_are_asked_for(decoder, loss_on):
     mask = torch.zeros(2, 16, dtype=torch.bool)
     mask[0, [1, 5]] = mask[1, [0, 15]] = True
-    predicted = decoder(noise(2, 6, 4))
-    predicted.retain_grad()
-    per_patch = decoder.target.loss(predicted, decoder.target(noise(2, 3, 16, 16)))
+    prediction = decoder(noise(2, 6, 4))
+    prediction.retain_grad()
+    per_patch = decoder.target.loss(prediction, decoder.target(noise(2, 3, 16, 16)))
     loss = auxiliary_loss(per_patch, mask, loss_on)
     loss.backward()
-    chosen = mask if loss_on == "hidden" else torch.ones_like(mask)
-    assert torch.allclose(loss, per_patch[chosen].mean())
-    assert torch.equal(predicted.grad.abs().sum(-1) > 0, chosen)
+    counted = mask if loss_on == "hidden" else torch.ones_like(mask)
+    assert torch.allclose(loss, per_patch[counted].mean())
+    assert torch.equal(prediction.grad.abs().sum(-1) > 0, counted)
 
 
 def test_without_a_mask_all_patches_count():
@@ -96,8 +96,8 @@ def test_without_a_mask_all_patches_count():
 
 
 def test_every_patch_gets_a_prediction_and_every_weight_but_the_unused_one_learns(decoder):
-    predicted = decoder(noise(2, 6, 4))
-    assert predicted.shape == (2, 16, 27)
-    predicted.square().sum().backward()
+    prediction = decoder(noise(2, 6, 4))
+    assert prediction.shape == (2, 16, 27)
+    prediction.square().sum().backward()
     idle = {name for name, p in decoder.named_parameters() if p.grad is None}
     assert idle == {"decoder.norm_modulation.linear.weight", "decoder.norm_modulation.linear.bias"}

@@ -1,4 +1,4 @@
-"""Discriminators judge places of an image, learn and keep their state, and their losses are those by hand."""
+"""Discriminators judge places of an image, learn, keep their state; losses are those by hand."""
 
 import math
 
@@ -34,7 +34,7 @@ def vision_transformer(**settings) -> torch.nn.Module:
 
 
 def small_dino(size: int = 32) -> DinoDiscriminator:
-    """ViT-S's shape, small and with random weights: 12 blocks, 4 x 4 tokens and a class token at 32 px."""
+    """ViT-S's shape, small, with random weights: 12 blocks, 4 x 4 tokens and a class token."""
     torch.manual_seed(0)
     vit = vision_transformer(
         img_size=size, patch_size=8, embed_dim=32, depth=12, num_heads=2, dynamic_img_size=True
@@ -63,7 +63,7 @@ def kinds() -> dict[str, torch.nn.Module]:
 each_kind = pytest.mark.parametrize("kind", ["spectral", "group", "dino"])
 
 
-# Losses ---------------------------------------------------------------------------------------------------------------
+# ---- Losses ----
 
 
 def test_hinge_losses_are_what_one_computes_by_hand():
@@ -84,8 +84,8 @@ def test_lecam_is_its_formula_and_its_averages_start_at_zero():
     mean_real, mean_fake = 0.9 * 0.4 + 0.1, 0.9 * -0.2 - 0.1
     assert lecam.real.item() == pytest.approx(mean_real)
     assert lecam.fake.item() == pytest.approx(mean_fake)
-    wanted = ((1 - mean_fake) ** 2 + 0) / 2 + ((mean_real + 3) ** 2 + 0) / 2
-    assert lecam(real, fake).item() == pytest.approx(wanted, rel=1e-5)
+    expected = ((1 - mean_fake) ** 2 + 0) / 2 + ((mean_real + 3) ** 2 + 0) / 2
+    assert lecam(real, fake).item() == pytest.approx(expected, rel=1e-5)
     other = LecamEma(decay=0.9)
     other.load_state_dict(lecam.state_dict())
     assert other(real, fake) == lecam(real, fake)
@@ -97,11 +97,11 @@ def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer():
     reconstruction, adversarial = (x @ weight).square().mean(), -(x @ weight).sin().sum()
     y = (x @ weight).detach()
     by_hand = (x.T @ (2 * y / y.numel())).norm() / ((x.T @ -y.cos()).norm() + 1e-4)
-    found = adaptive_weight(reconstruction, adversarial, weight)
-    assert found.item() == pytest.approx(by_hand.item(), rel=1e-5)
-    assert not found.requires_grad
+    factor = adaptive_weight(reconstruction, adversarial, weight)
+    assert factor.item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert not factor.requires_grad
     assert weight.grad is None
-    (reconstruction + found * adversarial).backward()  # both graphs are still there
+    (reconstruction + factor * adversarial).backward()  # both graphs are still there
     averaged = adaptive_weight(
         (x @ weight).sum(), (x @ weight).sum(), weight, average=lambda gradient: 0 * gradient + 1
     )
@@ -113,7 +113,7 @@ def test_the_adaptive_weight_stays_below_ten_thousand_where_the_discriminator_sa
     assert adaptive_weight(100 * weight.sum(), 0 * weight.sum(), weight) == 1e4
 
 
-# Networks -------------------------------------------------------------------------------------------------------------
+# ---- Networks ----
 
 
 @pytest.mark.parametrize("size", [32, 256])
@@ -127,8 +127,8 @@ def test_a_logit_of_patchgan_sees_seventy_pixels():
     images = noise(1, 3, 256, 256).requires_grad_()
     logits = PatchDiscriminator(AdversarialConfig(width=4))(images)
     logits[0, 15 * 30 + 15].backward()
-    seen = images.grad[0].abs().sum(0) > 0
-    assert (seen.any(0).sum(), seen.any(1).sum()) == (70, 70)
+    reach = images.grad[0].abs().sum(0) > 0
+    assert (reach.any(0).sum(), reach.any(1).sum()) == (70, 70)
 
 
 def test_spectral_norm_gives_the_largest_singular_value_one_also_under_autocast():
@@ -212,14 +212,14 @@ def test_dino_looks_at_the_embedding_and_four_blocks_of_a_frozen_network():
         intermediates_only=True,
     )
     embedding = vit.patch_embed(prepared).flatten(1, 2) + vit.pos_embed[:, 1:]
-    wanted = [embedding + (vit.cls_token + vit.pos_embed[:, :1])] + [
+    expected = [embedding + (vit.cls_token + vit.pos_embed[:, :1])] + [
         patches + prefix for patches, prefix in blocks
     ]
-    found = discriminator.features(images)
-    assert [tuple(x.shape) for x in found] == [(2, 32, 16)] * 5
+    features = discriminator.features(images)
+    assert [tuple(x.shape) for x in features] == [(2, 32, 16)] * 5
     assert all(
-        torch.allclose(mine.transpose(1, 2), theirs, atol=1e-5)
-        for mine, theirs in zip(found, wanted)
+        torch.allclose(ours.transpose(1, 2), reference, atol=1e-5)
+        for ours, reference in zip(features, expected)
     )
     assert discriminator(images).shape == (2, 5 * 16)
     assert not any(p.requires_grad for p in discriminator.net.parameters())
@@ -233,10 +233,10 @@ def test_dino_takes_images_of_any_size():
 
 
 def test_the_released_discriminator_has_the_released_number_of_trained_values(monkeypatch):
-    asked = {}
+    request = {}
 
     def load(name, **settings):
-        asked.update(settings, name=name)
+        request.update(settings, name=name)
         vit = vision_transformer(patch_size=16, embed_dim=384, depth=0, num_heads=6)
         return FeatureNet(
             vit,
@@ -250,7 +250,7 @@ def test_the_released_discriminator_has_the_released_number_of_trained_values(mo
 
     monkeypatch.setattr(discriminators, "load_net", load)
     discriminator = make_discriminator(AdversarialConfig(weights="dino.pth"), image_size=256)
-    assert asked == {
+    assert request == {
         "name": "timm:vit_small_patch16_224.dino",
         "weights": "dino.pth",
         "input_size": 224,
@@ -259,7 +259,7 @@ def test_the_released_discriminator_has_the_released_number_of_trained_values(mo
     assert round(sum(p.numel() for p in discriminator.trained.parameters()) / 1e6, 2) == 7.39
 
 
-# Config ---------------------------------------------------------------------------------------------------------------
+# ---- Config ----
 
 
 def test_a_config_names_its_discriminator():

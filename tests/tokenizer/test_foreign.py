@@ -1,4 +1,4 @@
-"""Tokenizers of every origin look alike: shapes, fingerprints, and everything that takes a tokenizer takes all of them."""
+"""Tokenizers of every origin look alike, and everything that takes one takes all of them."""
 
 import dataclasses
 import sys
@@ -47,7 +47,7 @@ DC = {
 
 
 class Half(nn.Module):
-    """A model with the interface of diffusers' autoencoders: its latents are the image at half its size."""
+    """A model with the interface of diffusers': its latents are the image at half its size."""
 
     def __init__(self, posterior: bool):
         super().__init__()
@@ -112,8 +112,8 @@ def test_diffusers_autoencoders_are_read_from_a_folder(tmp_path, name):
     assert not tokenizer.training
     x = images()
     with torch.inference_mode():
-        found = model.encode(x)
-        grid = found.latent_dist.mean if name == "AutoencoderKL" else found.latent
+        output = model.encode(x)
+        grid = output.latent_dist.mean if name == "AutoencoderKL" else output.latent
         latents = tokenizer.encode(x)
         torch.testing.assert_close(latents, grid.flatten(2).transpose(1, 2))
         torch.testing.assert_close(tokenizer.decode(latents), model.decode(grid).sample)

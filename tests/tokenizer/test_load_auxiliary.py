@@ -1,4 +1,4 @@
-"""Auxiliary decoders come back from the run that trained them, also through a run that was tuned from it."""
+"""Auxiliary decoders come back from the run that trained them, also through one tuned from it."""
 
 import shutil
 
@@ -47,14 +47,14 @@ def parent(tmp_path, monkeypatch):
 def test_every_decoder_comes_back_as_it_was_by_its_targets_name(parent, tmp_path):
     latents = torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(0))
     for source in ("parent", tmp_path / "parent"):
-        found = load_auxiliary(source, root=tmp_path)
-        assert list(found) == [target.target for target in TARGETS]
+        decoders = load_auxiliary(source, root=tmp_path)
+        assert list(decoders) == [target.target for target in TARGETS]
         for target in TARGETS:
-            decoder = found[target.target]
+            decoder = decoders[target.target]
             assert (decoder.config, decoder.training) == (target, False)
             assert torch.equal(decoder(latents), parent[1][target.module_name](latents))
     images = torch.rand(1, 3, 16, 16)
-    assert found["hog"].target(images).shape == (1, 16, 27)  # to be laid beside the prediction
+    assert decoders["hog"].target(images).shape == (1, 16, 27)  # to be laid beside the prediction
 
 
 def test_a_tuned_run_gives_those_of_the_run_it_was_tuned_from_however_often(parent, tmp_path):
@@ -63,8 +63,8 @@ def test_a_tuned_run_gives_those_of_the_run_it_was_tuned_from_however_often(pare
         tuning = decoder_tuning(TRAINING, parent=run, num_steps=2 + step)
         with Run.open(name, tuning, root=tmp_path, parents=[run]) as run:
             run.save_checkpoint(2, {"ema": {}}, {})
-        found = load_auxiliary(name, root=tmp_path)
-        assert torch.equal(found["pixel"].to_target.weight, auxiliary["pixel"].to_target.weight)
+        decoders = load_auxiliary(name, root=tmp_path)
+        assert torch.equal(decoders["pixel"].to_target.weight, auxiliary["pixel"].to_target.weight)
 
 
 def test_what_has_no_decoders_is_said(parent, tmp_path):
@@ -119,10 +119,10 @@ def test_an_exported_folder_may_have_them_too(parent, tmp_path, dtype):
     folder = export_tokenizer(
         tokenizer, tmp_path / "out", auxiliary=load_auxiliary(run.folder), dtype=dtype
     )
-    found = load_auxiliary(folder)
-    assert list(found) == [target.target for target in TARGETS]
+    decoders = load_auxiliary(folder)
+    assert list(decoders) == [target.target for target in TARGETS]
     for target in TARGETS:
         saved = auxiliary[target.module_name].to_target.weight
-        assert torch.equal(found[target.target].to_target.weight, saved.to(dtype).float())
+        assert torch.equal(decoders[target.target].to_target.weight, saved.to(dtype).float())
     back = load_tokenizer(folder)
     assert torch.equal(back.to_latents.weight, tokenizer.to_latents.weight.to(dtype).float())

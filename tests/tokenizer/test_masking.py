@@ -87,9 +87,9 @@ def test_the_papers_ratio_has_the_truncated_normals_distribution_function():
     drawn = ratios(MaskingConfig(low=low, high=high), count).sort().values
     normal = torch.distributions.Normal(high, 0.25)
     floor = normal.cdf(torch.tensor(low))
-    wanted = (normal.cdf(drawn) - floor) / (0.5 - floor)
+    expected = (normal.cdf(drawn) - floor) / (0.5 - floor)
     steps = torch.arange(count) / count
-    assert (wanted - steps).abs().max() < 1.63 / count**0.5  # Kolmogorov-Smirnov at 1 %
+    assert (expected - steps).abs().max() < 1.63 / count**0.5  # Kolmogorov-Smirnov at 1 %
 
 
 def test_uniform_and_fixed_ratios_are_what_they_say():
@@ -103,8 +103,8 @@ def test_uniform_and_fixed_ratios_are_what_they_say():
 
 def test_the_linear_schedule_falls_from_high_to_low():
     config = MaskingConfig(ratio="linear", low=0.0, high=0.6)
-    for progress, wanted in ((0.0, 0.6), (0.25, 0.45), (0.5, 0.3), (1.0, 0.0)):
-        assert ratios(config, 3, progress).tolist() == pytest.approx([wanted] * 3)
+    for progress, expected in ((0.0, 0.6), (0.25, 0.45), (0.5, 0.3), (1.0, 0.0)):
+        assert ratios(config, 3, progress).tolist() == pytest.approx([expected] * 3)
     assert draw_mask(config, 2, (8, 8), progress=0.5, generator=generator(0, "mask")).sum(
         1
     ).tolist() == [20, 20]

@@ -58,11 +58,11 @@ MASK[0, [0, 3, 7, 15]] = MASK[1, [1, 2, 3, 4]] = True
 
 def change_patches(images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Other pixels where the mask says so."""
-    where = mask.view(2, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
-    return torch.where(where, noise(2, 3, 16, 16, seed=9), images)
+    hidden = mask.view(2, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    return torch.where(hidden, noise(2, 3, 16, 16, seed=9), images)
 
 
-# Masks ----------------------------------------------------------------------------------------------------------------
+# ---- Masks ----
 
 
 @each_position
@@ -142,12 +142,13 @@ def test_masks_that_do_not_fit_are_refused():
     tokenizer.encode(images, mask=uneven)
     with pytest.raises(
         ValueError,
-        match='masked="drop" needs the same number of hidden patches in every image of a batch, not',
+        match='masked="drop" needs the same number of hidden patches '
+        "in every image of a batch, not",
     ):
         make({"masked": "drop"}).encode(images, mask=uneven)
 
 
-# Sizes ----------------------------------------------------------------------------------------------------------------
+# ---- Sizes ----
 
 
 @pytest.mark.parametrize("rope", ["axial", "mixed"])
@@ -164,7 +165,10 @@ def test_rope_positions_work_at_another_resolution(rope):
 
 @pytest.mark.parametrize("positions", ["ape", "rope+ape"])
 def test_absolute_positions_refuse_another_resolution(positions):
-    message = r"learned absolute positions for a grid of \(4, 4\), so it cannot take \(8, 8\); positions=\"rope\" works"
+    message = (
+        r"learned absolute positions for a grid of \(4, 4\), "
+        r"so it cannot take \(8, 8\); positions=\"rope\" works"
+    )
     with pytest.raises(ValueError, match=message):
         make({"encoder.positions": positions}).encode(noise(2, 3, 32, 32))
     with pytest.raises(ValueError, match=message):
@@ -205,7 +209,8 @@ def test_patches_as_latents_are_as_many_as_the_patches_and_stay_in_place():
         ),
         (
             {"latent_tokens": "patches", "num_latent_tokens": 16, "masked": "drop"},
-            'masked="drop" removes hidden patches, which are the latents of latent_tokens="patches"',
+            'masked="drop" removes hidden patches, '
+            'which are the latents of latent_tokens="patches"',
         ),
         ({"num_latent_tokens": 0}, "need at least one latent token and channel, not 0 x 4"),
         ({"latent_dim": 0}, "need at least one latent token and channel, not 6 x 0"),
@@ -233,18 +238,18 @@ def test_inputs_that_cannot_work_are_refused():
         patches(noise(2, 3, 32, 32))
 
 
-# Bottleneck -----------------------------------------------------------------------------------------------------------
+# ---- Bottleneck ----
 
 
 def test_the_kl_term_is_the_divergence_from_a_standard_normal():
     mean, log_variance = noise(3, 6, 4), noise(3, 6, 4, seed=1)
     normal = torch.distributions.Normal(mean, (log_variance / 2).exp())
-    wanted = (
+    expected = (
         torch.distributions.kl_divergence(normal, torch.distributions.Normal(0, 1))
         .sum((1, 2))
         .mean()
     )
-    assert torch.allclose(Posterior(mean, log_variance).kl(), wanted, rtol=1e-5)
+    assert torch.allclose(Posterior(mean, log_variance).kl(), expected, rtol=1e-5)
     assert Posterior(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)).kl() == 0
 
 
@@ -275,7 +280,7 @@ def test_a_plain_autoencoder_has_no_posterior_to_sample_or_compare():
         posterior.kl()
 
 
-# Weights --------------------------------------------------------------------------------------------------------------
+# ---- Weights ----
 
 
 def test_every_weight_learns_but_the_one_kept_for_the_released_format():
@@ -316,7 +321,8 @@ def test_latents_and_images_are_float32_under_autocast_and_close_to_it():
 def test_the_papers_model_has_the_released_number_of_parameters():
     with torch.device("meta"):
         tokenizer = Tokenizer(TOKENIZERS["maetok-b-128"])
-    # The release stores no encoder mask token, and for its decoder a position table and a patch embedding nobody uses.
+    # The release stores no encoder mask token, and a position table and a patch embedding of its
+    # decoder that nobody uses.
     unused = 257 * 768 + 768 * 3 * 16**2 + 768
     assert num_parameters(tokenizer) - tokenizer.encoder.mask_token.numel() + unused == 173_890_592
 

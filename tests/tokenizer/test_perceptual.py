@@ -1,4 +1,4 @@
-"""Perceptual distances: LPIPS as its package has it, and LPIPS' form with unit weights on SqueezeNet."""
+"""Perceptual distances: LPIPS as its package has it, and its form on SqueezeNet."""
 
 import sys
 from urllib.error import URLError
@@ -36,12 +36,12 @@ def test_it_is_zero_for_the_same_images_alike_both_ways_and_grows_with_the_error
 
 def test_it_is_two_minus_two_cosines_averaged_over_places_summed_over_stages(perceptual):
     a, b = noise(2, 3, 32, 32), noise(2, 3, 32, 32, seed=1)
-    wanted = 0
-    for mine, theirs in zip(perceptual.net.stages(a), perceptual.net.stages(b)):
-        cosine = torch.cosine_similarity(mine, theirs, dim=1)
-        lengths = (mine.norm(dim=1) > 0).float() + (theirs.norm(dim=1) > 0)
-        wanted = wanted + (lengths - 2 * cosine).mean((1, 2))
-    assert torch.allclose(perceptual(a, b), wanted, rtol=1e-4)
+    expected = 0
+    for a_stage, b_stage in zip(perceptual.net.stages(a), perceptual.net.stages(b)):
+        cosine = torch.cosine_similarity(a_stage, b_stage, dim=1)
+        lengths = (a_stage.norm(dim=1) > 0).float() + (b_stage.norm(dim=1) > 0)
+        expected = expected + (lengths - 2 * cosine).mean((1, 2))
+    assert torch.allclose(perceptual(a, b), expected, rtol=1e-4)
 
 
 def test_gradients_reach_the_images_only(perceptual):
@@ -56,7 +56,7 @@ def test_gradients_reach_the_images_only(perceptual):
     assert not perceptual.train().net.training
 
 
-# VGG-LPIPS ------------------------------------------------------------------------------------------------------------
+# ---- VGG-LPIPS ----
 
 CHANNELS = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256} | dict.fromkeys(
     (17, 19, 21, 24, 26, 28), 512
@@ -65,7 +65,7 @@ CHANNELS = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256} | dict.from
 
 @pytest.fixture(scope="module")
 def vgg_file(tmp_path_factory):
-    """A file with VGG16's convolutions as torchvision names them; random, because nothing can be downloaded in a test."""
+    """A file with VGG16's convolutions as torchvision names them, random: no test downloads."""
     draw, width, state = torch.Generator().manual_seed(0), 3, {}
     for i, channels in CHANNELS.items():
         state[f"features.{i}.weight"] = (
@@ -86,8 +86,8 @@ def vgg_lpips(vgg_file) -> VggLpips:
 
 def test_lpips_is_what_the_package_computes(vgg_lpips, vgg_file):
     images, reference = noise(2, 3, 32, 32), noise(2, 3, 32, 32, seed=1)
-    theirs = vgg_lpips.model(images, reference).flatten()
-    assert torch.allclose(vgg_lpips(images, reference), theirs, rtol=1e-4)
+    expected = vgg_lpips.model(images, reference).flatten()
+    assert torch.allclose(vgg_lpips(images, reference), expected, rtol=1e-4)
     assert torch.equal(
         vgg_lpips.model.net.slice5[-2].bias, torch.load(vgg_file)["features.28.bias"]
     )
@@ -138,7 +138,7 @@ def test_lpips_takes_any_size_from_sixteen_pixels_on(vgg_lpips):
         vgg_lpips(noise(1, 3, 8, 16), noise(1, 3, 8, 16))
 
 
-# Choosing -------------------------------------------------------------------------------------------------------------
+# ---- Choosing ----
 
 
 def test_a_config_names_its_distance_or_none():

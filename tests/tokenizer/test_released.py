@@ -72,14 +72,14 @@ def test_the_papers_model_has_exactly_the_released_names_and_shapes(repository):
     }
     with torch.device("meta"):
         ours = to_released(Tokenizer(TOKENIZERS["maetok-b-128"]))
-        theirs = from_released({name: torch.empty(shape) for name, shape in shapes.items()}, hub)
-    found = {name: list(value.shape) for name, value in ours.items()}
-    assert found == shapes
+        released = from_released({name: torch.empty(shape) for name, shape in shapes.items()}, hub)
+    sizes = {name: list(value.shape) for name, value in ours.items()}
+    assert sizes == shapes
     coordinates = sum(
-        torch.Size(shape).numel() for name, shape in found.items() if "freqs_t" in name
+        torch.Size(shape).numel() for name, shape in sizes.items() if "freqs_t" in name
     )
-    assert sum(torch.Size(shape).numel() for shape in found.values()) - coordinates == 173_890_592
-    assert theirs.config == TOKENIZERS["maetok-b-128"]
+    assert sum(torch.Size(shape).numel() for shape in sizes.values()) - coordinates == 173_890_592
+    assert released.config == TOKENIZERS["maetok-b-128"]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_what_their_tokenizer_cannot_express_has_no_released_form(weights, setti
         to_released(Tokenizer(config))
 
 
-# Folders --------------------------------------------------------------------------------------------------------------
+# ---- Folders ----
 
 
 def test_a_folder_as_the_hub_has_it_loads_by_its_path_and_by_a_hub_name(
@@ -154,13 +154,13 @@ def test_a_folder_as_the_hub_has_it_loads_by_its_path_and_by_a_hub_name(
     write_json(tmp_path / "config.json", settings | {"vq_mean": 0.1})
     tokenizer = load_tokenizer(tmp_path)
     assert (tokenizer.encode(fixture["images"]) - fixture["latents"]).abs().max() < 1e-4
-    asked = []
+    requests = []
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download",
-        lambda name, **rest: asked.append((name, rest)) or tmp_path,
+        lambda name, **options: requests.append((name, options)) or tmp_path,
     )
     assert load_tokenizer("MAETok/maetok-b-128").fingerprint == tokenizer.fingerprint
-    [(name, options)] = asked
+    [(name, options)] = requests
     assert name == "MAETok/maetok-b-128"
     assert all(
         pattern.endswith((".safetensors", ".json", ".md")) for pattern in options["allow_patterns"]

@@ -22,9 +22,9 @@ def test_hog_agrees_with_the_release(repository):
     [((32, 32), 4, 4), ((48, 32), 16, 8), ((24, 16), 8, 2), ((40, 40), 8, 8)],
 )
 def test_every_image_size_gets_its_number_of_patches(size, patch, cell):
-    found = hog(noise(2, 3, *size), patch, cell)
-    assert found.shape == (2, size[0] * size[1] // patch**2, 27 * (patch // cell) ** 2)
-    assert found.dtype == torch.float32
+    target = hog(noise(2, 3, *size), patch, cell)
+    assert target.shape == (2, size[0] * size[1] // patch**2, 27 * (patch // cell) ** 2)
+    assert target.dtype == torch.float32
 
 
 def test_a_histogram_has_length_one_and_a_flat_image_none():
@@ -37,7 +37,8 @@ def test_a_histogram_has_length_one_and_a_flat_image_none():
     ("slope", "orientation"), [((1, 0), 4), ((-1, 0), 4), ((0, -1), 0), ((0, 1), 0)]
 )
 def test_a_ramp_falls_into_the_bin_of_its_orientation(slope, orientation):
-    # gx correlates with [1, 0, -1]: a ramp to the right has gx < 0 and phase atan2(gx, 0) = -pi / 2, bin -4.5 -> 4
+    # gx correlates with [1, 0, -1]: a ramp to the right has gx < 0 and phase
+    # atan2(gx, 0) = -pi / 2, bin -4.5 -> 4
     x, y = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="xy")
     ramp = ((slope[0] * x + slope[1] * y) / 64).expand(1, 3, 32, 32)
     inner = hog(ramp, 4, 4).unflatten(-1, (3, 9)).view(8, 8, 3, 9)[1:-1, 1:-1]
@@ -92,9 +93,9 @@ def test_sizes_that_do_not_divide_are_refused(size, patch, cell):
 
 def test_the_target_gives_the_width_it_says_and_a_loss_a_patch():
     target, images = HogTarget(8, 4), noise(2, 3, 16, 16)
-    wanted = target(images)
-    assert wanted.shape == (2, 4, target.width)
+    expected = target(images)
+    assert expected.shape == (2, 4, target.width)
     predicted = noise(2, 4, target.width)
-    assert target.loss(predicted, wanted).shape == (2, 4)
-    assert torch.allclose(target.loss(predicted, wanted).mean(), mse_loss(predicted, wanted))
-    assert target.loss(wanted, wanted).max() == 0
+    assert target.loss(predicted, expected).shape == (2, 4)
+    assert torch.allclose(target.loss(predicted, expected).mean(), mse_loss(predicted, expected))
+    assert target.loss(expected, expected).max() == 0

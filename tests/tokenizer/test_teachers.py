@@ -1,4 +1,4 @@
-"""Features of frozen networks as targets: the release's teachers, each asked once, and owned by nothing that is saved."""
+"""Features of frozen networks as targets: the release's teachers, asked once, saved nowhere."""
 
 import dataclasses
 
@@ -67,17 +67,18 @@ def test_a_transformer_of_the_release_is_rebuilt_for_its_grid_and_gives_normed_p
         AuxiliaryConfig(target=name, weights=str(tmp_path / "model.safetensors")), MODEL
     )
     images = noise(2, 3, 32, 32)
-    found = target(images)
+    features = target(images)
     # the release feeds both ImageNet's mean and std, and leaves class and register tokens out
     tokens = rebuilt.forward_features(((images + 1) / 2 - IMAGENET[0]) / IMAGENET[1])[
         :, rebuilt.num_prefix_tokens :
     ]
     assert rebuilt.num_prefix_tokens == {"dinov2": 1, "clip": 0}[name]
     assert target.width == 32
-    assert found.shape == (2, 4, 32)
-    assert torch.allclose(found, tokens, atol=1e-5)
-    assert torch.allclose(found.mean(-1), torch.zeros(2, 4), atol=1e-4)  # the final norm is in it
-    assert not found.requires_grad
+    assert features.shape == (2, 4, 32)
+    assert torch.allclose(features, tokens, atol=1e-5)
+    # the final norm is in it
+    assert torch.allclose(features.mean(-1), torch.zeros(2, 4), atol=1e-4)
+    assert not features.requires_grad
 
 
 def test_published_weights_of_another_patch_and_size_are_resampled(small_timm, tmp_path):
@@ -131,10 +132,10 @@ def test_any_network_of_timm_can_be_a_target_with_the_scaling_it_wants(tmp_path)
 
 def test_the_loss_is_the_negative_cosine_by_hand():
     target = FeatureTarget(TEACHERS["semantic"], 2)
-    wanted = torch.tensor([[[3.0, 4.0], [1.0, 0.0], [1.0, 1.0], [2.0, 0.0]]])
+    truth = torch.tensor([[[3.0, 4.0], [1.0, 0.0], [1.0, 1.0], [2.0, 0.0]]])
     predicted = torch.tensor([[[6.0, 8.0], [0.0, 5.0], [-1.0, -1.0], [1.0, 1.0]]])
     assert torch.allclose(
-        target.loss(predicted, wanted), torch.tensor([[-1.0, 0.0, 1.0, -(0.5**0.5)]]), atol=1e-6
+        target.loss(predicted, truth), torch.tensor([[-1.0, 0.0, 1.0, -(0.5**0.5)]]), atol=1e-6
     )
 
 
@@ -142,13 +143,13 @@ def test_the_pixels_of_a_patch_are_its_target_and_the_loss_their_mean_squared_er
     target = make_target(AuxiliaryConfig(target="pixel"), MODEL)
     assert target == PixelTarget(8)
     images = noise(2, 3, 16, 16)
-    found = target(images)
-    assert found.shape == (2, 4, target.width) == (2, 4, 192)
+    features = target(images)
+    assert features.shape == (2, 4, target.width) == (2, 4, 192)
     assert torch.equal(
-        found[1, 2].view(8, 8, 3), images[1, :, 8:, :8].permute(1, 2, 0)
+        features[1, 2].view(8, 8, 3), images[1, :, 8:, :8].permute(1, 2, 0)
     )  # the lower left patch
     assert torch.allclose(
-        target.loss(found + torch.arange(4.0)[:, None], found),
+        target.loss(features + torch.arange(4.0)[:, None], features),
         torch.tensor([0.0, 1, 4, 9]).expand(2, 4),
     )
 
@@ -192,11 +193,11 @@ def test_two_targets_of_one_network_load_it_once_and_ask_it_once_a_batch(monkeyp
     monkeypatch.setitem(TEACHERS, "clip", TEACHERS["semantic"])
     both = decoders("semantic", "clip", "hog")
     share_networks(both)
-    found = compute_targets(both, noise(2, 3, 16, 16))
+    features = compute_targets(both, noise(2, 3, 16, 16))
     assert len(loaded) == 1
     assert loaded[0].asked == 2  # images, one by one on a CPU
-    assert found["semantic"] is found["clip"]
-    assert set(found) == set(both)
+    assert features["semantic"] is features["clip"]
+    assert set(features) == set(both)
 
 
 def test_on_a_cpu_what_was_said_of_an_image_is_remembered_until_memory_is_full(monkeypatch):
@@ -221,15 +222,15 @@ def test_an_images_features_are_the_same_bits_in_any_batch():
 
 
 def test_a_network_is_in_no_state_dict_and_among_no_parameters():
-    mine = decoders("semantic", "pixel")
-    share_networks(mine)
-    assert mine["semantic"].target.net.model.conv_stem.weight.requires_grad is False
+    both = decoders("semantic", "pixel")
+    share_networks(both)
+    assert both["semantic"].target.net.model.conv_stem.weight.requires_grad is False
     assert not [
         name
-        for name in mine.state_dict()
+        for name in both.state_dict()
         if "target." in name.replace("to_target.", "") or "conv_stem" in name
     ]
-    assert not any(isinstance(module, FeatureNet) for module in mine.modules())
+    assert not any(isinstance(module, FeatureNet) for module in both.modules())
 
 
 @pytest.mark.parametrize("loss_on", ["hidden", "all"])
@@ -241,10 +242,10 @@ def test_only_hidden_patches_give_gradient_to_a_feature_target(loss_on):
     latents = noise(2, 6, 4, seed=1)
     loss = decoder.loss(latents, targets, mask)
     (gradient,) = torch.autograd.grad(loss, predicted[0])
-    chosen = mask if loss_on == "hidden" else torch.ones_like(mask)
-    assert torch.equal(gradient.abs().sum(-1) > 0, chosen)
+    counted = mask if loss_on == "hidden" else torch.ones_like(mask)
+    assert torch.equal(gradient.abs().sum(-1) > 0, counted)
     assert torch.allclose(
-        loss, -torch.cosine_similarity(predicted[0], targets, dim=-1)[chosen].mean()
+        loss, -torch.cosine_similarity(predicted[0], targets, dim=-1)[counted].mean()
     )
 
 
@@ -260,7 +261,7 @@ def test_a_decoder_of_depth_zero_is_linear_in_the_latents():
     assert (decoder(a) - decoder(b)).abs().max() > 1e-3
 
 
-# What cannot be -------------------------------------------------------------------------------------------------------
+# ---- What cannot be ----
 
 
 @pytest.mark.parametrize(

@@ -44,28 +44,28 @@ def test_the_vocabulary_and_tokens_are_open_clips():
 
 def test_a_bag_gives_every_token_of_the_caption_the_same_share_once():
     target = TextTarget()
-    found = target(IMAGES, ["red red apple", "sky"])
+    bags = target(IMAGES, ["red red apple", "sky"])
     red, apple, sky = caption_tokens(["red apple sky"])[0, :3].tolist()
-    assert found.shape == (2, target.width)
-    assert found[0].nonzero()[:, 0].tolist() == sorted([red, apple])
-    assert found[0, [red, apple]].tolist() == [0.5, 0.5]
-    assert found[1].nonzero()[:, 0].tolist() == [sky]
-    assert torch.equal(target(IMAGES, caption_tokens(["red red apple", "sky"])), found)
+    assert bags.shape == (2, target.width)
+    assert bags[0].nonzero()[:, 0].tolist() == sorted([red, apple])
+    assert bags[0, [red, apple]].tolist() == [0.5, 0.5]
+    assert bags[1].nonzero()[:, 0].tolist() == [sky]
+    assert torch.equal(target(IMAGES, caption_tokens(["red red apple", "sky"])), bags)
 
 
 def test_the_loss_is_softmax_cross_entropy_by_hand_and_nothing_where_there_are_no_words():
     target, logits = TextTarget(), torch.zeros(2, VOCABULARY)
-    wanted = target(IMAGES, ["red apple", ""])
+    distribution = target(IMAGES, ["red apple", ""])
     red, apple = caption_tokens(["red apple"])[0, :2]
     logits[0, red], logits[0, apple] = 2.0, 1.0
     norm = torch.tensor([VOCABULARY - 2 + 2.718281828**2 + 2.718281828]).log()
     assert torch.allclose(
-        target.loss(logits, wanted), torch.cat([norm - 1.5, torch.zeros(1)]), atol=1e-4
+        target.loss(logits, distribution), torch.cat([norm - 1.5, torch.zeros(1)]), atol=1e-4
     )
     best = torch.full((1, VOCABULARY), -100.0)
     best[0, [red, apple]] = 0.0
     assert torch.allclose(
-        target.loss(best, wanted[:1]), torch.tensor([2.0]).log()
+        target.loss(best, distribution[:1]), torch.tensor([2.0]).log()
     )  # the entropy of two equal words
 
 
