@@ -20,7 +20,8 @@ from maetok_lab.data.latents import LatentDataset, LatentSpace, load_latent_spac
 from maetok_lab.device import pick_device, pick_precision
 from maetok_lab.diffusion.loading import export_diffusion, load_diffusion
 from maetok_lab.diffusion.sampling import Guidance
-from maetok_lab.evaluation.generation import evaluate_generation, make_reference
+from maetok_lab.evaluation.features import make_reference
+from maetok_lab.evaluation.generation import evaluate_generation
 from maetok_lab.evaluation.protocol import EvalProtocol
 from maetok_lab.evaluation.reconstruction import evaluate_reconstruction
 from maetok_lab.experiments.ready import train_both_stages

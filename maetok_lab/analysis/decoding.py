@@ -1,4 +1,4 @@
-"""What a decoder makes of latents that no encoder gave: with noise on them, and between two images."""
+"""What a decoder makes of latents that no encoder gave: noisy ones, and between two images."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,10 +6,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from maetok_lab.evaluation.metrics import psnr
+from maetok_lab.evaluation.pixels import psnr
 from maetok_lab.rng import generator
 
-Decode = Callable[[Tensor], Tensor]
+Decode = Callable[[Tensor], Tensor]  # latents (B, N, C) -> images (B, 3, H, W) in [-1, 1]
+MAX_PSNR = 100.0  # dB, for images without any error
 
 
 @torch.inference_mode()
@@ -21,32 +22,25 @@ def decoder_robustness(
     seed: int = 0,
     batch_size: int = 64,
 ) -> pd.DataFrame:
-    """PSNR in dB between images decoded with and without Gaussian noise on their latents, for each level.
+    """PSNR in dB between images decoded with and without Gaussian noise on their latents.
 
-    latents (n, N, C) -> columns `noise` (in standard deviations of each channel), `psnr` (mean over images), `error`
-    (its standard error). A sampler's latents are off by some such noise: a decoder that forgives it is easier to sample
-    for.
+    latents (n, N, C) -> one row a level: `noise` (in standard deviations of each channel), `psnr`
+    (mean over images), `error` (its standard error).
     """
+    # A sampler's latents are off by some such noise: a decoder that forgives it helps sampling.
     std = latents.float().std(dim=(0, 1), keepdim=True)  # (1, 1, C)
     noise = torch.randn(latents.shape, generator=generator(seed, "robustness")).to(latents.device)
-    rows = []
     clean = [decode(part) for part in latents.split(batch_size)]
+    rows = []
     for level in levels:
-        moved = (latents + level * std * noise).to(latents.dtype)
-        values = torch.cat(
-            [
-                psnr(decode(part).float(), x.float())
-                for part, x in zip(moved.split(batch_size), clean)
-            ]
-        )
-        values = values.clamp(max=100)  # a decoder that does not look at its latents has no error
-        rows.append(
-            {
-                "noise": level,
-                "psnr": float(values.mean()),
-                "error": float(values.std() / len(values) ** 0.5),
-            }
-        )
+        noisy = (latents + level * std * noise).to(latents.dtype)
+        scores = []
+        for part, images in zip(noisy.split(batch_size), clean):
+            scores.append(psnr(decode(part).float(), images.float()))
+        # a decoder that does not look at its latents has no error
+        values = torch.cat(scores).clamp(max=MAX_PSNR)
+        error = values.std() / len(values) ** 0.5
+        rows.append({"noise": level, "psnr": float(values.mean()), "error": float(error)})
     return pd.DataFrame(rows)
 
 
@@ -54,34 +48,30 @@ def decoder_robustness(
 def interpolation_smoothness(
     decode: Decode, latents: Tensor, *, pairs: int = 32, steps: int = 8, seed: int = 0
 ) -> pd.DataFrame:
-    """How straight and even decoded images move along lines between the latents of two random images.
+    """How straight and even images move along the line between two latents, for random pairs.
 
-    latents (n, N, C) -> one row a pair: `detour`, the length of the path of images over the distance of its ends (at
-    least 1; 1 for a linear decoder or cross-fade), and `unevenness`, the longest of `steps` moves over their mean (at
-    least 1).
+    latents (n, N, C) -> one row a pair, both >= 1: `detour`, path of the images over the distance
+    of its ends (1 for a linear decoder or a cross-fade); `unevenness`, the longest move over the
+    mean.
     """
     if len(latents) < 2 or steps < 2:
         raise ValueError(f"need at least two latents and two steps, not {len(latents)} and {steps}")
     random = generator(seed, "interpolation")
     first = torch.randint(len(latents), (pairs,), generator=random)
-    other = (first + torch.randint(1, len(latents), (pairs,), generator=random)) % len(
-        latents
-    )  # never the same
+    # a step of 1 to n - 1 further on: never the same latent
+    shift = torch.randint(1, len(latents), (pairs,), generator=random)
+    second = (first + shift) % len(latents)
+    share = torch.linspace(0, 1, steps + 1, device=latents.device, dtype=latents.dtype)
     rows = []
-    for a, b in zip(latents[first.to(latents.device)], latents[other.to(latents.device)]):
-        t = torch.linspace(0, 1, steps + 1, device=latents.device, dtype=latents.dtype)[
-            :, None, None
-        ]
-        images = decode(torch.lerp(a[None], b[None], t)).double().flatten(1)  # (steps + 1, pixels)
+    for start, end in zip(first.tolist(), second.tolist()):
+        line = torch.lerp(latents[start], latents[end], share[:, None, None])
+        images = decode(line).double().flatten(1)  # (steps + 1, pixels)
         moves = (images[1:] - images[:-1]).norm(dim=1)
         direct = (images[-1] - images[0]).norm()
-        if direct > 0:
-            rows.append(
-                {
-                    "detour": float(moves.sum() / direct),
-                    "unevenness": float(moves.max() / moves.mean()),
-                }
-            )
+        if direct > 0:  # a pair that decodes to one image says nothing
+            detour = moves.sum() / direct
+            unevenness = moves.max() / moves.mean()
+            rows.append({"detour": float(detour), "unevenness": float(unevenness)})
     if not rows:
         raise ValueError("all pairs of latents decode to one image; there is nothing between them")
     return pd.DataFrame(rows)

@@ -13,13 +13,13 @@ from maetok_lab.evaluation.features import (
     AnyImages,
     Reference,
     about_net,
-    image_features,
     make_reference,
     metric_name,
 )
 from maetok_lab.evaluation.metrics import (
     MIN_IMAGES,
     Z95,
+    Estimate,
     Statistics,
     as_gaussian,
     frechet_distance,
@@ -32,21 +32,12 @@ from maetok_lab.evaluation.scaling import frechet_error
 from maetok_lab.protocols import Net
 from maetok_lab.rng import generator
 
-__all__ = ["evaluate_generation", "image_features", "make_reference"]
-
 # below this the Frechet distance of 1280 features is mostly bias (real against real: 44 at 3,000)
 FD_IMAGES = 3000
+# "sfd" is the Frechet distance of spatial features, "is" the inception score
 METRICS = ("kid", "fd", "precision", "recall", "sfd", "is")
 DEFAULT_METRICS = METRICS[:4]
 CONFIDENCE = math.erf(Z95 / math.sqrt(2))  # 0.950004: the share of a normal within Z95
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """One number and, where there is one, its 95 % interval."""
-
-    value: float
-    interval: tuple[float, float] | None = None
 
 
 def evaluate_generation(
@@ -61,15 +52,12 @@ def evaluate_generation(
     fd_draws: int = 8,
     batch_size: int = 32,
 ) -> EvalResult:
-    """Distances of samples (n, 3, H, W) in [-1, 1] to real images, by names that carry the network.
+    """Distances of samples (n, 3, H, W) in [-1, 1] to real images, by names that carry the net.
 
-    `metrics` are some of `METRICS`; "sfd" is the Frechet distance of spatial features, "is" the
-    inception score. Raises ValueError for NaN or equal images, sizes or protocol fields that do not
-    match, and for the Frechet distances under 3,000 images a side unless `preview`.
+    `metrics` are some of `METRICS`. The floor is the same number between real images, halves of the
+    reference or `second_reference` against it. Raises ValueError for NaN or equal images, what does
+    not match, and Frechet distances under 3,000 images a side unless `preview`.
     """
-    # The floor is the same number between real images: two halves of the reference, or
-    # `second_reference` against it. Where an interval comes from is said at each metric; for the
-    # Frechet distances `fd_draws` halves of the samples make it, and below 2 there is none.
     unknown = sorted(set(metrics) - set(METRICS))
     if unknown or not metrics:
         raise ValueError(f"unknown metrics {unknown}; choose from {list(METRICS)}")
@@ -79,15 +67,7 @@ def evaluate_generation(
     # sizes are compared before the samples cost a pass through the network
     as_reference = functools.partial(_as_reference, net=net, metrics=metrics, batch_size=batch_size)
     reference = as_reference(reference)
-    if isinstance(samples, Tensor):
-        size = samples.shape[-1]
-    else:
-        size = getattr(samples, "image_size", None)
-    if None not in (size, reference.image_size) and size != reference.image_size:
-        raise ValueError(
-            f"samples are {size} px, but the reference {reference.name} has images of "
-            f"{reference.image_size} px"
-        )
+    _check_size(samples, reference)
     samples = as_reference(samples)
     if second_reference is not None:
         second_reference = as_reference(second_reference)
@@ -95,13 +75,6 @@ def evaluate_generation(
 
     estimates = _estimates(samples, reference, metrics, fd_draws, protocol.seed)
     floor = _floor(reference, second_reference, metrics, protocol.seed)
-    values = {}
-    intervals = {}
-    for metric, estimate in estimates.items():
-        name = metric_name(metric, net)
-        values[name] = estimate.value
-        if estimate.interval is not None:
-            intervals[name] = estimate.interval
     protocol = protocol.filled(
         task="generation",
         num_images=samples.count,
@@ -113,9 +86,8 @@ def evaluate_generation(
         reference_sha256=reference.sha256,
         **about_net(net),
     )
-    return EvalResult(
-        metrics=values,
-        intervals=intervals,
+    return EvalResult.from_estimates(
+        {metric_name(metric, net): estimate for metric, estimate in estimates.items()},
         floor={metric_name(metric, net): value for metric, value in floor.items()},
         protocol=protocol,
         preview=samples.count < PREVIEW_IMAGES,
@@ -137,6 +109,18 @@ def _as_reference(
 
 
 # What cannot be computed or trusted -------------------------------------------------------------
+
+
+def _check_size(samples: AnyImages | Reference, reference: Reference) -> None:
+    if isinstance(samples, Tensor):
+        size = samples.shape[-1]
+    else:
+        size = getattr(samples, "image_size", None)
+    if None not in (size, reference.image_size) and size != reference.image_size:
+        raise ValueError(
+            f"samples are {size} px, but the reference {reference.name} has images of "
+            f"{reference.image_size} px"
+        )
 
 
 def _check(samples: Reference, reference: Reference, metrics: Sequence[str], preview: bool) -> None:
@@ -222,8 +206,8 @@ def _frechet(features: Tensor, reference: Tensor | Statistics, draws: int, seed:
     value = frechet_distance(features, target)
     if draws < 2:
         return Estimate(value)
-    margin = Z95 * frechet_error(features, target, draws=draws, seed=seed)
-    return Estimate(value, (value - margin, value + margin))
+    error = frechet_error(features, target, draws=draws, seed=seed)
+    return Estimate.normal(value, error)
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Numbers from pairs of images (PSNR, SSIM) and from sets of features (the distances).
+"""Numbers from sets of features: two distances, precision and recall, inception score.
 
 Nothing here knows where images or features came from; `evaluation.protocol` records that beside
 every number. Features are (n, d); sums, covariances, kernels and distances are float64, on the
@@ -13,25 +13,8 @@ import torch
 from torch import Tensor
 
 from maetok_lab.device import wide
-from maetok_lab.evaluation.pixels import psnr, round_to_uint8, ssim
 from maetok_lab.neighbours import nearest_neighbours
 from maetok_lab.rng import generator
-
-__all__ = [
-    "Gaussian",
-    "InceptionScore",
-    "KernelDistance",
-    "PrecisionRecall",
-    "as_gaussian",
-    "feature_statistics",
-    "frechet_distance",
-    "inception_score",
-    "kernel_distance",
-    "precision_recall",
-    "psnr",
-    "round_to_uint8",
-    "ssim",
-]
 
 Statistics = tuple[Tensor, Tensor]  # mean (d,) and covariance (d, d)
 CHUNK = 1024  # rows of a pairwise matrix that exist at a time
@@ -39,6 +22,20 @@ Z95 = 1.96  # standard errors on each side of a normal estimate that make its 95
 KID_DRAWS = 100  # bootstrap draws of the kernel distance's interval
 MIN_IMAGES = 8  # a side; a distance between fewer says nothing
 NEIGHBOURS = 3  # a row's distance to this neighbour of its own set is its radius (the article's k)
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """One number and, where there is one, its 95 % interval."""
+
+    value: float
+    interval: tuple[float, float] | None = None
+
+    @classmethod
+    def normal(cls, value: float, standard_error: float) -> "Estimate":
+        """The interval of an estimate that is normal around the true value."""
+        margin = Z95 * standard_error
+        return cls(value, (value - margin, value + margin))
 
 
 # Frechet distance -------------------------------------------------------------------------------
@@ -137,9 +134,9 @@ class KernelDistance:
 def kernel_distance(features: Tensor, reference: Tensor, *, seed: int = 0) -> KernelDistance:
     """Unbiased squared MMD under (x y / d + 1)^3 (Binkowski et al. 2018, "KID"), no unit.
 
-    (n, d), (m, d) -> KernelDistance, slightly below 0 at times for equal distributions. All images
-    enter one estimate; the interval is that of bootstrap draws of both sets. Cost n m d. Raises
-    ValueError for NaN, fewer than two images, or unequal dimensions.
+    (n, d), (m, d) -> KernelDistance, at times below 0 for equal distributions. All images enter one
+    estimate; its interval is that of bootstrap draws. Cost n m d. Raises ValueError for NaN, fewer
+    than two images, or unequal dimensions.
     """
     x, y = _checked_pair(features, reference)
     # one column of weights for the estimate itself, one for each bootstrap draw
@@ -239,6 +236,7 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int | None = 0) -
     if seed is not None:  # samples may come class by class
         order = torch.randperm(count, generator=generator(seed, "inception-score"))
         logits = logits[order.to(logits.device)]
+    # p(class) is the mean over a split: few images make the score smaller
     log_p = logits.log_softmax(dim=1)
     scores = []
     for split in range(splits):

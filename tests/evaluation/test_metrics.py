@@ -12,10 +12,8 @@ from maetok_lab.evaluation.metrics import (
     inception_score,
     kernel_distance,
     precision_recall,
-    psnr,
-    round_to_uint8,
-    ssim,
 )
+from maetok_lab.evaluation.pixels import psnr, round_to_uint8, ssim
 from maetok_lab.rng import generator
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from maetok_lab.data.images import open_images
-from maetok_lab.evaluation.metrics import psnr, ssim
+from maetok_lab.evaluation.pixels import psnr, ssim
 from maetok_lab.evaluation.protocol import EvalProtocol
 from maetok_lab.evaluation.reconstruction import evaluate_reconstruction
 from maetok_lab.rng import generator
