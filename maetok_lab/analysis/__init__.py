@@ -1,1 +1,19 @@
-"""Latents to tables: mixture curves, 2-D maps, probe accuracy, the diffusability card and the theory's toy."""
+"""Latents to tables: mixture curves, maps, probes, the diffusability card and the theory's toy."""
+
+from maetok_lab.lazy import lazy_names
+
+_NAMES, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "card": "CardSettings card_correlation cards_of diffusability_card",
+        "decoding": "decoder_robustness interpolation_smoothness",
+        "geometry": "channel_statistics intrinsic_dimension spectrum_numbers token_correlation",
+        "gmm": "gmm_curve",
+        "maps": "decode_between make_atlas",
+        "masks": "MASK_KINDS ratio_curve study_mask",
+        "preprocess": "common_dimensions needed_dimensions shared_dimensions spectrum_of",
+        "probe": "knn_probe linear_probe",
+        "projection": "project",
+        "theory": "ToySettings sample_complexity",
+    },
+)

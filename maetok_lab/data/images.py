@@ -1,6 +1,5 @@
 """Labelled images as float (3, H, W) in [-1, 1]: the shipped emoji, folders, Parquet or tars."""
 
-import difflib
 import os
 import warnings
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from maetok_lab.hints import check_choice
 from maetok_lab.data.listing import Listing
 from maetok_lab.data.readers import CROPS, RESIZES, BrokenImageError, read_rgb, scale_crop
 from maetok_lab.data.sources import list_source
@@ -41,8 +41,8 @@ def open_images(
     """
     if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
         raise ValueError(f"image_size must be a whole number of pixels >= 1, got {image_size!r}")
-    _check("split", split, ("train", "val", "test"))
-    _check("crop", crop, CROPS)
+    check_choice(split, ("train", "val", "test"), "split")
+    check_choice(crop, CROPS, "crop")
     listing = list_source(source)
     if listing.max_size and image_size > listing.max_size:
         raise ValueError(
@@ -52,6 +52,20 @@ def open_images(
     return ImageSource(
         listing, split=split, image_size=image_size, labels=labels, crop=crop, max_broken=max_broken
     )
+
+
+def open_splits(
+    source: str | Path,
+    *,
+    image_size: int,
+    labels: str = "category",
+    splits: Sequence[str] = ("train", "val", "test"),
+) -> "dict[str, ImageSource]":
+    """Several splits of one source by name, each as `open_images` opens it."""
+    return {
+        split: open_images(source, split=split, image_size=image_size, labels=labels)
+        for split in splits
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -338,7 +352,7 @@ def _label_values(listing: Listing, labels: str) -> tuple[np.ndarray, list[str]]
     choices = [name for name in records.columns if name not in _NOT_LABELS]
     if {"category", "style"} <= set(choices):
         choices.append("category-style")
-    _check(f"labels for {listing.name}", labels, choices)
+    check_choice(labels, choices, f"labels for {listing.name}")
     if labels in records:
         column = records[labels]
     else:
@@ -351,12 +365,3 @@ def _label_values(listing: Listing, labels: str) -> tuple[np.ndarray, list[str]]
     else:
         values, names = pd.factorize(column, sort=True)
     return values.astype(np.int64), [str(name) for name in names]
-
-
-def _check(what: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse a value that is none of the choices, with the nearest one."""
-    if value in choices:
-        return
-    near = difflib.get_close_matches(str(value), list(choices), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ValueError(f"unknown {what}: {value!r}{hint} Choose one of {', '.join(choices)}")

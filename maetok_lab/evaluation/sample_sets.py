@@ -66,6 +66,20 @@ def class_labels(
     return pool[torch.randint(len(pool), (count,), generator=random)]
 
 
+def sampling_protocol(run: Run, **fields: Any) -> EvalProtocol:
+    """How samples of a diffusion run are drawn: its path and first EMA rate, Euler in 40 steps.
+
+    `fields` are those of EvalProtocol: `steps=25, guidance_scale=3.0, guidance_high=0.75`.
+    """
+    facts = {
+        "sampler": "euler",
+        "steps": 40,
+        "path": run.config["path"],
+        "ema": run.config["ema_decays"][0],
+    }
+    return EvalProtocol(**facts | fields)
+
+
 def sampling_options(protocol: EvalProtocol) -> dict[str, Any]:
     """Options of `generation.images.generate`, from the protocol alone.
 

@@ -1,1 +1,19 @@
 """The paper's studies, each number a run: ladder, comparison, cards, settings, planner."""
+
+from maetok_lab.lazy import lazy_names
+
+_NAMES, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "cards": "card_run diffusion_loss generation_scores loss_by_time",
+        "comparison": "compare_rows comparison_of gather",
+        "ladder": "Ladder climb",
+        "planner": (
+            "latent_cache_bytes measure_diffusion measure_tokenizer measured_table"
+            " without_downloads"
+        ),
+        "published": "claims_checked control_checked equal_psnr order_by paper_table",
+        "ready": "find_tokenizer ready_tokenizer",
+        "settings": "Scorer Setting load_score setting_grid settings_table",
+    },
+)

@@ -1,1 +1,17 @@
 """Train into a run, yielding records. Loops are generators; Accelerate is the engine underneath."""
+
+from maetok_lab.lazy import lazy_names
+
+_NAMES, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "autoencoding": "TokenizerTraining",
+        "diffusion": "DiffusionTraining train_diffusion",
+        "loop": "StepRecord",
+        "presets": (
+            "ARCHITECTURES DECODER_TUNING DIFFUSION_TRAINING LADDER TOKENIZER_TRAINING"
+            " diffusion_training ladder_training"
+        ),
+        "tokenizer": "decoder_tuning finetune_decoder train_to_psnr train_tokenizer",
+    },
+)
