@@ -1,4 +1,4 @@
-"""The latents of all images by a tokenizer: read where they are already, else encoded once and kept."""
+"""The latents of all images by a tokenizer: read where they are, else encoded once and kept."""
 
 import dataclasses
 from collections.abc import Iterable

@@ -23,7 +23,7 @@ def list_folder(root: Path) -> Listing:
             file = Path(folder, name)
             if file.suffix.lower() in SUFFIXES and not name.startswith("."):
                 files.append(file)
-    files.sort()
+    files.sort()  # a folder's own order differs between machines
     if not files:
         kinds = "no *.parquet, no *.tar (compressed ones must be unpacked)"
         raise ValueError(f"{root} has no images: {kinds} and none of {', '.join(sorted(SUFFIXES))}")
@@ -36,6 +36,7 @@ def list_folder(root: Path) -> Listing:
         if inside and _without_year(folder) in {"train", "val", "valid", "validation"}:
             explicit.add(folder)
 
+    # the class is the next folder: "" for a picture that is in none
     splits = []
     classes = []
     for path in paths:

@@ -1,4 +1,4 @@
-"""Parquet shards with pictures in a column, as the shipped set and data sets of the hub have them."""
+"""Parquet shards with pictures in a column, as in the shipped set and in data sets of the hub."""
 
 import bisect
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import types
 
 from maetok_lab.data.listing import SPLITS, Listing, split_by_name
 from maetok_lab.identity import text_hash
@@ -27,21 +28,17 @@ class ParquetImages:
         self.field = field  # of the column, where it is a struct
         self.groups: list[tuple[Path, int]] = []  # shard and number of each row group
         self.starts: list[int] = []  # its first row
-        self.rows = 0
-        num_bytes = 0
+        rows = num_bytes = 0
         for shard in shards:
             metadata = pq.read_metadata(shard)
             for number in range(metadata.num_row_groups):
+                group = metadata.row_group(number)
                 self.groups.append((shard, number))
-                self.starts.append(self.rows)
-                self.rows += metadata.row_group(number).num_rows
-                num_bytes += metadata.row_group(number).total_byte_size
+                self.starts.append(rows)
+                rows += group.num_rows
+                num_bytes += group.total_byte_size
         self.cached_groups = len(self.groups) if num_bytes <= _IN_MEMORY else 8
         self.cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
-
-    def __len__(self) -> int:
-        """Count the rows of all shards."""
-        return self.rows
 
     def __getitem__(self, index: int) -> bytes | None:
         """Read the encoded bytes of one row."""
@@ -49,6 +46,7 @@ class ParquetImages:
         return self._read_group(group)[index - self.starts[group]].as_py()
 
     def _read_group(self, group: int) -> pa.ChunkedArray:
+        """The pictures of one row group, from the file or the cache."""
         column = self.cache.pop(group, None)  # threads may read a group twice; never a missing one
         if column is None:
             shard, number = self.groups[group]
@@ -56,6 +54,7 @@ class ParquetImages:
                 column = file.read_row_group(number, columns=[self.column]).column(self.column)
             if self.field:
                 column = pa.chunked_array([chunk.field(self.field) for chunk in column.chunks])
+        # at the end of the order again: the group that was not read for longest goes first
         self.cache[group] = column
         if len(self.cache) > self.cached_groups:
             self.cache.popitem(last=False)
@@ -67,6 +66,7 @@ def list_parquet(shards: list[Path], *, root: Path, name: str) -> Listing:
 
     Columns of labels and of splits are optional. Raises ValueError for shards without images.
     """
+    # all shards are as the first one
     schema = pq.read_schema(shards[0])
     column, field = _image_column(schema, shards[0])
     simple = [f.name for f in schema if f.name != column and _is_plain(f.type)]
@@ -100,7 +100,7 @@ def _read_records(
     with pq.ParquetFile(shard) as file:
         table = file.read(columns=columns)
     frame = table.select(simple).to_pandas()
-    if not simple:
+    if not simple:  # no column, no rows: they have to be counted
         frame = pd.DataFrame(index=range(pq.read_metadata(shard).num_rows))
     paths = [f"{relative}:{row}" for row in range(len(frame))]
     if column:
@@ -122,22 +122,23 @@ def _footer(shard: Path) -> str:
 
 def _is_plain(kind: pa.DataType) -> bool:
     """Whether a column may be a label: text, numbers, truth values, or a dictionary of them."""
-    if pa.types.is_dictionary(kind):
+    if types.is_dictionary(kind):
         kind = kind.value_type
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return text or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+    text = types.is_string(kind) or types.is_large_string(kind)
+    return text or types.is_integer(kind) or types.is_boolean(kind)
 
 
 def _image_column(schema: pa.Schema, shard: Path) -> tuple[str, str | None]:
     """Find the column of pictures, and its field of bytes where it is a struct."""
+    # the hub's pictures are structs {bytes, path}; such a column goes before plain bytes
     structs = []
     binaries = []
     for column in schema:
         kind = column.type
-        if pa.types.is_struct(kind):
+        if types.is_struct(kind):
             if {"bytes", "path"} <= {field.name for field in kind}:
                 structs.append(column.name)
-        elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        elif types.is_binary(kind) or types.is_large_binary(kind):
             binaries.append(column.name)
     columns = structs or binaries
     if not columns:

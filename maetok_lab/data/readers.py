@@ -56,7 +56,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
             raise ValueError(f"grey values {grey.min()}..{grey.max()} are not 16-bit")
         # Pillow's own conversion would clip at 255
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-    if image.has_transparency_data:
+    if image.has_transparency_data:  # of palettes too
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
@@ -87,6 +87,7 @@ def scale_crop(
 
 def shrink(image: Image.Image, short: int) -> Image.Image:
     """Resize so that the short side is `short`, as ADM does: box-halve first, then bicubic."""
+    # bicubic alone would alias where a picture shrinks a lot
     while min(image.size) >= 2 * short:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     factor = short / min(image.size)
@@ -97,11 +98,11 @@ def shrink(image: Image.Image, short: int) -> Image.Image:
 def pad_square(image: Image.Image, size: int) -> Image.Image:
     """Keep the whole picture: centre it on a white square, then Lanczos (antialiased) to size."""
     side = max(image.size)
-    if image.width != image.height:
-        square = Image.new("RGB", (side, side), "white")
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        image = square
-    return image if side == size else image.resize((size, size), Image.Resampling.LANCZOS)
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    if side == size:
+        return square
+    return square.resize((size, size), Image.Resampling.LANCZOS)
 
 
 CROPS = {"center": center_crop, "pad": pad_square}

@@ -1,7 +1,8 @@
-"""The files of a latent cache: memory-mapped .npy shards of (views, n, N, C), each with its checksum.
+"""The files of a latent cache: mapped .npy shards of (views, n, N, C), each with its checksum.
 
-While a cache is being written, a shard's checksum lies beside it (in the form of `sha256sum`), written after the shard: one
-without it was cut off and is made again. The complete cache has all of them in sha256.json.
+While a cache is being written, a shard's checksum lies beside it (in the form of `sha256sum`),
+written after the shard: one without it was cut off and is made again. The complete cache has all of
+them in sha256.json.
 """
 
 import errno
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from maetok_lab.device import DTYPES
 from maetok_lab.files import atomic_path, read_json, write_bytes, write_json
 from maetok_lab.identity import file_hash
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or this person's share of it
+_REPAIR = "Delete its summary.json, and write_latents encodes those shards again"
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -23,20 +26,24 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / "latents" / f"shard-{number:05d}.npy"
 
 
-def to_array(latents: torch.Tensor, dtype: str) -> np.ndarray:
-    """Latents as they are stored: fp16 and fp32 as such, bf16 as its bits in int16, because numpy has no bf16."""
+def to_array(latents: Tensor, dtype: str) -> np.ndarray:
+    """Latents as they are stored: fp16 and fp32 as such, bf16 as its bits in int16."""
     latents = latents.to(DTYPES[dtype]).cpu()
-    return (latents.view(torch.int16) if dtype == "bf16" else latents).numpy()
+    if dtype == "bf16":  # numpy has none
+        latents = latents.view(torch.int16)
+    return latents.numpy()
 
 
-def from_array(array: np.ndarray, dtype: str) -> torch.Tensor:
+def from_array(array: np.ndarray, dtype: str) -> Tensor:
     """The inverse of `to_array`, still in the stored precision."""
     latents = torch.from_numpy(array)
-    return latents.view(torch.bfloat16) if dtype == "bf16" else latents
+    if dtype == "bf16":
+        latents = latents.view(torch.bfloat16)
+    return latents
 
 
 def write_shard(path: Path, array: np.ndarray) -> None:
-    """The shard, then its checksum. OSError that says what is kept when the disk is full."""
+    """Write the shard, then its checksum; a full disk raises an OSError that says what is there."""
     try:
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.save(file, array)
@@ -48,17 +55,19 @@ def write_shard(path: Path, array: np.ndarray) -> None:
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """OSError before hours are spent on shards that the disk cannot hold."""
+    """Raise OSError before hours are spent on shards that the disk cannot hold."""
     if shutil.disk_usage(folder).free < needed:
         raise _disk_full(folder, needed)
 
 
 def _disk_full(folder: Path, needed: int) -> OSError:
-    kept, free = len(list(folder.glob("shard-*.npy"))), shutil.disk_usage(folder).free
+    count = len(list(folder.glob("shard-*.npy")))
+    free = shutil.disk_usage(folder).free
     return OSError(
         errno.ENOSPC,
-        f"the disk is full: the latent cache needs {needed / 1e9:.3g} GB more, {free / 1e9:.3g} GB are free. Its {kept} finished "
-        "shards are kept; make room and call write_latents again",
+        f"the disk is full: the latent cache needs {needed / 1e9:.3g} GB more,"
+        f" {free / 1e9:.3g} GB are free. Its {count} finished shards are kept;"
+        " make room and call write_latents again",
         str(folder),
     )
 
@@ -77,30 +86,39 @@ def complete(folder: Path, count: int) -> None:
 
 
 def open_shards(folder: Path, *, verify: bool) -> list[np.ndarray]:
-    """The shards of a complete cache, mapped. ValueError when one is missing, or damaged (as far as `verify` reads them)."""
-    names = list(read_json(folder / "latents" / "sha256.json"))
+    """The shards of a complete cache, mapped.
+
+    Raises ValueError when one is missing, or damaged: that is checked only with `verify`, which
+    reads them all.
+    """
+    # the list of checksums is written last, so that it names all shards there should be
+    names = read_json(folder / "latents" / "sha256.json")
     paths = [folder / "latents" / name for name in names]
-    there = [path for path in paths if path.exists()]
-    if len(there) < len(paths):
+    count = sum(path.exists() for path in paths)
+    if count < len(paths):
         raise ValueError(
-            f"latent cache {folder.name} is incomplete: {len(there)} of {len(paths)} shards. {_REPAIR}"
+            f"latent cache {folder.name} is incomplete: {count} of {len(paths)} shards. {_REPAIR}"
         )
-    damaged = [path.name for path in paths if verify and not is_sound(path)]
+    damaged = []
+    for path in paths:
+        if verify and not is_sound(path):
+            damaged.append(path.name)
     if damaged:
         raise ValueError(
-            f"latent cache {folder.name} is damaged: {', '.join(damaged)} do not match their checksums. {_REPAIR}"
+            f"latent cache {folder.name} is damaged:"
+            f" {', '.join(damaged)} do not match their checksums. {_REPAIR}"
         )
     return [np.load(path, mmap_mode="r") for path in paths]
 
 
-_REPAIR = "Delete its summary.json, and write_latents encodes those shards again"
-
-
 def _recorded(path: Path) -> str | None:
-    together = path.parent / "sha256.json"
+    """The checksum that was written for a shard: beside it, or of the complete cache."""
     if _checksum_path(path).exists():
         return _checksum_path(path).read_text().partition(" ")[0]
-    return read_json(together).get(path.name) if together.exists() else None
+    complete_list = path.parent / "sha256.json"
+    if complete_list.exists():
+        return read_json(complete_list).get(path.name)
+    return None
 
 
 def _checksum_path(path: Path) -> Path:

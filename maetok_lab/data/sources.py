@@ -39,12 +39,12 @@ def list_source(source: str | Path) -> Listing:
         root = path.parent
         files = [path]
     shards = {".parquet": [], ".tar": []}
-    for file in sorted(files):
+    for file in files:
         suffix = file.suffix.lower()
         if suffix in shards and file.is_file():
             shards[suffix].append(file)
 
-    parquet, tars = shards.values()
+    parquet, tars = map(sorted, shards.values())
     if parquet and tars:
         raise ValueError(
             f"{path} holds both Parquet and tar shards; name a file or folder of one kind"

@@ -36,10 +36,6 @@ class TarImages:
         self.offset = offset
         self.size = size
 
-    def __len__(self) -> int:
-        """Count the pictures of all shards."""
-        return len(self.shard)
-
     def __getitem__(self, index: int) -> bytes:
         """Read the encoded bytes of one picture."""
         # opened anew every time: an open file has one position, which threads would share
@@ -70,6 +66,7 @@ def list_tars(shards: list[Path], *, root: Path, name: str) -> Listing:
             " move other archives away"
         )
 
+    # no .cls or .json says a class: the folder inside the shard does
     if records["category"].isna().all():
         folders = index["key"].str.rpartition("/")[0].str.rpartition("/")[2]
         records["category"] = folders.where(folders != "", "all")
