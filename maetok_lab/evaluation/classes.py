@@ -23,13 +23,14 @@ def evaluate_classes(
     """Kernel distance, precision and recall of each class's samples against its real images.
 
     labels (n,) of the samples, reference_labels (m,) -> one row a class with `COLUMNS`, `low` and
-    `high` the 95 % interval of `kid`; NaN under 8 images a side. With few images these are rough:
-    read the interval first. Raises ValueError when labels and images differ in number.
+    `high` the 95 % interval of `kid`; NaN under 8 images a side. Raises ValueError when labels and
+    images differ in number.
     """
     for images, side_labels in ((samples, labels), (reference, reference_labels)):
         if images.features is None or len(side_labels) != len(images.features):
             counts = f"{images.count} images, but {len(side_labels)} labels came"
             raise ValueError(f"{images.name} has {counts}")
+    # a class has few images: read the interval before the number
     rows = []
     for label in range(len(class_names)):
         drawn = samples.features[labels == label]

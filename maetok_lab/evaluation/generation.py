@@ -49,14 +49,14 @@ def evaluate_generation(
     preview: bool = False,
     metrics: Sequence[str] = DEFAULT_METRICS,
     second_reference: AnyImages | Reference | None = None,
-    fd_draws: int = 8,
+    fd_draws: int = 8,  # halves of the samples for the Frechet distances' intervals; 0 for none
     batch_size: int = 32,
 ) -> EvalResult:
     """Distances of samples (n, 3, H, W) in [-1, 1] to real images, by names that carry the net.
 
-    `metrics` are some of `METRICS`. The floor is the same number between real images, halves of the
-    reference or `second_reference` against it. Raises ValueError for NaN or equal images, what does
-    not match, and Frechet distances under 3,000 images a side unless `preview`.
+    `metrics` are some of `METRICS`. The floor is the number between real images, halves of the
+    reference or `second_reference` against it. Raises ValueError for NaN, equal images, what does
+    not match, and Frechet distances under 3,000 images unless `preview`.
     """
     unknown = sorted(set(metrics) - set(METRICS))
     if unknown or not metrics:
@@ -73,6 +73,7 @@ def evaluate_generation(
         second_reference = as_reference(second_reference)
     _check(samples, reference, metrics, preview)
 
+    # numbers, and what was compared beside what the caller's protocol states
     estimates = _estimates(samples, reference, metrics, fd_draws, protocol.seed)
     floor = _floor(reference, second_reference, metrics, protocol.seed)
     protocol = protocol.filled(

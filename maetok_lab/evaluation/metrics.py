@@ -110,6 +110,7 @@ def _from_statistics(statistics: Statistics, name: str) -> Gaussian:
         lowest = float(values[0])
         raise ValueError(f"{name} is no covariance: it has a negative eigenvalue, {lowest:.3g}")
     rank = int((values > len(values) * 2e-16 * values[-1]).sum())
+    # as many zero eigenvalues as images are missing
     if rank < len(values):
         warnings.warn(
             f"{name}: the covariance has rank {rank} of {len(values)}; too few images?",

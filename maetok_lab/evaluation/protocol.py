@@ -9,6 +9,7 @@ import pandas as pd
 
 from maetok_lab.config import from_json
 from maetok_lab.device import Precision
+from maetok_lab.evaluation.metrics import Estimate
 from maetok_lab.files import finite, read_json, write_json
 from maetok_lab.hints import did_you_mean
 
@@ -108,6 +109,17 @@ class EvalResult:
         return finite(dataclasses.asdict(self))
 
     @classmethod
+    def from_estimates(cls, estimates: Mapping[str, Estimate], **fields: Any) -> "EvalResult":
+        """The result with these metrics, and the intervals of those that have one."""
+        metrics = {}
+        intervals = {}
+        for name, estimate in estimates.items():
+            metrics[name] = estimate.value
+            if estimate.interval is not None:
+                intervals[name] = estimate.interval
+        return cls(metrics=metrics, intervals=intervals, **fields)
+
+    @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "EvalResult":
         """The result that `to_json` wrote; null becomes NaN."""
         return cls(
@@ -171,6 +183,7 @@ def compare(
             + "".join(lines)
         )
 
+    # floors stand after their metrics, by a name of their own
     rows = []
     for name, result in results.items():
         row = {"result": name}

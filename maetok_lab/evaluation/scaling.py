@@ -49,9 +49,9 @@ def frechet_against_count(
     parts = shuffled.tensor_split(BLOCKS)
     estimates = []
     for block in range(BLOCKS):
-        others = torch.cat([*parts[:block], *parts[block + 1 :]])
-        fewer = [max(2, round(count * len(others) / counts[-1])) for count in counts]
-        estimates.append(_intercept(fewer, _distances(others, target, fewer)))
+        samples = torch.cat([*parts[:block], *parts[block + 1 :]])
+        fewer = [max(2, round(count * len(samples) / counts[-1])) for count in counts]
+        estimates.append(_intercept(fewer, _distances(samples, target, fewer)))
     spread = torch.tensor(estimates, dtype=torch.float64)
     squares = float((spread - spread.mean()).square().sum())
     margin = Z95 * math.sqrt((BLOCKS - 1) / BLOCKS * squares)

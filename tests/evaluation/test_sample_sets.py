@@ -1,6 +1,7 @@
 """Samples on disk: the same images whatever was interrupted and however many processes drew them."""
 
 import dataclasses
+import inspect
 import socket
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from maetok_lab.data.latents import LatentSpace
+from maetok_lab.diffusion.sampling import sample_steps
 from maetok_lab.evaluation.npz import NpzImages
 from maetok_lab.evaluation.protocol import EvalProtocol
 from maetok_lab.evaluation.sample_sets import (
@@ -118,6 +120,16 @@ def test_the_protocol_alone_says_how_samples_are_drawn():
     assert sampling_options(dataclasses.replace(PROTOCOL, guidance_scale=None))["guidance"] is None
     with pytest.raises(ValueError, match="must state sampler, path before"):
         sampling_options(EvalProtocol(steps=3))
+
+
+def test_no_option_of_the_sampler_is_forgotten_by_the_protocol():
+    options = set(inspect.signature(sample_steps).parameters) - {"model", "noise", "labels"}
+    made_from_the_seed = {"seeds", "sde_noise"}
+    not_for_sample_sets = {"weak_model", "time_shift"}  # left at what they are without
+    assert options - set(sampling_options(PROTOCOL)) == made_from_the_seed | not_for_sample_sets
+    stated = {"num_images", "labels", "sampler", "steps", "path", "seed", "precision", "ema"}
+    stated |= {"guidance_scale", "guidance_low", "guidance_high"}
+    assert stated <= {field.name for field in dataclasses.fields(EvalProtocol)}
 
 
 def _process(rank, port, root, model, tokenizer, queue):
