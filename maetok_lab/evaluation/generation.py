@@ -61,8 +61,6 @@ def evaluate_generation(
     unknown = sorted(set(metrics) - set(METRICS))
     if unknown or not metrics:
         raise ValueError(f"unknown metrics {unknown}; choose from {list(METRICS)}")
-    if "is" in metrics and not hasattr(net, "logits"):
-        raise ValueError(f"{net.name} gives no class logits, so there is no inception score")
 
     # sizes are compared before the samples cost a pass through the network
     as_reference = functools.partial(_as_reference, net=net, metrics=metrics, batch_size=batch_size)
@@ -105,6 +103,8 @@ def _as_reference(
     if "sfd" in metrics:
         outputs.append("spatial")
     if "is" in metrics:
+        if not hasattr(net, "logits"):
+            raise ValueError(f"{net.name} gives no class logits, so there is no inception score")
         outputs.append("logits")
     return make_reference(images, net, batch_size=batch_size, outputs=outputs)
 
