@@ -16,7 +16,8 @@ each room below has more, and says so in its docstring.
                  compare                                        evaluation/
     analysis     gmm_curve, linear_probe, project, card_run     analysis/, experiments/
     figures      lab.plots; to be touched: lab.widgets          plots/, widgets/
-    studies      lab.experiments: ladder, comparison, settings, what fits               experiments/
+    studies      lab.experiments: ladder, comparison, settings, what fits, open_generator
+                 (the models of a finished study)               experiments/
     runs         Run, list_runs, run_suffix, runs_root          runs/
     notebooks    report, run_notebook, sweep                    workflow/
     machine      pick_device, pick_precision, describe; settings: override

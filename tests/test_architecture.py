@@ -69,7 +69,17 @@ FILES = {  # inside a package a file imports files to its left only
         *("run_browser", "sampler_studio"),
     ],
     "experiments": [
-        *("ready", "ladder", "cards", "comparison", "settings", "published", "trial", "planner")
+        *(
+            "ready",
+            "generator",
+            "ladder",
+            "cards",
+            "comparison",
+            "settings",
+            "published",
+            "trial",
+            "planner",
+        )
     ],
     "workflow": [
         *("parameters", "code", "inputs", "summary", "execute", "run", "spec", "pool", "worker"),

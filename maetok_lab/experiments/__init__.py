@@ -5,6 +5,7 @@ from maetok_lab.lazy import lazy_names
 _NAMES, __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "generator": "open_generator",
         "cards": "card_run diffusion_loss generation_scores loss_by_time",
         "comparison": "compare_rows comparison_of gather",
         "ladder": "Ladder climb",

@@ -17,7 +17,7 @@ import torch
 
 from maetok_lab.analysis.card import CardSettings
 from maetok_lab.analysis.preprocess import common_dimensions
-from maetok_lab.config import choose, override
+from maetok_lab.config import override
 from maetok_lab.data.latents import LatentDataset
 from maetok_lab.diffusion.loading import load_diffusion
 from maetok_lab.diffusion.sampling import Guidance
@@ -27,6 +27,7 @@ from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult, compare
 from maetok_lab.experiments.cards import SAMPLES_FILE, card_run, diffusion_loss
 from maetok_lab.experiments.ladder import Ladder
 from maetok_lab.generation.images import generate, reconstruct
+from maetok_lab.hints import choose
 from maetok_lab.nets import load_net
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_tokenizer

@@ -14,13 +14,13 @@ from pathlib import Path
 import pandas as pd
 
 from maetok_lab.analysis.probe import ProbeResult, linear_probe
-from maetok_lab.config import choose
 from maetok_lab.data.caching import cached_latents
 from maetok_lab.data.images import open_images
 from maetok_lab.data.latents import LatentDataset
 from maetok_lab.device import pick_device, pick_precision
 from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
 from maetok_lab.evaluation.reconstruction import evaluate_reconstruction
+from maetok_lab.hints import choose
 from maetok_lab.nets import load_net
 from maetok_lab.runs import Run, run_suffix
 from maetok_lab.tokenizer.loading import load_tokenizer

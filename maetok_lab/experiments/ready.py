@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from maetok_lab.config import choose, override
+from maetok_lab.config import override
 from maetok_lab.data.images import ImageSource, open_images
 from maetok_lab.device import pick_precision
+from maetok_lab.hints import choose
 from maetok_lab.runs import Run, run_suffix, runs_root
 from maetok_lab.runs.weights import SHIPPED
 from maetok_lab.training.autoencoding import TokenizerTraining

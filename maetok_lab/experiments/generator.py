@@ -1,0 +1,74 @@
+"""A diffusion model with all that turns its samples into images: found by names, opened together."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from maetok_lab.data.latents import LatentSpace, load_latent_space
+from maetok_lab.diffusion.loading import load_diffusion
+from maetok_lab.diffusion.model import DiffusionTransformer
+from maetok_lab.protocols import AnyTokenizer
+from maetok_lab.runs import Run, find_run, run_suffix
+from maetok_lab.tokenizer.loading import load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """Models that belong together, on one device."""
+
+    name: str  # "tiny-s0", for the names of runs that use it
+    tokenizer: AnyTokenizer
+    models: dict[float | None, DiffusionTransformer]  # by the EMA rate of their weights
+    space: LatentSpace
+    parents: list[Run]  # the runs that they came from; released weights have none
+
+    @property
+    def model(self) -> DiffusionTransformer:
+        """The weights of the first EMA rate."""
+        return next(iter(self.models.values()))
+
+    @property
+    def ema(self) -> float | None:
+        """The first EMA rate; None where weights do not say."""
+        return next(iter(self.models))
+
+
+def open_generator(
+    preset: str,
+    *,
+    seed: int = 0,
+    source: str | Path = "emoji",
+    tokenizer: str | None = None,
+    diffusion: str | None = None,
+    latents: str | None = None,
+    ema_rates: Sequence[float] = (),
+    root: str | Path | None = None,
+    device: torch.device | str = "cpu",
+) -> Generator:
+    """Named models, or those that `00_start_here` made with this preset, seed and source.
+
+    `latents` names what holds the statistics: a cache, or a released tokenizer, whose weights hold
+    their own. `ema_rates` () are all that the run kept. Raises what the loaders raise.
+    """
+    name = run_suffix(preset, seed, source)
+    places = {
+        "tokenizer": tokenizer or f"tokenizer-{name}-tuned",
+        "diffusion": diffusion or f"diffusion-{name}",
+        "latents": latents or tokenizer or f"latents-{name}-train",
+    }
+    parents = [run for run in (find_run(place, root) for place in places.values()) if run]
+    rates: list[float | None] = list(ema_rates)
+    for run in parents if not rates else ():
+        rates += run.config.get("ema_decays", [])
+    models = {}
+    for rate in rates or [None]:
+        models[rate] = load_diffusion(places["diffusion"], ema=rate, root=root).to(device)
+    return Generator(
+        name=name,
+        tokenizer=load_tokenizer(places["tokenizer"], root=root).to(device),
+        models=models,
+        space=load_latent_space(places["latents"], root=root),
+        parents=parents,
+    )
