@@ -23,6 +23,7 @@ def reconstruct(tokenizer: AnyTokenizer, images: Tensor, *, batch_size: int = 64
 
     images (n, 3, H, W) -> (n, 3, H, W) on the CPU
     """
+    # no autocast: PSNR and its kin are compared at full precision
     device = device_of(tokenizer)
     reconstructions = []
     with eval_mode(tokenizer):

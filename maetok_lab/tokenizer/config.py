@@ -62,10 +62,10 @@ class TokenizerConfig:
     masked: Literal["replace", "drop"] = "replace"
     # whether the latents modulate the pixel decoder's norms; auxiliary decoders always have it
     decoder_modulation: bool = True
-    # scale of modulated norms at first. At the paper's 0 attention sees the latents as zeros; short
-    # trainings need 1
+    # scale of modulated norms at first. At 0, as released, attention sees the latents as zeros;
+    # short trainings need 1
     modulation_init: float = 0.0
-    # positions of the latents at first: small noise (paper), or places spread over the image
+    # positions of the latents at first: small noise (release), or places spread over the image
     latent_init: Literal["normal", "grid"] = "normal"
     # one more token in the encoder, as in the release
     class_token: bool = False

@@ -55,7 +55,7 @@ class AdversarialConfig:
     norm: Literal["spectral", "group"] = "spectral"
     # PatchGAN: channels of the first layer; they double up to eightfold
     width: int = 64
-    # PatchGAN: layers that halve the image, plus one; three see 70 px
+    # PatchGAN: how often it halves the image; with three a logit sees 70 px
     layers: int = 3
 
     def __post_init__(self):

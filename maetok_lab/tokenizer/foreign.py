@@ -42,6 +42,7 @@ def open_tokenizer(
     if config.exists() and "_class_name" in read_json(config):
         return from_diffusers(source, image_size=image_size)
 
+    # ours, and the authors'
     tokenizer = load_tokenizer(source, root=root)
     if tokenizer.config.image_size != image_size:
         raise ValueError(

@@ -50,6 +50,7 @@ def load_tokenizer(source: str | Path, *, root: str | Path | None = None) -> Tok
 
 def _from_run(run: Run) -> Tokenizer:
     model = _tokenizer_config(run)["model"]
+    # the averaged weights, as everywhere outside of training
     checkpoint = run.load_checkpoint(groups=["ema"])
     if checkpoint is None:
         raise ValueError(f"run {run.name} has no checkpoint yet")
@@ -74,6 +75,7 @@ def load_auxiliary(
     exported with them. Raises ValueError where there are none. A target's network is loaded when
     `decoder.target` is first called.
     """
+    # An exported folder has them in a file of their own.
     run = find_run(source, root)
     if run is None:
         folder = weights_folder(source)
@@ -118,6 +120,7 @@ def _auxiliary(
 
 def _parent(run: Run) -> Run:
     """The run whose decoder this one tunes, which must still be the one that it was tuned from."""
+    # a run's config names its parent's fingerprint, its provenance the name that it had then
     fingerprint = run.config["parent"]
     for entry in run.provenance["parents"]:
         if entry["fingerprint"] == fingerprint:
@@ -147,6 +150,7 @@ def export_tokenizer(
 
     With `auxiliary` decoders, as `load_auxiliary` gives them, it takes the folder too.
     """
+    # the class lets `load_tokenizer` tell our folders from the authors'
     config: dict[str, Any] = {"class": "TokenizerConfig", "config": to_json(tokenizer.config)}
     if auxiliary:
         config["targets"] = [to_json(decoder.config) for decoder in auxiliary.values()]

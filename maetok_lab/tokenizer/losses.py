@@ -18,7 +18,7 @@ class LossConfig:
     pixel: Literal["mse", "l1"] = "mse"
     # of the pixel term
     pixel_weight: float = 1.0
-    # "lpips" is the paper's (VGG16, a download); "squeezenet" is shipped
+    # "lpips" is the release's (VGG16, a download); "squeezenet" is shipped
     perceptual: Literal["none", "squeezenet", "lpips"] = "squeezenet"
     # of the perceptual term; 0 does not compute it
     perceptual_weight: float = 1.0

@@ -92,13 +92,15 @@ class Tokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.config = config
+        # images -> latents: what decoder tuning leaves as it is
         self.encoder = PatchEncoder(config)
         moments = 2 if config.bottleneck == "kl" else 1
         self.to_latents = nn.Linear(config.encoder.width, moments * config.latent_dim)
+        # latents -> images
         self.decoder = LatentDecoder(config, config.decoder, modulation=config.decoder_modulation)
         self.to_pixels = nn.Linear(config.decoder.width, 3 * config.patch_size**2)
         self.refine = Refine(config.refine) if config.refine else nn.Identity()
-        self.apply(init_weights)
+        self.apply(init_weights)  # last: it draws every linear layer anew
 
     @property
     def latent_shape(self) -> tuple[int, int]:
@@ -138,6 +140,7 @@ class Tokenizer(nn.Module):
         size = image_size or self.config.image_size
         height, width = (size, size) if isinstance(size, int) else size
         grid = grid_size(height, width, self.config.patch_size)
+        # no output activation, as released; who shows or scores an image clamps it
         pixels = self.to_pixels(self.decoder(latents, grid))  # (B, patches, 3 patch_size^2)
         return self.refine(unpatchify(pixels, grid, self.config.patch_size)).float()
 

@@ -69,6 +69,7 @@ def to_released(tokenizer: Tokenizer) -> dict[str, Tensor]:
     What nobody uses is zero in a tokenizer that does not come from them. Raises ValueError for one
     that their model cannot express.
     """
+    # everything in which a tokenizer may differ from theirs
     config = tokenizer.config
     alike = {
         "class_token": config.class_token,

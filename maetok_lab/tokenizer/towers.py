@@ -122,6 +122,7 @@ class GridPositions(nn.Module):
         self.depth = tower.depth
         self.before = int(class_token)  # tokens in front of the patches
 
+        # rotations of queries and keys in every block
         self.rope = None
         if "rope" in tower.positions:
             rope = {"axial": AxialRope2d, "mixed": MixedRope2d}[tower.rope]
@@ -198,6 +199,7 @@ class PatchEncoder(nn.Module):
             tower, config.grid, class_token=config.class_token, theta=config.rope_theta
         )
 
+        # learned tokens that gather the image; they have positions of their own (paper: "1D APE")
         self.latent_tokens = None
         if config.latent_tokens == "learnable":
             tokens = torch.empty(1, config.num_latent_tokens, width)
@@ -242,6 +244,7 @@ class PatchEncoder(nn.Module):
             if self.positions.rope is not None:
                 rotations = [take_rotation(rotation, places) for rotation in rotations]
 
+        # Only the end of the sequence comes out: latent tokens, or patches where there are none.
         for block, rotation in zip(self.blocks, rotations):
             x = block(x, rotation)
         return self.norm(x[:, -(num_latents or patches) :])
@@ -275,7 +278,7 @@ class LatentDecoder(nn.Module):
         width = tower.width
         self.from_latents = nn.Linear(config.latent_dim, width)
         self.to_patches = None
-        if tower.depth == 0:
+        if tower.depth == 0:  # the same map over tokens for every channel
             self.to_patches = nn.Linear(config.num_latent_tokens, math.prod(config.grid))
             return
         self.mask_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
@@ -311,6 +314,7 @@ class LatentDecoder(nn.Module):
                 )
             return self.to_patches(x.transpose(1, 2)).transpose(1, 2)
 
+        # The mask tokens differ by their positions only; latents have learned ones of their own.
         # Autocast gives x in bf16 and leaves parameters in float32; the sequence has one dtype.
         queries = self.positions.embed(self.mask_token.expand(len(x), patches, -1), grid)
         memory = x + self.latent_positions
@@ -322,6 +326,7 @@ class LatentDecoder(nn.Module):
                 x = block(x, latents, rotation)
             else:
                 x = block(x, rotation)
+        # each position is normalised by itself: the latents' may be left out before
         return self.norm(x[:, :patches])
 
 
