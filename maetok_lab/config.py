@@ -21,13 +21,6 @@ def not_in_fingerprint(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"fingerprint": False})
 
 
-def choose(name: str, choices: Mapping[str, Any], what: str) -> Any:
-    """`choices[name]`; an unknown name raises a ValueError that names the nearest one."""
-    if name not in choices:
-        raise ValueError(f"unknown {what} {name!r}{did_you_mean(name, choices)}")
-    return choices[name]
-
-
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """A copy of `config` with fields changed: `override(config, {"model.encoder.depth": 6})`.
 

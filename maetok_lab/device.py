@@ -9,7 +9,7 @@ from typing import Literal
 import psutil
 import torch
 
-from maetok_lab.hints import did_you_mean
+from maetok_lab.hints import check_choice, did_you_mean
 
 Precision = Literal["bf16", "fp16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -75,8 +75,7 @@ def pick_precision(device: torch.device, name: str = "auto") -> Precision:
     """`"auto"` is bf16 where it is fast, else fp32; a named precision is taken as it is."""
     if name == "auto":
         return "bf16" if has_fast_bf16(device) else "fp32"
-    if name not in DTYPES:
-        raise ValueError(f"unknown precision {name!r}{did_you_mean(name, [*DTYPES, 'auto'])}")
+    check_choice(name, [*DTYPES, "auto"], "precision")
     return name
 
 

@@ -1,11 +1,28 @@
-"""What a message about an unknown name says next."""
+"""Refuse an unknown name with the one that was probably meant."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+LISTED = 60  # names that a message can hold; of more, such as all of timm's, only the nearest
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the nearest of `choices`, or the list of them when nothing is near."""
+    """`"; did you mean 'x'?"` for the nearest of `choices`, or their list when none is near."""
     choices = sorted(map(str, choices))
     near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else f"; choose one of {choices}"
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; choose one of {choices}" if len(choices) <= LISTED else ""
+
+
+def check_choice(name: str, choices: Iterable[str], kind: str) -> None:
+    """Raise a ValueError, "unknown KIND NAME; did you mean ...", unless `name` is a choice."""
+    if name not in choices:
+        raise ValueError(f"unknown {kind} {name!r}{did_you_mean(name, choices)}")
+
+
+def choose(name: str, choices: Mapping[str, Any], kind: str) -> Any:
+    """`choices[name]`, after `check_choice`."""
+    check_choice(name, choices, kind)
+    return choices[name]

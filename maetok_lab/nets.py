@@ -4,7 +4,6 @@ Three small ImageNet networks are shipped in data/weights; others come from timm
 """
 
 import contextlib
-import difflib
 import json
 import logging
 import textwrap
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from maetok_lab.hints import did_you_mean
 from maetok_lab.identity import DIGITS, file_hash, weights_hash
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "data" / "weights"
@@ -191,11 +191,7 @@ def load_net(
         rebuilt = {"patch_size": patch_size, "img_size": input_size} if patch_size else {}
         return _load_timm(name.removeprefix("timm:"), weights, input_size, rebuilt, scaling)
     if name not in SHIPPED:
-        near = difflib.get_close_matches(name, SHIPPED, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(
-            f"unknown network {name!r}{hint} Choose one of {', '.join(SHIPPED)}, or timm:NAME"
-        )
+        raise ValueError(f"unknown network {name!r}{did_you_mean(name, [*SHIPPED, 'timm:NAME'])}")
     if patch_size is not None or scaling != "own":
         raise ValueError(f"patch_size and scaling are for timm:NAME, not for {name}")
     spec = SHIPPED[name]
@@ -306,11 +302,8 @@ def check_timm_name(name: str) -> None:
 
     base = name.split(".")[0]
     if not timm.is_model(base):
-        near = difflib.get_close_matches(base, timm.list_models(), n=1)
-        raise ValueError(
-            f"timm {timm.__version__} has no {name!r}"
-            + (f"; did you mean {near[0]!r}?" if near else "")
-        )
+        hint = did_you_mean(base, timm.list_models())
+        raise ValueError(f"timm {timm.__version__} has no {name!r}{hint}")
 
 
 def _create_timm(name: str, weights: str | Path | None, rebuilt: dict[str, int]) -> nn.Module:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import subprocess
 import sys
 from typing import Any, Literal
@@ -10,8 +9,6 @@ from typing import Any, Literal
 import pytest
 
 from maetok_lab.config import (
-    choose,
-    did_you_mean,
     differing_fields,
     fingerprint,
     from_json,
@@ -23,9 +20,9 @@ from maetok_lab.data.latents import LatentCaching
 from maetok_lab.diffusion.model import DIFFUSION
 from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig
 from maetok_lab.tokenizer.model import TOKENIZERS
-from maetok_lab.training.diffusion import DiffusionTraining
-from maetok_lab.training.presets import DIFFUSION_TRAINING, TOKENIZER_TRAINING
 from maetok_lab.training.autoencoding import TokenizerTraining
+from maetok_lab.training.diffusion import DiffusionTraining
+from maetok_lab.training.presets import TOKENIZER_TRAINING
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -265,10 +262,3 @@ def test_differing_fields_are_listed_with_their_paths():
         "rate: 0.25, not 0.5",
     ]
     assert differing_fields(mine, mine) == []
-
-
-def test_choose_gives_the_choice_or_names_the_nearest():
-    assert choose("a", {"a": 1}, "thing") == 1
-    with pytest.raises(ValueError, match=re.escape("unknown preset 'tinny'; did you mean 'tiny'?")):
-        choose("tinny", DIFFUSION_TRAINING, "preset")
-    assert did_you_mean("q", ["b", "a"]) == "; choose one of ['a', 'b']"

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from maetok_lab.hints import check_choice
 from maetok_lab.data.listing import Listing
 from maetok_lab.data.readers import CROPS, RESIZES, BrokenImageError, read_rgb, scale_crop
 from maetok_lab.data.sources import list_source
+from maetok_lab.hints import check_choice
 from maetok_lab.identity import DIGITS, text_hash
 
 _IN_MEMORY = 1 << 30  # decoded bytes of a split that are kept in memory

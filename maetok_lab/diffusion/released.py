@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from maetok_lab.config import choose
 from maetok_lab.diffusion.model import DIFFUSION, DiffusionConfig, DiffusionTransformer
 from maetok_lab.diffusion.path import PATHS
+from maetok_lab.hints import choose
 from maetok_lab.runs.weights import load_strictly
 
 

@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from maetok_lab.config import choose
 from maetok_lab.diffusion.path import PATHS, Path, PathName
+from maetok_lab.hints import choose
 from maetok_lab.rng import generator
 
 Method = Literal["euler", "heun", "euler_maruyama", "dopri5"]

@@ -3,9 +3,10 @@
 import dataclasses
 from typing import Any
 
-from maetok_lab.config import choose, override
+from maetok_lab.config import override
 from maetok_lab.data.latents import LatentDataset
 from maetok_lab.diffusion.model import DIFFUSION
+from maetok_lab.hints import choose
 from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig
 from maetok_lab.tokenizer.discriminators import AdversarialConfig
 from maetok_lab.tokenizer.losses import LossConfig

@@ -35,7 +35,7 @@ def png(image: Image.Image) -> bytes:
 
 @pytest.fixture
 def mixed(tmp_path) -> Path:
-    """20 pictures of every awkward kind in root/train/class and root/val/class, one of them cut short."""
+    """20 pictures of every awkward kind in root/{train,val}/class, one of them cut short."""
     root = tmp_path / "mixed"
     for folder in ("train/a", "train/b", "val/a"):
         (root / folder).mkdir(parents=True)
@@ -131,12 +131,12 @@ def test_two_opens_are_the_same_and_another_choice_has_another_fingerprint():
     first, second = (open_images("emoji", split="val", image_size=16) for _ in range(2))
     assert first.fingerprint == second.fingerprint
     assert first.batch([3, 5])[0].equal(second.batch([3, 5])[0])
-    others = [
+    alternatives = [
         open_images("emoji", split="test", image_size=16),
         open_images("emoji", split="val", image_size=32),
         open_images("emoji", split="val", image_size=16, labels="style"),
     ]
-    assert len({first.fingerprint, *(other.fingerprint for other in others)}) == 4
+    assert len({first.fingerprint, *(other.fingerprint for other in alternatives)}) == 4
 
 
 def test_batch_takes_every_kind_of_index():
@@ -243,25 +243,25 @@ def test_scale_crops_come_from_the_file_even_of_a_source_in_memory(tmp_path, mon
     (root / "a").rename(root / "train" / "a")
     crops = torch.tensor([[0.8, 0.0, 0.0], [0.8, 1.0, 1.0], [1.0, 0.0, 0.5]])
     small = open_images(root, split="train", image_size=8)
-    found = small.read([3, 3, 5], scale_crops=crops)
+    pictures = small.read([3, 3, 5], scale_crops=crops)
     assert small.in_memory
-    assert found.indices.tolist() == [3, 3, 5]
-    assert found.broken == ()
+    assert pictures.indices.tolist() == [3, 3, 5]
+    assert pictures.broken == ()
     file = Image.open(root / "train" / "a" / "003.png")  # 12 x 10: the short side becomes 10
-    assert found.pixels[0].equal(
+    assert pictures.pixels[0].equal(
         torch.from_numpy(np.array(file.crop((0, 0, 8, 8)))).permute(2, 0, 1)
     )
-    assert found.pixels[1].equal(
+    assert pictures.pixels[1].equal(
         torch.from_numpy(np.array(file.crop((4, 2, 12, 10)))).permute(2, 0, 1)
     )
     flip = torch.tensor([True, False, False])
     assert small.batch([3, 3, 5], scale_crops=crops, flip=flip)[0][0].equal(
-        found.pixels[0].flip(-1) / 127.5 - 1
+        pictures.pixels[0].flip(-1) / 127.5 - 1
     )
     monkeypatch.setattr(images_module, "_IN_MEMORY", 0)
     large = open_images(root, split="train", image_size=8)
     assert not large.in_memory
-    assert large.read([3, 3, 5], scale_crops=crops).pixels.equal(found.pixels)
+    assert large.read([3, 3, 5], scale_crops=crops).pixels.equal(pictures.pixels)
     with pytest.raises(ValueError, match=r"scale_crops must be \(2, 3\), got \(3, 3\)"):
         small.batch([0, 1], scale_crops=crops)
 
@@ -272,13 +272,13 @@ def test_what_a_large_source_could_not_read_is_told_and_counted_but_changes_no_f
     monkeypatch.setattr(images_module, "_IN_MEMORY", 0)
     source = open_images(mixed, split="train", image_size=16, max_broken=1)
     before, broken = source.fingerprint, source.records["path"].tolist().index("train/b/broken.png")
-    found = source.read([broken, 0])
-    assert found.indices.tolist() == [broken + 1, 0]
-    assert len(found.broken) == 1
-    assert found.broken[0].startswith("train/b/broken.png")
+    pictures = source.read([broken, 0])
+    assert pictures.indices.tolist() == [broken + 1, 0]
+    assert len(pictures.broken) == 1
+    assert pictures.broken[0].startswith("train/b/broken.png")
     assert source.broken == []  # reading counts nothing: it may happen in another process
     with pytest.warns(UserWarning, match=r"broken\.png"):
-        source.count_broken([*found.broken, *found.broken])
+        source.count_broken([*pictures.broken, *pictures.broken])
     assert source.fingerprint == before
     with (
         pytest.warns(UserWarning, match="second"),
@@ -295,10 +295,10 @@ def test_what_a_large_source_could_not_read_is_told_and_counted_but_changes_no_f
             {"source": "emojis"},
             "no source 'emojis'; it must be 'emoji', an image folder, or Parquet",
         ),
-        ({"split": "tran"}, "unknown split: 'tran'; did you mean 'train'"),
-        ({"labels": "catgory"}, "unknown labels for emoji: 'catgory'; did you mean 'category'"),
-        ({"split": "xyz"}, r"unknown split: 'xyz'\. Choose one of train, val, test"),
-        ({"crop": "centre"}, "unknown crop: 'centre'; did you mean 'center'"),
+        ({"split": "tran"}, "unknown split 'tran'; did you mean 'train'"),
+        ({"labels": "catgory"}, "unknown labels for emoji 'catgory'; did you mean 'category'"),
+        ({"split": "xyz"}, r"unknown split 'xyz'; choose one of \['test', 'train', 'val'\]"),
+        ({"crop": "centre"}, "unknown crop 'centre'; did you mean 'center'"),
         ({"image_size": 65}, "emoji has images of 64 px, so image_size=65 is too large"),
         ({"image_size": 0}, "image_size must be a whole number of pixels >= 1, got 0"),
         ({"image_size": 32.0}, r"image_size must be a whole number of pixels >= 1, got 32\.0"),
