@@ -1,19 +1,24 @@
-"""One card that says how diffusable latents may be, and how far such cards have been right about one's own runs.
+"""One card that says how diffusable latents may be, and how far such cards were right.
 
-No entry proves anything alone: at toy size a plain autoencoder stopped early has the mixture NLL of a masked one,
-because NLL after standardising also rewards low rank and undertraining. So the card shows the dimensions kept, NLL per
-dimension, and the PSNR of the latents beside it, and `card_correlation` asks the runs themselves.
+No entry proves anything alone: at toy size a plain autoencoder stopped early has the mixture NLL of
+a masked one, because NLL after standardising also rewards low rank and undertraining. So the card
+shows the dimensions kept, NLL per dimension, and the PSNR of the latents beside it, and
+`card_correlation` asks the runs themselves.
+
+`diffusability_card` puts the entries together; each group of them is made by one function below it.
 """
 
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 from torch import Tensor
 
 from maetok_lab.analysis.decoding import Decode, decoder_robustness, interpolation_smoothness
@@ -24,32 +29,35 @@ from maetok_lab.analysis.geometry import (
     token_correlation,
 )
 from maetok_lab.analysis.gmm import gmm_curve
-from maetok_lab.analysis.preprocess import as_rows, spectrum_of
+from maetok_lab.analysis.preprocess import as_rows, spectrum_of, take_rows
 from maetok_lab.analysis.probe import knn_probe, linear_probe
 from maetok_lab.config import to_json
 from maetok_lab.files import finite, read_json, write_json
 from maetok_lab.rng import generator
 from maetok_lab.runs import Run
 
-FEWEST_RUNS = 5
+Entry = dict[str, Any]  # entry (its name), value, error, unit
+FEWEST_RUNS = 5  # below, a correlation over runs means nothing
+DRAWS = 1000  # of runs, for its interval
 CARD_FILE = "card.json"
+# settings that go to the mixtures
+MIXTURE_FIELDS = ("components", "dimensions", "variance", "restarts", "seed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CardSettings:
-    """How a card was made; cards with different settings are not comparable.
+    """How a card was made; cards with different settings are not comparable."""
 
-    `dimensions` None lets each tokenizer keep its own number for `variance`: fine for one card, wrong for a comparison.
-    `diffusion_steps` says how long the small diffusion model was trained whose loss is on the card; 0 where none was.
-    """
-
-    components: tuple[int, ...] = (1, 10, 50)
+    components: tuple[int, ...] = (1, 10, 50)  # of the Gaussian mixtures
+    # Principal components of the mixtures. None lets each tokenizer keep its own number for
+    # `variance`: fine for one card, wrong for a comparison.
     dimensions: int | None = None
     variance: float = 0.9
-    restarts: int = 10
-    noise_levels: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
-    decoded: int = 128
-    pairs: int = 32
+    restarts: int = 10  # of the mixtures
+    noise_levels: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)  # on latents, in std of each channel
+    decoded: int = 128  # test latents that the decoder's entries are made of
+    pairs: int = 32  # of them, between which it interpolates
+    # Training steps of the small diffusion model whose loss is on the card; 0 where there is none.
     diffusion_steps: int = 0
     seed: int = 0
 
@@ -61,52 +69,130 @@ def diffusability_card(
     test_labels: Tensor,
     *,
     decode: Decode | None = None,
-    diffusion_loss: Mapping[str, float] | Callable[[], Mapping[str, float]] | None = None,
-    known: Mapping[str, float] | None = None,
+    diffusion_loss: Mapping[str, float] | None = None,
+    beside: Mapping[str, float] | None = None,
     settings: CardSettings | None = None,
     folder: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Every number of this package about latents (n, N, C) with labels (n,), and about test latents of other images.
+    """All numbers of this package about latents (n, N, C), labels (n,), and those of test images.
 
-    -> index `entry`, columns `group, value, error, unit`; curves for the figure are in `.attrs`. With `decode` also
-    robustness and smoothness of the decoder. `diffusion_loss` is the loss of a small diffusion model after a fixed
-    number of steps, `{"loss": ..., "loss/t0.25": ...}`, or a function that trains one and gives it. `known` are numbers
-    from elsewhere to be shown beside, such as the PSNR on validation images. The mixture is scored on the test latents;
-    its finished numbers of components are kept in `folder`. Raises ValueError for latents that `gmm_curve` refuses.
+    -> index `entry`, columns `group, value, error, unit`; curves for the figure in `.attrs`.
+    `beside` are numbers from elsewhere, such as PSNR; finished mixtures are kept in `folder`.
+    Raises ValueError for latents that `gmm_curve` refuses.
     """
     settings = settings or CardSettings()
-    latents, test_latents = as_rows(latents), as_rows(test_latents)
-    rows = [_row("known", name, value) for name, value in (known or {}).items()]
-    curve = gmm_curve(
-        latents,
-        settings.components,
-        dimensions=settings.dimensions,
-        variance=settings.variance,
-        restarts=settings.restarts,
-        seed=settings.seed,
-        heldout_latents=test_latents,
-        folder=folder,
-    )
-    rows += _mixture_rows(curve) + _shape_rows(latents, settings.seed)
-    rows += _probe_rows(latents, labels, test_latents, test_labels, settings.seed)
-    curves = {"gmm": curve.to_dict("records"), "spectrum": spectrum_of(latents).tolist()}
+    latents = as_rows(latents)
+    test_latents = as_rows(test_latents)
+    shared = {name: getattr(settings, name) for name in MIXTURE_FIELDS}
+    mixtures = gmm_curve(latents, heldout_latents=test_latents, folder=folder, **shared)
+    groups = {
+        "known": [_entry(name, value) for name, value in (beside or {}).items()],
+        "mixture": _mixture_entries(mixtures),
+        "shape": _shape_entries(latents, settings.seed),
+        "probe": _probe_entries(latents, labels, test_latents, test_labels, settings.seed),
+    }
+    curves = {"gmm": mixtures.to_dict("records"), "spectrum": spectrum_of(latents).tolist()}
     if decode is not None:
-        found, curves["robustness"] = _decoder_rows(decode, test_latents, settings)
-        rows += found
+        count = min(settings.decoded, test_latents.shape[0])
+        sample = take_rows(test_latents, torch.arange(count)).float()
+        robustness = decoder_robustness(
+            decode, sample, levels=settings.noise_levels, seed=settings.seed
+        )
+        groups["decoder"] = _decoder_entries(robustness, decode, sample, settings)
+        curves["robustness"] = robustness.to_dict("records")
     if diffusion_loss is not None:
-        losses = diffusion_loss() if callable(diffusion_loss) else diffusion_loss
-        rows += [_row("diffusion", f"diffusion_{name}", value) for name, value in losses.items()]
+        # "loss", and "loss/t0.25" of noise levels near t = 0.25, where t = 1 is noise
+        groups["diffusion"] = [
+            _entry(f"diffusion_{name}", value) for name, value in diffusion_loss.items()
+        ]
+
+    rows = []
+    for group, entries in groups.items():
+        rows += [{"group": group, **entry} for entry in entries]
     card = pd.DataFrame(rows).set_index("entry")
     card.attrs = {
         "settings": to_json(settings),
-        "gmm_protocol": curve.attrs["protocol"],
+        "gmm_protocol": mixtures.attrs["protocol"],
         "curves": curves,
     }
     return card
 
 
+# Entries, one function a group --------------------------------------------------------------------
+
+
+def _entry(name: str, value: float, error: float = math.nan, unit: str = "") -> Entry:
+    """One line of the card."""
+    return {"entry": name, "value": float(value), "error": float(error), "unit": unit}
+
+
+def _mixture_entries(curve: pd.DataFrame) -> list[Entry]:
+    """How well few modes describe the latents: NLL of test latents, lower is better."""
+    entries = [_entry("gmm_dimensions", curve["dimensions"].iloc[0])]
+    for _, row in curve.iterrows():
+        count = int(row["components"])
+        entries.append(_entry(f"gmm_nll_{count}", row["heldout_nll"], unit="nats per image"))
+        nll = row["heldout_nll_per_dim"]
+        entries.append(_entry(f"gmm_nll_per_dim_{count}", nll, unit="nats"))
+    best = curve.loc[curve["bic"].idxmin()]
+    entries.append(_entry("gmm_components_by_bic", best["components"]))
+    # of the largest mixture: a mode far out is hard to sample
+    norm = curve["max_mean_norm"].iloc[-1]
+    entries.append(_entry("gmm_max_mean_norm", norm, unit="standard deviations"))
+    return entries
+
+
+def _shape_entries(latents: Any, seed: int) -> list[Entry]:
+    """How many dimensions the cloud has, and how uneven tokens and channels are."""
+    entries = [_entry(name, value) for name, value in spectrum_numbers(latents).items()]
+    for method in ("twonn", "mle"):
+        dimension = intrinsic_dimension(latents, method=method, seed=seed)
+        entries.append(_entry(f"intrinsic_dimension_{method}", dimension))
+    if len(latents.shape) == 3 and latents.shape[1] > 1:
+        entries.append(_entry("token_correlation", token_correlation(latents)))
+    channels = channel_statistics(latents)
+    ratio = channels["std"].max() / channels["std"].min()
+    entries.append(_entry("channel_std_ratio", ratio))
+    entries.append(_entry("channel_kurtosis", channels["kurtosis"].mean()))
+    return entries
+
+
+def _probe_entries(
+    latents: Any, labels: Tensor, test_latents: Any, test_labels: Tensor, seed: int
+) -> list[Entry]:
+    """How well classes are read from the latents: accuracies in [0, 1], with standard errors."""
+    data = (latents, labels, test_latents, test_labels)
+    results = {"probe": linear_probe(*data, seed=seed)}
+    if len(latents.shape) == 3:
+        results["probe_pooled"] = linear_probe(*data, pool=True, seed=seed)
+    results["knn"] = knn_probe(*data, neighbours=min(20, latents.shape[0]))
+    entries = []
+    for name, result in results.items():
+        entries.append(_entry(f"{name}_top1", result.top1, result.standard_error))
+    entries.append(_entry("probe_top5", results["probe"].top5))
+    entries.append(_entry("majority", results["probe"].majority))
+    return entries
+
+
+def _decoder_entries(
+    robustness: pd.DataFrame, decode: Decode, sample: Tensor, settings: CardSettings
+) -> list[Entry]:
+    """How well the decoder forgives noise, and how straight and even it goes between two images."""
+    entries = []
+    for level, value, error in robustness.itertuples(index=False):
+        entries.append(_entry(f"psnr_at_noise_{level:g}", value, error, "dB"))
+    smoothness = interpolation_smoothness(decode, sample, pairs=settings.pairs, seed=settings.seed)
+    for name in ("detour", "unevenness"):
+        values = smoothness[name]
+        entries.append(_entry(f"interpolation_{name}", values.mean(), values.sem()))
+    return entries
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
 def write_card(card: pd.DataFrame, path: str | Path) -> None:
-    """Write a card with its curves and settings as JSON; `read_card` is the inverse. NaN becomes null."""
+    """Write a card, its curves and settings as JSON, NaN as null; `read_card` is the inverse."""
     write_json(path, {"entries": finite(card.reset_index().to_dict("records")), **card.attrs})
 
 
@@ -120,177 +206,75 @@ def read_card(path: str | Path) -> pd.DataFrame:
 
 
 def cards_of(runs: Iterable[Run | str | Path]) -> dict[str, pd.DataFrame]:
-    """The card in each run (or folder), by the run's name. Raises FileNotFoundError for a run without one."""
+    """The card in each run or folder, by its name; FileNotFoundError for one without a card."""
     cards = {}
-    for folder in (Path(run.folder if isinstance(run, Run) else run) for run in runs):
+    for run in runs:
+        folder = run.folder if isinstance(run, Run) else Path(run)
         if not (folder / CARD_FILE).exists():
             raise FileNotFoundError(f"run {folder.name} has no card: it needs {CARD_FILE}")
         cards[folder.name] = read_card(folder / CARD_FILE)
     return cards
 
 
-def card_correlation(
-    runs: Mapping[str, pd.DataFrame] | Iterable[Run | str | Path],
-    metric: Mapping[str, float],
-    *,
-    draws: int = 1000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Spearman's rank correlation of every card entry with a generation metric over runs, with 95 % bootstrap
-    intervals.
+# Were the cards right? ----------------------------------------------------------------------------
 
-    `runs` hold a card each, or are cards by name; `metric` goes by the run's name -> index `entry`, columns `rho, low,
-    high, runs`, strongest first. Resampling runs says how much a correlation hangs on single runs. Under five runs the
-    intervals are NaN and a warning says that the numbers mean nothing. Raises ValueError for a run without metric, fewer
-    than three runs, and cards made with different settings (other seeds are no other settings).
+
+def card_correlation(
+    cards: Mapping[str, pd.DataFrame], metric: Mapping[str, float], *, seed: int = 0
+) -> pd.DataFrame:
+    """Spearman's rank correlation of each entry with a metric over runs, with 95 % intervals.
+
+    Both go by the run's name -> index `entry`, columns `rho, low, high, runs`, strongest first.
+    Raises ValueError for a run without metric, fewer than three runs, and cards of different
+    settings (but for seeds); warns below five runs.
     """
-    cards = runs if isinstance(runs, Mapping) else cards_of(runs)
     missing = sorted(set(cards) - set(metric))
     if missing or len(cards) < 3:
         raise ValueError(
-            f"need at least three runs with a card and a metric, not {len(cards)}; no metric for {missing}"
+            f"need at least three runs with a card and a metric, not {len(cards)}; "
+            f"no metric for {missing}"
         )
-    settings = {
-        name: card.attrs.get("settings", {}) | {"seed": None} for name, card in cards.items()
-    }
-    if any(mine != next(iter(settings.values())) for mine in settings.values()):
+    settings = {}
+    for name, card in cards.items():
+        settings[name] = card.attrs.get("settings", {}) | {"seed": None}
+    first = next(iter(settings.values()))
+    if any(other != first for other in settings.values()):
         raise ValueError(f"cards made with different settings cannot be compared: {settings}")
-    if len(cards) < FEWEST_RUNS:
+    enough = len(cards) >= FEWEST_RUNS
+    if not enough:
         warnings.warn(
             f"correlations over {len(cards)} runs mean nothing; take at least {FEWEST_RUNS}",
             stacklevel=2,
         )
-    table = (
-        pd.DataFrame({name: card["value"] for name, card in cards.items()}).dropna().T
-    )  # (runs, entries)
-    target = pd.Series(metric)[table.index].astype(float)
-    rows = [
-        _correlate(entry, table[entry], target, draws, seed)
-        for entry in table.columns
-        if table[entry].nunique() > 1
-    ]
+
+    # Entries that all cards have. One that is the same everywhere correlates with nothing.
+    table = pd.DataFrame({name: card["value"] for name, card in cards.items()}).dropna()
+    target = np.array([metric[name] for name in cards], dtype=float)
+    # Runs drawn with replacement say how much a correlation hangs on single ones.
+    random = generator(seed, "card-correlation")
+    draws = torch.randint(len(cards), (DRAWS, len(cards)), generator=random).numpy()
+    rows = []
+    for entry, series in table.iterrows():
+        values = series.to_numpy()
+        if (values == values[0]).all():
+            continue
+        row = {"entry": entry, "rho": _spearman(values, target), "low": math.nan, "high": math.nan}
+        if enough:
+            drawn = pd.Series(_spearman(values[draws], target[draws]))
+            row["low"], row["high"] = drawn.quantile([0.025, 0.975])
+        rows.append(row | {"runs": len(cards)})
     if not rows:
         raise ValueError("no entry differs between the cards")
     result = pd.DataFrame(rows).set_index("entry")
-    return result.reindex(result.rho.abs().sort_values(ascending=False, kind="stable").index)
+    # rounded: of equally strong ones the order is the card's, not that of their last bits
+    strength = result["rho"].abs().round(12)
+    return result.reindex(strength.sort_values(ascending=False, kind="stable").index)
 
 
-def _correlate(
-    entry: str, values: pd.Series, target: pd.Series, draws: int, seed: int
-) -> dict[str, Any]:
-    row = {
-        "entry": entry,
-        "rho": _spearman(values, target),
-        "low": math.nan,
-        "high": math.nan,
-        "runs": len(values),
-    }
-    if len(values) >= FEWEST_RUNS:
-        picks = torch.randint(
-            len(values), (draws, len(values)), generator=generator(seed, "card-correlation")
-        )
-        drawn = pd.Series(
-            [_spearman(values.iloc[pick], target.iloc[pick]) for pick in picks.numpy()]
-        ).dropna()
-        row["low"], row["high"] = drawn.quantile([0.025, 0.975]).tolist()
-    return row
-
-
-def _spearman(first: pd.Series, second: pd.Series) -> float:
-    a, b = (side.rank().to_numpy() - (len(side) + 1) / 2 for side in (first, second))
-    scale = math.sqrt((a @ a) * (b @ b))
-    return float(a @ b) / scale if scale > 0 else math.nan
-
-
-# Entries --------------------------------------------------------------------------------------------------------------
-
-
-def _row(
-    group: str, entry: str, value: float, error: float = math.nan, unit: str = ""
-) -> dict[str, Any]:
-    return {
-        "entry": entry,
-        "group": group,
-        "value": float(value),
-        "error": float(error),
-        "unit": unit,
-    }
-
-
-def _mixture_rows(curve: pd.DataFrame) -> list[dict[str, Any]]:
-    rows = [_row("mixture", "gmm_dimensions", curve["dimensions"].iloc[0])]
-    for _, line in curve.iterrows():
-        count = int(line["components"])
-        rows.append(_row("mixture", f"gmm_nll_{count}", line["heldout_nll"], unit="nats per image"))
-        rows.append(
-            _row("mixture", f"gmm_nll_per_dim_{count}", line["heldout_nll_per_dim"], unit="nats")
-        )
-    best = curve.loc[curve["bic"].idxmin()]
-    rows.append(_row("mixture", "gmm_components_by_bic", best["components"]))
-    rows.append(
-        _row(
-            "mixture",
-            "gmm_max_mean_norm",
-            curve["max_mean_norm"].iloc[-1],
-            unit="standard deviations",
-        )
-    )
-    return rows
-
-
-def _shape_rows(latents: Any, seed: int) -> list[dict[str, Any]]:
-    rows = [_row("shape", name, value) for name, value in spectrum_numbers(latents).items()]
-    for method in ("twonn", "mle"):
-        rows.append(
-            _row(
-                "shape",
-                f"intrinsic_dimension_{method}",
-                intrinsic_dimension(latents, method=method, seed=seed),
-            )
-        )
-    if len(latents.shape) == 3 and latents.shape[1] > 1:
-        rows.append(_row("shape", "token_correlation", token_correlation(latents)))
-    channels = channel_statistics(latents)
-    rows.append(_row("shape", "channel_std_ratio", channels["std"].max() / channels["std"].min()))
-    rows.append(_row("shape", "channel_kurtosis", channels["kurtosis"].mean()))
-    return rows
-
-
-def _probe_rows(
-    latents: Any, labels: Tensor, test: Any, test_labels: Tensor, seed: int
-) -> list[dict[str, Any]]:
-    results = {"probe": linear_probe(latents, labels, test, test_labels, seed=seed)}
-    if len(latents.shape) == 3:
-        results["probe_pooled"] = linear_probe(
-            latents, labels, test, test_labels, pool=True, seed=seed
-        )
-    results["knn"] = knn_probe(
-        latents, labels, test, test_labels, neighbours=min(20, latents.shape[0])
-    )
-    rows = [
-        _row("probe", f"{name}_top1", result.top1, result.standard_error)
-        for name, result in results.items()
-    ]
-    return [
-        *rows,
-        _row("probe", "probe_top5", results["probe"].top5),
-        _row("probe", "majority", results["probe"].majority),
-    ]
-
-
-def _decoder_rows(
-    decode: Decode, latents: Any, settings: CardSettings
-) -> tuple[list[dict[str, Any]], list[dict]]:
-    chosen = latents[: settings.decoded]
-    chosen = (chosen if isinstance(chosen, Tensor) else torch.tensor(chosen)).float()
-    curve = decoder_robustness(decode, chosen, levels=settings.noise_levels, seed=settings.seed)
-    rows = [
-        _row("decoder", f"psnr_at_noise_{n:g}", p, e, "dB")
-        for n, p, e in curve.itertuples(index=False)
-    ]
-    smooth = interpolation_smoothness(decode, chosen, pairs=settings.pairs, seed=settings.seed)
-    for name in ("detour", "unevenness"):
-        rows.append(
-            _row("decoder", f"interpolation_{name}", smooth[name].mean(), smooth[name].sem())
-        )
-    return rows, curve.to_dict("records")
+def _spearman(first: np.ndarray, second: np.ndarray) -> Any:
+    """Rank correlation along the last axis: (..., runs) twice -> (...); NaN if one is constant."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        first_ranks = stats.rankdata(first, axis=-1)
+        second_ranks = stats.rankdata(second, axis=-1)
+        return stats.pearsonr(first_ranks, second_ranks, axis=-1).statistic

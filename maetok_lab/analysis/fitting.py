@@ -1,4 +1,4 @@
-"""Fit a Gaussian mixture: greedy k-means++ starts, short runs of all restarts at once, a long run of the best."""
+"""Fit a Gaussian mixture: k-means++ starts, short runs of all at once, a long run of the best."""
 
 import dataclasses
 import math
@@ -11,210 +11,230 @@ from maetok_lab.analysis.mixture import (
     Covariance,
     Mixture,
     Rows,
-    batched,
     expect,
     maximise,
     mean_log_likelihood,
     moments,
-    refill,
 )
-from maetok_lab.analysis.preprocess import device_of
+from maetok_lab.analysis.preprocess import float64_device
 from maetok_lab.rng import generator
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GmmProtocol:
+    """How mixtures are fitted and scored: curves compare only at equal protocols and dimensions."""
+
+    # Principal components kept; None: the fewest that explain `variance`, a share in (0, 1].
+    dimensions: int | None = None
+    variance: float = 0.9
+    covariance: Covariance = "diag"  # of each component: its variances alone, or all of it
+    restarts: int = 10  # starts; the best after the short runs is fitted
+    max_iterations: int = 200  # of expectation maximisation, those of the short run included
+    tolerance: float = 1e-3  # nats per row: the fit ends when an iteration gains less
+    # Added to every variance, in standardised units squared, as scikit-learn does: no component can
+    # shrink onto one row, whose density would be infinite.
+    covariance_floor: float = 1e-3
+    screen_iterations: int = 20  # of each short run
+    start_rows: int = 20_000  # random rows from which the starts are made
+    heldout: float = 0.2  # share of rows held out; 0 where held-out latents were given
+    # Of scores and densities. float32 agrees to 1e-4 relative and is meant for GPUs; sums and the
+    # result are float64 in any case.
+    precision: Literal["float64", "float32"] = "float64"
+    seed: int = 0  # of the held-out rows and the starts
+
+    def __post_init__(self):
+        # `not a < x <= b` refuses NaN too
+        if not 0 < self.variance <= 1:
+            raise ValueError(f"variance must be in (0, 1], not {self.variance}")
+        if self.dimensions is not None and self.dimensions < 1:
+            raise ValueError(f"dimensions must be at least 1, not {self.dimensions}")
+        if not 0 <= self.heldout < 1:
+            raise ValueError(f"heldout must be a share in [0, 1), not {self.heldout}")
+        if self.restarts < 1 or self.max_iterations < 1:
+            raise ValueError(
+                f"restarts ({self.restarts}) and max_iterations ({self.max_iterations}) "
+                "must be at least 1"
+            )
+        if self.covariance not in ("diag", "full"):
+            raise ValueError(
+                f"unknown covariance {self.covariance!r}; choose one of ['diag', 'full']"
+            )
+        if self.precision not in ("float64", "float32"):
+            raise ValueError(f"precision must be float64 or float32, not {self.precision!r}")
 
 
 def fit_gmm(
     points: Any,
     components: int,
+    protocol: GmmProtocol,
     *,
-    covariance: Covariance = "diag",
-    restarts: int = 10,
-    seed: int = 0,
-    max_iterations: int = 200,
-    tolerance: float = 1e-3,
-    covariance_floor: float = 1e-3,
-    screen_iterations: int = 20,
-    start_rows: int = 20_000,
     start: Mixture | None = None,
-    chunk_rows: int = 0,
-    precision: Literal["float64", "float32"] = "float64",
     device: torch.device | str | None = None,
 ) -> Mixture:
-    """Fit a Gaussian mixture by expectation maximisation: rows (n, d) -> Mixture on the same device.
+    """Fit a Gaussian mixture by expectation maximisation: rows (n, d) -> Mixture, where they are.
 
-    Each restart begins at greedy k-means++ centres of `start_rows` random rows with their pooled variance, and runs
-    `screen_iterations`; the best goes on until the mean log-likelihood gains less than `tolerance` nats an iteration.
-    `covariance_floor` is added to every variance (as in scikit-learn). A component with less than half a row is put on
-    a half of the heaviest. `start` replaces the restarts. Raises ValueError for NaN, constant rows, or components > n.
+    `start` replaces the protocol's restarts. Raises ValueError for NaN, constant rows, components
+    outside 1..n, and a start of other shapes.
     """
-    device = device_of(points, device)
-    rows = Rows(
-        points, device, {"float64": torch.float64, "float32": torch.float32}[precision], chunk_rows
-    )
-    _check_rows(rows, components, covariance)
+    device = float64_device(points, device)
+    rows = Rows(points, device, getattr(torch, protocol.precision))
+    _check_rows(rows, components)
     if start is None:
-        restarts = 1 if components == 1 else restarts
-        start = _starts(rows, components, covariance, restarts, start_rows, covariance_floor, seed)
-        if restarts > 1:
-            start = _best(rows, start, min(screen_iterations, max_iterations), covariance_floor)
+        start = _best_start(rows, components, protocol)
     else:
-        start = _checked_start(start, components, covariance, rows)
-    left = max_iterations - start.iterations
-    mixture, likelihood, converged = _iterate(rows, start, left, tolerance, covariance_floor)
-    return Mixture(
-        *(part[0].double() for part in (mixture.weights, mixture.means, mixture.covariances)),
-        train_nll=-float(likelihood[0]),
-        iterations=mixture.iterations,
-        converged=converged,
-    )
-
-
-def split_heaviest(mixture: Mixture, components: int) -> Mixture:
-    """A mixture of more components: again and again the heaviest is cut in two along its widest axis."""
-    batch = batched(mixture)
-    extra = components - batch.weights.shape[-1]
-    if extra < 0:
-        raise ValueError(
-            f"cannot go from {batch.weights.shape[-1]} components to {components} by splitting"
-        )
-    weights, means, covariances = (
-        torch.cat([part, part.new_zeros(1, extra, *part.shape[2:])], dim=1)
-        for part in (batch.weights, batch.means, batch.covariances)
-    )
-    refill(weights[0], means[0], covariances[0], list(range(components - extra, components)))
-    return Mixture(weights[0], means[0], covariances[0])
-
-
-def _best(rows: Rows, starts: Mixture, steps: int, floor: float) -> Mixture:
-    """Of R mixtures, the one with the highest likelihood after a few iterations."""
-    mixture, likelihood, _ = _iterate(rows, starts, steps, 0.0, floor)
-    best = likelihood.argmax()[None]
+        start = _checked_start(start, components, protocol, rows)
+    steps = protocol.max_iterations - start.iterations
+    climb = _climb(rows, start, steps, protocol.tolerance, protocol.covariance_floor)
     return dataclasses.replace(
-        mixture,
-        weights=mixture.weights[best],
-        means=mixture.means[best],
-        covariances=mixture.covariances[best],
+        climb.mixture.apply(lambda part: part[0].double()),
+        train_nll=-float(climb.likelihood[0]),
+        converged=climb.converged,
     )
 
 
-def _iterate(
-    rows: Rows, mixture: Mixture, steps: int, tolerance: float, floor: float
-) -> tuple[Mixture, Tensor, bool]:
-    """Up to `steps` iterations -> mixture (R restarts), its mean log-likelihood (R,), whether it stopped gaining."""
-    before = None
+# Iterations ---------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Climb:
+    """Where some iterations led."""
+
+    mixture: Mixture  # R restarts
+    likelihood: Tensor  # (R,), mean log-likelihood in nats per row
+    converged: bool  # the last iteration gained less than the tolerance, in every restart
+
+
+def _climb(rows: Rows, mixture: Mixture, steps: int, tolerance: float, floor: float) -> _Climb:
+    """At most `steps` iterations of all restarts at once; the likelihood never falls."""
+    before: Tensor | float = -math.inf
     for _ in range(steps):
-        statistics, likelihood = expect(rows, mixture)
-        if before is not None and _settled(likelihood, before, tolerance):
-            return mixture, likelihood, True
+        statistics = expect(rows, mixture)
+        likelihood = statistics.likelihood
+        if _settled(likelihood, before, tolerance):
+            return _Climb(mixture, likelihood, True)
         before = likelihood
-        mixture = dataclasses.replace(
-            maximise(statistics, mixture, floor), iterations=mixture.iterations + 1
-        )
-    likelihood = mean_log_likelihood(
-        rows, mixture
-    )  # without the statistics: nobody would read them
-    return mixture, likelihood, before is not None and _settled(likelihood, before, tolerance)
+        iterations = mixture.iterations + 1
+        mixture = dataclasses.replace(maximise(statistics, mixture, floor), iterations=iterations)
+    likelihood = mean_log_likelihood(rows, mixture)  # nobody would read the statistics
+    return _Climb(mixture, likelihood, _settled(likelihood, before, tolerance))
 
 
-def _settled(likelihood: Tensor, before: Tensor, tolerance: float) -> bool:
+def _settled(likelihood: Tensor, before: Tensor | float, tolerance: float) -> bool:
     return bool((likelihood - before).abs().max() < tolerance)
 
 
-# Starts ---------------------------------------------------------------------------------------------------------------
+# Starts -------------------------------------------------------------------------------------------
 
 
-def _starts(
-    rows: Rows,
-    components: int,
-    covariance: Covariance,
-    restarts: int,
-    start_rows: int,
-    floor: float,
-    seed: int,
-) -> Mixture:
-    random = generator(seed, "gmm", "start", components)
+def _best_start(rows: Rows, components: int, protocol: GmmProtocol) -> Mixture:
+    """Of several starts, the one with the highest likelihood after a short run; an axis in front.
+
+    A bad start shows within a few iterations, and rows are read once for all of them.
+    """
+    starts = _starts(rows, components, protocol)
+    if len(starts.weights) == 1:
+        return starts
+    steps = min(protocol.screen_iterations, protocol.max_iterations)
+    climb = _climb(rows, starts, steps, 0.0, protocol.covariance_floor)
+    best = climb.likelihood.argmax()[None]
+    return climb.mixture.apply(lambda part: part[best])
+
+
+def _starts(rows: Rows, components: int, protocol: GmmProtocol) -> Mixture:
+    """Mixtures (R, K) at the means of k-means++ clusters, with the clusters' pooled covariance."""
+    random = generator(protocol.seed, "gmm", "start", components)
+    restarts = protocol.restarts if components > 1 else 1  # one Gaussian has one best fit
+
+    # A sample is enough for a start: centres cost rows x components x candidates.
     sample = rows
-    if rows.count > max(start_rows, components):
-        pick = (
-            torch.randperm(rows.count, generator=random)[: max(start_rows, components)]
-            .sort()
-            .values
-        )
-        sample = Rows(rows[pick], rows.device, rows.dtype, rows.chunk_rows)
+    size = max(protocol.start_rows, components)
+    if rows.count > size:
+        indices = torch.randperm(rows.count, generator=random)[:size].sort().values
+        sample = Rows(rows[indices], rows.device, rows.dtype)
     means = _plus_plus(sample[:], components, restarts, random)
-    ones = torch.ones(rows.width, dtype=rows.dtype, device=rows.device)
-    unit = ones if covariance == "diag" else torch.diag(ones)
+
+    # Every row goes to its nearest centre: the most probable of equal, spherical components.
+    unit = torch.ones(rows.width, dtype=rows.dtype, device=rows.device)
+    if protocol.covariance == "full":
+        unit = torch.diag(unit)
     weights = torch.full(means.shape[:2], 1 / components, dtype=rows.dtype, device=rows.device)
     spherical = Mixture(weights, means, unit.expand(restarts, components, *unit.shape))
-    (counts, sums), _ = expect(sample, spherical, hard=True)
-    centres, within = moments(sums / counts.clamp(min=1)[..., None], spherical, 0.0)
-    shares = (counts / counts.sum(dim=1, keepdim=True)).view(*counts.shape, *[1] * unit.ndim)
-    pooled = (shares * within).sum(dim=1, keepdim=True) + floor * unit.double()
-    # every centre keeps some weight, also one that shares all its rows with a twin
+    clusters = expect(sample, spherical, hard=True)
+    counts = clusters.counts  # (R, K)
+    average = clusters.sums / counts.clamp(min=1)[..., None]
+    centres, within = moments(average, spherical, 0.0)
+
+    # One covariance for all: a small cluster's own would be too narrow to leave.
+    shares = counts / counts.sum(dim=1, keepdim=True)
+    shares = shares.view(*counts.shape, *[1] * unit.ndim)
+    pooled = (shares * within).sum(dim=1, keepdim=True)
+    pooled = pooled + protocol.covariance_floor * unit.double()
+    # Every centre keeps some weight, also one that shares all its rows with a twin.
     weights = (counts + 1) / (counts + 1).sum(dim=1, keepdim=True)
     centres = torch.where(counts[..., None] > 0, centres, means.double())
     return Mixture(weights, centres, pooled.expand(-1, components, *unit.shape)).to(rows.dtype)
 
 
 def _plus_plus(points: Tensor, components: int, restarts: int, random: torch.Generator) -> Tensor:
-    """Greedy k-means++ (Arthur and Vassilvitskii 2007), 2 + log K candidates a centre: (m, d) -> (R, K, d)."""
+    """Greedy k-means++ (Arthur and Vassilvitskii 2007): rows (m, d) -> centres (R, K, d).
+
+    Each next centre is the best of 2 + log K candidates, drawn with probability proportional to the
+    squared distance from the centres so far.
+    """
     trials = 2 + int(math.log(components))
+    restart = torch.arange(restarts, device=points.device)
     squares = points.square().sum(dim=1)
-    uniform = torch.rand(components, restarts, trials, generator=random, dtype=torch.float64).to(
-        points.device
-    )
-    chosen = [(uniform[0, :, 0] * len(points)).long()]  # each (R,)
-    nearest = _distances(points, squares, chosen[0])  # (R, m) squared
+    uniform = torch.rand(components, restarts, trials, generator=random, dtype=torch.float64)
+    uniform = uniform.to(points.device)
+    centres = [(uniform[0, :, 0] * len(points)).long()]  # rows (R,), one entry a centre
+    nearest = _squared_distances(points, squares, centres[0])  # (R, m), to the nearest centre
     for step in range(1, components):
+        # a uniform number picks its row by the running sum of squared distances
         reach = nearest.cumsum(dim=1)
-        picks = torch.searchsorted(reach, (uniform[step] * reach[:, -1:]).to(reach.dtype)).clamp(
-            max=len(points) - 1
-        )
-        distances = _distances(points, squares, picks.flatten()).view(restarts, trials, -1)
+        targets = (uniform[step] * reach[:, -1:]).to(reach.dtype)
+        candidates = torch.searchsorted(reach, targets).clamp(max=len(points) - 1)  # (R, trials)
+        distances = _squared_distances(points, squares, candidates.flatten())
+        distances = distances.view(restarts, trials, -1)
         distances = torch.minimum(distances, nearest[:, None])
+        # greedy: the candidate that leaves the least distance in all
         best = distances.sum(dim=2).argmin(dim=1)  # (R,)
-        rank = torch.arange(restarts, device=points.device)
-        nearest = distances[rank, best]
-        chosen.append(picks[rank, best])
-    return points[torch.stack(chosen, dim=1)]
+        nearest = distances[restart, best]
+        centres.append(candidates[restart, best])
+    return points[torch.stack(centres, dim=1)]
 
 
-def _distances(points: Tensor, squares: Tensor, picks: Tensor) -> Tensor:
-    return (
-        torch.addmm(squares, points[picks], points.T, alpha=-2)
-        .add_(squares[picks, None])
-        .clamp_(min=0)
-    )
+def _squared_distances(points: Tensor, squares: Tensor, indices: Tensor) -> Tensor:
+    """|x - c|^2 = |x|^2 - 2 c'x + |c|^2, all rows x (m, d) to rows c = points[indices]: (k, m)."""
+    products = torch.addmm(squares, points[indices], points.T, alpha=-2)
+    return products.add_(squares[indices, None]).clamp_(min=0)
 
 
-# Checks ---------------------------------------------------------------------------------------------------------------
+# Checks -------------------------------------------------------------------------------------------
 
 
-def _checked_start(start: Mixture, components: int, covariance: Covariance, rows: Rows) -> Mixture:
-    if (
-        start.weights.shape != (components,)
-        or start.covariance != covariance
-        or start.means.shape[1] != rows.width
-    ):
+def _checked_start(start: Mixture, components: int, protocol: GmmProtocol, rows: Rows) -> Mixture:
+    """The start as one restart, on the device and of the type of the rows."""
+    if start.means.shape != (components, rows.width) or start.covariance != protocol.covariance:
         raise ValueError(
-            f"the start has {tuple(start.means.shape)} means and {start.covariance} covariances, but "
-            f"({components}, {rows.width}) and {covariance} are to be fitted"
+            f"the start has {tuple(start.means.shape)} means and {start.covariance} covariances, "
+            f"but ({components}, {rows.width}) and {protocol.covariance} are to be fitted"
         )
-    return batched(start.to(rows.device).to(rows.dtype))
+    batch = start.to(rows.device, rows.dtype).apply(lambda part: part[None])
+    return dataclasses.replace(batch, iterations=0)
 
 
-def _check_rows(rows: Rows, components: int, covariance: str) -> None:
-    if covariance not in ("diag", "full"):
-        raise ValueError(f"unknown covariance {covariance!r}; choose one of ['diag', 'full']")
+def _check_rows(rows: Rows, components: int) -> None:
     if not 1 <= components <= rows.count:
         raise ValueError(
             f"components must be between 1 and {rows.count}, the number of rows, not {components}"
         )
-    for start in range(0, rows.count, 1 << 16):
-        part = rows[start : start + (1 << 16)]
-        if (
-            not part.sum().isfinite() and not part.isfinite().all()
-        ):  # the sum alone clears nearly all rows, in one pass
+    size = 1 << 16
+    for start in range(0, rows.count, size):
+        part = rows[start : start + size]
+        # the sum alone clears nearly all rows, in one pass
+        if not part.sum().isfinite() and not part.isfinite().all():
             raise ValueError(f"points hold NaN or infinite values, after row {start}")
     # the first two rows tell varied ones from constant ones nearly always
-    if rows.count > 1 and all(bool((rows[:1] == rows[1:stop]).all()) for stop in (2, 1 << 16)):
+    first = rows[:1]
+    if rows.count > 1 and (first == rows[1:2]).all() and (first == rows[1:size]).all():
         raise ValueError("points are constant: all rows are the same")

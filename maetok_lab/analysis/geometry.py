@@ -1,5 +1,7 @@
-"""The shape of a cloud of latents: intrinsic dimension, spectrum, channels, and how much its tokens repeat each
-other."""
+"""The shape of a cloud of latents: intrinsic dimension, spectrum, channels, repeated tokens.
+
+All sums and distances are float64: moments and distances of near neighbours are small differences.
+"""
 
 from typing import Any
 
@@ -7,121 +9,121 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from maetok_lab.analysis.preprocess import as_rows, flat_chunks, spectrum_of, width_of
+from maetok_lab.analysis.preprocess import as_rows, flat_chunks, spectrum_of, take_rows, width_of
 from maetok_lab.neighbours import nearest_neighbours
 from maetok_lab.rng import generator
 
-MAX_ROWS = 5000  # pairs of all rows are compared
+MAX_ROWS = 5000  # distances of all pairs of so many rows are taken, at random
+NEIGHBOURS = {"twonn": 2, "mle": 10}  # distances to so many go into each estimate of the dimension
+TINY = 1e-300  # least variance: the smallest power of ten that float64 holds well
 
 
-def intrinsic_dimension(
-    latents: Any, *, method: str = "twonn", neighbours: int = 10, seed: int = 0
-) -> float:
-    """How many numbers the latents need locally, from distances to nearest neighbours: (n, ...) -> a dimension > 0.
+def intrinsic_dimension(latents: Any, *, method: str = "twonn", seed: int = 0) -> float:
+    """How many numbers latents (n, ...) need locally, by distances to near neighbours; > 0.
 
-    "twonn" (Facco et al. 2017) uses the ratio of the second to the first distance, "mle" (Levina and Bickel 2005, with
-    MacKay's average) the first `neighbours`. On at most 5,000 random rows. Both are too low for many dimensions and few
-    rows. Raises ValueError for an unknown method or too few distinct rows.
+    "twonn" (Facco et al. 2017) or "mle" (Levina and Bickel 2005), on at most 5,000 random rows.
+    Raises ValueError for an unknown method, NaN, or too few distinct rows.
     """
-    rows = _sample(latents, MAX_ROWS, seed).unique(dim=0)  # a copy has distance 0 and no dimension
-    needed = {"twonn": 2, "mle": neighbours}
-    if method not in needed:
-        raise ValueError(f"unknown method {method!r}; choose one of {sorted(needed)}")
-    if needed[method] < 2:
-        raise ValueError(f"{method} needs at least 2 neighbours, not {neighbours}")
-    if len(rows) <= needed[method] + 1:
+    # Both are too low for many dimensions and few rows.
+    if method not in NEIGHBOURS:
+        raise ValueError(f"unknown method {method!r}; choose one of {sorted(NEIGHBOURS)}")
+    neighbours = NEIGHBOURS[method]
+    rows = _sample(latents, seed).unique(dim=0)  # a copy has distance 0 and no dimension
+    if len(rows) <= neighbours + 1:
         raise ValueError(
-            f"{method} needs more distinct latents than {len(rows)} for {needed[method]} neighbours"
+            f"{method} needs more distinct latents than {len(rows)} for {neighbours} neighbours"
         )
-    distances = nearest_neighbours(rows, neighbours=needed[method]).distances  # (n, k)
+    distances = nearest_neighbours(rows, neighbours=neighbours).distances  # (n, k)
     logs = (distances[:, -1:] / distances[:, :-1]).log()  # (n, k - 1)
     if method == "twonn":
+        # the ratio of both distances is Pareto-distributed, with the dimension as exponent
         return float((len(rows) - 1) / logs.sum())
-    # k - 2: the unbiased form (MacKay and Ghahramani 2005)
+    # k - 2: the unbiased form, averaged as inverses (MacKay and Ghahramani 2005)
     return float((neighbours - 2) / logs.sum(dim=1).mean())
 
 
-def spectrum_numbers(latents: Any) -> dict[str, float]:
-    """The PCA spectrum in four numbers: dimensions for 90 % of the variance, effective rank, participation, top share.
+def _sample(latents: Any, seed: int) -> Tensor:
+    """At most `MAX_ROWS` random rows, flattened, float64 on the CPU."""
+    latents = as_rows(latents)
+    width_of(latents)
+    order = torch.randperm(latents.shape[0], generator=generator(seed, "geometry"))
+    rows = take_rows(latents, order[:MAX_ROWS].sort().values)
+    if not rows.isfinite().all():
+        raise ValueError("latents hold NaN or infinite values")
+    return rows.detach().flatten(1).double().cpu()
 
-    The effective rank is exp of the entropy of the variance shares, the participation ratio 1 / their squared sum.
+
+def spectrum_numbers(latents: Any) -> dict[str, float]:
+    """The PCA spectrum of latents (n, ...) in four numbers.
+
+    Dimensions for 90 % of the variance, effective rank (exp of the entropy of the variance shares),
+    participation ratio (1 / sum of their squares), and the share of the first.
     """
     spectrum = spectrum_of(latents)
     share = spectrum / spectrum.sum()
+    entropy = -(share * share.clamp(min=TINY).log()).sum()
     return {
         "dimensions_90": float((share.cumsum(0) < 0.9 * (1 - 1e-12)).sum() + 1),
-        "effective_rank": float((-(share * share.clamp(min=1e-300).log()).sum()).exp()),
+        "effective_rank": float(entropy.exp()),
         "participation_ratio": float(1 / share.square().sum()),
         "top_share": float(share[0]),
     }
 
 
 def channel_statistics(latents: Any) -> pd.DataFrame:
-    """Mean, standard deviation, skewness and excess kurtosis of each channel: (n, N, C) -> one row a channel."""
+    """Mean, std, skewness and excess kurtosis of each channel: (n, N, C) -> one row a channel."""
     latents = as_rows(latents)
     channels = latents.shape[-1]
-    width_of(latents)
-    moments = torch.zeros(4, channels, dtype=torch.float64)
-    for _, rows in flat_chunks(latents, device="cpu"):
+    count = latents.shape[0] * width_of(latents) / channels  # numbers in a channel
+
+    # Raw moments E[x^p] in one pass, then central ones by the binomial formula.
+    sums = torch.zeros(4, channels, dtype=torch.float64)
+    for _, rows in flat_chunks(latents, "cpu"):
         x = rows.view(-1, channels)
-        moments += torch.stack([(x**power).sum(dim=0) for power in (1, 2, 3, 4)])
-    m1, m2, m3, m4 = moments / (latents.shape[0] * width_of(latents) / channels)
-    variance = (m2 - m1**2).clamp(min=1e-300)
+        for power in (1, 2, 3, 4):
+            sums[power - 1] += (x**power).sum(dim=0)
+    m1, m2, m3, m4 = sums / count
+    variance = (m2 - m1**2).clamp(min=TINY)
     third = m3 - 3 * m1 * m2 + 2 * m1**3
     fourth = m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4
     columns = {
-        "mean": m1,
-        "std": variance.sqrt(),
-        "skewness": third / variance**1.5,
-        "kurtosis": fourth / variance**2 - 3,
+        "mean": m1.numpy(),
+        "std": variance.sqrt().numpy(),
+        "skewness": (third / variance**1.5).numpy(),
+        "kurtosis": (fourth / variance**2 - 3).numpy(),
     }
-    return pd.DataFrame({name: values.numpy() for name, values in columns.items()}).rename_axis(
-        "channel"
-    )
+    return pd.DataFrame(columns).rename_axis("channel")
 
 
 def token_correlation(latents: Any) -> float:
-    """Mean absolute correlation over images between one channel of two different tokens: (n, N, C) -> [0, 1].
+    """Mean absolute correlation over images between one channel of two different tokens.
 
-    0 for independent tokens, 1 for tokens that repeat each other; about sqrt(2 / (pi n)) for independent ones by
-    chance. Raises ValueError unless latents are (n, N, C) with two tokens or more.
+    (n, N, C) -> [0, 1]: 0 for independent tokens, 1 for tokens that repeat each other. Raises
+    ValueError unless there are two tokens or more.
     """
+    # By chance about sqrt(2 / (pi n)) also for independent tokens.
     latents = as_rows(latents)
     if len(latents.shape) != 3 or latents.shape[1] < 2:
         raise ValueError(
             f"tokens are compared in latents (n, N, C) with N > 1, not {tuple(latents.shape)}"
         )
-    _, tokens, channels = latents.shape
-    count, first, second = 0, 0.0, torch.zeros(channels, tokens, tokens, dtype=torch.float64)
+    count, tokens, channels = latents.shape
+
+    # Covariances of tokens in one pass; less an offset near the mean, so that little cancels.
+    first = 0.0
+    second = torch.zeros(channels, tokens, tokens, dtype=torch.float64)
     offset = None
-    for _, rows in flat_chunks(latents, device="cpu"):
+    for _, rows in flat_chunks(latents, "cpu"):
         x = rows.view(len(rows), tokens, channels).permute(2, 0, 1)  # (C, b, N)
-        offset = (
-            x.mean(dim=1, keepdim=True) if offset is None else offset
-        )  # near the mean: no cancellation
+        if offset is None:
+            offset = x.mean(dim=1, keepdim=True)
         x = x - offset
-        count, first, second = (
-            count + len(rows),
-            first + x.sum(dim=1),
-            second + x.transpose(1, 2) @ x,
-        )
+        first = first + x.sum(dim=1)
+        second = second + x.transpose(1, 2) @ x
     mean = first / count
-    covariance = second / count - mean[:, :, None] * mean[:, None, :]
-    std = covariance.diagonal(dim1=1, dim2=2).clamp(min=1e-300).sqrt()
+    covariance = second / count - mean[:, :, None] * mean[:, None, :]  # (C, N, N)
+
+    std = covariance.diagonal(dim1=1, dim2=2).clamp(min=TINY).sqrt()
     correlation = (covariance / (std[:, :, None] * std[:, None, :])).abs()
-    off = ~torch.eye(tokens, dtype=torch.bool)
-    return float(correlation[:, off].mean().clamp(max=1))
-
-
-def _sample(latents: Any, most: int, seed: int) -> Tensor:
-    """At most `most` random rows, flattened, float64 on the CPU."""
-    latents = as_rows(latents)
-    width_of(latents)
-    pick = (
-        torch.randperm(latents.shape[0], generator=generator(seed, "geometry"))[:most].sort().values
-    )
-    rows = latents[pick.to(latents.device) if isinstance(latents, Tensor) else pick.numpy()]
-    rows = rows if isinstance(rows, Tensor) else torch.tensor(rows)
-    if not rows.isfinite().all():
-        raise ValueError("latents hold NaN or infinite values")
-    return rows.detach().flatten(1).double().cpu()
+    different = ~torch.eye(tokens, dtype=torch.bool)
+    return float(correlation[:, different].mean().clamp(max=1))

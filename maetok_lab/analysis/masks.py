@@ -1,6 +1,11 @@
-"""What a tokenizer still knows of an image whose patches are hidden: one image in full, and held-out images by ratio."""
+"""What a tokenizer still knows of an image whose patches are hidden.
+
+One image under one mask in full (`study_mask`), and held-out images by ratio (`ratio_curve`). In
+every mask True = hidden.
+"""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -18,19 +23,22 @@ from maetok_lab.tokenizer.masking import block_mask, random_mask
 from maetok_lab.tokenizer.model import Tokenizer
 
 PatchClass = Literal["flat", "soft", "busy"]
-PATCH_CLASSES: dict[
-    PatchClass, tuple[float, float]
-] = {  # std of a patch's pixels, on the scale of [-1, 1]
-    "flat": (0.0, 0.02),
+# From and below which contrast a patch is of the class: std of its pixels on the scale of [-1, 1].
+PATCH_CLASSES: dict[PatchClass, tuple[float, float]] = {
+    "flat": (0.0, 0.02),  # one colour
     "soft": (0.02, 0.25),
-    "busy": (0.25, float("inf")),
+    "busy": (0.25, math.inf),  # edges, drawings
 }
 MASK_KINDS = ("random", "block", *PATCH_CLASSES)
-Distance = Callable[[Tensor, Tensor], Tensor]
+MAX_PSNR = 100.0  # dB, for an image without any error
+Distance = Callable[[Tensor, Tensor], Tensor]  # images (B, 3, H, W) twice -> (B,)
+
+
+# Masks --------------------------------------------------------------------------------------------
 
 
 def patch_contrast(images: Tensor, patch_size: int) -> Tensor:
-    """Standard deviation of each patch's pixels around the mean of their channel. (B, 3, H, W) -> (B, patches)"""
+    """Std of each patch's pixels around their channel's mean: (B, 3, H, W) -> (B, patches)."""
     pixels = patchify(images.float(), patch_size).unflatten(-1, (-1, 3))  # (B, patches, pixels, 3)
     return (pixels - pixels.mean(2, keepdim=True)).square().mean((2, 3)).sqrt()
 
@@ -38,51 +46,49 @@ def patch_contrast(images: Tensor, patch_size: int) -> Tensor:
 def draw_masks(
     images: Tensor, patch_size: int, *, kind: str = "random", ratio: float, seed: int = 0
 ) -> Tensor:
-    """One mask an image, from `seed`: "random" patches, a "block", or a share of one class of patches.
+    """One mask an image: images (B, 3, H, W) -> (B, patches) bool, True = hidden.
 
-    The classes are "flat" (one colour), "soft" and "busy" (edges, drawings), by contrast (`PATCH_CLASSES`); of those the
-    `ratio` is a share of that class. A higher ratio hides the same patches and more, except for blocks, which move.
-    images (B, 3, H, W) -> (B, patches) bool, True = hidden. Raises ValueError for another kind or ratio.
+    `kind` is "random", "block", or one of `PATCH_CLASSES`, of whose patches alone the share `ratio`
+    is hidden. Raises ValueError for another kind or ratio.
     """
     if not 0 <= ratio <= 1:
         raise ValueError(f"a mask ratio is in [0, 1], not {ratio}")
     if kind not in MASK_KINDS:
         raise ValueError(f"unknown kind of mask {kind!r}{did_you_mean(kind, MASK_KINDS)}")
-    grid, draw = (
-        (images.shape[-2] // patch_size, images.shape[-1] // patch_size),
-        generator(seed, "studio", kind),
-    )
+    grid = (images.shape[-2] // patch_size, images.shape[-1] // patch_size)
+    random = generator(seed, "studio", kind)
     if kind == "block":
-        return block_mask(len(images), grid, ratio, generator=draw).to(images.device)
+        return block_mask(len(images), grid, ratio, generator=random).to(images.device)
     if kind == "random":
-        return random_mask(len(images), grid, ratio, generator=draw).to(images.device)
+        return random_mask(len(images), grid, ratio, generator=random).to(images.device)
+
+    # A class's patches come first in random order, and its share of them is hidden: a higher ratio
+    # hides the same patches and more. (So do random masks; blocks move.)
     low, high = PATCH_CLASSES[kind]
     contrast = patch_contrast(images, patch_size)
     member = (contrast >= low) & (contrast < high)
-    order = torch.rand(member.shape, generator=draw).to(images.device).masked_fill(~member, 2.0)
-    wanted = (member.sum(1, keepdim=True) * ratio - 1e-6).ceil()
-    return order.argsort(1).argsort(1) < wanted
+    order = torch.rand(member.shape, generator=random).to(images.device).masked_fill(~member, 2.0)
+    count = (member.sum(1, keepdim=True) * ratio - 1e-6).ceil()
+    return order.argsort(1).argsort(1) < count
+
+
+# One image ----------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskStudy:
-    """All that is known of one image under one mask.
+    """All that is known of one image under one mask."""
 
-    `latents` are of the masked image, `moved` (N,) how far each token is from where the whole image puts it, `error` (H, W),
-    `psnr` in dB; `perceptual` is None without a distance. `seen` holds what each auxiliary decoder predicts, (patches, width),
-    and `targets` what it should.
-    """
-
-    image: Tensor
-    mask: Tensor
-    latents: Tensor
-    moved: Tensor
-    reconstruction: Tensor
-    error: Tensor
-    psnr: float
-    perceptual: float | None
-    seen: dict[str, Tensor]
-    targets: dict[str, Tensor]
+    image: Tensor  # (3, H, W)
+    mask: Tensor  # (patches,) bool, True = hidden
+    latents: Tensor  # (N, C), of the masked image
+    moved: Tensor  # (N,), how far each token is from where the whole image puts it, in std
+    reconstruction: Tensor  # (3, H, W)
+    error: Tensor  # (H, W)
+    psnr: float  # dB
+    perceptual: float | None  # None without a distance
+    predictions: dict[str, Tensor]  # by auxiliary decoder: (patches, width)
+    targets: dict[str, Tensor]  # what they should be
 
     @property
     def hidden(self) -> float:
@@ -102,37 +108,52 @@ def study_mask(
     targets: Mapping[str, Tensor] | None = None,
     distance: Distance | None = None,
 ) -> MaskStudy:
-    """Encode and decode one image under a mask, and compare.
+    """Encode and decode one image (3, H, W) under a mask (patches,), and compare.
 
-    image (3, H, W), mask (patches,) bool, True = hidden. `whole` (N, C), the unmasked latents, and `targets`, the decoders'
-    (see `image_targets`), are computed where they are not given: they do not depend on the mask.
+    `whole` (N, C), the unmasked latents, and `targets` of the decoders (see `image_targets`) do not
+    depend on the mask: a caller with many masks gives them.
     """
-    whole = tokenizer.encode(image[None])[0] if whole is None else whole
+    # What the mask does not change, unless it is computed already.
+    if whole is None:
+        whole = tokenizer.encode(image[None])[0]
     decoders = decoders or {}
-    targets = image_targets(decoders, image) if targets is None else dict(targets)
+    if targets is None:
+        targets = image_targets(decoders, image)
+
+    # What it does.
     latents = tokenizer.encode(image[None], mask=mask[None])
     reconstruction = tokenizer.decode(latents, tuple(image.shape[-2:]))
-    score = psnr(reconstruction, image[None]).clamp(max=100).item()
-    seen = {name: decoders[name](latents)[0].float() for name in targets}
+    perceptual = None
+    if distance is not None:
+        perceptual = float(distance(reconstruction, image[None]))
     return MaskStudy(
-        image,
-        mask,
-        latents[0],
-        token_shift(latents[0], whole, statistics.std),
-        reconstruction[0],
-        error_map(image, reconstruction[0]),
-        score,
-        None if distance is None else float(distance(reconstruction, image[None])),
-        seen,
-        targets,
+        image=image,
+        mask=mask,
+        latents=latents[0],
+        moved=token_shift(latents[0], whole, statistics.std),
+        reconstruction=reconstruction[0],
+        error=error_map(image, reconstruction[0]),
+        psnr=psnr(reconstruction, image[None]).clamp(max=MAX_PSNR).item(),
+        perceptual=perceptual,
+        predictions={name: decoders[name](latents)[0].float() for name in targets},
+        targets=dict(targets),
     )
 
 
 @torch.inference_mode()
 def image_targets(decoders: Mapping[str, AuxiliaryDecoder], image: Tensor) -> dict[str, Tensor]:
-    """What every auxiliary decoder with a target a patch should say of an image (3, H, W). -> name: (patches, width)"""
-    shown = {name: decoder for name, decoder in decoders.items() if decoder.target.by_patch}
-    return {name: decoder.target(image[None])[0].float() for name, decoder in shown.items()}
+    """What each auxiliary decoder should say of an image (3, H, W), by name: (patches, width).
+
+    Decoders of one target an image, not one a patch, are left out.
+    """
+    targets = {}
+    for name, decoder in decoders.items():
+        if decoder.target.by_patch:
+            targets[name] = decoder.target(image[None])[0].float()
+    return targets
+
+
+# Many images --------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -146,29 +167,33 @@ def ratio_curve(
     distance: Distance | None = None,
     batch_size: int = 64,
 ) -> pd.DataFrame:
-    """PSNR (dB) and perceptual distance of reconstructed images against the ratio of hidden patches.
+    """PSNR (dB) and perceptual distance of reconstructions over the ratio of hidden patches.
 
-    images (n, 3, H, W) -> one row a ratio: `ratio`, `hidden` (the share that was, less than the ratio for a class of
-    patches), `psnr` and `psnr_error` (mean and its standard error), and `perceptual` where there is a `distance`.
+    images (n, 3, H, W) -> a row a ratio: `ratio`, `hidden` (share of all patches), `psnr` (mean
+    over images), `psnr_error` (its standard error), and `perceptual` where there is a `distance`.
     """
+    # One seed for all ratios: a higher one hides the same patches and more, so the curve is smooth.
     rows = []
     for ratio in ratios:
-        mask = draw_masks(images, tokenizer.config.patch_size, kind=kind, ratio=ratio, seed=seed)
-        parts = list(zip(images.split(batch_size), mask.split(batch_size)))
-        made = [tokenizer(part, mask=hidden) for part, hidden in parts]
-        scores = torch.cat([psnr(picture, part) for picture, (part, _) in zip(made, parts)]).clamp(
-            max=100
-        )
+        masks = draw_masks(images, tokenizer.config.patch_size, kind=kind, ratio=ratio, seed=seed)
+        scores = []
+        distances = []
+        for batch, mask in zip(images.split(batch_size), masks.split(batch_size)):
+            reconstructions = tokenizer(batch, mask=mask)
+            scores.append(psnr(reconstructions, batch))
+            if distance is not None:
+                distances.append(distance(reconstructions, batch))
+        scores = torch.cat(scores).clamp(max=MAX_PSNR)
+        error = math.nan
+        if len(scores) > 1:
+            error = float(scores.std() / len(scores) ** 0.5)
         row = {
             "ratio": float(ratio),
-            "hidden": float(mask.float().mean()),
+            "hidden": float(masks.float().mean()),  # less than the ratio for a class of patches
             "psnr": float(scores.mean()),
+            "psnr_error": error,
         }
-        row["psnr_error"] = (
-            float(scores.std() / len(scores) ** 0.5) if len(scores) > 1 else float("nan")
-        )
         if distance is not None:
-            found = [distance(picture, part) for picture, (part, _) in zip(made, parts)]
-            row["perceptual"] = float(torch.cat(found).mean())
+            row["perceptual"] = float(torch.cat(distances).mean())
         rows.append(row)
     return pd.DataFrame(rows)

@@ -1,41 +1,43 @@
-"""How much a linear classifier, or the nearest neighbours, can read from latents (the paper's figure 5a).
+"""How much a linear classifier or near neighbours read from latents (the paper's figure 5a).
 
-The paper says neither how its probe was trained nor what it scored; it does say that latents are flattened. Mean-pooled
-tokens of released weights score a few per cent, so pooling is offered only to show that difference.
+The paper says neither how its probe was trained nor what it scored; it does say that latents are
+flattened. Mean-pooled tokens of released weights score a few per cent, so pooling is offered only
+to show that difference.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from maetok_lab.analysis.preprocess import as_rows, device_of, flat_chunks, width_of
+from maetok_lab.analysis.preprocess import as_rows, flat_chunks, float64_device, width_of
 from maetok_lab.neighbours import nearest_neighbours
 from maetok_lab.rng import generator
 
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the L2 penalty, among which held-out rows choose
+HELDOUT = 0.2  # share of the training rows held out for that, where there is no validation set
+ROUNDING = 1e-12  # a standard deviation or variance so much below the largest is none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """Accuracies in [0, 1] on test images; `standard_error` is that of top1, `majority` the commonest class's share.
-
-    `strength` is the L2 penalty that did best on held-out training rows (`heldout_top1`), or the number of neighbours.
-    """
+    """How well labels are read from the latents of test images; accuracies are in [0, 1]."""
 
     top1: float
     top5: float
-    standard_error: float
-    majority: float
-    strength: float
-    heldout_top1: float
+    standard_error: float  # of top1
+    majority: float  # top1 of always saying the commonest training class
+    strength: float  # L2 penalty that did best on held-out rows; or the number of neighbours
+    heldout_top1: float  # top1 on those rows; NaN for neighbours
     train_images: int
     test_images: int
     classes: int
-    pooled: bool
+    pooled: bool  # whether tokens were averaged
 
 
 def linear_probe(
@@ -47,41 +49,54 @@ def linear_probe(
     pool: bool = False,
     strengths: Sequence[float] = STRENGTHS,
     validation: tuple[Any, Tensor] | None = None,
-    heldout: float = 0.2,
     max_iterations: int = 300,
     seed: int = 0,
     precision: Literal["float64", "float32"] = "float64",
-    device: torch.device | str | None = None,
 ) -> ProbeResult:
-    """Multinomial logistic regression by L-BFGS on flattened (or mean-pooled) and standardised latents.
+    """Multinomial logistic regression on flattened (or pooled), standardised latents.
 
-    latents (n, N, C), labels (n,), and the same for test images -> ProbeResult. Minimises mean cross-entropy in nats
-    plus strength / 2 |W|^2; the strength with the best top-1 on `validation` latents and labels, or on a share
-    `heldout` of the training rows, is then fitted to all training rows. Holds all rows at once, on `device`. Raises
-    ValueError for NaN or constant latents, one class only, or lengths that do not match.
+    latents (n, N, C), labels (n,). The strength that does best on `validation` (latents, labels),
+    or on held-out training rows, is fitted to all of them. Raises ValueError for NaN or constant
+    latents, one class only, or lengths that do not match.
     """
-    device, dtype = device_of(as_rows(latents), device), getattr(torch, precision)
-    x, y = _checked(latents, labels, pool, device, dtype)
-    x_test, y_test = _checked(test_latents, test_labels, pool, device, dtype)
-    classes = int(max(y.max(), y_test.max())) + 1
-    if len(y.unique()) < 2:
-        raise ValueError(
-            f"a probe needs at least two classes among the training labels, not only {int(y[0])}"
-        )
-    basis = _Basis.of(x)
-    x, x_test = basis(x), basis(x_test)
-    if validation is None:
-        hidden = torch.zeros(len(x), dtype=torch.bool, device=device)
-        hidden[_shuffled(len(x), seed, device)[: round(heldout * len(x))]] = True
-        parts = (x[~hidden], y[~hidden], x[hidden], y[hidden])
-    else:
-        x_held, y_held = _checked(*validation, pool, device, dtype)
-        parts = (x, y, basis(x_held), y_held)
-    strength, heldout_top1, begun = _choose_strength(
-        *parts, basis.variances, classes, strengths, max_iterations
+    if not strengths or min(strengths) <= 0:
+        raise ValueError(f"strengths must be numbers > 0, not {list(strengths)}")
+    check = functools.partial(
+        _check, pool=pool, device=float64_device(as_rows(latents)), dtype=getattr(torch, precision)
     )
-    weight = _fit(x, y, basis.variances, classes, [strength], max_iterations, begun)[0]
-    return _result(_logits(x_test, weight), y, y_test, strength, heldout_top1, classes, pool)
+    train = check(latents, labels)
+    test = check(test_latents, test_labels)
+    if len(train.labels.unique()) < 2:
+        only = int(train.labels[0])
+        raise ValueError(
+            f"a probe needs at least two classes among the training labels, not only {only}"
+        )
+    basis = _Basis.of(train.rows)
+    train = basis(train)
+    classes = _class_count(train, test)
+    fit = functools.partial(_fit, variances=basis.variances, classes=classes, steps=max_iterations)
+
+    # Rows that choose the strength: those for validation, or a random share of the training rows.
+    if validation is None:
+        fitted, heldout = _split(train, seed)
+    else:
+        fitted = train
+        heldout = basis(check(*validation))
+
+    # From strong to weak: each fit begins where the one before ended. Of equals the strongest wins.
+    strengths = sorted(strengths, reverse=True)
+    weights = fit(fitted, strengths)
+    scores = [_heldout_score(weight, heldout) for weight in weights]
+    best = max(range(len(scores)), key=scores.__getitem__)
+    weight = fit(train, [strengths[best]], begin=weights[best])[0]
+    return _result(
+        _logits(basis(test).rows, weight),
+        train,
+        test,
+        strength=strengths[best],
+        heldout_top1=scores[best][0],
+        pooled=pool,
+    )
 
 
 def knn_probe(
@@ -92,104 +107,129 @@ def knn_probe(
     *,
     neighbours: int = 20,
     pool: bool = False,
-    device: torch.device | str | None = None,
 ) -> ProbeResult:
-    """Vote of the nearest training latents by cosine, after standardisation; arguments and result as of the probe.
+    """Vote of the nearest training latents by cosine, after standardisation; as `linear_probe`.
 
-    Votes count (1 + cosine), so ties go to the nearer class. Raises ValueError as `linear_probe` does, and for fewer
-    training rows than neighbours.
+    Raises the same errors, and ValueError for fewer training rows than neighbours.
     """
-    device = device_of(as_rows(latents), device)
-    x, y = _checked(latents, labels, pool, device, torch.float64)
-    x_test, y_test = _checked(test_latents, test_labels, pool, device, torch.float64)
-    if not 1 <= neighbours <= len(x):
+    device = float64_device(as_rows(latents))
+    train = _check(latents, labels, pool, device, torch.float64)
+    test = _check(test_latents, test_labels, pool, device, torch.float64)
+    if not 1 <= neighbours <= len(train.rows):
         raise ValueError(
-            f"neighbours must be between 1 and {len(x)}, the training rows, not {neighbours}"
+            f"neighbours must be between 1 and {len(train.rows)}, the training rows, "
+            f"not {neighbours}"
         )
-    mean, std = _scale(x)
-    x, x_test = (torch.nn.functional.normalize((rows - mean) / std, dim=1) for rows in (x, x_test))
-    classes = int(max(y.max(), y_test.max())) + 1
+    mean, std = _scale(train.rows)
+    x = functional.normalize((train.rows - mean) / std, dim=1)
+    x_test = functional.normalize((test.rows - mean) / std, dim=1)
+    classes = _class_count(train, test)
     near = nearest_neighbours(x_test, x, neighbours=neighbours, cosine=True)
+    # a vote counts 1 + cosine (a distance is minus the cosine), so ties go to the nearer class
     votes = x_test.new_zeros(len(x_test), classes)
-    votes.scatter_add_(1, y[near.indices], 1 - near.distances)
-    return _result(votes, y, y_test, float(neighbours), math.nan, classes, pool)
+    votes.scatter_add_(1, train.labels[near.indices], 1 - near.distances)
+    return _result(
+        votes, train, test, strength=float(neighbours), heldout_top1=math.nan, pooled=pool
+    )
 
 
-# Logistic regression --------------------------------------------------------------------------------------------------
+# Logistic regression ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Labelled:
+    """Flattened latents with their labels."""
+
+    rows: Tensor  # (n, D)
+    labels: Tensor  # (n,) int64
+
+    def part(self, selection: Tensor) -> "_Labelled":
+        """The rows in `selection` (n,) bool."""
+        return _Labelled(self.rows[selection], self.labels[selection])
+
+
+def _split(train: _Labelled, seed: int) -> tuple[_Labelled, _Labelled]:
+    """The rows to fit, and a random share `HELDOUT` of all to choose by."""
+    count = len(train.rows)
+    size = round(HELDOUT * count)
+    if not size:
+        raise ValueError("no rows are held out to choose the strength by")
+    order = torch.randperm(count, generator=generator(seed, "probe", "heldout"))
+    selection = torch.zeros(count, dtype=torch.bool)
+    selection[order[:size]] = True
+    selection = selection.to(train.rows.device)
+    return train.part(~selection), train.part(selection)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Basis:
     """Standardisation, then rotation to the principal axes of the training rows.
 
-    The rotation leaves the penalised problem as it is (outside the axes the best weights are zero), but there the
-    solver can be given steps of the right size: strongly correlated inputs then take tens of iterations, not thousands.
+    The rotation leaves the penalised problem as it is (outside the axes the best weights are zero),
+    but lets the solver take steps of the right size: strongly correlated inputs then need tens of
+    iterations, not thousands.
     """
 
-    mean: Tensor
-    std: Tensor
+    mean: Tensor  # (D,)
+    std: Tensor  # (D,)
     axes: Tensor  # (D, r)
-    variances: Tensor  # (r,)
+    variances: Tensor  # (r,), of standardised rows along the axes
 
     @classmethod
     def of(cls, x: Tensor) -> "_Basis":
-        """The basis of rows x (n, D): through the smaller of the two Gram matrices."""
+        """The basis of rows x (n, D): through the smaller of the two Gram matrices, in float64."""
         mean, std = _scale(x)
         x = ((x - mean) / std).double()
         wide = x.shape[1] > len(x)
-        values, vectors = torch.linalg.eigh((x @ x.T if wide else x.T @ x) / len(x))
-        kept = values > 1e-12 * values[-1]
-        values, vectors = values[kept], vectors[:, kept]
-        axes = x.T @ vectors / (len(x) * values).sqrt() if wide else vectors
-        return cls(mean, std, axes.to(mean.dtype), values.to(mean.dtype))
+        product = x @ x.T if wide else x.T @ x
+        variances, vectors = torch.linalg.eigh(product / len(x))
+        positive = variances > ROUNDING * variances[-1]
+        variances = variances[positive]
+        axes = vectors[:, positive]
+        if wide:  # from eigenvectors over rows to axes of unit length
+            axes = x.T @ axes / (len(x) * variances).sqrt()
+        return cls(mean, std, axes.to(mean.dtype), variances.to(mean.dtype))
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        return ((rows - self.mean) / self.std) @ self.axes
+    def __call__(self, data: _Labelled) -> _Labelled:
+        rows = ((data.rows - self.mean) / self.std) @ self.axes
+        return _Labelled(rows, data.labels)
 
 
-def _choose_strength(
-    x: Tensor,
-    y: Tensor,
-    x_held: Tensor,
-    y_held: Tensor,
-    variances: Tensor,
-    classes: int,
-    strengths: Sequence[float],
-    steps: int,
-) -> tuple[float, float, Tensor]:
-    """The strength with the best held-out top-1 (ties: lower held-out cross-entropy), that top-1, and its weights."""
-    if not strengths or min(strengths) <= 0:
-        raise ValueError(f"strengths must be numbers > 0, not {list(strengths)}")
-    if not len(y_held):
-        raise ValueError("no rows are held out to choose the strength by")
-    ordered = sorted(strengths, reverse=True)
-    fitted, scored = _fit(x, y, variances, classes, ordered, steps), []
-    for strength, weight in zip(ordered, fitted):
-        logits = _logits(x_held, weight)
-        top1 = float((logits.argmax(1) == y_held).double().mean())
-        scored.append((top1, -float(torch.nn.functional.cross_entropy(logits, y_held)), strength))
-    best = max(scored)
-    return best[2], best[0], fitted[ordered.index(best[2])]
+def _scale(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each column (D,); a constant column is divided by 1."""
+    std = x.std(dim=0, correction=0)
+    if not std.max() > 0:
+        raise ValueError(f"latents are constant: all {len(x)} training rows are the same")
+    return x.mean(dim=0), torch.where(std > ROUNDING * std.max(), std, 1.0)
 
 
 def _fit(
-    x: Tensor,
-    y: Tensor,
+    data: _Labelled,
+    strengths: Sequence[float],
+    *,
     variances: Tensor,
     classes: int,
-    strengths: Sequence[float],
     steps: int,
-    begun: Tensor | None = None,
+    begin: Tensor | None = None,
 ) -> list[Tensor]:
-    """Weights and, as last row, biases (r + 1, K) for each strength, from strong to weak, each begun at the one
-    before."""
-    truth = torch.nn.functional.one_hot(y, classes).to(x)
-    x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
-    fitted, weight = [], x.new_zeros(x.shape[1], classes) if begun is None else begun
+    """Weights (r + 1, K) for each strength in turn, each begun at the one before.
+
+    Minimises mean cross-entropy in nats + strength / 2 |W|^2 by L-BFGS. The last row of weights
+    holds the biases, which are not penalised.
+    """
+    truth = functional.one_hot(data.labels, classes).to(data.rows)
+    x = functional.pad(data.rows, (0, 1), value=1.0)  # (n, r + 1): a column for the biases
+    weight = begin
+    if weight is None:
+        weight = x.new_zeros(x.shape[1], classes)
+    curvature = functional.pad(variances, (0, 1), value=1.0)[:, None]  # (r + 1, 1)
+    weights = []
     for strength in strengths:
-        penalty = torch.cat([torch.full_like(variances, strength), variances.new_zeros(1)])[:, None]
-        # the curvature is near p (1 - p) variance + penalty: in units of its root all directions are alike
-        unit = (torch.cat([variances, variances.new_ones(1)])[:, None] / classes + penalty).rsqrt()
+        penalty = torch.full_like(curvature, strength)
+        penalty[-1] = 0.0
+        # The curvature is near p (1 - p) variance + penalty: in units of its root all directions
+        # are alike, and L-BFGS needs few steps.
+        unit = (curvature / classes + penalty).rsqrt()
         scaled = (weight / unit).requires_grad_()
         solver = torch.optim.LBFGS(
             [scaled],
@@ -205,77 +245,90 @@ def _fit(
         ) -> Tensor:
             now = scaled.detach() * unit
             log_p = (x @ now).log_softmax(dim=1)
-            scaled.grad = unit * (x.T @ ((log_p.exp() - truth) / len(x)) + penalty * now)
+            # by hand: d loss / d W = x' (p - truth) / n + penalty * W
+            residual = (log_p.exp() - truth) / len(x)
+            scaled.grad = unit * (x.T @ residual + penalty * now)
             return (penalty * now.square()).sum() / 2 - (log_p * truth).sum() / len(x)
 
         solver.step(closure)
         weight = scaled.detach() * unit
-        fitted.append(weight)
-    return fitted
+        weights.append(weight)
+    return weights
 
 
 def _logits(x: Tensor, weight: Tensor) -> Tensor:
     return x @ weight[:-1] + weight[-1]
 
 
-def _scale(x: Tensor) -> tuple[Tensor, Tensor]:
-    std = x.std(dim=0, correction=0)
-    if not std.max() > 0:
-        raise ValueError(f"latents are constant: all {len(x)} training rows are the same")
-    return x.mean(dim=0), torch.where(
-        std > 1e-12 * std.max(), std, 1.0
-    )  # a constant column stays at zero
+def _heldout_score(weight: Tensor, heldout: _Labelled) -> tuple[float, float]:
+    """Top-1, and for ties the cross-entropy with a minus: higher is better."""
+    logits = _logits(heldout.rows, weight)
+    top1 = float((logits.argmax(1) == heldout.labels).double().mean())
+    return top1, -float(functional.cross_entropy(logits, heldout.labels))
 
 
-# Checks and results ---------------------------------------------------------------------------------------------------
+# Checks and results -------------------------------------------------------------------------------
 
 
-def _checked(
+def _check(
     latents: Any, labels: Tensor, pool: bool, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    latents, labels = as_rows(latents), torch.as_tensor(labels)
+) -> _Labelled:
+    """All latents as rows on `device`, flattened or averaged over tokens, and their labels."""
+    latents = as_rows(latents)
+    labels = torch.as_tensor(labels)
     width = width_of(latents)
-    if labels.shape != (latents.shape[0],) or labels.is_floating_point():
+    count = latents.shape[0]
+    # Checked here, where a user's mistake enters.
+    if labels.shape != (count,) or labels.is_floating_point():
         raise ValueError(
-            f"labels must be ({latents.shape[0]},) whole numbers, not {labels.dtype} {tuple(labels.shape)}"
+            f"labels must be ({count},) whole numbers, not {labels.dtype} {tuple(labels.shape)}"
         )
-    if pool and len(latents.shape) != 3:
-        raise ValueError(f"only latents (n, N, C) can be pooled, not {tuple(latents.shape)}")
-    rows = torch.empty(
-        latents.shape[0], latents.shape[-1] if pool else width, dtype=dtype, device=device
-    )
-    for start, chunk in flat_chunks(latents, device=device):
-        chunk = chunk.unflatten(1, tuple(latents.shape[1:])).mean(dim=1) if pool else chunk
+    if pool:
+        if len(latents.shape) != 3:
+            raise ValueError(f"only latents (n, N, C) can be pooled, not {tuple(latents.shape)}")
+        width = latents.shape[-1]
+
+    # Converted a chunk at a time: the latents may be a memory map, the rows are in memory at once.
+    rows = torch.empty(count, width, dtype=dtype, device=device)
+    for start, chunk in flat_chunks(latents, device):
+        if pool:
+            chunk = chunk.unflatten(1, tuple(latents.shape[1:])).mean(dim=1)
         rows[start : start + len(chunk)] = chunk.to(dtype)
     if not rows.isfinite().all():
         raise ValueError("latents hold NaN or infinite values")
-    return rows, labels.to(device, torch.int64)
+    return _Labelled(rows, labels.to(device, torch.int64))
 
 
-def _shuffled(count: int, seed: int, device: torch.device) -> Tensor:
-    return torch.randperm(count, generator=generator(seed, "probe", "heldout")).to(device)
+def _class_count(train: _Labelled, test: _Labelled) -> int:
+    return int(max(train.labels.max(), test.labels.max())) + 1
 
 
 def _result(
     scores: Tensor,
-    y: Tensor,
-    y_test: Tensor,
+    train: _Labelled,
+    test: _Labelled,
+    *,
     strength: float,
     heldout_top1: float,
-    classes: int,
     pooled: bool,
 ) -> ProbeResult:
-    ranked = scores.topk(min(5, classes), dim=1).indices == y_test[:, None]
-    top1 = float(ranked[:, 0].double().mean())
+    """Accuracies of scores (n, K) of the test rows, the highest of which is the prediction."""
+    count = len(test.labels)
+    classes = scores.shape[1]
+    # with fewer than five classes top-5 is 1
+    best = scores.topk(min(5, classes), dim=1).indices
+    hits = best == test.labels[:, None]  # (n, 5)
+    top1 = float(hits[:, 0].double().mean())
+    commonest = train.labels.mode().values
     return ProbeResult(
         top1=top1,
-        top5=float(ranked.any(dim=1).double().mean()),
-        standard_error=math.sqrt(top1 * (1 - top1) / len(y_test)),
-        majority=float((y_test == y.mode().values).double().mean()),
+        top5=float(hits.any(dim=1).double().mean()),
+        standard_error=math.sqrt(top1 * (1 - top1) / count),  # of a share of `count` trials
+        majority=float((test.labels == commonest).double().mean()),
         strength=strength,
         heldout_top1=heldout_top1,
-        train_images=len(y),
-        test_images=len(y_test),
+        train_images=len(train.labels),
+        test_images=count,
         classes=classes,
         pooled=pooled,
     )

@@ -1,9 +1,10 @@
-"""The paper's theorem as a toy: learn a mixture of K Gaussians by score matching and count the samples it takes.
+"""The paper's theorem as a toy: learn K Gaussians by score matching and count the samples it takes.
 
-Theorem 2.1 (A.5, after Shah et al. 2023): data from K equally likely N(mean_i, I) in d dimensions, well separated and
-warm started; gradient descent on the denoising loss reaches error eps in the means with Theta(K^4 d^5 B^6 / eps^2)
-samples. That is an upper bound; here the growth with K is measured. The student is the theorem's: the exact score with
-its means to learn.
+Theorem 2.1 (A.5, after Shah et al. 2023): data from K equally likely N(mean_i, I) in d dimensions,
+well separated and warm started; gradient descent on the denoising loss reaches error eps in the
+means with Theta(K^4 d^5 B^6 / eps^2) samples. That is an upper bound; here the growth with K is
+measured. The student is the theorem's: the exact score with its means to learn. float64 throughout,
+it is small.
 """
 
 import dataclasses
@@ -17,20 +18,20 @@ from torch import Tensor
 from maetok_lab.config import to_json
 from maetok_lab.rng import generator
 
+TRIES = 200  # sets of random directions from which the best separated is taken
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ToySettings:
-    """`distance` is that between the nearest means and `start` the norm of the warm start's error, in noise standard
-    deviations; `time` the one noise level that is trained on, where x_t = exp(-t) x_0 + sqrt(1 - exp(-2 t)) noise.
-    """
+    """One experiment; lengths are in standard deviations of the components."""
 
-    dimensions: int = 8
-    distance: float = 6.0
-    start: float = 1.0
-    time: float = 0.3
-    steps: int = 60
-    repeats: int = 4
-    target: float = 0.3
+    dimensions: int = 8  # d
+    distance: float = 6.0  # between the two nearest means
+    start: float = 1.0  # norm of the warm start's error, for each mean
+    time: float = 0.3  # the noise level t: x_t = exp(-t) x_0 + sqrt(1 - exp(-2 t)) noise
+    steps: int = 60  # of gradient descent
+    repeats: int = 4  # sets of samples over which errors are averaged
+    target: float = 0.3  # error at which the samples needed are read off
     seed: int = 0
 
     def __post_init__(self):
@@ -45,13 +46,11 @@ def sample_complexity(
     *,
     settings: ToySettings | None = None,
 ) -> pd.DataFrame:
-    """Error of the learned means over the number of samples, for several numbers of components K.
+    """Error of the learned means for each number of components K and of samples.
 
-    -> columns `components, samples, error, spread`: the root mean square over repeats of the worst mean's distance from
-    the truth, in noise standard deviations, and its standard deviation over repeats. `.attrs["needed"]` holds the
-    samples at which the error crosses `target`, by K (between the points that enclose it, in logarithms),
-    `.attrs["exponent"]` the slope of log samples needed over log K. Raises ValueError for K < 2 or fewer samples than
-    K.
+    -> columns `components, samples, error, spread`; `.attrs` hold `needed` (samples at which the
+    error crosses `target`, by K) and `exponent` (slope of log needed over log K). Raises ValueError
+    for K < 2 or fewer samples than K.
     """
     settings = settings or ToySettings()
     if min(components) < 2 or min(samples) < max(components):
@@ -65,20 +64,28 @@ def sample_complexity(
             errors = torch.tensor(
                 [_learn(means, number, settings, repeat) for repeat in range(settings.repeats)]
             )
+            # root mean square over repeats of the worst mean's distance from the truth
             error = float(errors.square().mean().sqrt())
-            spread = float(errors.std()) if settings.repeats > 1 else math.nan
+            spread = math.nan
+            if settings.repeats > 1:
+                spread = float(errors.std())
             rows.append({"components": count, "samples": number, "error": error, "spread": spread})
     table = pd.DataFrame(rows)
-    needed = {int(k): _crossing(part, settings.target) for k, part in table.groupby("components")}
+    needed = {}
+    for count, part in table.groupby("components"):
+        needed[int(count)] = _crossing(part, settings.target)
     table.attrs = {"settings": to_json(settings), "needed": needed, "exponent": _slope(needed)}
     return table
+
+
+# The model ----------------------------------------------------------------------------------------
 
 
 def separated_means(count: int, settings: ToySettings) -> Tensor:
     """Random means (K, d) of which the nearest two are `distance` apart."""
     random = generator(settings.seed, "toy-means", count)
-    # many tries: of random directions the best separated set is kept, so that all K have like norms
-    tries = torch.randn(200, count, settings.dimensions, generator=random, dtype=torch.float64)
+    # Of many random directions the best separated set is taken, so that all K have like norms.
+    tries = torch.randn(TRIES, count, settings.dimensions, generator=random, dtype=torch.float64)
     tries = tries / tries.norm(dim=2, keepdim=True)
     nearest = torch.stack([torch.pdist(means).min() for means in tries])
     best = int(nearest.argmax())
@@ -86,61 +93,72 @@ def separated_means(count: int, settings: ToySettings) -> Tensor:
 
 
 def mixture_score(points: Tensor, means: Tensor) -> Tensor:
-    """Gradient of the log-density of equally likely N(mean_i, I): points (n, d), means (K, d) -> (n, d)."""
-    logits = points @ means.T - 0.5 * means.square().sum(dim=1)  # |x|^2 is common to all
+    """Gradient of the log-density of equally likely N(mean_i, I): (n, d), (K, d) -> (n, d)."""
+    # sum_i r_i(x) mean_i - x, with responsibilities r_i; |x|^2 is common to all and left out
+    logits = points @ means.T - 0.5 * means.square().sum(dim=1)
     return logits.softmax(dim=1) @ means - points
 
 
 def denoising_loss(means: Tensor, clean: Tensor, noise: Tensor, time: float) -> Tensor:
-    """E |s(x_t) + noise / sigma_t|^2 of the student with these means: (K, d), (n, d), (n, d) -> ()."""
-    scale, sigma = math.exp(-time), math.sqrt(1 - math.exp(-2 * time))
-    score = mixture_score(
-        scale * clean + sigma * noise, scale * means
-    )  # the noised components have unit covariance too
+    """E |s(x_t) + noise / sigma_t|^2 of a student with means (K, d); clean, noise (n, d) -> ()."""
+    scale = math.exp(-time)
+    sigma = math.sqrt(1 - math.exp(-2 * time))
+    # the noised components have unit covariance too: their score has the same form
+    score = mixture_score(scale * clean + sigma * noise, scale * means)
     return (score + noise / sigma).square().sum(dim=1).mean()
 
 
 def _learn(truth: Tensor, number: int, settings: ToySettings, repeat: int) -> float:
-    """The largest distance of a learned mean from the truth, after gradient descent on one set of samples."""
+    """Largest distance of a learned mean from the truth, after descent on one set of samples."""
     random = generator(settings.seed, "toy", len(truth), number, repeat)
     count, width = truth.shape
-    clean = truth[torch.arange(number) % count] + torch.randn(
-        number, width, generator=random, dtype=torch.float64
-    )
+    spread = torch.randn(number, width, generator=random, dtype=torch.float64)
+    clean = truth[torch.arange(number) % count] + spread
     offset = torch.randn(count, width, generator=random, dtype=torch.float64)
     means = truth + settings.start * offset / offset.norm(dim=1, keepdim=True)
+
+    # Each mean sees a share 1 / K of the samples; the curvature of the loss is 2 exp(-2 t) / K.
+    rate = 0.25 * count * math.exp(2 * settings.time)
+    late_steps = settings.steps - settings.steps // 2
     average = torch.zeros_like(means)
     for step in range(settings.steps):
         means = means.detach().requires_grad_()
         noise = torch.randn(number, width, generator=random, dtype=torch.float64)
         # antithetic pairs: the noise of the noise cancels, what is left is the samples'
         both = torch.cat([noise, -noise])
-        gradient = torch.autograd.grad(
-            denoising_loss(means, clean.repeat(2, 1), both, settings.time), means
-        )[0]
-        # each mean sees a share 1 / K of the samples; the curvature of the loss is 2 exp(-2 t) / K
-        means = means - 0.25 * count * math.exp(2 * settings.time) * gradient
+        loss = denoising_loss(means, clean.repeat(2, 1), both, settings.time)
+        means = means - rate * torch.autograd.grad(loss, means)[0]
+        # the answer is the mean of the second half: each step has noise of its own
         if step >= settings.steps // 2:
-            average += means.detach() / (settings.steps - settings.steps // 2)
+            average += means.detach() / late_steps
     return float((average - truth).norm(dim=1).max())
 
 
+# Reading the curve --------------------------------------------------------------------------------
+
+
 def _crossing(part: pd.DataFrame, target: float) -> float:
-    """Samples at which the error falls through `target`, linear between logarithms; NaN if it never does."""
-    log_n, log_error = (
-        torch.tensor(part[name].to_list(), dtype=torch.float64).log()
-        for name in ("samples", "error")
-    )
+    """Samples at which the error falls through `target`, linear in logarithms; or NaN."""
+    log_n = torch.tensor(part["samples"].to_list(), dtype=torch.float64).log()
+    log_error = torch.tensor(part["error"].to_list(), dtype=torch.float64).log()
+    above = log_error - math.log(target)
     for i in range(1, len(part)):
-        high, low = log_error[i - 1] - math.log(target), log_error[i] - math.log(target)
+        high = above[i - 1]
+        low = above[i]
         if high >= 0 > low:
-            return float((log_n[i - 1] + (log_n[i] - log_n[i - 1]) * high / (high - low)).exp())
+            step = (log_n[i] - log_n[i - 1]) * high / (high - low)
+            return float((log_n[i - 1] + step).exp())
     return math.nan
 
 
 def _slope(needed: dict[int, float]) -> float:
-    known = [(math.log(k), math.log(n)) for k, n in needed.items() if not math.isnan(n)]
-    if len(known) < 2:
+    """Least-squares slope of log samples over log K, where both are known; NaN below two."""
+    pairs = []
+    for count, number in needed.items():
+        if not math.isnan(number):
+            pairs.append((math.log(count), math.log(number)))
+    if len(pairs) < 2:
         return math.nan
-    x, y = torch.tensor(known, dtype=torch.float64).T
-    return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
+    x, y = torch.tensor(pairs, dtype=torch.float64).T
+    x = x - x.mean()
+    return float((x * (y - y.mean())).sum() / x.square().sum())

@@ -121,7 +121,7 @@ def target_pictures(study: MaskStudy, grid: tuple[int, int]) -> dict[str, np.nda
     """
     pictures = {}
     for name, target in study.targets.items():
-        sides = (study.seen[name], target)
+        sides = (study.predictions[name], target)
         if name == "hog":
             pair = [hog_picture(side, grid) for side in sides]
         else:

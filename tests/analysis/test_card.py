@@ -1,4 +1,4 @@
-"""The card holds every number of the package, survives JSON, and its correlation with a metric is scipy's."""
+"""The card holds every number of the package and survives JSON; correlations are scipy's."""
 
 import math
 
@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from maetok_lab.analysis.card import (
     CardSettings,
@@ -32,16 +33,15 @@ def decode(z):
     return z.transpose(1, 2).unflatten(2, (2, 2))[:, [0, 1, 0]] * 0.1
 
 
-def card(**given):
-    return diffusability_card(*latents(), *latents(60, "test"), settings=SETTINGS, **given)
+def card(**options):
+    return diffusability_card(*latents(), *latents(60, "test"), settings=SETTINGS, **options)
 
 
 def test_entries_are_the_numbers_of_their_functions():
     x, y = latents()
     test, test_labels = latents(60, "test")
-    table = card(
-        decode=decode, diffusion_loss={"loss": 0.4, "loss/t0.25": 0.6}, known={"psnr": 18.0}
-    )
+    losses = {"loss": 0.4, "loss/t0.25": 0.6}
+    table = card(decode=decode, diffusion_loss=losses, beside={"psnr": 18.0})
     curve = gmm_curve(x, [1, 3], dimensions=4, heldout_latents=test)
     assert table.value["gmm_nll_3"] == curve.heldout_nll[1]
     assert table.value["gmm_nll_per_dim_3"] == curve.heldout_nll[1] / 4
@@ -61,8 +61,8 @@ def test_entries_are_the_numbers_of_their_functions():
     assert table.value.notna().all()
 
 
-def test_parts_that_were_not_given_are_left_out_and_a_loss_can_be_made_on_demand():
-    table = card(diffusion_loss=lambda: {"loss": 0.3})
+def test_parts_that_were_not_given_are_left_out():
+    table = card(diffusion_loss={"loss": 0.3})
     assert table.value["diffusion_loss"] == 0.3
     assert "decoder" not in set(table.group)
 
@@ -78,21 +78,20 @@ def test_a_card_survives_json(tmp_path):
 
 def cards(count):
     random = generator(0, "cards")
-    made = {}
+    tables = {}
     for run in range(count):
         noise = torch.randn(2, generator=random).tolist()
         values = {"follows": run, "against": -(run**3), "noise": noise[0], "same": 1.0}
-        made[f"run-{run}"] = pd.DataFrame({"value": values}).rename_axis("entry")
-    return made, {f"run-{run}": 2.0**run for run in range(count)}
+        tables[f"run-{run}"] = pd.DataFrame({"value": values}).rename_axis("entry")
+    return tables, {f"run-{run}": 2.0**run for run in range(count)}
 
 
 def test_rank_correlation_agrees_with_scipy_and_is_sorted_by_strength():
-    stats = pytest.importorskip("scipy.stats")
-    made, metric = cards(8)
-    table = card_correlation(made, metric)
+    tables, metric = cards(8)
+    table = card_correlation(tables, metric)
     assert table.rho["follows"] == pytest.approx(1)
     assert table.rho["against"] == pytest.approx(-1)
-    noise = [c.value["noise"] for c in made.values()]
+    noise = [c.value["noise"] for c in tables.values()]
     assert table.rho["noise"] == pytest.approx(
         stats.spearmanr(noise, list(metric.values())).statistic
     )
@@ -102,34 +101,35 @@ def test_rank_correlation_agrees_with_scipy_and_is_sorted_by_strength():
     assert table.high["noise"] - table.low["noise"] > 0.5
 
 
-def test_correlation_takes_runs_that_hold_their_cards(tmp_path):
-    made, metric = cards(6)
-    for name, one in made.items():
+def test_runs_hold_their_cards(tmp_path):
+    tables, metric = cards(6)
+    for name, one in tables.items():
         (tmp_path / name).mkdir()
         full = one.assign(group="shape", error=math.nan, unit="")
         full.attrs = {"settings": {}, "gmm_protocol": {}, "curves": {}}
         write_card(full, tmp_path / name / "card.json")
-    folders = [tmp_path / name for name in made]
-    assert list(cards_of(folders)) == list(made)
-    pd.testing.assert_frame_equal(card_correlation(folders, metric), card_correlation(made, metric))
+    folders = [tmp_path / name for name in tables]
+    held = cards_of(folders)
+    assert list(held) == list(tables)
+    pd.testing.assert_frame_equal(card_correlation(held, metric), card_correlation(tables, metric))
     (tmp_path / "bare").mkdir()
     with pytest.raises(FileNotFoundError, match=r"run bare has no card: it needs card\.json"):
-        card_correlation([*folders, tmp_path / "bare"], metric)
+        cards_of([*folders, tmp_path / "bare"])
 
 
 def test_few_runs_are_said_to_mean_nothing():
-    made, metric = cards(4)
+    tables, metric = cards(4)
     with pytest.warns(UserWarning, match="over 4 runs mean nothing"):
-        table = card_correlation(made, metric)
+        table = card_correlation(tables, metric)
     assert np.isnan(table.low).all()
     with pytest.raises(ValueError, match=r"no metric for \['run-1'\]"):
-        card_correlation(made, {"run-0": 1.0, "run-2": 2.0, "run-3": 3.0})
+        card_correlation(tables, {"run-0": 1.0, "run-2": 2.0, "run-3": 3.0})
     with pytest.raises(ValueError, match="at least three runs"):
-        card_correlation({name: made[name] for name in ("run-0", "run-1")}, metric)
-    made["run-1"].attrs["settings"] = {"seed": 1}
+        card_correlation({name: tables[name] for name in ("run-0", "run-1")}, metric)
+    tables["run-1"].attrs["settings"] = {"seed": 1}
     with pytest.warns(UserWarning, match="over 4 runs"):
-        pd.testing.assert_frame_equal(card_correlation(made, metric), table)
-    made["run-1"].attrs["settings"] = {"dimensions": 7}
+        pd.testing.assert_frame_equal(card_correlation(tables, metric), table)
+    tables["run-1"].attrs["settings"] = {"dimensions": 7}
     with pytest.raises(ValueError, match="different settings"):
-        card_correlation(made, metric)
+        card_correlation(tables, metric)
     assert math.isfinite(table.rho["follows"])

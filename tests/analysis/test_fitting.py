@@ -1,4 +1,4 @@
-"""Expectation maximisation against scikit-learn from the same start, and densities that integrate to one."""
+"""Expectation maximisation against scikit-learn; densities that integrate to one."""
 
 import itertools
 import json
@@ -9,19 +9,24 @@ import numpy as np
 import pytest
 import torch
 
-from maetok_lab.analysis.fitting import fit_gmm, split_heaviest
+from maetok_lab.analysis.fitting import GmmProtocol
+from maetok_lab.analysis.fitting import fit_gmm as fit_protocol
 from maetok_lab.analysis.mixture import Mixture
 from maetok_lab.rng import generator
 
 
 def blobs(components, width, count, spread=8.0, seed=0):
-    """Rows (count, width) from unit Gaussians whose centres lie far apart, and their components (count,)."""
+    """Rows (count, width) from unit Gaussians with far centres, and their components (count,)."""
     random = generator(seed, "blobs", components, width)
     centres = spread * torch.randn(components, width, generator=random, dtype=torch.float64)
     labels = torch.arange(count) % components
     return centres[labels] + torch.randn(
         count, width, generator=random, dtype=torch.float64
     ), labels
+
+
+def fit_gmm(points, components, *, start=None, **options):
+    return fit_protocol(points, components, GmmProtocol(**options), start=start)
 
 
 def start_of(points, components, covariance):
@@ -48,7 +53,7 @@ def test_same_start_and_iterations_give_scikit_learns_likelihood(covariance, ite
         tolerance=0,
         covariance_floor=1e-6,
     )
-    theirs = pytest.importorskip("sklearn.mixture").GaussianMixture(
+    sklearn = pytest.importorskip("sklearn.mixture").GaussianMixture(
         5,
         covariance_type=covariance,
         tol=0,
@@ -58,16 +63,16 @@ def test_same_start_and_iterations_give_scikit_learns_likelihood(covariance, ite
         means_init=start.means.numpy(),
         precisions_init=start.covariances.numpy(),  # all are one
     )
-    theirs.fit(points.numpy())
+    sklearn.fit(points.numpy())
     assert ours.iterations == iterations
-    assert -ours.train_nll == pytest.approx(theirs.score(points.numpy()), rel=1e-9)
-    np.testing.assert_allclose(ours.means, theirs.means_, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(ours.covariances, theirs.covariances_, rtol=1e-6, atol=1e-9)
+    assert -ours.train_nll == pytest.approx(sklearn.score(points.numpy()), rel=1e-9)
+    np.testing.assert_allclose(ours.means, sklearn.means_, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(ours.covariances, sklearn.covariances_, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(
-        ours.log_prob(points), theirs.score_samples(points.numpy()), rtol=1e-8
+        ours.log_prob(points), sklearn.score_samples(points.numpy()), rtol=1e-8
     )
-    assert (ours.predict(points).numpy() == theirs.predict(points.numpy())).all()
-    assert ours.num_parameters == theirs._n_parameters()
+    assert (ours.predict(points).numpy() == sklearn.predict(points.numpy())).all()
+    assert ours.num_parameters == sklearn._n_parameters()
 
 
 @pytest.mark.parametrize("covariance", ["diag", "full"])
@@ -100,8 +105,8 @@ def test_density_integrates_to_one(width, covariance):
 def test_well_separated_components_are_found():
     points, labels = blobs(12, 8, 600)
     mixture = fit_gmm(points, 12)
-    found = mixture.predict(points)
-    pairs = torch.stack([labels, found]).unique(dim=1)
+    predictions = mixture.predict(points)
+    pairs = torch.stack([labels, predictions]).unique(dim=1)
     assert pairs.shape[1] == 12  # a bijection
     torch.testing.assert_close(
         mixture.weights, torch.full((12,), 1 / 12).double(), atol=1e-3, rtol=0
@@ -117,45 +122,38 @@ def test_an_empty_component_is_put_where_the_rows_are():
     assert lost.train_nll == pytest.approx(fit_gmm(points, 3).train_nll, abs=0.05)
 
 
-def test_splitting_keeps_weight_and_mass_and_fits_no_worse():
-    points, _ = blobs(4, 3, 200)
-    two = fit_gmm(points, 2)
-    five = split_heaviest(two, 5)
-    assert float(five.weights.sum()) == pytest.approx(1)
-    torch.testing.assert_close(five.weights @ five.means, two.weights @ two.means)
-    assert fit_gmm(points, 5, start=five).train_nll < two.train_nll
-    with pytest.raises(ValueError, match="from 2 components to 1"):
-        split_heaviest(two, 1)
-
-
-def test_small_chunks_and_memory_maps_change_nothing(tmp_path):
+def test_small_chunks_and_memory_maps_change_nothing(tmp_path, monkeypatch):
     points, _ = blobs(5, 4, 333, spread=1.5)
     np.save(tmp_path / "points.npy", points.numpy())
     mapped = np.load(tmp_path / "points.npy", mmap_mode="r")
-    whole, parts = fit_gmm(points, 5), fit_gmm(mapped, 5, chunk_rows=50)
+    whole = fit_gmm(points, 5)
+    monkeypatch.setattr("maetok_lab.analysis.mixture.CHUNK_VALUES", {"cpu": 0})  # 16 rows
+    parts = fit_gmm(mapped, 5)
     assert parts.train_nll == pytest.approx(whole.train_nll, rel=1e-10)
     torch.testing.assert_close(parts.means, whole.means, rtol=1e-6, atol=1e-8)
 
 
 def test_features_too_large_to_keep_are_made_again(monkeypatch):
     points, _ = blobs(4, 4, 200)
-    kept = fit_gmm(points, 4, covariance="full")
-    monkeypatch.setattr("maetok_lab.analysis.mixture.KEEP", 0)
+    cached = fit_gmm(points, 4, covariance="full")
+    monkeypatch.setattr("maetok_lab.analysis.mixture.CACHE_BYTES", 0)
     assert fit_gmm(points, 4, covariance="full").train_nll == pytest.approx(
-        kept.train_nll, rel=1e-10
+        cached.train_nll, rel=1e-10
     )
 
 
 def test_float32_agrees_with_float64():
     points, _ = blobs(5, 6, 500, spread=2.0)
-    exact, fast = fit_gmm(points, 5), fit_gmm(points, 5, precision="float32")
+    exact = fit_gmm(points, 5)
+    fast = fit_gmm(points, 5, precision="float32")
     assert fast.train_nll == pytest.approx(exact.train_nll, rel=1e-4)
     assert fast.means.dtype == torch.float64
 
 
 def test_more_restarts_are_no_worse_and_seeds_are_obeyed():
     points, _ = blobs(20, 3, 400, spread=2.0)
-    one, many = (fit_gmm(points, 20, restarts=n).train_nll for n in (1, 20))
+    one = fit_gmm(points, 20, restarts=1).train_nll
+    many = fit_gmm(points, 20, restarts=20).train_nll
     assert many <= one + 1e-3
     assert fit_gmm(points, 20, seed=3).train_nll == fit_gmm(points, 20, seed=3).train_nll
     assert (
@@ -196,6 +194,8 @@ def test_errors_say_what_came():
         fit_gmm(torch.ones(20, 2), 2)
     with pytest.raises(ValueError, match="covariance 'tied'"):
         fit_gmm(points, 2, covariance="tied")
+    with pytest.raises(ValueError, match="precision must be float64 or float32, not 'float16'"):
+        fit_gmm(points, 2, precision="float16")
     with pytest.raises(ValueError, match="the start has"):
         fit_gmm(points, 3, start=start_of(points, 2, "diag"))
     with pytest.raises(ValueError, match=r"points must be \(n, 2\)"):
@@ -205,22 +205,8 @@ def test_errors_say_what_came():
 def test_the_benchmark_compares_with_scikit_learn_and_projects(repository, capsys, monkeypatch):
     monkeypatch.syspath_prepend(repository / "benchmarks")
     main = runpy.run_path(str(repository / "benchmarks" / "gmm.py"))["main"]
-    main(
-        [
-            "--rows",
-            "300",
-            "--width",
-            "8",
-            "--components",
-            "4",
-            "--iterations",
-            "3",
-            "--repeats",
-            "1",
-            "--threads",
-            "1",
-        ]
-    )
+    options = "--rows 300 --width 8 --components 4 --iterations 3 --repeats 1 --threads 1"
+    main(options.split())
     line = json.loads(capsys.readouterr().out)
     assert (line["rows"], line["components"], line["threads"]) == (300, 4, 1)
     assert line["times_sklearn_float64"] > 0

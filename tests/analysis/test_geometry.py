@@ -1,4 +1,4 @@
-"""Dimensions of known clouds, spectra of known variances, statistics against pandas, and tokens that repeat each other."""
+"""Dimensions of known clouds, known spectra, statistics against pandas, repeated tokens."""
 
 import math
 

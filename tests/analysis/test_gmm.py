@@ -50,21 +50,21 @@ def test_held_out_latents_of_ones_own_are_scored_by_the_training_pca():
     x, other = modes(4), modes(4)[:50] + 0.1
     table = gmm_curve(x, [4], dimensions=3, heldout_latents=other)
     reducer = fit_reducer(x, dimensions=3)
-    mixture = fit_gmm(reducer.transform(x), 4)
+    mixture = fit_gmm(reducer.transform(x), 4, GmmProtocol())
     assert table.heldout_nll[0] == pytest.approx(
         -float(mixture.log_prob(reducer.transform(other)).mean()), rel=1e-9
     )
     assert table.attrs["rows"] == 600
 
 
-def test_streaming_a_memory_map_equals_in_memory(tmp_path):
+def test_streaming_a_memory_map_equals_in_memory(tmp_path, monkeypatch):
     x = modes(6, spread=2.0)
     np.save(tmp_path / "latents.npy", x.numpy())
     mapped = np.load(tmp_path / "latents.npy", mmap_mode="r")
-    whole, parts = (
-        gmm_curve(x, [1, 6], variance=0.95),
-        gmm_curve(mapped, [1, 6], variance=0.95, chunk_rows=64),
-    )
+    whole = gmm_curve(x, [1, 6], variance=0.95)
+    monkeypatch.setattr("maetok_lab.analysis.preprocess.CHUNK_VALUES", 64 * 6)
+    monkeypatch.setattr("maetok_lab.analysis.mixture.CHUNK_VALUES", {"cpu": 0})
+    parts = gmm_curve(mapped, [1, 6], variance=0.95)
     pd.testing.assert_frame_equal(parts, whole, rtol=1e-8, atol=1e-12)
     assert whole.attrs == parts.attrs
 
@@ -76,22 +76,35 @@ def test_scores_too_large_for_memory_go_to_a_file(monkeypatch):
     np.testing.assert_allclose(gmm_curve(x, [1, 6]).train_nll, whole.train_nll, rtol=1e-12)
 
 
-@pytest.mark.parametrize("warm_start", [False, True])
-def test_a_stopped_curve_goes_on_from_the_finished_numbers(tmp_path, warm_start):
+def test_a_stopped_curve_goes_on_from_the_finished_numbers(tmp_path, monkeypatch):
     x = modes(6, 300, spread=2.0)
-    want = gmm_curve(x, [1, 3, 6], warm_start=warm_start)
+    want = gmm_curve(x, [1, 3, 6])
+    fitted = []
 
-    def stop(row, mixture):
-        if row["components"] == 3:
+    def fit(points, components, *options, **keywords):
+        if components == limit:
             raise KeyboardInterrupt
+        fitted.append(components)
+        return fit_gmm(points, components, *options, **keywords)
 
+    monkeypatch.setattr("maetok_lab.analysis.gmm.fit_gmm", fit)
+    limit = 6
     with pytest.raises(KeyboardInterrupt):
-        gmm_curve(x, [1, 3, 6], warm_start=warm_start, folder=tmp_path, on_row=stop)
-    fitted = len(list(tmp_path.glob("*.json")))
-    assert fitted == 2
-    resumed = gmm_curve(x, [1, 3, 6], warm_start=warm_start, folder=tmp_path)
+        gmm_curve(x, [1, 3, 6], folder=tmp_path)
+    assert len(list(tmp_path.glob("*.json"))) == 2
+    limit = None
+    resumed = gmm_curve(x, [1, 3, 6], folder=tmp_path)
     pd.testing.assert_frame_equal(resumed, want, check_exact=True)
     assert len(list(tmp_path.glob("*.json"))) == 3
+    assert fitted == [1, 3, 6]
+
+
+def test_numbers_of_the_first_edition_are_found_by_their_name(tmp_path):
+    config, data = "cc0fcfed5f2a2c57", "6c4b16eb36d2319d"
+    gmm_curve((torch.arange(60.0) ** 2 % 101).view(20, 3), [1, 2], dimensions=2, folder=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"gmm-{config}-{data}-{count}.json" for count in (1, 2)
+    ]
 
 
 def test_finished_numbers_are_read_only_for_the_same_data_and_protocol(tmp_path):

@@ -106,7 +106,7 @@ def test_a_study_is_the_tokenizers_own_answer(tokenizer, decoders, images):
         study = study_mask(tokenizer, image, mask, statistics, decoders=decoders, distance=distance)
         torch.testing.assert_close(study.reconstruction, reconstruction)
         torch.testing.assert_close(study.latents, latents)
-        torch.testing.assert_close(study.seen["hog"], decoders["hog"](latents[None])[0])
+        torch.testing.assert_close(study.predictions["hog"], decoders["hog"](latents[None])[0])
     assert study.hidden == 0.5
     assert study.psnr == pytest.approx(psnr(reconstruction[None], image[None]).item())
     assert study.perceptual == pytest.approx((reconstruction - image).abs().mean().item(), rel=1e-5)
@@ -116,18 +116,18 @@ def test_a_study_is_the_tokenizers_own_answer(tokenizer, decoders, images):
     torch.testing.assert_close(study.targets["hog"], hog(image[None], 4, 4)[0])
     assert study.error.shape == (32, 32)
     without = study_mask(tokenizer, image, mask, statistics)
-    assert (without.perceptual, without.seen) == (None, {})
+    assert (without.perceptual, without.predictions) == (None, {})
 
 
 def test_what_was_computed_before_is_taken(tokenizer, decoders, images):
     statistics = token_statistics(tokenizer.encode(images).detach())
     mask = torch.zeros(64, dtype=torch.bool)
-    given = {"whole": torch.zeros(16, 4), "targets": image_targets(decoders, images[1])}
-    study = study_mask(tokenizer, images[0], mask, statistics, decoders=decoders, **given)
+    computed = {"whole": torch.zeros(16, 4), "targets": image_targets(decoders, images[1])}
+    study = study_mask(tokenizer, images[0], mask, statistics, decoders=decoders, **computed)
     torch.testing.assert_close(
         study.moved, (study.latents / statistics.std).square().mean(-1).sqrt()
     )
-    assert study.targets["hog"] is given["targets"]["hog"]
+    assert study.targets["hog"] is computed["targets"]["hog"]
 
 
 def test_the_curve_is_the_mean_over_images_of_the_same_scores(tokenizer, images):
@@ -140,9 +140,13 @@ def test_the_curve_is_the_mean_over_images_of_the_same_scores(tokenizer, images)
     assert curve["ratio"].tolist() == [0.0, 1.0]
     assert curve["hidden"].tolist() == [0.0, 0.25]
     with torch.inference_mode():
-        made = tokenizer(images, mask=draw_masks(images, 4, kind="busy", ratio=1.0, seed=1))
-    scores = psnr(made, images)
+        reconstructions = tokenizer(
+            images, mask=draw_masks(images, 4, kind="busy", ratio=1.0, seed=1)
+        )
+    scores = psnr(reconstructions, images)
     assert curve["psnr"][1] == pytest.approx(scores.mean().item(), rel=1e-5)
     assert curve["psnr_error"][1] == pytest.approx(scores.std().item() / 6**0.5, rel=1e-4)
-    assert curve["perceptual"][1] == pytest.approx(distance(made, images).mean().item(), rel=1e-5)
+    assert curve["perceptual"][1] == pytest.approx(
+        distance(reconstructions, images).mean().item(), rel=1e-5
+    )
     assert "perceptual" not in ratio_curve(tokenizer, images, ratios=(0.5,))

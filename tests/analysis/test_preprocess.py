@@ -34,22 +34,16 @@ def test_scores_are_standardised_and_agree_with_scikit_learn():
         scores.std(0, correction=0), torch.ones(5).double(), rtol=1e-9, atol=0
     )
     pca = decomposition.PCA(5, svd_solver="full").fit(x.flatten(1).double().numpy())
-    theirs = pca.transform(x.flatten(1).double().numpy())
-    theirs /= theirs.std(0)
-    np.testing.assert_allclose(np.abs(scores.numpy()), np.abs(theirs), atol=1e-8)
+    sklearn = pca.transform(x.flatten(1).double().numpy())
+    sklearn /= sklearn.std(0)
+    np.testing.assert_allclose(np.abs(scores.numpy()), np.abs(sklearn), atol=1e-8)
     assert reducer.explained == pytest.approx(pca.explained_variance_ratio_.sum())
 
 
 def test_variance_picks_the_fewest_dimensions_that_explain_it():
     spectrum = torch.tensor([5.0, 3.0, 1.5, 0.5], dtype=torch.float64)
-    assert [needed_dimensions(spectrum, v) for v in (0.1, 0.5, 0.51, 0.8, 0.95, 1.0)] == [
-        1,
-        1,
-        2,
-        2,
-        3,
-        4,
-    ]
+    needed = [needed_dimensions(spectrum, v) for v in (0.1, 0.5, 0.51, 0.8, 0.95, 1.0)]
+    assert needed == [1, 1, 2, 2, 3, 4]
     x = latents()
     reducer = fit_reducer(x, variance=0.9)
     assert reducer.explained >= 0.9
@@ -80,18 +74,20 @@ def test_fewer_rows_than_numbers_a_row_give_the_same_scores():
     torch.testing.assert_close(narrow.transform(x).std(0, correction=0), torch.ones(5).double())
 
 
-def test_chunks_of_a_memory_map_give_what_memory_gives(tmp_path):
+def test_chunks_of_a_memory_map_give_what_memory_gives(tmp_path, monkeypatch):
     x = latents().half()
     np.save(tmp_path / "latents.npy", x.numpy())
     mapped = np.load(tmp_path / "latents.npy", mmap_mode="r")
-    whole, parts = fit_reducer(x, dimensions=6), fit_reducer(mapped, dimensions=6, chunk_rows=37)
-    torch.testing.assert_close(
-        parts.transform(mapped, chunk_rows=11), whole.transform(x), rtol=1e-8, atol=1e-8
-    )
-    assert data_hash(row_hashes(mapped, chunk_rows=7)) == data_hash(row_hashes(x))
+    whole = fit_reducer(x, dimensions=6)
+    want = whole.transform(x)
+    data = data_hash(row_hashes(x))
+    monkeypatch.setattr("maetok_lab.analysis.preprocess.CHUNK_VALUES", 37 * 24)
+    parts = fit_reducer(mapped, dimensions=6)
+    torch.testing.assert_close(parts.transform(mapped), want, rtol=1e-8, atol=1e-8)
+    assert data_hash(row_hashes(mapped)) == data
 
 
-def test_a_latent_dataset_is_read_when_sliced():
+def test_a_latent_dataset_is_read_when_sliced(monkeypatch):
     class Cache:  # what the analysis uses of data.latents.LatentDataset
         num_tokens, latent_dim, device = 4, 6, torch.device("cpu")
 
@@ -102,19 +98,21 @@ def test_a_latent_dataset_is_read_when_sliced():
             return latents()[indices]
 
     want = fit_reducer(latents(), dimensions=3).transform(latents())
-    torch.testing.assert_close(
-        fit_reducer(Cache(), dimensions=3).transform(Cache(), chunk_rows=70), want
-    )
+    reducer = fit_reducer(Cache(), dimensions=3)
+    monkeypatch.setattr("maetok_lab.analysis.preprocess.CHUNK_VALUES", 70 * 24)
+    torch.testing.assert_close(reducer.transform(Cache()), want)
     assert data_hash(check_latents(Cache())) == data_hash(check_latents(latents()))
 
 
 def test_only_training_rows_are_fitted():
     x = latents()
-    train = torch.rand(len(x), generator=generator(0, "train")) < 0.5
-    fitted = fit_reducer(x, dimensions=4, train=train)
-    alone = fit_reducer(x[train], dimensions=4)
+    selection = torch.rand(len(x), generator=generator(0, "train")) < 0.5
+    fitted = fit_reducer(x, dimensions=4, selection=selection)
+    alone = fit_reducer(x[selection], dimensions=4)
     torch.testing.assert_close(fitted.components, alone.components)
-    torch.testing.assert_close(fitted.transform(x, rows=train), alone.transform(x[train]))
+    torch.testing.assert_close(
+        fitted.transform(x, selection=selection), alone.transform(x[selection])
+    )
 
 
 def test_common_dimensions_satisfy_every_set_of_latents():

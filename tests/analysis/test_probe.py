@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from maetok_lab.analysis.probe import _Basis, _fit, _logits, knn_probe, linear_probe
+from maetok_lab.analysis.probe import _Basis, _fit, _Labelled, _logits, knn_probe, linear_probe
 from maetok_lab.rng import generator
 
 
 def labelled(count=400, classes=7, tokens=4, channels=5, name="train", noise=1.5):
-    """Latents whose class is written in one token each, so that pooling blurs it; labels (count,)."""
+    """Latents whose class is in single tokens, so that pooling blurs it; labels (count,)."""
     centres = torch.randn(classes, tokens, channels, generator=generator(0, "centres"))
     centres -= centres.mean(dim=1, keepdim=True)  # nothing is left for a pooled probe
     labels = torch.randint(classes, (count,), generator=generator(0, name, "labels"))
@@ -27,13 +27,14 @@ def test_logistic_regression_agrees_with_scikit_learn():
         torch.cat([x, x[..., :1] + 1e-3 * x[..., 1:2]], dim=2).flatten(1).double()
     )  # nearly collinear
     basis = _Basis.of(x)
-    weight = _fit(basis(x), y, basis.variances, 7, [1e-2], 100)[0]
+    data = basis(_Labelled(x, y))
+    weight = _fit(data, [1e-2], variances=basis.variances, classes=7, steps=100)[0]
     scaled = ((x - x.mean(0)) / x.std(0, correction=0)).numpy()
-    theirs = linear_model.LogisticRegression(C=1 / (1e-2 * len(x)), tol=1e-10, max_iter=5000).fit(
+    sklearn = linear_model.LogisticRegression(C=1 / (1e-2 * len(x)), tol=1e-10, max_iter=5000).fit(
         scaled, y.numpy()
     )
     np.testing.assert_allclose(
-        _logits(basis(x), weight).softmax(1), theirs.predict_proba(scaled), atol=2e-4
+        _logits(data.rows, weight).softmax(1), sklearn.predict_proba(scaled), atol=2e-4
     )
 
 
@@ -68,10 +69,10 @@ def test_the_strength_is_chosen_on_held_out_rows():
     x, y = labelled(60, noise=4)  # few and noisy: a weak penalty overfits
     test, test_labels = labelled(300, name="test", noise=4)
     validation = labelled(300, name="validation", noise=4)
-    chosen = linear_probe(x, y, test, test_labels, strengths=(1e-6, 1.0), validation=validation)
-    assert chosen.strength == 1.0
+    both = linear_probe(x, y, test, test_labels, strengths=(1e-6, 1.0), validation=validation)
+    assert both.strength == 1.0
     weak = linear_probe(x, y, test, test_labels, strengths=(1e-6,), validation=validation)
-    assert weak.heldout_top1 < chosen.heldout_top1
+    assert weak.heldout_top1 < both.heldout_top1
 
 
 def test_probe_does_not_depend_on_scale_or_a_constant_column():

@@ -1,4 +1,4 @@
-"""The toy's score is the gradient of its density, its truth is the minimum of its loss, and more modes need more samples."""
+"""The toy's score, its loss, and samples that more modes need."""
 
 import math
 

@@ -39,17 +39,17 @@ def study(**changes):
     }
     empty |= {"reconstruction": -image, "error": torch.ones(16, 16), "psnr": 3.0, "perceptual": 0.5}
     target = hog(image[None], 4, 4)[0]
-    empty |= {"seen": {"hog": 0 * target, "semantic": torch.randn(16, 7)}}
+    empty |= {"predictions": {"hog": 0 * target, "semantic": torch.randn(16, 7)}}
     empty |= {"targets": {"hog": target, "semantic": torch.randn(16, 7)}}
     return MaskStudy(**empty | changes)
 
 
 def test_hidden_patches_are_grey_and_others_untouched():
     image = torch.rand(3, 8, 12) * 2 - 1
-    shown = masked_picture(image, torch.tensor([True, False, False, False, False, True]), 4)
-    assert (shown[:4, :4] == HIDDEN).all()
-    assert (shown[4:, 8:] == HIDDEN).all()
-    assert np.array_equal(shown[:4, 4:], to_uint8(image[:, :4, 4:]).movedim(0, -1).numpy())
+    picture = masked_picture(image, torch.tensor([True, False, False, False, False, True]), 4)
+    assert (picture[:4, :4] == HIDDEN).all()
+    assert (picture[4:, 8:] == HIDDEN).all()
+    assert np.array_equal(picture[:4, 4:], to_uint8(image[:, :4, 4:]).movedim(0, -1).numpy())
 
 
 def test_heat_rises_with_the_value_up_to_its_limit():
@@ -87,9 +87,9 @@ def test_a_glyph_stands_where_its_cell_is():
 
 def test_components_are_the_targets_own_and_show_equal_features_alike():
     target = torch.randn(16, 9, generator=torch.Generator().manual_seed(0))
-    same, shown = component_pictures(target, target.clone(), target, grid=(4, 4))
-    assert np.array_equal(same, shown)
-    assert shown.shape == (4, 4, 3)
+    same, picture = component_pictures(target, target.clone(), target, grid=(4, 4))
+    assert np.array_equal(same, picture)
+    assert picture.shape == (4, 4, 3)
     mean = component_pictures(target, target.mean(0).expand(16, 9), grid=(4, 4))[0]
     assert abs(mean.astype(int) - 128).max() <= 1, "the mean is in the middle of every axis"
     with_few = component_pictures(torch.randn(2, 9), torch.randn(2, 9), grid=(1, 2))[0]
