@@ -17,23 +17,27 @@ def reference(name, count=60):
 
 def test_the_class_that_is_drawn_badly_stands_out():
     labels, real_labels = torch.arange(60) % 3, torch.arange(90) % 3
-    made, real = reference("made"), reference("real", 90)
-    made.features[labels == 1] += 3
-    table = evaluate_classes(made, labels, real, real_labels, ["a", "b", "c"])
+    samples, real = reference("made"), reference("real", 90)
+    samples.features[labels == 1] += 3
+    table = evaluate_classes(samples, labels, real, real_labels, ["a", "b", "c"])
     assert table.index.tolist() == ["a", "b", "c"]
     assert table["kid"].idxmax() == "b"
     assert table.loc["b", "precision"] < table.loc["a", "precision"]
-    want = kernel_distance(made.features[labels == 2], real.features[real_labels == 2])
-    assert table.loc["c", ["kid", "low", "high"]].tolist() == [want.value, want.low, want.high]
+    expected = kernel_distance(samples.features[labels == 2], real.features[real_labels == 2])
+    assert table.loc["c", ["kid", "low", "high"]].tolist() == [
+        expected.value,
+        expected.low,
+        expected.high,
+    ]
     assert table["images"].tolist() == [20, 20, 20]
 
 
 def test_a_class_of_few_images_has_no_numbers_and_labels_must_fit():
-    made, real = reference("made"), reference("real")
+    samples, real = reference("made"), reference("real")
     labels = torch.zeros(60, dtype=torch.long)
     labels[:5] = 1
-    table = evaluate_classes(made, labels, real, torch.arange(60) % 2, ["many", "few"])
+    table = evaluate_classes(samples, labels, real, torch.arange(60) % 2, ["many", "few"])
     assert table.loc["few", ["kid", "precision"]].isna().all()
     assert table.loc["many"].notna().all()
     with pytest.raises(ValueError, match="real has 60 images, but 59 labels came"):
-        evaluate_classes(made, labels, real, labels[:59], ["many", "few"])
+        evaluate_classes(samples, labels, real, labels[:59], ["many", "few"])

@@ -1,4 +1,4 @@
-"""Features do not depend on how images arrive or how many at once; names say which network made them."""
+"""Features do not depend on how images arrive or how many at once; names carry the network."""
 
 import importlib.metadata
 import math
@@ -57,15 +57,15 @@ def images(count=23, name="images"):
 
 
 def test_batch_size_and_way_of_arrival_change_nothing():
-    want = image_features(images(), TinyNet(), batch_size=64)
-    assert want.shape == (23, 6)
+    expected = image_features(images(), TinyNet(), batch_size=64)
+    assert expected.shape == (23, 6)
     for batch_size in (1, 7):
         torch.testing.assert_close(
-            image_features(images(), TinyNet(), batch_size=batch_size), want, rtol=1e-5, atol=0
+            image_features(images(), TinyNet(), batch_size=batch_size), expected, rtol=1e-5, atol=0
         )
-    for given in (Source(images()), iter(images().split(5)), [images()[:20], images()[20:]]):
+    for source in (Source(images()), iter(images().split(5)), [images()[:20], images()[20:]]):
         torch.testing.assert_close(
-            image_features(given, TinyNet(), batch_size=7), want, rtol=1e-5, atol=0
+            image_features(source, TinyNet(), batch_size=7), expected, rtol=1e-5, atol=0
         )
 
 
@@ -120,21 +120,21 @@ def test_a_reference_is_known_by_its_pixels():
 
 
 def test_a_network_is_recorded_with_the_package_that_builds_it():
-    known = about_net(load_net("efficientnet_lite2", input_size=64))
-    assert known["net_version"] == f"timm {importlib.metadata.version('timm')}"
-    assert (known["net"], known["net_input_size"]) == ("efficientnet_lite2", 64)
-    assert len(known["net_weights"]) == 16
+    facts = about_net(load_net("efficientnet_lite2", input_size=64))
+    assert facts["net_version"] == f"timm {importlib.metadata.version('timm')}"
+    assert (facts["net"], facts["net_input_size"]) == ("efficientnet_lite2", 64)
+    assert len(facts["net_weights"]) == 16
     assert about_net(TinyNet())["net_version"] is None
 
 
 @pytest.mark.parametrize(("input_size", "side"), [(64, 4), (260, 17)])
 def test_spatial_features_of_the_shipped_network_are_seven_channels_at_stride_16(input_size, side):
     net = load_net("efficientnet_lite2", input_size=input_size)
-    found = image_features(images(2), net, output="spatial", batch_size=2)
-    assert found.shape == (2, 7 * side * side)
+    outputs = image_features(images(2), net, output="spatial", batch_size=2)
+    assert outputs.shape == (2, 7 * side * side)
     rounded = to_uint8(images(2)).float() / 127.5 - 1
     torch.testing.assert_close(
-        found, _stage(net, rounded, side)[:, :7].flatten(1), rtol=1e-4, atol=1e-4
+        outputs, _stage(net, rounded, side)[:, :7].flatten(1), rtol=1e-4, atol=1e-4
     )
 
 
@@ -142,7 +142,7 @@ def _stage(net, images, side):
     """The last map of `side` places, by walking through the network's stages."""
     x = net.model.bn1(net.model.conv_stem(net.prepare(images, net.input_size)))
     maps = [x := stage(x) for stage in net.model.blocks]
-    return [found for found in maps if found.shape[-1] == side][-1]
+    return [outputs for outputs in maps if outputs.shape[-1] == side][-1]
 
 
 def test_spatial_features_need_maps():
@@ -193,17 +193,17 @@ class Shift:
 
 
 def test_two_processes_give_what_one_gives_and_an_error_of_one_is_everybodys(in_two_processes):
-    found = in_two_processes(_process)
-    want = make_reference(Source(images()), TinyNet())
+    outputs = in_two_processes(_process)
+    expected = make_reference(Source(images()), TinyNet())
     result = evaluate_generation(
-        images(30, "fake"), want, net=TinyNet(), protocol=EvalProtocol(), preview=True
+        images(30, "fake"), expected, net=TinyNet(), protocol=EvalProtocol(), preview=True
     )
     rebuilt = evaluate_reconstruction(Shift(), images(), net=TinyNet())
-    for rank, features, sha256, message, their_result, their_rebuilt in found:
+    for rank, features, sha256, message, their_result, their_rebuilt in outputs:
         torch.testing.assert_close(
-            torch.tensor(features), want.features, rtol=1e-5, atol=0, msg=f"process {rank}"
+            torch.tensor(features), expected.features, rtol=1e-5, atol=0, msg=f"process {rank}"
         )
-        assert sha256 == want.sha256
+        assert sha256 == expected.sha256
         assert "NaN" in message
         assert EvalResult.from_json(their_result).metrics == pytest.approx(result.metrics, rel=1e-5)
         assert EvalResult.from_json(their_rebuilt).metrics == pytest.approx(

@@ -51,9 +51,9 @@ def evaluate(samples, reference=None, **settings):
 def test_numbers_are_those_of_the_metrics_under_the_networks_name():
     net, samples = TinyNet(), images(50, "fake") * 0.8
     result = evaluate(samples)
-    made, real = make_reference(samples, net).features, make_reference(images(), net).features
-    assert result.metrics["kid_efflite2"] == kernel_distance(made, real).value
-    assert result.metrics["fd_efflite2"] == pytest.approx(frechet_distance(made, real))
+    drawn, real = make_reference(samples, net).features, make_reference(images(), net).features
+    assert result.metrics["kid_efflite2"] == kernel_distance(drawn, real).value
+    assert result.metrics["fd_efflite2"] == pytest.approx(frechet_distance(drawn, real))
     assert set(result.metrics) == {
         "kid_efflite2",
         "fd_efflite2",
@@ -111,10 +111,10 @@ def test_batch_size_does_not_change_the_result():
 def test_a_second_real_set_can_be_the_floor():
     second = images(40, "second")
     result = evaluate(images(50, "fake"), second_reference=second)
-    want = kernel_distance(
+    expected = kernel_distance(
         make_reference(second, TinyNet()).features, make_reference(images(), TinyNet()).features
     )
-    assert result.floor["kid_efflite2"] == want.value
+    assert result.floor["kid_efflite2"] == expected.value
 
 
 def test_published_statistics_give_the_frechet_distance_alone():
@@ -139,9 +139,9 @@ def test_inception_score_is_given_when_asked_for():
     result = evaluate_generation(
         samples, images(), net=Classifier(), protocol=PROTOCOL, metrics=["is"]
     )
-    want = inception_score(image_features(samples, Classifier(), output="logits"))
-    assert result.metrics == {"is_efflite2": want.mean}
-    assert want.mean > 1
+    expected = inception_score(image_features(samples, Classifier(), output="logits"))
+    assert result.metrics == {"is_efflite2": expected.mean}
+    assert expected.mean > 1
     assert (
         result.floor["is_efflite2"]
         == inception_score(image_features(images(), Classifier(), output="logits")).mean

@@ -50,13 +50,13 @@ def test_features_are_torch_fidelitys_of_the_rounded_images(tmp_path, monkeypatc
     )
     with torch.no_grad():
         features, logits = random(to_uint8(images))
-        found = net.outputs(images, ["logits", "spatial", "features"])
+        by_name = net.outputs(images, ["logits", "spatial", "features"])
         torch.testing.assert_close(net.features(images), features)
-    assert list(found) == ["logits", "spatial", "features"]
-    torch.testing.assert_close(found["features"], features)
-    torch.testing.assert_close(found["logits"], logits)
-    torch.testing.assert_close(found["spatial"], maps[0][:, :7].flatten(1))
-    assert [value.shape[1] for value in found.values()] == [1008, 7 * 17 * 17, 2048]
+    assert list(by_name) == ["logits", "spatial", "features"]
+    torch.testing.assert_close(by_name["features"], features)
+    torch.testing.assert_close(by_name["logits"], logits)
+    torch.testing.assert_close(by_name["spatial"], maps[0][:, :7].flatten(1))
+    assert [value.shape[1] for value in by_name.values()] == [1008, 7 * 17 * 17, 2048]
     assert (
         about_net(net)["net_version"]
         == f"torch_fidelity {importlib.metadata.version('torch-fidelity')}"

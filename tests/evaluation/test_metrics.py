@@ -37,17 +37,17 @@ def uint8_hwc(x):
     return round_to_uint8(x).to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-# Images ---------------------------------------------------------------------------------------------------------------
+# Images -----------------------------------------------------------------------------------------
 
 
 def test_psnr_agrees_with_scikit_image():
     metrics = pytest.importorskip("skimage.metrics")
     x, y = images(), noisy(images(), 0.1)
-    want = [
+    expected = [
         metrics.peak_signal_noise_ratio(a, b, data_range=255)
         for a, b in zip(uint8_hwc(x), uint8_hwc(y))
     ]
-    np.testing.assert_allclose(psnr(y, x).numpy(), want, rtol=1e-9)
+    np.testing.assert_allclose(psnr(y, x).numpy(), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("data_range", [255, 510])
@@ -59,11 +59,11 @@ def test_ssim_agrees_with_scikit_image(window, settings, data_range):
     metrics = pytest.importorskip("skimage.metrics")
     x, y = images(), noisy(images(), 0.2)
     settings = settings | {"data_range": data_range, "channel_axis": -1}
-    want = [
+    expected = [
         metrics.structural_similarity(a, b, **settings) for a, b in zip(uint8_hwc(x), uint8_hwc(y))
     ]
     np.testing.assert_allclose(
-        ssim(y, x, window=window, data_range=data_range).numpy(), want, atol=1e-9
+        ssim(y, x, window=window, data_range=data_range).numpy(), expected, atol=1e-9
     )
 
 
@@ -100,7 +100,7 @@ def test_image_errors_say_what_came():
         ssim(x, x, window="box")
 
 
-# Frechet distance -----------------------------------------------------------------------------------------------------
+# Frechet distance -------------------------------------------------------------------------------
 
 
 def test_frechet_distance_agrees_with_scipy_and_torch_fidelity():
@@ -109,20 +109,20 @@ def test_frechet_distance_agrees_with_scipy_and_torch_fidelity():
     x, y = features(), features(300, name="other", shift=0.3)
     (m, c), (n, d) = feature_statistics(x), feature_statistics(y)
     root = np.trace(linalg.sqrtm(c.numpy() @ d.numpy())).real
-    want = float((m - n).square().sum() + c.trace() + d.trace()) - 2 * root
-    assert frechet_distance(x, y) == pytest.approx(want, rel=1e-9)
+    expected = float((m - n).square().sum() + c.trace() + d.trace()) - 2 * root
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-9)
     statistics = [fidelity.fid_features_to_statistics(side) for side in (x, y)]
-    theirs = fidelity.fid_statistics_to_metric(*statistics, False)[fidelity.KEY_METRIC_FID]
-    assert frechet_distance(x, y) == pytest.approx(theirs, rel=1e-9)
+    reference = fidelity.fid_statistics_to_metric(*statistics, False)[fidelity.KEY_METRIC_FID]
+    assert frechet_distance(x, y) == pytest.approx(reference, rel=1e-9)
 
 
 def test_frechet_distance_takes_statistics_as_well_as_features():
     x, y = features(), features(name="other")
-    want = frechet_distance(x, y)
-    assert frechet_distance(feature_statistics(x), y) == pytest.approx(want, rel=1e-12)
-    assert frechet_distance(x.float(), feature_statistics(y)) == pytest.approx(want, rel=1e-4)
+    expected = frechet_distance(x, y)
+    assert frechet_distance(feature_statistics(x), y) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(x.float(), feature_statistics(y)) == pytest.approx(expected, rel=1e-4)
     mean, cov = (part.numpy() for part in feature_statistics(y))
-    assert frechet_distance(x, (mean, cov)) == pytest.approx(want, rel=1e-12)
+    assert frechet_distance(x, (mean, cov)) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:.*images for.*dimensions")
@@ -140,9 +140,9 @@ def test_frechet_distance_grows_with_noise():
 def test_fewer_images_than_dimensions_warn():
     with pytest.warns(UserWarning, match="10 images for 16 dimensions"):
         frechet_distance(features(10), features(100))
-    few = feature_statistics(features(10))
+    statistics_of_few = feature_statistics(features(10))
     with pytest.warns(UserWarning, match="rank 9 of 16"):
-        frechet_distance(features(100), few)
+        frechet_distance(features(100), statistics_of_few)
 
 
 def test_feature_errors_say_what_came():
@@ -162,17 +162,17 @@ def test_feature_errors_say_what_came():
         frechet_distance(x, (x.mean(0), -torch.eye(16, dtype=x.dtype)))
 
 
-# Kernel distance, precision, recall, inception score ------------------------------------------------------------------
+# Kernel distance, precision, recall, inception score --------------------------------------------
 
 
 def test_kernel_distance_agrees_with_torch_fidelity():
     fidelity = pytest.importorskip("torch_fidelity.metric_kid")
     x, y = features(), features(name="other", shift=0.2)
-    theirs = fidelity.kid_features_to_metric(
+    reference = fidelity.kid_features_to_metric(
         x, y, kid_subsets=1, kid_subset_size=len(x), verbose=False
     )
     assert kernel_distance(x, y).value == pytest.approx(
-        theirs[fidelity.KEY_METRIC_KID_MEAN], rel=1e-9
+        reference[fidelity.KEY_METRIC_KID_MEAN], rel=1e-9
     )
 
 
@@ -194,8 +194,8 @@ def test_kernel_distance_is_unbiased_and_its_interval_covers_zero_for_equal_sets
 def test_kernel_distance_has_the_error_that_repeated_draws_show():
     x = torch.randn(60, 80, 4, generator=generator(0, "kid"), dtype=torch.float64)
     results = [kernel_distance(a + 0.5, b) for a, b in zip(x[::2], x[1::2])]
-    shown = np.std([r.value for r in results], ddof=1)
-    assert np.mean([r.standard_error for r in results]) == pytest.approx(shown, rel=0.4)
+    spread = np.std([r.value for r in results], ddof=1)
+    assert np.mean([r.standard_error for r in results]) == pytest.approx(spread, rel=0.4)
 
 
 def test_kernel_distance_grows_with_noise_and_does_not_depend_on_the_seed():
@@ -208,20 +208,20 @@ def test_kernel_distance_grows_with_noise_and_does_not_depend_on_the_seed():
 
 def test_kernel_distance_over_several_chunks_is_the_same(monkeypatch):
     x, y = features(90), features(70, name="other")
-    want = kernel_distance(x, y)
+    expected = kernel_distance(x, y)
     monkeypatch.setattr("maetok_lab.evaluation.metrics.CHUNK", 32)
-    got = kernel_distance(x, y)
-    assert (got.value, got.low) == pytest.approx((want.value, want.low), rel=1e-9)
+    result = kernel_distance(x, y)
+    assert (result.value, result.low) == pytest.approx((expected.value, expected.low), rel=1e-9)
 
 
 def test_precision_and_recall_agree_with_torch_fidelity():
     fidelity = pytest.importorskip("torch_fidelity.metric_prc")
     x, y = features(200, 4), features(150, 4, name="other", shift=0.5)
     precision, recall = fidelity.calculate_precision_recall_full(x, y)
-    got = precision_recall(x, y)
-    assert (got.precision, got.recall) == pytest.approx((precision, recall), rel=1e-6)
-    assert 0 < got.precision < 1
-    assert 0 < got.recall < 1
+    result = precision_recall(x, y)
+    assert (result.precision, result.recall) == pytest.approx((precision, recall), rel=1e-6)
+    assert 0 < result.precision < 1
+    assert 0 < result.recall < 1
 
 
 def test_precision_sees_bad_samples_and_recall_sees_missing_ones():
@@ -238,10 +238,10 @@ def test_precision_sees_bad_samples_and_recall_sees_missing_ones():
 def test_inception_score_agrees_with_torch_fidelity():
     fidelity = pytest.importorskip("torch_fidelity.metric_isc")
     logits = 3 * features(101, 10)
-    theirs = fidelity.isc_features_to_metric(logits, splits=4, shuffle=False)
-    want = theirs["inception_score_mean"], theirs["inception_score_std"]
-    got = inception_score(logits, splits=4, seed=None)
-    assert (got.mean, got.std) == pytest.approx(want, rel=1e-9)
+    reference = fidelity.isc_features_to_metric(logits, splits=4, shuffle=False)
+    expected = reference["inception_score_mean"], reference["inception_score_std"]
+    result = inception_score(logits, splits=4, seed=None)
+    assert (result.mean, result.std) == pytest.approx(expected, rel=1e-9)
     sure = 100 * torch.eye(10).repeat(5, 1)
     assert inception_score(sure, splits=1).mean == pytest.approx(10)
     with pytest.raises(ValueError, match="20 splits"):

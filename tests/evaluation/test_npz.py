@@ -46,8 +46,8 @@ def test_labels_go_along_and_the_file_is_mapped_not_read(tmp_path):
     assert isinstance(mapped._pixels, np.memmap)
     assert not isinstance(packed._pixels, np.memmap)
     for rows in (torch.tensor([8, 0, 3]), torch.arange(9)):
-        for mine, theirs in zip(mapped.batch(rows), packed.batch(rows)):
-            assert mine.equal(theirs)
+        for part, same_part in zip(mapped.batch(rows), packed.batch(rows)):
+            assert part.equal(same_part)
     with pytest.raises(ValueError, match="4 labels for 9 images"):
         write_npz(tmp_path / "labelled.npz", images(), labels=labels[:4])
 
@@ -107,8 +107,8 @@ def test_references_are_images_for_any_network_and_statistics_for_inception_alon
     result = evaluate_generation(
         images(), published, net=inception, protocol=EvalProtocol(), preview=True, metrics=["fd"]
     )
-    want = frechet_distance(image_features(images(), inception), (np.zeros(3), np.eye(3)))
-    assert result.metrics == {"fid": pytest.approx(want)}
+    expected = frechet_distance(image_features(images(), inception), (np.zeros(3), np.eye(3)))
+    assert result.metrics == {"fid": pytest.approx(expected)}
     assert result.protocol.reference_sha256 == file_hash(tmp_path / "published.npz")[:16]
     np.savez(tmp_path / "neither.npz", x=np.zeros(4))
     with pytest.raises(

@@ -81,8 +81,10 @@ def test_a_protocol_is_said_in_one_line():
         ema=0.9999,
         rounding="uint8",
     )
-    said = "50,000 images, equal labels, heun, 50 steps, guidance 1.5 on t in [0.1, 0.8], EMA 0.9999, fp32, rounded to uint8"
-    assert protocol.describe() == said
+    assert protocol.describe() == (
+        "50,000 images, equal labels, heun, 50 steps, guidance 1.5 on t in [0.1, 0.8], EMA 0.9999, "
+        "fp32, rounded to uint8"
+    )
     assert (
         EvalProtocol(task="reconstruction", precision="bf16").describe()
         == "reconstruction, bf16, rounded to uint8"

@@ -66,10 +66,10 @@ def test_numbers_are_the_means_over_images():
 
 
 def test_sources_and_batch_sizes_give_the_same():
-    want = evaluate_reconstruction(Shift(0.2), images())
+    expected = evaluate_reconstruction(Shift(0.2), images())
     for batch_size in (1, 3, 64):
         got = evaluate_reconstruction(Shift(0.2), Source(), batch_size=batch_size)
-        assert got.metrics == pytest.approx(want.metrics, rel=1e-9)
+        assert got.metrics == pytest.approx(expected.metrics, rel=1e-9)
         assert (got.protocol.reference, got.protocol.reference_sha256) == ("val", "feed")
 
 
@@ -106,8 +106,8 @@ def test_the_tokenizer_runs_in_eval_mode_and_gets_its_mode_back():
 
 
 def test_perceptual_and_feature_distances_are_named():
-    def distance(made, real):
-        return (made - real).abs().mean(dim=(1, 2, 3))
+    def distance(reconstructions, originals):
+        return (reconstructions - originals).abs().mean(dim=(1, 2, 3))
 
     result = evaluate_reconstruction(
         Shift(0.25), images(), perceptual=distance, net=TinyNet(), batch_size=4

@@ -1,4 +1,4 @@
-"""Samples on disk: the same images whatever was interrupted and however many processes drew them."""
+"""Samples on disk: the same images whatever was interrupted, by any number of processes."""
 
 import dataclasses
 import inspect
@@ -49,12 +49,14 @@ def pixels(run):
 
 
 def test_pngs_and_npz_hold_what_generate_draws(model, tokenizer, tmp_path):
-    given, run = opened(model, tokenizer, tmp_path)
-    assert list(write_samples(*given, run, batch_size=3)) == [(3, 7), (6, 7), (7, 7)]
-    want = generate(model, tokenizer, SPACE, given[3], batch_size=7, **sampling_options(PROTOCOL))
-    want = to_uint8(want).permute(0, 2, 3, 1).numpy()
-    assert np.abs(pixels(run).astype(int) - want).max() <= 1  # a rounding boundary
-    assert (pixels(run) == want).mean() > 0.99
+    request, run = opened(model, tokenizer, tmp_path)
+    assert list(write_samples(*request, run, batch_size=3)) == [(3, 7), (6, 7), (7, 7)]
+    expected = generate(
+        model, tokenizer, SPACE, request[3], batch_size=7, **sampling_options(PROTOCOL)
+    )
+    expected = to_uint8(expected).permute(0, 2, 3, 1).numpy()
+    assert np.abs(pixels(run).astype(int) - expected).max() <= 1  # a rounding boundary
+    assert (pixels(run) == expected).mean() > 0.99
     for row in range(7):
         np.testing.assert_array_equal(
             np.asarray(Image.open(image_path(run, row))), pixels(run)[row]
@@ -62,34 +64,34 @@ def test_pngs_and_npz_hold_what_generate_draws(model, tokenizer, tmp_path):
     source = NpzImages(run.folder / "samples.npz")
     assert source.batch(torch.arange(7))[1].tolist() == [0, 1, 2, 3, 0, 1, 2]
     assert run.finished
-    assert list(write_samples(*given, run)) == []
+    assert list(write_samples(*request, run)) == []
 
 
 def test_a_stopped_run_draws_only_what_is_missing(model, tokenizer, tmp_path):
-    given, whole = opened(model, tokenizer, tmp_path, "whole")
-    list(write_samples(*given, whole, batch_size=2))
+    request, whole = opened(model, tokenizer, tmp_path, "whole")
+    list(write_samples(*request, whole, batch_size=2))
     _, stopped = opened(model, tokenizer, tmp_path, "stopped")
-    steps = write_samples(*given, stopped, batch_size=2)
+    steps = write_samples(*request, stopped, batch_size=2)
     assert next(steps) == (2, 7)
     steps.close()
     assert not stopped.finished
     image_path(stopped, 0).unlink()
     before = image_path(stopped, 1).stat().st_mtime_ns
-    assert list(write_samples(*given, stopped, batch_size=2)) == [(3, 7), (5, 7), (7, 7)]
+    assert list(write_samples(*request, stopped, batch_size=2)) == [(3, 7), (5, 7), (7, 7)]
     assert image_path(stopped, 1).stat().st_mtime_ns == before
     assert (np.abs(pixels(stopped).astype(int) - pixels(whole)) <= 1).all()
 
 
 def test_another_model_or_other_labels_are_refused(model, tokenizer, tmp_path):
-    given, run = opened(model, tokenizer, tmp_path)
+    request, run = opened(model, tokenizer, tmp_path)
     with torch.no_grad():
         next(model.parameters()).add_(1)
     with pytest.raises(
         ValueError, match="configured for another model, tokenizer or other labels: model: "
     ):
-        next(write_samples(*given, run))
+        next(write_samples(*request, run))
     with pytest.raises(ValueError, match="7 labels for 8 images"):
-        sample_set(dataclasses.replace(PROTOCOL, num_images=8), model, tokenizer, given[3])
+        sample_set(dataclasses.replace(PROTOCOL, num_images=8), model, tokenizer, request[3])
     run.close()
     with pytest.raises(ValueError, match=r"protocol\.seed: 6, not 5"):
         opened(model, tokenizer, tmp_path, protocol=dataclasses.replace(PROTOCOL, seed=6))
@@ -135,13 +137,15 @@ def test_no_option_of_the_sampler_is_forgotten_by_the_protocol():
 def _process(rank, port, root, model, tokenizer, queue):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    given, run = opened(
+    request, run = opened(
         model, tokenizer, root, f"part-{rank}"
     )  # a lock each: the second reads the first one's folder
     run = run if rank == 0 else Run(root / "part-0")
-    done = list(write_samples(*given, run, batch_size=2))
-    drawn = generate(model, tokenizer, SPACE, given[3], batch_size=2, **sampling_options(PROTOCOL))
-    queue.put((rank, done, drawn.tolist()))
+    progress = list(write_samples(*request, run, batch_size=2))
+    drawn = generate(
+        model, tokenizer, SPACE, request[3], batch_size=2, **sampling_options(PROTOCOL)
+    )
+    queue.put((rank, progress, drawn.tolist()))
     torch.distributed.destroy_process_group()
 
 
@@ -149,9 +153,9 @@ def test_two_processes_share_the_images(model, tokenizer, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    given, whole = opened(model, tokenizer, tmp_path, "whole")
-    list(write_samples(*given, whole, batch_size=7))
-    Run.open("part-0", given[4], root=tmp_path).close()
+    request, whole = opened(model, tokenizer, tmp_path, "whole")
+    list(write_samples(*request, whole, batch_size=7))
+    Run.open("part-0", request[4], root=tmp_path).close()
     context = torch.multiprocessing.get_context("fork")
     queue = context.Queue()
     workers = [
@@ -160,16 +164,16 @@ def test_two_processes_share_the_images(model, tokenizer, tmp_path):
     ]
     for worker in workers:
         worker.start()
-    found = {
-        rank: (done, torch.tensor(drawn))
-        for rank, done, drawn in (queue.get(timeout=60) for _ in workers)
+    results = {
+        rank: (progress, torch.tensor(drawn))
+        for rank, progress, drawn in (queue.get(timeout=60) for _ in workers)
     }
     for worker in workers:
         worker.join()
-    assert [found[0][0][-1], found[1][0][-1]] == [(4, 4), (3, 3)]
+    assert [results[0][0][-1], results[1][0][-1]] == [(4, 4), (3, 3)]
     shared = Run(tmp_path / "part-0")
     assert shared.finished
     assert (np.abs(pixels(shared).astype(int) - pixels(whole)) <= 1).all()
-    want = generate(model, tokenizer, SPACE, given[3], **sampling_options(PROTOCOL))
-    for _, drawn in found.values():
-        assert torch.allclose(drawn, want, atol=1e-4)
+    expected = generate(model, tokenizer, SPACE, request[3], **sampling_options(PROTOCOL))
+    for _, drawn in results.values():
+        assert torch.allclose(drawn, expected, atol=1e-4)

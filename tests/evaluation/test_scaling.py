@@ -41,9 +41,9 @@ def test_a_line_in_one_over_n_is_met_exactly(monkeypatch):
 
 def test_copies_of_training_images_are_found():
     train, heldout = features(200), features(100, name="heldout")
-    found = nearest_neighbours(train[[7, 3]] + 1e-3, train, neighbours=2)
-    assert found.indices[:, 0].tolist() == [7, 3]
-    assert (found.distances[:, 0] < found.distances[:, 1]).all()
+    nearest = nearest_neighbours(train[[7, 3]] + 1e-3, train, neighbours=2)
+    assert nearest.indices[:, 0].tolist() == [7, 3]
+    assert (nearest.distances[:, 0] < nearest.distances[:, 1]).all()
     assert copied_share(train[:50] + 1e-3, train, heldout) == 1
     assert copied_share(features(100, name="new"), train, heldout) == pytest.approx(0.5, abs=0.1)
     assert copied_share(5 * features(100, name="new"), train, heldout) < 0.05

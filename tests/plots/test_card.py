@@ -1,4 +1,4 @@
-"""The card's figure: a panel for each curve there is, one colour a card, and the numbers as a table."""
+"""The card's figure: a panel for each curve there is, one colour a card, and a table of numbers."""
 
 import pandas as pd
 import pytest

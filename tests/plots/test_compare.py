@@ -1,4 +1,4 @@
-"""Several tokenizers on one figure: each keeps its colour, and the values drawn are the values given."""
+"""Several tokenizers on one figure: each keeps its colour, and values are drawn as they came."""
 
 import pandas as pd
 import pytest

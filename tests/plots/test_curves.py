@@ -31,9 +31,9 @@ def test_each_loss_and_split_is_one_line_with_its_values():
 
 
 def test_columns_axis_and_axes_can_be_chosen():
-    mine = pyplot.figure().add_subplot()
-    ax = plot_losses(metrics(), columns=["psnr"], x="images", ax=mine)
-    assert ax is mine
+    own_ax = pyplot.figure().add_subplot()
+    ax = plot_losses(metrics(), columns=["psnr"], x="images", ax=own_ax)
+    assert ax is own_ax
     assert ax.get_ylabel() == "psnr"
     assert ax.get_xlabel() == "training images seen"
     assert plot_losses(metrics(), log=True).get_yscale() == "log"

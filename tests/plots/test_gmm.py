@@ -36,9 +36,9 @@ def test_tables_with_other_dimensions_share_axes_only_per_dimension():
     tables = {"ae": table(), "all": table(dimensions=20)}
     with pytest.raises(ValueError, match=r"one number of dimensions, not .*'ae': 10, 'all': 20"):
         plot_gmm_curve(tables)
-    mine = pyplot.figure().add_subplot()
-    ax = plot_gmm_curve(tables, per_dimension=True, ax=mine)
-    assert ax is mine
+    own_ax = pyplot.figure().add_subplot()
+    ax = plot_gmm_curve(tables, per_dimension=True, ax=own_ax)
+    assert ax is own_ax
     assert ax.get_lines()[2].get_ydata()[0] == pytest.approx(14.2 / 20)
     assert "10, 20 dimensions" in ax.get_ylabel()
     with pytest.raises(ValueError, match="no tables"):

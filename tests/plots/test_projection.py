@@ -39,9 +39,9 @@ def test_classes_beyond_the_palette_get_another_marker():
 
 
 def test_labels_can_be_given_or_left_out():
-    mine = pyplot.figure().add_subplot()
-    assert plot_projection(frame(), labels=[0] * 30, ax=mine) is mine
-    assert len(mine.collections) == 1
+    own_ax = pyplot.figure().add_subplot()
+    assert plot_projection(frame(), labels=[0] * 30, ax=own_ax) is own_ax
+    assert len(own_ax.collections) == 1
     assert len(plot_projection(frame().drop(columns="label")).collections) == 1
     with pytest.raises(ValueError, match="29 labels for 30 rows"):
         plot_projection(frame(), labels=[0] * 29)

@@ -51,9 +51,9 @@ def test_the_front_is_drawn_and_its_rows_are_named():
 
 def test_a_surface_takes_the_best_of_the_other_settings_and_frames_the_best_cell():
     ax = plot_surface(TABLE, x="steps", y="scale", value="kid")
-    shown = ax.images[0].get_array().filled(np.nan)
+    cells = ax.images[0].get_array().filled(np.nan)
     assert ax.get_xticklabels()[0].get_text() == "5"
-    np.testing.assert_array_equal(shown, [[np.nan, 2.5, np.nan], [3.0, 2.0, 1.0]])
+    np.testing.assert_array_equal(cells, [[np.nan, 2.5, np.nan], [3.0, 2.0, 1.0]])
     assert ax.patches[0].get_xy() == (1.5, 0.5)
     assert plot_surface(TABLE, x="steps", y="scale", value="kid", larger_is_better=True).patches[
         0

@@ -21,10 +21,10 @@ def test_lines_rings_and_target():
         }
     )
     table.attrs = {"settings": {"target": 0.3}, "needed": {2: 33.0, 4: 67.0}, "exponent": 1.02}
-    mine = pyplot.figure().add_subplot()
-    assert plot_sample_complexity(table, ax=mine) is mine
-    lines = mine.get_lines()
+    own_ax = pyplot.figure().add_subplot()
+    assert plot_sample_complexity(table, ax=own_ax) is own_ax
+    lines = own_ax.get_lines()
     assert lines[2].get_ydata().tolist() == [2.0, 0.2]
     assert lines[3].get_xydata().tolist() == [[67.0, 0.3]]
-    assert "power 1.0" in mine.get_xlabel()
+    assert "power 1.0" in own_ax.get_xlabel()
     pyplot.close("all")
