@@ -1,4 +1,4 @@
-"""Latents are encoded once for a tokenizer's weights and some images, and found again for no others."""
+"""Latents are encoded once for some images and a tokenizer's weights, and reused for no others."""
 
 import pytest
 import torch
@@ -32,14 +32,16 @@ def test_a_finished_cache_of_the_same_tokenizer_and_images_is_found_under_any_na
     no_encoding(again)
     for flips in (False, True):
         assert cached_latents(again, pictures, "two", flips=flips, root=tmp_path).run.name == "one"
-    others = make_pictures(12, SIZE, seed=1)
-    other = cached_latents(pixels, others, "two", root=tmp_path)
+    alternatives = make_pictures(12, SIZE, seed=1)
+    other = cached_latents(pixels, alternatives, "two", root=tmp_path)
     assert (other.run.name, other.views) == ("two", 1)
     assert cached_latents(RawPixels(SIZE, 8), pictures, "three", root=tmp_path).run.name == "three"
-    assert cached_latents(pixels, others, "four", flips=True, root=tmp_path).run.name == "four"
+    assert (
+        cached_latents(pixels, alternatives, "four", flips=True, root=tmp_path).run.name == "four"
+    )
     # two caches would do: the one of that name is taken
-    assert cached_latents(pixels, others, "four", root=tmp_path).run.name == "four"
-    assert cached_latents(pixels, others, "two", root=tmp_path).run.name == "two"
+    assert cached_latents(pixels, alternatives, "four", root=tmp_path).run.name == "four"
+    assert cached_latents(pixels, alternatives, "two", root=tmp_path).run.name == "two"
 
 
 def test_the_cache_of_before_is_not_used_when_a_weight_was_changed(

@@ -49,14 +49,14 @@ def test_fp16_is_fp32_rounded_and_read_back_as_float32(cache):
 def test_bf16_is_fp32_rounded_and_read_back_as_float32(cache, memory_limit):
     exact, rounded = cache("a", dtype="fp32"), cache("b", dtype="bf16", memory_limit=memory_limit)
     index = torch.arange(22)
-    wanted = exact.latents(index).bfloat16().float()
+    expected = exact.latents(index).bfloat16().float()
     assert rounded.latents(index).dtype == torch.float32
-    assert torch.equal(rounded.latents(index), wanted)
-    assert torch.equal(rounded.all_latents(), wanted)
+    assert torch.equal(rounded.latents(index), expected)
+    assert torch.equal(rounded.all_latents(), expected)
     assert rounded._shards[0].dtype == np.int16  # its bits
-    assert torch.allclose(rounded.space.mean, wanted.double().mean((0, 1)).float(), atol=1e-6)
+    assert torch.allclose(rounded.space.mean, expected.double().mean((0, 1)).float(), atol=1e-6)
     assert torch.allclose(
-        rounded.space.std, wanted.double().std((0, 1), correction=0).float(), atol=1e-6
+        rounded.space.std, expected.double().std((0, 1), correction=0).float(), atol=1e-6
     )
 
 
@@ -66,15 +66,16 @@ def test_the_memory_mapped_path_is_the_in_memory_path(cache):
     assert mapped._all is None
     assert held.place == mapped.place == CPU
     index, view = torch.tensor([21, 0, 7, 8, 16, 8]), torch.tensor([0, 1, 1, 0, 1, 1])
-    for chosen in (0, 1, view):
-        for mine, theirs in zip(held.batch(index, view=chosen), mapped.batch(index, view=chosen)):
-            assert torch.equal(mine, theirs)
+    for views in (0, 1, view):
+        expected = held.batch(index, view=views)
+        for from_memory, from_file in zip(expected, mapped.batch(index, view=views)):
+            assert torch.equal(from_memory, from_file)
     assert torch.equal(
         held.latents(index, view=view)[1], held.latents(torch.tensor([0]), view=1)[0]
     )
 
 
-# Statistics -----------------------------------------------------------------------------------------------------------
+# Statistics ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_constant_latents_cannot_be_normalised(tmp_path, pictures, caching):
         )
 
 
-# The latent space -----------------------------------------------------------------------------------------------------
+# The latent space ---------------------------------------------------------------------------------
 
 
 def test_a_latent_space_refuses_another_tokenizer_and_latents_far_from_its_scale():
@@ -139,10 +140,11 @@ def test_a_latent_space_refuses_another_tokenizer_and_latents_far_from_its_scale
 
 def test_a_latent_space_is_found_by_name_and_by_folder(cache, tmp_path, pictures, caching):
     space = cache().space
-    for found in (load_latent_space("cache", root=tmp_path), load_latent_space(tmp_path / "cache")):
-        assert found.tokenizer == "weights"
-        assert torch.equal(found.mean, space.mean)
-        assert torch.equal(found.std, space.std)
+    for source, root in (("cache", tmp_path), (tmp_path / "cache", None)):
+        loaded = load_latent_space(source, root=root)
+        assert loaded.tokenizer == "weights"
+        assert torch.equal(loaded.mean, space.mean)
+        assert torch.equal(loaded.std, space.std)
     with pytest.raises(FileNotFoundError, match="nowhere is not a run"):
         load_latent_space("nowhere", root=tmp_path)
     Run.open("begun", caching(), root=tmp_path).close()
@@ -177,7 +179,7 @@ def test_the_tokenizer_gets_its_mode_back_even_when_caching_stops(
     assert (during, after) == (False, True)
 
 
-# Errors ---------------------------------------------------------------------------------------------------------------
+# Errors -------------------------------------------------------------------------------------------
 
 
 def test_other_images_or_another_tokenizer_than_the_configs_are_refused(

@@ -89,8 +89,8 @@ def test_a_scale_crop_shows_its_share_of_the_short_side_at_its_place():
     rows = [
         np.asarray(scale_crop(ramp, 80, scale=0.8, down=down, across=0)) for down in (0.0, 0.5, 1.0)
     ]
-    assert [found[0, 0].item() for found in rows] == [0, 10, 20]
-    assert [found[-1, 0].item() for found in rows] == [79, 89, 99]
+    assert [cropped[0, 0].item() for cropped in rows] == [0, 10, 20]
+    assert [cropped[-1, 0].item() for cropped in rows] == [79, 89, 99]
     columns = Image.fromarray(np.add.outer(np.zeros(100), np.arange(200)).astype(np.uint8))
     assert [
         np.asarray(scale_crop(columns, 80, scale=0.8, down=0, across=a))[0, 0].item()

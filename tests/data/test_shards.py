@@ -1,4 +1,4 @@
-"""A cache that was stopped, damaged or short of room goes on with what is missing, and loses nothing."""
+"""A cache that was stopped, damaged or short of room goes on with what is missing."""
 
 import errno
 import json
@@ -131,7 +131,8 @@ def test_a_full_disk_is_one_clear_line_and_keeps_what_was_done(
     monkeypatch.setattr("maetok_lab.data.shards.np.save", full)
     with pytest.raises(
         OSError,
-        match=r"the disk is full: the latent cache needs .* GB more, .* Its 1 finished shards are kept",
+        match=r"the disk is full: the latent cache needs .* GB more, .*"
+        r" Its 1 finished shards are kept",
     ):
         list(write_latents(tokenizer, pictures, config, run, device=CPU))
     monkeypatch.undo()

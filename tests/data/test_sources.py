@@ -1,4 +1,4 @@
-"""Folders and Parquet shards are listed with their splits and labels, or it is said what does not fit."""
+"""Folders and Parquet shards are listed with splits and labels, or it is said what does not fit."""
 
 import io
 import json

@@ -82,8 +82,8 @@ def test_shuffled_shards_in_folders_give_every_picture_with_its_label_and_captio
     assert numbers != list(range(12))
     assert source.labels.tolist() == [number % 3 for number in numbers]
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
-    found, _ = pickle.loads(pickle.dumps(source)).batch(order)
-    assert found.equal(torch.stack([expected(numbers[i]) for i in order]))
+    actual, _ = pickle.loads(pickle.dumps(source)).batch(order)
+    assert actual.equal(torch.stack([expected(numbers[i]) for i in order]))
     assert source.records["path"][0].startswith("data/train-000.tar:deep/er/")
     assert open_images(tmp_path, split="val", image_size=8).captions == [
         "number 12",
@@ -110,7 +110,7 @@ def test_headers_are_read_once_and_again_only_when_a_shard_changed(tmp_path, mon
 def test_json_tells_label_and_caption_where_there_is_no_text_and_the_folder_is_the_last_resort(
     tmp_path,
 ):
-    told = {
+    fields = {
         "a.jpg": png(0),
         "a.json": json.dumps({"label": "cat", "caption": "a cat"}),
         "b.webp": png(1),
@@ -120,7 +120,7 @@ def test_json_tells_label_and_caption_where_there_is_no_text_and_the_folder_is_t
         "c.seg.png": b"",
         "._a.jpg": b"",
     }
-    source = open_images(write_tar(tmp_path / "train-a.tar", told), split="train", image_size=8)
+    source = open_images(write_tar(tmp_path / "train-a.tar", fields), split="train", image_size=8)
     assert source.records["category"].tolist() == ["cat", "dog"]
     assert source.captions == ["a cat", "a dog"]
     folders = write_tar(
@@ -136,10 +136,10 @@ def test_the_split_is_in_the_shards_name_else_drawn_from_the_key(tmp_path):
     assert len(open_images(tmp_path, split="val", image_size=8)) == 2
     assert len(open_images(tmp_path, split="train", image_size=8)) == 3
     other = write_tar(tmp_path / "other" / "shard.tar", samples(0, 40))
-    found = {
+    actual = {
         split: open_images(other, split=split, image_size=8) for split in ("train", "val", "test")
     }
-    for split, source in found.items():
+    for split, source in actual.items():
         assert source.captions == [
             f"number {i}" for i in range(40) if split_by_name(f"{i:06d}") == split
         ]

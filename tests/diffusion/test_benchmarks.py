@@ -32,16 +32,17 @@ def task() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(3, 2, 1, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2, 7])
 
 
-def test_an_image_of_the_paper_costs_437_rows_here_500_with_both_passes_and_874_as_the_authors_call_it(
+def test_the_papers_image_costs_437_rows_here_500_with_both_passes_and_874_as_the_authors_do(
     sampling, task
 ):
-    found = sampling.compare(sampling.Counted(Stub()), *task, 250, PAPER, repeats=1, tolerance=1e-4)
-    assert {row["sampler"]: row["rows an image"] for row in found} == {
+    model = sampling.Counted(Stub())
+    actual = sampling.compare(model, *task, 250, PAPER, repeats=1, tolerance=1e-4)
+    assert {row["sampler"]: row["rows an image"] for row in actual} == {
         "ours": "437",
         "both passes": "500",
         "authors' caller": "874",
     }
-    assert [row["rows / ours"] for row in found] == ["1.00", "1.14", "2.00"]
+    assert [row["rows / ours"] for row in actual] == ["1.00", "1.14", "2.00"]
 
 
 def test_what_is_timed_is_guided_and_equal(sampling, task):

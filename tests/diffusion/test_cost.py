@@ -1,4 +1,4 @@
-"""Costs are counted beforehand: FLOPs as torch's counter finds them, model rows as the samplers ask for them."""
+"""Costs are counted beforehand: FLOPs as torch counts them, model rows as samplers ask for them."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ PAPER = Guidance(1.9, 0.0, 0.75)
 
 
 def counted(name: str, num_tokens: int, latent_dim: int) -> int:
-    """What torch counts in a forward pass of one sample, on the meta device: nothing is computed."""
+    """What torch counts in one sample's forward pass, on the meta device: nothing is computed."""
     with torch.device("meta"):
         model = DiffusionTransformer(
             DIFFUSION[name], num_tokens=num_tokens, latent_dim=latent_dim, num_classes=1000
@@ -30,16 +30,16 @@ def counted(name: str, num_tokens: int, latent_dim: int) -> int:
 @pytest.mark.parametrize("name", DIFFUSION)
 def test_the_closed_form_is_torchs_count(name):
     for num_tokens, latent_dim in ((128, 32), (1024, 32), (16, 16)):
-        found = flops(DIFFUSION[name], num_tokens, latent_dim=latent_dim)
-        assert found == pytest.approx(counted(name, num_tokens, latent_dim), rel=0.02)
+        actual = flops(DIFFUSION[name], num_tokens, latent_dim=latent_dim)
+        assert actual == pytest.approx(counted(name, num_tokens, latent_dim), rel=0.02)
     assert flops(DIFFUSION[name], 128) == flops(DIFFUSION[name], 128, latent_dim=32)
 
 
 def test_sit_xl_costs_what_the_issue_of_the_papers_figures_says():
-    few, many = (flops(DIFFUSION["sit-xl"], tokens) / 1e9 for tokens in (128, 1024))
-    assert few == pytest.approx(116.7, abs=0.1)
-    assert many == pytest.approx(1049, abs=1)
-    assert many / few == pytest.approx(9.0, abs=0.05)
+    short, long = (flops(DIFFUSION["sit-xl"], tokens) / 1e9 for tokens in (128, 1024))
+    assert short == pytest.approx(116.7, abs=0.1)
+    assert long == pytest.approx(1049, abs=1)
+    assert long / short == pytest.approx(9.0, abs=0.05)
 
 
 class Counting(torch.nn.Module):
@@ -107,8 +107,8 @@ def test_progress_says_the_cost_then_speed_and_time_left_after_the_first_batch_a
     monkeypatch.setattr("maetok_lab.diffusion.cost.time.monotonic", lambda: next(clock))
     said = []
     progress = SamplingProgress(SamplingCost(30, 10, 0, 1.5), write=said.append)
-    for done in (10, 20, 30):
-        progress.update(done)
+    for count in (10, 20, 30):
+        progress.update(count)
     assert said == [
         "30 images: 10 model rows an image, 1.5 GFLOP each",
         "10 of 30 images; 5 images/s, 4 s left",

@@ -31,14 +31,14 @@ def save(run: Run, step: int) -> dict[float, DiffusionTransformer]:
 def test_the_first_rate_is_the_default_and_any_can_be_chosen(tmp_path):
     with Run.open("a", TRAINING, root=tmp_path) as run:
         averaged = save(run, 10)
-    for ema, wanted in ((None, 0.9999), (0.9, 0.9), (0.9999, 0.9999)):
+    for ema, expected in ((None, 0.9999), (0.9, 0.9), (0.9999, 0.9999)):
         for model in (
             load_diffusion("a", ema=ema, root=tmp_path),
             load_diffusion(tmp_path / "a", ema=ema),
         ):
             assert not model.training
             assert describe_model(model) == {"num_tokens": 4, "latent_dim": 2, "num_classes": 3}
-            for name, value in averaged[wanted].state_dict().items():
+            for name, value in averaged[expected].state_dict().items():
                 assert torch.equal(model.state_dict()[name], value), name
 
 

@@ -28,7 +28,7 @@ def make(num_classes: int = 5, **changes) -> DiffusionTransformer:
 LIGHTNING = {"norm": "rmsnorm", "mlp": "swiglu", "positions": "rope", "qk_norm": True}
 each_kind = pytest.mark.parametrize("parts", [{}, LIGHTNING], ids=["sit", "lightningdit"])
 
-# The released SiT -----------------------------------------------------------------------------------------------------
+# The released SiT ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +44,19 @@ def test_the_fixed_table_of_the_release_is_ours(fixture):
 
 
 def test_sit_xl_has_the_released_names_shapes_and_number_of_values(repository):
-    wanted = json.loads(
+    expected = json.loads(
         (repository / "tests" / "fixtures" / "released-state-dicts.json").read_text()
     )
     with torch.device("meta"):
         model = DiffusionTransformer(
             DIFFUSION["sit-xl"], num_tokens=128, latent_dim=32, num_classes=1000
         )
-    found = {name: list(value.shape) for name, value in model.state_dict().items()}
-    assert found == {name: list(shape) for name, shape in wanted["sit-xl_maetok-b-128"].items()}
+    actual = {name: list(value.shape) for name, value in model.state_dict().items()}
+    assert actual == {name: list(shape) for name, shape in expected["sit-xl_maetok-b-128"].items()}
     assert sum(value.numel() for value in model.state_dict().values()) == 675_000_608
 
 
-# Parts ----------------------------------------------------------------------------------------------------------------
+# Parts --------------------------------------------------------------------------------------------
 
 
 def test_a_fresh_model_predicts_zero_and_its_blocks_do_nothing():

@@ -89,25 +89,25 @@ def test_uniform_times_are_uniform():
 def test_the_loss_of_the_perfect_velocity_is_zero(name):
     x, n, t = noise(3, 4, 2).float(), noise(3, 4, 2, seed=1).float(), torch.tensor([0.1, 0.5, 0.9])
     y = torch.zeros(3, dtype=torch.long)
-    wanted = PATHS[name].interpolate(x, n, t)[1]
-    loss = velocity_loss(lambda x_t, t, labels: wanted, x, y, t=t, noise=n, path=name)
+    expected = PATHS[name].interpolate(x, n, t)[1]
+    loss = velocity_loss(lambda x_t, t, labels: expected, x, y, t=t, noise=n, path=name)
     assert loss.tolist() == [0, 0, 0]
 
 
 def test_the_loss_is_each_samples_own_mean_square():
     x, n, t = noise(3, 4, 2).float(), noise(3, 4, 2, seed=1).float(), torch.tensor([0.1, 0.5, 0.9])
     labels = torch.tensor([5, 6, 7])
-    seen = []
+    calls = []
 
     def model(x_t, time, y):
-        seen.append((x_t, time, y))
+        calls.append((x_t, time, y))
         return torch.zeros_like(x_t)
 
     loss = velocity_loss(model, x, labels, t=t, noise=n)
     assert torch.allclose(loss, (n - x).square().mean((1, 2)))
-    assert torch.allclose(seen[0][0], (1 - t)[:, None, None] * x + t[:, None, None] * n)
-    assert torch.equal(seen[0][1], t)
-    assert torch.equal(seen[0][2], labels)
+    assert torch.allclose(calls[0][0], (1 - t)[:, None, None] * x + t[:, None, None] * n)
+    assert torch.equal(calls[0][1], t)
+    assert torch.equal(calls[0][2], labels)
 
 
 def test_the_direction_loss_is_zero_along_the_velocity_and_two_against_it():

@@ -1,4 +1,4 @@
-"""The authors' SiT computes the same as a DiffusionTransformer, goes back unchanged, and loads in one line."""
+"""The authors' SiT computes the same here, goes back unchanged, and loads in one line."""
 
 import json
 
@@ -50,7 +50,7 @@ def released(weights, settings) -> DiffusionTransformer:
     return from_released(weights, settings)
 
 
-# The same numbers -----------------------------------------------------------------------------------------------------
+# The same numbers ---------------------------------------------------------------------------------
 
 
 def test_velocities_agree_with_the_release(fixture, released, settings):
@@ -68,7 +68,7 @@ def test_velocities_agree_with_the_release(fixture, released, settings):
 def test_samples_agree_with_the_release(fixture, weights, settings, path, method):
     model = from_released(weights, settings | {"path_type": path})
     guidance = Guidance(settings["cfg_scale"], settings["guidance_low"], settings["guidance_high"])
-    found = sample(
+    actual = sample(
         model,
         fixture["x_t"],
         fixture["labels"],
@@ -77,7 +77,7 @@ def test_samples_agree_with_the_release(fixture, weights, settings, path, method
         guidance=guidance,
         sde_noise=fixture["sde_noise"] if method == "euler_maruyama" else None,
     )
-    assert (found - fixture[f"sample_{path}_{method}"]).abs().max() < 1e-3
+    assert (actual - fixture[f"sample_{path}_{method}"]).abs().max() < 1e-3
 
 
 def test_a_round_trip_is_exact(weights, released):
@@ -114,12 +114,12 @@ def test_the_hubs_sit_xl_is_our_preset_and_its_sizes_come_from_the_tensors(repos
                 "latent_dim": 32,
                 "num_classes": 1000,
             }
-    found = {name: list(value.shape) for name, value in to_released(model).items()}
-    assert found == shapes
-    assert sum(torch.Size(shape).numel() for shape in found.values()) == 675_000_608
+    actual = {name: list(value.shape) for name, value in to_released(model).items()}
+    assert actual == shapes
+    assert sum(torch.Size(shape).numel() for shape in actual.values()) == 675_000_608
 
 
-# Errors ---------------------------------------------------------------------------------------------------------------
+# Errors -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -170,12 +170,12 @@ def test_what_their_sit_cannot_express_has_no_released_form(change):
         to_released(DiffusionTransformer(config, num_tokens=4, latent_dim=2, num_classes=3))
 
 
-# Folders --------------------------------------------------------------------------------------------------------------
+# Folders ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def folders(repository, tmp_path_factory, weights, settings):
-    """Folders as the hub has them, a tokenizer's and a SiT's, with the scalars that normalise between them."""
+    """Folders as the hub has them, a tokenizer's and a SiT's, with the scalars that normalise."""
     root = tmp_path_factory.mktemp("hub")
     with safe_open(repository / "tests" / "fixtures" / "tokenizer-small.safetensors", "pt") as file:
         config = json.loads(file.metadata()["config"])
@@ -184,7 +184,7 @@ def folders(repository, tmp_path_factory, weights, settings):
             for n in list(file.keys())
             if n.startswith("weights.")
         }
-    for name, values, told in (
+    for name, values, contents in (
         ("tokenizer", tensors, config | {"vq_mean": 0.25, "vq_std": 2.0}),
         (
             "sit",
@@ -194,7 +194,7 @@ def folders(repository, tmp_path_factory, weights, settings):
     ):
         (root / name).mkdir()
         save_file(values, root / name / "model.safetensors")
-        write_json(root / name / "config.json", told)
+        write_json(root / name / "config.json", contents)
     return root
 
 
@@ -237,7 +237,7 @@ def test_an_exported_folder_gives_model_and_latent_space_back_bound_to_the_expor
     export_diffusion(
         model, tmp_path / "flow", space=space, tokenizer=tokenizer, about="Four tokens."
     )
-    back, known = load_diffusion(tmp_path / "flow"), load_latent_space(tmp_path / "flow")
+    back, record = load_diffusion(tmp_path / "flow"), load_latent_space(tmp_path / "flow")
     assert (back.config, back.trained_path, describe_model(back)) == (
         parts,
         "cosine",
@@ -246,10 +246,10 @@ def test_an_exported_folder_gives_model_and_latent_space_back_bound_to_the_expor
     assert all(
         torch.equal(back.state_dict()[name], value) for name, value in model.state_dict().items()
     )
-    assert torch.equal(known.mean, space.mean)
-    assert torch.equal(known.std, space.std)
+    assert torch.equal(record.mean, space.mean)
+    assert torch.equal(record.std, space.std)
     exported = load_tokenizer(tmp_path / "ours")
-    assert exported.fingerprint == known.tokenizer == back.tokenizer_fingerprint
+    assert exported.fingerprint == record.tokenizer == back.tokenizer_fingerprint
     assert "Four tokens." in (tmp_path / "flow" / "README.md").read_text()
     torch.nn.init.zeros_(tokenizer.to_pixels.bias[:1])
     assert tokenizer.fingerprint == exported.fingerprint  # it was zero

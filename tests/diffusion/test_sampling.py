@@ -37,7 +37,7 @@ class Rows:
         return values[:, None, None].expand_as(x_t)
 
 
-# The calling convention -----------------------------------------------------------------------------------------------
+# The calling convention ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["euler", "heun", "euler_maruyama", "dopri5"])
@@ -60,15 +60,15 @@ def test_the_trajectory_ends_where_sample_ends(method):
 
 def test_sampling_keeps_no_gradients_and_shows_the_model_float32():
     model = Rows()
-    seen = []
-    found = sample(
-        lambda x_t, t, y: seen.append((x_t.dtype, t.dtype)) or model(x_t, t, y),
+    dtypes = []
+    latents = sample(
+        lambda x_t, t, y: dtypes.append((x_t.dtype, t.dtype)) or model(x_t, t, y),
         noise(2, 1, 2).requires_grad_(),
         torch.zeros(2, dtype=torch.long),
         num_steps=2,
     )
-    assert set(seen) == {(torch.float32, torch.float32)}
-    assert not found.requires_grad
+    assert set(dtypes) == {(torch.float32, torch.float32)}
+    assert not latents.requires_grad
 
 
 def test_a_shift_above_one_spends_more_steps_near_the_noise():
@@ -84,9 +84,9 @@ def test_a_shift_above_one_spends_more_steps_near_the_noise():
         sample(model, z, labels, num_steps=4, time_shift=0.0)
 
 
-def test_dopri5_asks_the_model_about_no_time_outside_of_zero_to_one_and_lands_on_the_ends_of_guidance():
+def test_dopri5_stays_between_zero_and_one_and_lands_on_the_ends_of_guidance():
     model = Rows()
-    found = sample(
+    latents = sample(
         model,
         torch.zeros(1, 1, 1),
         torch.tensor([2]),
@@ -95,7 +95,7 @@ def test_dopri5_asks_the_model_about_no_time_outside_of_zero_to_one_and_lands_on
         guidance=Guidance(3.0, 0.3, 0.7),
     )
     assert all(0 <= t <= 1 for _, t in model.calls)
-    assert found.item() == pytest.approx(
+    assert latents.item() == pytest.approx(
         -(2 * 0.6 + 8 * 0.4), abs=1e-6
     )  # exact, in spite of the two jumps
     assert {rows for rows, t in model.calls if 0.31 < t < 0.69} == {2}
@@ -114,7 +114,7 @@ def test_a_model_may_bring_the_path_it_was_trained_on():
     assert torch.equal(sample(model, z, torch.zeros(8), path="linear", **options), linear)
 
 
-# Guidance -------------------------------------------------------------------------------------------------------------
+# Guidance -----------------------------------------------------------------------------------------
 
 
 def test_guidance_extrapolates_from_the_null_velocity_inside_its_interval_only():
@@ -183,7 +183,7 @@ def test_autoguidance_extrapolates_from_a_weaker_model_with_the_same_labels():
     def weaker(x_t, t, labels):
         return weak(x_t, t, labels) / 2
 
-    found = sample(
+    latents = sample(
         strong,
         torch.zeros(2, 1, 1),
         torch.tensor([2, 6]),
@@ -192,7 +192,7 @@ def test_autoguidance_extrapolates_from_a_weaker_model_with_the_same_labels():
         guidance=Guidance(3.0, 0, 0.5),
     )
     # v = label / 2 + 3 (label - label / 2) = 2 label at t = 0.5 and 0.25
-    assert found.flatten().tolist() == [-(2 * 2 + 2 * 4) / 4, -(2 * 6 + 2 * 12) / 4]
+    assert latents.flatten().tolist() == [-(2 * 2 + 2 * 4) / 4, -(2 * 6 + 2 * 12) / 4]
     assert strong.calls == [(2, 1), (2, 0.75), (2, 0.5), (2, 0.25)]
     assert weak.calls == [(2, 0.5), (2, 0.25)]
 
@@ -221,7 +221,7 @@ def test_an_unconditional_model_is_sampled_with_its_null_label_and_guided_by_a_w
         sample(strong, z, torch.tensor([0, 1]), num_steps=4)
 
 
-# Seeds ----------------------------------------------------------------------------------------------------------------
+# Seeds --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["euler", "euler_maruyama"])
@@ -233,12 +233,12 @@ def test_image_k_does_not_depend_on_the_batch_around_it(method):
         torch.nn.init.normal_(parameter, std=0.3)
     labels = torch.tensor([4, 2, 0, 1, 3])
 
-    def run(chosen: slice) -> torch.Tensor:
-        seeds = seeds_for(0, 5)[chosen]
+    def run(rows: slice) -> torch.Tensor:
+        seeds = seeds_for(0, 5)[rows]
         z = draw_noise(seeds, 4, 3)
         guidance = Guidance(1.5, 0.0, 0.75)
         return sample(
-            model, z, labels[chosen], method=method, num_steps=6, seeds=seeds, guidance=guidance
+            model, z, labels[rows], method=method, num_steps=6, seeds=seeds, guidance=guidance
         )
 
     together = run(slice(0, 5))
@@ -252,7 +252,7 @@ def test_noise_belongs_to_its_seed():
     assert draw_noise(range(500), 4, 2).std().item() == pytest.approx(1, abs=0.05)
 
 
-# Errors ---------------------------------------------------------------------------------------------------------------
+# Errors -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.8, 0.2), (-0.1, 0.5), (0.5, 1.1)])

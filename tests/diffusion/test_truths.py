@@ -1,4 +1,4 @@
-"""With the exact velocity of a Gaussian mixture as the model, the samplers reach the mixture with their orders."""
+"""With a Gaussian mixture's exact velocity as the model, samplers reach it with their orders."""
 
 import math
 
@@ -19,7 +19,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 class Mixture:
-    """The exact velocity of independent 1-D Gaussian mixtures, one a channel: E[alpha' x + sigma' n | x_t]."""
+    """The exact velocity of 1-D Gaussian mixtures, one a channel: E[alpha' x + sigma' n | x_t]."""
 
     def __init__(self, path: str):
         self.path = PATHS[path]
@@ -39,16 +39,16 @@ class Mixture:
 
 
 def quantile(z: torch.Tensor) -> torch.Tensor:
-    """Where the flow takes noise z: the mixture's value at the same quantile, because flows in 1-D keep the order."""
+    """Where the flow takes noise z: the mixture's value at its quantile (1-D flows keep order)."""
     normal = torch.distributions.Normal(0.0, 1.0)
-    wanted, low, high = (
+    expected, low, high = (
         normal.cdf(z.double()),
         torch.full_like(z.double(), -9),
         torch.full_like(z.double(), 9),
     )
     for _ in range(60):
         middle = (low + high) / 2
-        below = (WEIGHTS * normal.cdf((middle[..., None] - MEANS) / STDS)).sum(-1) < wanted
+        below = (WEIGHTS * normal.cdf((middle[..., None] - MEANS) / STDS)).sum(-1) < expected
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return middle
 
@@ -56,8 +56,8 @@ def quantile(z: torch.Tensor) -> torch.Tensor:
 def error(method: str, steps: int, path: str) -> float:
     z = noise(64, 1, 1)
     labels = torch.zeros(64, dtype=torch.long)
-    found = sample(Mixture(path), z, labels, method=method, num_steps=steps, path=path)
-    return (found - quantile(z)).abs().mean().item()
+    actual = sample(Mixture(path), z, labels, method=method, num_steps=steps, path=path)
+    return (actual - quantile(z)).abs().mean().item()
 
 
 @each_path
@@ -81,16 +81,16 @@ def test_euler_maruyama_reproduces_the_mixtures_mean_and_covariance(path):
     sde = torch.randn(
         149, count, 1, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64
     )
-    found = sample(
+    actual = sample(
         Mixture(path), z, labels, method="euler_maruyama", num_steps=150, path=path, sde_noise=sde
     )
-    found = found[:, 0].double()
+    actual = actual[:, 0].double()
     mean = (WEIGHTS * MEANS).sum()
     variance = (WEIGHTS * (STDS.square() + MEANS.square())).sum() - mean**2
-    assert torch.allclose(found.mean(0), mean.expand(2), atol=0.05)
-    assert torch.allclose(found.T.cov(), variance * torch.eye(2, dtype=torch.float64), atol=0.06)
-    # It is the noise that makes the spread: the same noise at the start, another on the way, another end.
-    assert (found - quantile(z[:, 0])).abs().mean() > 0.3
+    assert torch.allclose(actual.mean(0), mean.expand(2), atol=0.05)
+    assert torch.allclose(actual.T.cov(), variance * torch.eye(2, dtype=torch.float64), atol=0.06)
+    # The noise makes the spread: the same at the start, another on the way, another end.
+    assert (actual - quantile(z[:, 0])).abs().mean() > 0.3
 
 
 @each_path
@@ -123,7 +123,7 @@ def test_a_single_point_is_reached_exactly_and_known_from_the_first_step_on(meth
 @pytest.mark.parametrize("shift", [0.3, 3.0])
 def test_shifted_times_solve_the_same_equation(path, shift):
     z, labels = noise(64, 1, 1), torch.zeros(64, dtype=torch.long)
-    found = sample(
+    actual = sample(
         Mixture(path), z, labels, method="heun", num_steps=128, path=path, time_shift=shift
     )
-    assert (found - quantile(z)).abs().mean() < 5e-3
+    assert (actual - quantile(z)).abs().mean() < 5e-3

@@ -11,10 +11,10 @@ from maetok_lab.layers.conditioning import LabelEmbedding, TimeEmbedding
 def test_time_enters_as_256_sinusoids_cosines_first():
     torch.manual_seed(0)
     embedding, t = TimeEmbedding(8), torch.tensor([0.0, 0.3, 1.0])
-    seen = []
-    embedding.mlp[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    inputs_seen = []
+    embedding.mlp[0].register_forward_pre_hook(lambda _, inputs: inputs_seen.append(inputs[0]))
     embedding(t)
-    for row, time in zip(seen[0], t.tolist()):
+    for row, time in zip(inputs_seen[0], t.tolist()):
         for i in (0, 1, 64, 127):
             angle = time * 10000 ** (-i / 128)
             assert row[i].item() == pytest.approx(math.cos(angle), abs=1e-6)

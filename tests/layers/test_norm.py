@@ -13,10 +13,10 @@ def noise(*shape: int) -> torch.Tensor:
 def test_norms_are_the_formula_over_the_last_axis():
     x = noise(2, 3, 8) * 5 + 1
     centred = x - x.mean(-1, keepdim=True)
-    wanted = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-    assert torch.allclose(make_norm("layernorm", 8)(x), wanted, atol=1e-5)
-    wanted = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-    assert torch.allclose(make_norm("rmsnorm", 8)(x), wanted, atol=1e-5)
+    expected = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    assert torch.allclose(make_norm("layernorm", 8)(x), expected, atol=1e-5)
+    expected = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    assert torch.allclose(make_norm("rmsnorm", 8)(x), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])

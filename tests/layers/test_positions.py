@@ -78,10 +78,10 @@ def test_bf16_is_rotated_in_float32_and_comes_back_as_bf16():
 def test_axial_pairs_turn_with_the_column_first_and_the_row_after():
     cos, sin = AxialRope2d(1, 2, 8, theta=10.0)(torch.tensor([2.0]), torch.tensor([3.0]))[0]
     magnitudes = [1.0, 10**-0.5]
-    wanted = torch.tensor([3 * m for m in magnitudes] + [2 * m for m in magnitudes])
+    expected = torch.tensor([3 * m for m in magnitudes] + [2 * m for m in magnitudes])
     assert cos.shape == (1, 1, 4)
-    assert torch.allclose(cos[0, 0], wanted.cos(), atol=1e-6)
-    assert torch.allclose(sin[0, 0], wanted.sin(), atol=1e-6)
+    assert torch.allclose(cos[0, 0], expected.cos(), atol=1e-6)
+    assert torch.allclose(sin[0, 0], expected.sin(), atol=1e-6)
 
 
 def test_mixed_rope_starts_as_the_release_says_one_angle_a_head():
@@ -121,9 +121,10 @@ def test_taking_tokens_and_rotating_commute():
     index = torch.tensor([[0, 3, 7], [11, 2, 5]])
     for rope in (AxialRope2d(1, 3, 16), mixed()):
         rotation = rope(*grid_positions(3, 4))[0]
-        taken = torch.take_along_dim(x, index[:, None, :, None], dim=2)
-        wanted = torch.take_along_dim(rotate(x, rotation), index[:, None, :, None], dim=2)
-        assert torch.allclose(rotate(taken, take_rotation(rotation, index)), wanted, atol=1e-6)
+        selection = torch.take_along_dim(x, index[:, None, :, None], dim=2)
+        expected = torch.take_along_dim(rotate(x, rotation), index[:, None, :, None], dim=2)
+        actual = rotate(selection, take_rotation(rotation, index))
+        assert torch.allclose(actual, expected, atol=1e-6)
 
 
 def test_sines_are_the_formula_sine_at_even_and_cosine_at_odd_channels():
