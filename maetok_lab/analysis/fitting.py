@@ -17,6 +17,7 @@ from maetok_lab.analysis.mixture import (
     moments,
 )
 from maetok_lab.analysis.preprocess import float64_device
+from maetok_lab.hints import check_choice
 from maetok_lab.rng import generator
 
 
@@ -55,12 +56,8 @@ class GmmProtocol:
                 f"restarts ({self.restarts}) and max_iterations ({self.max_iterations}) "
                 "must be at least 1"
             )
-        if self.covariance not in ("diag", "full"):
-            raise ValueError(
-                f"unknown covariance {self.covariance!r}; choose one of ['diag', 'full']"
-            )
-        if self.precision not in ("float64", "float32"):
-            raise ValueError(f"precision must be float64 or float32, not {self.precision!r}")
+        check_choice(self.covariance, ("diag", "full"), "covariance")
+        check_choice(self.precision, ("float64", "float32"), "precision")
 
 
 def fit_gmm(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from maetok_lab.analysis.preprocess import as_rows, flat_chunks, spectrum_of, take_rows, width_of
+from maetok_lab.hints import choose
 from maetok_lab.neighbours import nearest_neighbours
 from maetok_lab.rng import generator
 
@@ -25,9 +26,7 @@ def intrinsic_dimension(latents: Any, *, method: str = "twonn", seed: int = 0) -
     Raises ValueError for an unknown method, NaN, or too few distinct rows.
     """
     # Both are too low for many dimensions and few rows.
-    if method not in NEIGHBOURS:
-        raise ValueError(f"unknown method {method!r}; choose one of {sorted(NEIGHBOURS)}")
-    neighbours = NEIGHBOURS[method]
+    neighbours = choose(method, NEIGHBOURS, "method")
     rows = _sample(latents, seed).unique(dim=0)  # a copy has distance 0 and no dimension
     if len(rows) <= neighbours + 1:
         raise ValueError(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from maetok_lab.evaluation.pixels import psnr
-from maetok_lab.hints import did_you_mean
+from maetok_lab.hints import check_choice
 from maetok_lab.layers.patches import patchify
 from maetok_lab.rng import generator
 from maetok_lab.tokenizer.anatomy import TokenStatistics, error_map, token_shift
@@ -53,8 +53,7 @@ def draw_masks(
     """
     if not 0 <= ratio <= 1:
         raise ValueError(f"a mask ratio is in [0, 1], not {ratio}")
-    if kind not in MASK_KINDS:
-        raise ValueError(f"unknown kind of mask {kind!r}{did_you_mean(kind, MASK_KINDS)}")
+    check_choice(kind, MASK_KINDS, "kind of mask")
     grid = (images.shape[-2] // patch_size, images.shape[-1] // patch_size)
     random = generator(seed, "studio", kind)
     if kind == "block":

@@ -25,6 +25,7 @@ from maetok_lab.analysis.preprocess import (
     take_rows,
 )
 from maetok_lab.config import to_json
+from maetok_lab.hints import check_choice
 from maetok_lab.neighbours import nearest_neighbours
 from maetok_lab.rng import generator
 
@@ -45,10 +46,7 @@ class ProjectionSettings:
     min_dist: float = 0.1  # UMAP's alone: how close points may lie on the map
 
     def __post_init__(self):
-        if self.method not in ("umap", "pca", "tsne"):
-            raise ValueError(
-                f"unknown method {self.method!r}; choose one of ['pca', 'tsne', 'umap']"
-            )
+        check_choice(self.method, ("umap", "pca", "tsne"), "method")
         if self.max_rows < 10 or self.pca_dimensions < 2 or self.neighbours < 2:
             came = f"{self.max_rows}, {self.pca_dimensions}, {self.neighbours}"
             raise ValueError(

@@ -194,7 +194,7 @@ def test_errors_say_what_came():
         fit_gmm(torch.ones(20, 2), 2)
     with pytest.raises(ValueError, match="covariance 'tied'"):
         fit_gmm(points, 2, covariance="tied")
-    with pytest.raises(ValueError, match="precision must be float64 or float32, not 'float16'"):
+    with pytest.raises(ValueError, match="unknown precision 'float16'; did you mean 'float64'"):
         fit_gmm(points, 2, precision="float16")
     with pytest.raises(ValueError, match="the start has"):
         fit_gmm(points, 3, start=start_of(points, 2, "diag"))
