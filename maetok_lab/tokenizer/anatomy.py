@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from maetok_lab.hints import did_you_mean
+from maetok_lab.hints import check_choice
 from maetok_lab.layers.patches import patchify
 from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.rng import generator
@@ -118,8 +118,7 @@ class Surgery:
     seed: int = 0
 
     def __post_init__(self):
-        if self.kind not in SURGERIES:
-            raise ValueError(f"unknown surgery {self.kind!r}{did_you_mean(self.kind, SURGERIES)}")
+        check_choice(self.kind, SURGERIES, "surgery")
         if not math.isfinite(self.amount) or self.amount < 0:
             raise ValueError(f"the amount of a surgery must be 0 or more, not {self.amount}")
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from maetok_lab.hints import did_you_mean
+from maetok_lab.hints import check_choice
 from maetok_lab.nets import check_timm_name
 from maetok_lab.tokenizer.config import TokenizerConfig, TowerConfig
 from maetok_lab.tokenizer.targets import (
@@ -46,10 +46,9 @@ class AuxiliaryConfig:
     def __post_init__(self):
         if self.target.startswith("timm:"):
             check_timm_name(self.target.removeprefix("timm:"))
-        elif self.target not in TARGETS:
-            hint = did_you_mean(self.target, [*TARGETS, "timm:NAME"])
-            raise ValueError(f"unknown target {self.target!r}{hint}")
-        elif self.weights and self.target not in TEACHERS:
+            return
+        check_choice(self.target, [*TARGETS, "timm:NAME"], "target")
+        if self.weights and self.target not in TEACHERS:
             raise ValueError(
                 f"target {self.target!r} has no network, so it cannot take weights={self.weights!r}"
             )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
+from maetok_lab.hints import choose
 from maetok_lab.nets import FeatureNet, load_net
 
 # The release's augmentation of all that the discriminator sees, each part with probability 0.5 ...
@@ -296,15 +297,11 @@ def diff_augment(
     size, rows = batch or (len(images), slice(None))
     for part in policy.split(","):
         name, _, amount = part.partition("_")
-        if name not in _AUGMENTATIONS:
-            raise ValueError(
-                f"unknown augmentation {part!r} in {policy!r}; "
-                "choose from color, translation, cutout_SHARE"
-            )
+        augment = choose(name, _AUGMENTATIONS, "augmentation")
         # one draw decides, three say how; a CPU generator's draws are the same on every device
         draws = torch.rand(size, 4, generator=generator, device=generator.device)
         draws = draws[rows].to(images.device)
-        augmented = _AUGMENTATIONS[name](images, draws[:, 1:], float(amount or 0))
+        augmented = augment(images, draws[:, 1:], float(amount or 0))
         images = torch.where((draws[:, 0] < probability)[:, None, None, None], augmented, images)
     return images
 

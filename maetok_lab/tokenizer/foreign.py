@@ -22,16 +22,16 @@ DIFFUSERS = "diffusers:"  # before OWNER/NAME[/subfolder] on the hub
 
 
 def open_tokenizer(
-    source: str | Path, *, image_size: int, root: str | Path | None = None, patch_size: int = 4
+    source: str | Path, *, image_size: int, root: str | Path | None = None
 ) -> AnyTokenizer:
     """Any tokenizer for images of `image_size` px, in eval mode on the CPU.
 
-    `source` is what `load_tokenizer` takes, "pixels" for `RawPixels` in patches of `patch_size`, a
-    folder of diffusers', or "diffusers:OWNER/NAME[/subfolder]" on the hub. Raises what their
-    loaders raise, and ValueError for a tokenizer of another image size.
+    `source` is what `load_tokenizer` takes, "pixels" for `RawPixels`, a folder of diffusers', or
+    "diffusers:OWNER/NAME[/subfolder]" on the hub. Raises what their loaders raise, and ValueError
+    for a tokenizer of another image size.
     """
     if str(source) == PIXELS:
-        return RawPixels(image_size, patch_size)
+        return RawPixels(image_size)
     if str(source).startswith(DIFFUSERS):
         owner, name, *folders = str(source).removeprefix(DIFFUSERS).split("/")
         subfolder = "/".join(folders) or None
