@@ -122,8 +122,8 @@ def test_a_killed_sweep_repeats_nothing_that_is_finished(tmp_path, moment, make_
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    done = list((tmp_path / "runs" / "notebooks").glob("*/summary.json"))
-    before = {path: path.stat().st_mtime_ns for path in done}
+    summaries = list((tmp_path / "runs" / "notebooks").glob("*/summary.json"))
+    before = {path: path.stat().st_mtime_ns for path in summaries}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     finished = list((tmp_path / "runs" / "notebooks").glob("*/summary.json"))

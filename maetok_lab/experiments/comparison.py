@@ -20,7 +20,6 @@ from maetok_lab.analysis.preprocess import common_dimensions
 from maetok_lab.config import override
 from maetok_lab.data.latents import LatentDataset
 from maetok_lab.diffusion.loading import load_diffusion
-from maetok_lab.diffusion.sampling import Guidance
 from maetok_lab.evaluation.features import make_reference
 from maetok_lab.evaluation.generation import evaluate_generation
 from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult, compare
@@ -45,9 +44,7 @@ class Comparison:
     diffusion_steps: int = 400  # of the small diffusion model
     components: tuple[int, ...] = (1, 10, 50)  # of the mixtures
     restarts: int = 3  # of each mixture
-    variance: float = 0.9  # share that the common number of dimensions keeps of every latent space
     sampling_steps: int = 40  # of Euler's method
-    guidance: float = 1.0  # scale; 1 is none, as in the paper's comparison of tokenizers
     images: int = 512  # samples; or as many as there are test images
     net_input: int = 128  # size in px at which the feature network sees images
     check_every: int = 25  # steps between looks at the control's PSNR
@@ -143,7 +140,7 @@ def compare_rows(rows: Sequence[Row], comparison: Comparison) -> pd.DataFrame:
     """
     # nll is that of test images at the most components, diffusion_loss that of test images too;
     # kid is of samples to test images, kid_gap to the tokenizer's own reconstructions of them
-    dimensions = common_dimensions([row.latents("train") for row in rows], comparison.variance)
+    dimensions = common_dimensions([row.latents("train") for row in rows])
     scores = {}
     generations = {}
     for row in rows:
@@ -175,7 +172,6 @@ def _line(
         dimensions=dimensions,
         decoded=64,
         pairs=16,
-        variance=comparison.variance,
         diffusion_steps=comparison.diffusion_steps,
         seed=row.ladder.seed,
     )
@@ -222,6 +218,7 @@ def _distance(column: str, result: EvalResult) -> dict[str, float]:
 
 def flow_of(row: Row, comparison: Comparison) -> Run:
     """The diffusion model of a row: the same model, steps, batch and seed for all."""
+    # bound to the row's cache, which gives it the number of tokens and channels
     ladder = row.ladder
     latents = row.latents("train")
     config = diffusion_training(
@@ -249,7 +246,7 @@ def generation_of(row: Row, flow: Run, comparison: Comparison) -> Generation:
         sampler="euler",
         steps=comparison.sampling_steps,
         path=flow.config["path"],
-        guidance_scale=comparison.guidance,
+        guidance_scale=1.0,  # none, as in the paper's comparison of tokenizers
         seed=ladder.seed,
         ema=flow.config["ema_decays"][0],
     )
@@ -271,7 +268,6 @@ def _evaluate_samples(
     count = min(comparison.images, len(test))
     # evenly from the whole split: its images may be sorted by class
     originals, labels = test.batch(torch.linspace(0, len(test) - 1, count).long())
-    guided = comparison.guidance != 1
     samples = generate(
         load_diffusion(flow.folder).to(device),
         tokenizer,
@@ -279,7 +275,6 @@ def _evaluate_samples(
         labels,
         seed=row.ladder.seed,
         num_steps=comparison.sampling_steps,
-        guidance=Guidance(comparison.guidance, 0.0, 1.0) if guided else None,
     )
     # the generation gap: the same samples against what this tokenizer makes of the same images
     net = load_net("efficientnet_lite2", input_size=comparison.net_input).to(device)

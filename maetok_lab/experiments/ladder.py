@@ -195,6 +195,7 @@ def climb(
 
 def stages(run: Run) -> list[Run]:
     """A tokenizer's run, and before it the one whose decoder it tunes, if it does."""
+    # only a second stage trains less than everything
     if run.config["trains"] == "all":
         return [run]
     (parent,) = run.provenance["parents"]
@@ -203,6 +204,7 @@ def stages(run: Run) -> list[Run]:
 
 def markdown(table: pd.DataFrame) -> str:
     """The table for a notebook's or a README's text."""
+    # as many digits as a difference between seeds is worth
     lines = [list(table.columns), ["---"] * table.shape[1]]
     for _, row in table.iterrows():
         lines.append([COLUMNS.get(name, "{}").format(value) for name, value in row.items()])

@@ -98,6 +98,7 @@ def train_both_stages(
     options = {"preview": val, "cpu": device.type == "cpu"}
     with Run.open(name, config, root=root) as masked:
         follow_to_end(train_tokenizer(config, train, masked, **options), "tokenizer")
+    # the second stage starts from the first one's averaged weights, and changes the decoder alone
     second = decoder_tuning(config, parent=masked, **tuning)
     with Run.open(f"{name}-tuned", second, root=root, parents=[masked]) as tuned:
         training = finetune_decoder(second, train, tuned, parent=masked, **options)

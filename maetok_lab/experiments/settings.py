@@ -89,6 +89,7 @@ def setting_grid(
         if len(interval) != 2:
             raise ValueError(f"an interval is [low, high], not {list(interval)}")
 
+    # slowest first, so that one model after the other is used
     settings = []
     for ema, sampler, count, interval, scale in itertools.product(*axes.values()):
         low, high = map(float, interval)
@@ -164,6 +165,7 @@ def settings_table(scored: Mapping[Setting, Run], net: Net) -> pd.DataFrame:
     run.
     """
     kid = metric_name("kid", net)
+    # without guidance several settings are one run: it stands in the row of each
     rows = []
     for setting, run in scored.items():
         result = load_score(run)

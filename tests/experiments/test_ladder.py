@@ -74,8 +74,8 @@ def test_scores_are_of_the_test_images_and_stay_with_the_row(climbed):
     ladder, table, _ = climbed
     run = Run(ladder.root / table["run"][3])
     originals = ladder.images["test"].batch(slice(None))[0]
-    wanted = psnr(reconstruct(load_tokenizer(run.folder), originals), originals).mean().item()
-    assert table["psnr"][3] == pytest.approx(wanted, abs=1e-6)
+    expected = psnr(reconstruct(load_tokenizer(run.folder), originals), originals).mean().item()
+    assert table["psnr"][3] == pytest.approx(expected, abs=1e-6)
     result = ladder.score(run)
     assert (run.folder / "ladder.json").exists()
     assert result.protocol.reference_sha256 == ladder.images["test"].fingerprint
@@ -88,11 +88,11 @@ def test_scores_are_of_the_test_images_and_stay_with_the_row(climbed):
 def test_tuning_leaves_the_latents_of_its_own_first_stage(climbed):
     ladder, table, _ = climbed
     tuned = Run(ladder.root / table["run"][3])
-    mine, theirs = (
+    first, second = (
         load_tokenizer(run.folder).encode(ladder.images["val"].batch(range(4))[0])
         for run in stages(tuned)
     )
-    assert torch.equal(mine, theirs)
+    assert torch.equal(first, second)
     assert ladder.latents(tuned, "train").views == 2
     assert ladder.latents(tuned, "test").views == 1
 

@@ -85,15 +85,15 @@ def test_a_checkpoint_comes_back_bit_for_bit(run):
     }
     tensors["empty"] = {}
     run.save_checkpoint(7, tensors, {"skipped": 2})
-    found = run.load_checkpoint()
-    assert (found.step, found.state, set(found.tensors)) == (
+    checkpoint = run.load_checkpoint()
+    assert (checkpoint.step, checkpoint.state, set(checkpoint.tensors)) == (
         7,
         {"skipped": 2},
         {"model", "optimizer", "empty"},
     )
-    assert torch.equal(found.tensors["model"]["a"], values.t())
-    assert found.tensors["model"]["b.c"].dtype == torch.bfloat16
-    assert found.tensors["optimizer"]["step"].dtype == torch.int64
+    assert torch.equal(checkpoint.tensors["model"]["a"], values.t())
+    assert checkpoint.tensors["model"]["b.c"].dtype == torch.bfloat16
+    assert checkpoint.tensors["optimizer"]["step"].dtype == torch.int64
     assert set(run.load_checkpoint(groups=["model"]).tensors) == {"model"}
 
 
@@ -143,9 +143,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(run, damage):
     with pytest.warns(
         UserWarning, match=r"(step-0000020|step 20).*; falling back to the checkpoint before it"
     ):
-        found = run.load_checkpoint()
-    assert found.step == 10
-    assert found.tensors["model"]["w"][0, 0] == 1
+        checkpoint = run.load_checkpoint()
+    assert checkpoint.step == 10
+    assert checkpoint.tensors["model"]["w"][0, 0] == 1
     with pytest.raises(ValueError, match=r"damaged|no checkpoint of step 20|not valid JSON"):
         run.load_checkpoint(20)
 
@@ -187,8 +187,8 @@ def test_a_half_written_checkpoint_is_never_read_and_the_next_save_replaces_it(r
 
 def test_a_run_that_another_process_took_over_is_written_no_more(run):
     run.save_checkpoint(10, weights(1.0), {})
-    theirs = (run.folder / "lock").read_text().replace(f"pid={os.getpid()}", "pid=1")
-    (run.folder / "lock").write_text(theirs)
+    other_lock = (run.folder / "lock").read_text().replace(f"pid={os.getpid()}", "pid=1")
+    (run.folder / "lock").write_text(other_lock)
     with pytest.raises(RunLocked, match="was taken over by another process; end this one"):
         run.save_checkpoint(20, weights(2.0), {})
     assert run.checkpoint_steps() == [10]

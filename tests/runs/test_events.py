@@ -25,10 +25,10 @@ def test_numbers_are_shown_by_split_and_name_and_a_resumed_run_shows_each_step_o
     with Run.open("one", Config(), root=tmp_path) as run:
         run.rewind_metrics(2)
         log(run, 3, 4)
-    shown = accumulator.EventAccumulator(str(tmp_path / "one" / "tensorboard"))
-    shown.Reload()
-    assert shown.Tags()["scalars"] == ["train/loss"]
-    assert [(event.step, event.value) for event in shown.Scalars("train/loss")] == [
+    events = accumulator.EventAccumulator(str(tmp_path / "one" / "tensorboard"))
+    events.Reload()
+    assert events.Tags()["scalars"] == ["train/loss"]
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [
         (1, 0.25),
         (2, 0.5),
         (3, 0.75),

@@ -30,11 +30,11 @@ def marker(tmp_path_factory):
     lock = lock_folder(folder)
     text = (folder / "lock").read_text()
     lock.release()
-    mine = dict(line.split("=") for line in text.splitlines()[1:])
+    own = dict(line.split("=") for line in text.splitlines()[1:])
 
     def write(**changes):
         duration = {"duration": locks.LEASE_SECONDS}
-        lines = [f"{name}={value}" for name, value in {**mine, **duration, **changes}.items()]
+        lines = [f"{name}={value}" for name, value in {**own, **duration, **changes}.items()]
         return "\n".join(["filelock/2", *lines, ""])
 
     return write

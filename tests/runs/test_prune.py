@@ -70,15 +70,15 @@ def test_what_a_kill_left_half_written_is_found_and_nothing_else(tmp_path):
     half = run.folder / "checkpoints" / ".step-0000020.tmp"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
-    mine = run.folder / ".my-notes"
+    notes = run.folder / ".my-notes"
     run.sample_path(10)
-    for path in (*left, mine):
+    for path in (*left, notes):
         path.write_text("x")
     table = prunable(tmp_path)
     assert set(table["path"]) == {str(path) for path in (*left, half)}
     assert table["what"].eq("left by a kill").all()
     prune(table)
-    assert mine.exists()
+    assert notes.exists()
     assert not any(path.exists() for path in (*left, half))
     assert run.checkpoint_steps() == [10]
 
@@ -103,9 +103,9 @@ def test_looking_at_a_run_of_ones_own_does_not_give_up_its_lock(tmp_path):
 def test_the_command_line_lists_first_and_frees_when_told(tmp_path, capsys):
     run = trained(tmp_path, "done")
     assert main(["prune", "--runs", str(tmp_path)]) == 0
-    shown = capsys.readouterr().out
-    assert "done: checkpoint 10" in shown
-    assert "--yes" in shown
+    output = capsys.readouterr().out
+    assert "done: checkpoint 10" in output
+    assert "--yes" in output
     assert run.checkpoint_steps() == [10, 20, 30, 40]
     assert main(["prune", "--runs", str(tmp_path), "--yes"]) == 0
     assert "freed" in capsys.readouterr().out
