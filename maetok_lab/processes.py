@@ -1,4 +1,8 @@
-"""Work shared by the processes of a `torch.distributed` group: each does its rows, and all get all rows."""
+"""Work shared by the processes of a `torch.distributed` group, as torchrun starts them.
+
+Two ways: `share_rows` computes, and every process gets all rows; `own_share` numbers what a process
+writes to disk, where the others find it. Outside of a group one process does all.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,34 +19,81 @@ def process_group() -> tuple[int, int]:
     return 0, 1
 
 
-def share_rows(count: int, work: Callable[[Tensor], dict[str, Any]]) -> dict[str, Any]:
-    """`work(rows (r,)) -> {name: tensor (r, ...) or a fact}` on this process's share of 0 .. count - 1; all rows come back.
+def join_group(*, cpu: bool) -> tuple[int, int]:
+    """`process_group()`, after joining the group that torchrun prepared for this process, if any."""
+    from accelerate import PartialState
 
-    An error of one process is raised in every one.
-    """
-    rank, processes = process_group()
-    if processes == 1:
-        return work(torch.arange(count))
-    rows = torch.arange(count).tensor_split(processes)[rank]
-    try:
-        mine = work(rows) if len(rows) else None
-    except Exception as problem:  # the others would wait for this process for ever
-        mine = problem
-    gathered: list[Any] = [None] * processes
-    torch.distributed.all_gather_object(gathered, mine)
-    for part in gathered:
-        if isinstance(part, Exception):
-            raise part
-    parts = [part for part in gathered if part is not None]
-    if not parts:
-        raise ValueError("nothing to do: no rows")
-    return {
-        key: torch.cat([part[key] for part in parts]) if isinstance(value, Tensor) else value
-        for key, value in parts[0].items()
-    }
+    PartialState(cpu=cpu)
+    return process_group()
 
 
 def wait_for_all() -> None:
     """Go on when every process has come here; outside of a group at once."""
     if process_group()[1] > 1:
         torch.distributed.barrier()
+
+
+def own_share(count: int) -> range:
+    """Which of 0 .. count - 1 are this process's: every n-th, so that all of them get on alike."""
+    rank, processes = process_group()
+    return range(rank, count, processes)
+
+
+def share_rows(count: int, work: Callable[[Tensor], dict[str, Any]]) -> dict[str, Any]:
+    """`work(rows (r,)) -> {name: tensor (r, ...) or a fact}` of 0 .. count - 1, in every process.
+
+    Each process works on its share of the rows. An error of one process is raised in every one.
+    """
+    rank, processes = process_group()
+    if processes == 1:
+        return work(torch.arange(count))
+    rows = torch.arange(count).tensor_split(processes)[rank]
+    result: Any = None  # of more processes than rows some have nothing to do
+    if len(rows):
+        try:
+            result = work(rows)
+        except Exception as problem:  # the other processes would wait for this one for ever
+            result = problem
+    results: list[Any] = [None] * processes
+    torch.distributed.all_gather_object(results, result)
+
+    parts = []
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+        if result is not None:
+            parts.append(result)
+    if not parts:
+        raise ValueError("nothing to do: no rows")
+    joined = dict(parts[0])
+    for name, value in joined.items():
+        if isinstance(value, Tensor):
+            joined[name] = torch.cat([part[name] for part in parts])
+    return joined
+
+
+def share_images(images: Any, work: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    """`work(images)`, shared as `share_rows` does: a tensor (n, 3, H, W) or `Images`.
+
+    Batches that only come one after another are not shared: every process goes through all.
+    """
+    if not (isinstance(images, Tensor) or hasattr(images, "batch")) or process_group()[1] == 1:
+        return work(images)
+    return share_rows(len(images), lambda rows: work(_Subset(images, rows)))
+
+
+class _Subset:
+    """Some images of a tensor or of `Images`, as `Images`."""
+
+    def __init__(self, images: Any, rows: Tensor):
+        self.images = images
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        rows = self.rows[indices]
+        if isinstance(self.images, Tensor):
+            return self.images[rows], rows
+        return self.images.batch(rows)

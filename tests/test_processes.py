@@ -1,8 +1,11 @@
-"""Outside of a process group everything is one's own; inside is tested where the work is (features, sample sets)."""
+"""Outside of a process group everything is one's own; inside is tested where the work is (features,
+sample sets).
+"""
 
+import pytest
 import torch
 
-from maetok_lab.processes import process_group, share_rows, wait_for_all
+from maetok_lab.processes import own_share, process_group, share_images, share_rows, wait_for_all
 
 
 def test_one_process_does_all_rows():
@@ -10,6 +13,7 @@ def test_one_process_does_all_rows():
     found = share_rows(5, lambda rows: {"rows": rows, "fact": len(rows)})
     assert found["rows"].tolist() == [0, 1, 2, 3, 4]
     assert found["fact"] == 5
+    assert list(own_share(3)) == [0, 1, 2]
     wait_for_all()
 
 
@@ -22,3 +26,30 @@ def test_rows_come_back_in_order_from_every_process(monkeypatch):
     monkeypatch.setattr("maetok_lab.processes.process_group", lambda: (1, 3))
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     assert share_rows(5, lambda rows: {"rows": rows})["rows"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_every_image_is_somebodys_and_comes_back_in_order(monkeypatch):
+    images = torch.rand(7, 3, 2, 2)
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr("maetok_lab.processes.process_group", lambda rank=rank: (rank, 3))
+        shares += own_share(7)
+        monkeypatch.setattr(
+            torch.distributed, "all_gather_object", lambda results, own: results.__setitem__(0, own)
+        )
+        own = share_images(images, lambda part: {"images": part.batch(torch.arange(len(part)))[0]})
+        assert torch.equal(own["images"], images.tensor_split(3)[rank])
+    assert sorted(shares) == list(range(7))
+
+
+def test_an_error_in_one_process_is_raised_in_every_one(monkeypatch):
+    monkeypatch.setattr("maetok_lab.processes.process_group", lambda: (0, 2))
+    monkeypatch.setattr(
+        torch.distributed,
+        "all_gather_object",
+        lambda results, own: results.__setitem__(slice(None), [own, ValueError("the other's")]),
+    )
+    with pytest.raises(ValueError, match="the other's"):
+        share_rows(4, lambda rows: {"rows": rows})
+    with pytest.raises(ZeroDivisionError):
+        share_rows(4, lambda rows: 1 / 0)

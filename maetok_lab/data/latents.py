@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -32,6 +31,7 @@ from maetok_lab.device import DTYPES, Precision, autocast, free_memory
 from maetok_lab.files import atomic_path
 from maetok_lab.identity import same_weights, tensors_fingerprint
 from maetok_lab.inference import eval_mode
+from maetok_lab.processes import join_group, own_share, wait_for_all
 from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.runs import Run, find_run
 from maetok_lab.runs.weights import read_weights
@@ -165,12 +165,12 @@ def write_latents(
 
     # Of several processes each encodes every n-th shard. The first holds the run, the others have a
     # `Run` that only reads.
-    processes = PartialState(cpu=device.type == "cpu")
+    rank, _ = join_group(cpu=device.type == "cpu")
     total = len(images)
     count = math.ceil(total / config.shard_size)
     (run.folder / "latents").mkdir(exist_ok=True)
     with eval_mode(tokenizer):
-        for number in range(processes.process_index, count, processes.num_processes):
+        for number in own_share(count):
             start = number * config.shard_size
             stop = min(start + config.shard_size, total)
             path = shard_path(run.folder, number)
@@ -182,15 +182,15 @@ def write_latents(
             yield stop, total
 
     # what belongs to all shards, once all of them are there
-    processes.wait_for_everyone()
-    if processes.is_main_process:
+    wait_for_all()
+    if rank == 0:
         with atomic_path(run.folder / "labels.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, images.labels.numpy())
         complete(run.folder, count)
         space = statistics(open_shards(run.folder, verify=False), config)
         space.save(run.folder / "latent_space.safetensors")
         run.finish({"images": total, "views": 1 + config.flips, "shards": count})
-    processes.wait_for_everyone()
+    wait_for_all()
 
 
 @torch.inference_mode()

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import importlib.metadata
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from maetok_lab.evaluation.metrics import Statistics
 from maetok_lab.evaluation.pixels import round_to_uint8
 from maetok_lab.identity import DIGITS, hash_of, tensor_bytes
 from maetok_lab.inference import device_of
-from maetok_lab.processes import process_group, share_rows
+from maetok_lab.processes import share_images
 from maetok_lab.protocols import Images, Net
 
 SHORT_NAMES = {
@@ -130,34 +130,7 @@ def image_features(
     process computes its share of a tensor or source, and all get all features. Raises ValueError
     for NaN pixels and an empty set.
     """
-    return share_work(images, lambda part: _outputs(part, net, batch_size, (output,)))[output]
-
-
-def share_work(images: Any, work: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    """`work(images) -> {name: tensor (n, ...) or a fact}`, shared as `share_rows` does.
-
-    Batches that only come one after another are not shared.
-    """
-    if not (isinstance(images, Tensor) or hasattr(images, "batch")) or process_group()[1] == 1:
-        return work(images)
-    return share_rows(len(images), lambda rows: work(_Subset(images, rows)))
-
-
-class _Subset:
-    """The images of one process's share."""
-
-    def __init__(self, images: Any, rows: Tensor):
-        self.images = images
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        rows = self.rows[indices]
-        if isinstance(self.images, Tensor):
-            return self.images[rows], rows
-        return self.images.batch(rows)
+    return share_images(images, lambda part: _outputs(part, net, batch_size, (output,)))[output]
 
 
 @torch.inference_mode()
@@ -232,7 +205,7 @@ def make_reference(
     to the source's split. Processes share the work, and what is refused is refused, as in
     `image_features`.
     """
-    values = share_work(images, lambda part: _outputs(part, net, batch_size, outputs))
+    values = share_images(images, lambda part: _outputs(part, net, batch_size, outputs))
     digests = values["digests"]
     # a source may say how its files became pixels; a tensor's `split` and `resize` are methods
     source = None if isinstance(images, Tensor) else images

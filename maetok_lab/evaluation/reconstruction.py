@@ -9,18 +9,13 @@ import torch
 from torch import Tensor
 
 from maetok_lab.device import autocast
-from maetok_lab.evaluation.features import (
-    about_net,
-    batch_features,
-    image_batches,
-    metric_name,
-    share_work,
-)
+from maetok_lab.evaluation.features import about_net, batch_features, image_batches, metric_name
 from maetok_lab.evaluation.metrics import Estimate, frechet_distance, kernel_distance
 from maetok_lab.evaluation.pixels import psnr, ssim
 from maetok_lab.evaluation.protocol import PREVIEW_IMAGES, EvalProtocol, EvalResult
 from maetok_lab.evaluation.scaling import frechet_error
 from maetok_lab.inference import device_of, eval_mode
+from maetok_lab.processes import share_images
 from maetok_lab.protocols import AnyTokenizer, Images, Net
 
 SSIM = "gaussian 11x11, sigma 1.5, data_range 255"
@@ -50,7 +45,7 @@ def evaluate_reconstruction(
         return _measure(_pairs(tokenizer, part, protocol, batch_size, device), perceptual, net)
 
     # means over images
-    values = share_work(source, measure)
+    values = share_images(source, measure)
     estimates = {"psnr": _mean(values["psnr"]), "ssim": _mean(values["ssim"])}
     count = len(values["psnr"])
     facts = {"num_images": count, "image_size": values["image_size"], "ssim": SSIM}

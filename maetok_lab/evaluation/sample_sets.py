@@ -26,7 +26,7 @@ from maetok_lab.files import atomic_path
 from maetok_lab.generation.images import draw
 from maetok_lab.identity import fingerprint_of, same_weights, tensors_fingerprint
 from maetok_lab.pictures import to_uint8
-from maetok_lab.processes import process_group, wait_for_all
+from maetok_lab.processes import own_share, process_group, wait_for_all
 from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.rng import generator
 from maetok_lab.runs import Run
@@ -154,9 +154,8 @@ def write_samples(
         )
 
     # every k-th image is this process's; a stopped run has some of them
-    rank, processes = process_group()
     (run.folder / "images").mkdir(exist_ok=True)
-    share = range(rank, len(labels), processes)
+    share = own_share(len(labels))
     missing = [row for row in share if not image_path(run, row).exists()]
     count = len(share) - len(missing)
     batches = draw(
@@ -177,7 +176,7 @@ def write_samples(
 
     # the first process puts all shares together, the others wait until the run is finished
     wait_for_all()
-    if rank == 0:
+    if process_group()[0] == 0:
         pictures = (_read(image_path(run, row)) for row in range(len(labels)))
         write_npz(run.folder / "samples.npz", pictures, count=len(labels), labels=labels)
         run.finish({"images": len(labels)})
