@@ -173,6 +173,7 @@ class ImageSource(Dataset):
         else:
             scale, down, across = crop
             image = scale_crop(image, self.image_size, scale=scale, down=down, across=across)
+        # Pillow's (H, W, 3) to torch's (3, H, W)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
     def count_broken(self, messages: Sequence[str]) -> None:

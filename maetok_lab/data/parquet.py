@@ -152,6 +152,7 @@ def _image_column(schema: pa.Schema, shard: Path) -> tuple[str, str | None]:
 
 def _splits_of(frame: pd.DataFrame, relative: str) -> list[str]:
     """The split of every row of a shard."""
+    # a column may say it
     if "split" in frame:
         unknown = sorted(set(frame["split"]) - set(SPLITS), key=str)
         if unknown:

@@ -32,7 +32,7 @@ def read_rgb(file: Path | str | bytes, *, name: str | None = None) -> Image.Imag
         file = io.BytesIO(file)
     try:
         with Image.open(file) as image:
-            image.seek(0)
+            image.seek(0)  # the first frame
             return to_rgb(ImageOps.exif_transpose(image))
     # Pillow's decoders raise many kinds for damaged files (struct.error, IndexError, ...), so the
     # kind goes into the message

@@ -50,6 +50,7 @@ def list_tars(shards: list[Path], *, root: Path, name: str) -> Listing:
     The category is what .cls or .json say (a number where all are), else the picture's folder, else
     `all`. Raises ValueError for shards without images.
     """
+    # a shard's name says its split; where it does not, each key is drawn into one
     frames = index_shards(shards)
     parts = []
     for shard, frame in zip(shards, frames):

@@ -59,7 +59,7 @@ def sampling_cost(
     **_: object,
 ) -> SamplingCost:
     """The cost of `sample` with these arguments (its others cost nothing), before it starts."""
-    if method == "dopri5":
+    if method == "dopri5":  # chooses its steps on the way
         return SamplingCost(num_images, None, None, None)
 
     # a row for every evaluation, and a second one, of the null class, where guidance applies

@@ -30,7 +30,7 @@ def from_released(
         "hidden_size": sizes["width"],
         "input_size": sizes["num_tokens"],
         "in_channels": sizes["latent_dim"],
-        "vae_1d": True,
+        "vae_1d": True,  # latents are tokens in a row, not a grid
     }
     for key, fact in facts.items():
         if key in config and config[key] != fact:

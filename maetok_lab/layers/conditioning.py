@@ -17,9 +17,9 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         half = NUM_FREQUENCIES // 2
-        frequencies = torch.exp(-math.log(10000) * torch.arange(half) / half)
+        exponents = -math.log(10000) * torch.arange(half) / half
         # not persistent: a constant, which the released weights do not hold
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.register_buffer("frequencies", torch.exp(exponents), persistent=False)
         self.mlp = nn.Sequential(
             nn.Linear(NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
         )
@@ -27,7 +27,8 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """t (B,) -> (B, width)"""
         angles = t.float()[:, None] * self.frequencies  # (B, 128)
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1))
+        waves = [angles.cos(), angles.sin()]
+        return self.mlp(torch.cat(waves, dim=1))
 
 
 class LabelEmbedding(nn.Module):

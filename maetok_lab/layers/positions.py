@@ -66,7 +66,8 @@ def take_rotation(rotation: Rotation, index: Tensor) -> Rotation:
     """
     cos, sin = rotation
     # indexing with (B, S') leaves the heads in front of the batch
-    return cos[:, index].transpose(0, 1), sin[:, index].transpose(0, 1)
+    cos = cos[:, index].transpose(0, 1)
+    return cos, sin[:, index].transpose(0, 1)
 
 
 class AxialRope2d(nn.Module):
@@ -127,6 +128,7 @@ class Rope1d(nn.Module):
 
     def __init__(self, head_dim: int):
         super().__init__()
+        # not persistent, here and above: a constant, which no file of weights needs
         frequencies = 10000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
