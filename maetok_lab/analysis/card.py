@@ -40,7 +40,7 @@ Entry = dict[str, Any]  # entry (its name), value, error, unit
 FEWEST_RUNS = 5  # below, a correlation over runs means nothing
 DRAWS = 1000  # of runs, for its interval
 CARD_FILE = "card.json"
-# settings that go to the mixtures
+# The settings that `gmm_curve` takes by the same names.
 MIXTURE_FIELDS = ("components", "dimensions", "variance", "restarts", "seed")
 
 
@@ -85,6 +85,8 @@ def diffusability_card(
     test_latents = as_rows(test_latents)
     shared = {name: getattr(settings, name) for name in MIXTURE_FIELDS}
     mixtures = gmm_curve(latents, heldout_latents=test_latents, folder=folder, **shared)
+
+    # Every entry of the card, by group, in the order of the card.
     groups = {
         "known": [_entry(name, value) for name, value in (beside or {}).items()],
         "mixture": _mixture_entries(mixtures),
@@ -106,6 +108,7 @@ def diffusability_card(
             _entry(f"diffusion_{name}", value) for name, value in diffusion_loss.items()
         ]
 
+    # One table; what its figure draws besides and how it was made go with it.
     rows = []
     for group, entries in groups.items():
         rows += [{"group": group, **entry} for entry in entries]

@@ -16,7 +16,7 @@ from maetok_lab.analysis.mixture import (
     mean_log_likelihood,
     moments,
 )
-from maetok_lab.analysis.preprocess import float64_device
+from maetok_lab.analysis.preprocess import float64_device, take_rows
 from maetok_lab.hints import check_choice
 from maetok_lab.rng import generator
 
@@ -147,7 +147,7 @@ def _starts(rows: Rows, components: int, protocol: GmmProtocol) -> Mixture:
     size = max(protocol.start_rows, components)
     if rows.count > size:
         indices = torch.randperm(rows.count, generator=random)[:size].sort().values
-        sample = Rows(rows[indices], rows.device, rows.dtype)
+        sample = Rows(take_rows(rows.points, indices), rows.device, rows.dtype)
     means = _plus_plus(sample[:], components, restarts, random)
 
     # Every row goes to its nearest centre: the most probable of equal, spherical components.

@@ -93,16 +93,11 @@ class Rows:
         self.count, self.width = points.shape
         self._cache: Tensor | None = None
 
-    def __getitem__(self, index: slice | Tensor) -> Tensor:
+    def __getitem__(self, index: slice) -> Tensor:
         """Some of the rows, (m, d)."""
-        if isinstance(self.points, Tensor):
-            if isinstance(index, Tensor):
-                index = index.to(self.points.device)
-            rows = self.points[index]
-        else:
-            if isinstance(index, Tensor):
-                index = index.numpy()
-            rows = torch.tensor(self.points[index])  # a copy: a memory map may be read-only
+        rows = self.points[index]
+        if not isinstance(rows, Tensor):
+            rows = torch.tensor(rows)  # a copy: a memory map may be read-only
         return rows.to(self.device, self.dtype)
 
     def features(self, covariance: Covariance, densities: int) -> Iterator[Tensor]:
