@@ -1,11 +1,11 @@
-"""The one parallel reader of pictures: training and caching ask here, and are served in order."""
+"""The one parallel reader of pictures: other processes decode ahead, in the order of requests."""
 
 import itertools
 import pickle
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from maetok_lab.data.images import ImageSource, Pictures
@@ -15,9 +15,9 @@ from maetok_lab.rng import generator
 class Request(NamedTuple):
     """One batch to be read: the arguments of `ImageSource.read`."""
 
-    indices: torch.Tensor  # (B,) into the source
-    flip: torch.Tensor | None = None  # (B,) bool: mirrored left to right
-    scale_crops: torch.Tensor | None = None  # (B, 3) of (scale, down, across): cut anew
+    indices: Tensor  # (B,) into the source
+    flip: Tensor | None = None  # (B,) bool: mirrored left to right
+    scale_crops: Tensor | None = None  # (B, 3) of (scale, down, across): cut anew
 
 
 def read_ahead(
@@ -59,5 +59,5 @@ class _Reader(Dataset):
         self.images = images
 
     def __getitem__(self, packed: bytes) -> Pictures:
-        request = Request(*pickle.loads(packed))
-        return self.images.read(request.indices, flip=request.flip, scale_crops=request.scale_crops)
+        indices, flip, scale_crops = pickle.loads(packed)
+        return self.images.read(indices, flip=flip, scale_crops=scale_crops)
