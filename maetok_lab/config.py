@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from maetok_lab.hints import did_you_mean
-from maetok_lab.identity import fingerprint, fingerprint_of  # noqa: F401  here too
 
 Config = TypeVar("Config")
 

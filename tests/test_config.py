@@ -8,16 +8,10 @@ from typing import Any, Literal
 
 import pytest
 
-from maetok_lab.config import (
-    differing_fields,
-    fingerprint,
-    from_json,
-    not_in_fingerprint,
-    override,
-    to_json,
-)
+from maetok_lab.config import differing_fields, from_json, not_in_fingerprint, override, to_json
 from maetok_lab.data.latents import LatentCaching
 from maetok_lab.diffusion.model import DIFFUSION
+from maetok_lab.identity import fingerprint
 from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig
 from maetok_lab.tokenizer.model import TOKENIZERS
 from maetok_lab.training.autoencoding import TokenizerTraining
@@ -237,7 +231,7 @@ def test_the_fingerprint_covers_the_class_and_the_items_of_tuples():
 
 def test_the_fingerprint_is_the_same_in_another_process():
     code = (
-        "from maetok_lab.config import fingerprint\n"
+        "from maetok_lab.identity import fingerprint\n"
         "from maetok_lab.tokenizer.masking import MaskingConfig\n"
         "print(fingerprint(MaskingConfig(low=0.25, high=0.5)))"
     )

@@ -16,6 +16,7 @@ from maetok_lab.diffusion.cost import SamplingCost, sampling_cost
 from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.diffusion.sampling import INTEGRATORS, Guidance
 from maetok_lab.generation.trajectories import TrajectoryPoint, decode_point, trajectory
+from maetok_lab.identity import check_owner
 from maetok_lab.pictures import image_grid
 from maetok_lab.plots.images import plot_rows
 from maetok_lab.protocols import AnyTokenizer
@@ -52,15 +53,11 @@ class SamplerStudio(Studio):
         self.tokenizer = tokenizer
         self.count = count
 
-        # a model without a fingerprint was made by hand: whoever did knows where it belongs
-        owners = [latent_space.tokenizer]
-        owners += [model.tokenizer_fingerprint for model in self.models.values()]
-        for owner in owners:
-            if owner and owner != tokenizer.fingerprint:
-                raise ValueError(
-                    f"model and latent space belong to tokenizer {owner},"
-                    f" not to {tokenizer.fingerprint}"
-                )
+        check_owner(tokenizer, latent_space.tokenizer, "latent space")
+        for net in self.models.values():
+            # one that names no tokenizer was made by hand: whoever did knows where it belongs
+            if net.tokenizer_fingerprint:
+                check_owner(tokenizer, net.tokenizer_fingerprint, "diffusion model")
         self.ema = next(iter(self.models))  # the rate whose weights sample
         num_classes = self.model.num_classes
         self.class_names = list(class_names or map("class {}".format, range(num_classes)))

@@ -6,7 +6,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from maetok_lab.config import fingerprint, override
+from maetok_lab.config import override
+from maetok_lab.identity import fingerprint
 from maetok_lab.rng import seed_step
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from maetok_lab.config import fingerprint
 from maetok_lab.data import images as images_module
 from maetok_lab.data.images import open_images
+from maetok_lab.identity import fingerprint
 from maetok_lab.rng import generator
 from maetok_lab.training.order import batch_indices, draw_scale_crops, image_batches
 from maetok_lab.training.presets import TOKENIZER_TRAINING

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from maetok_lab.config import fingerprint, from_json, override, to_json
+from maetok_lab.config import from_json, override, to_json
+from maetok_lab.identity import fingerprint
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.discriminators import AdversarialConfig
 from maetok_lab.tokenizer.model import TOKENIZERS

@@ -127,7 +127,7 @@ def test_the_twin_is_the_way_of_the_samples(studio):
 
 
 def test_what_does_not_belong_together_is_refused():
-    with pytest.raises(ValueError, match="belong to tokenizer other"):
+    with pytest.raises(ValueError, match="the latent space belongs to tokenizer other"):
         SamplerStudio(MODELS, LatentSpace("other", torch.tensor(0.0), torch.tensor(1.0)), TOKENIZER)
     with pytest.raises(ValueError, match="1 class names for a model of 3"):
         SamplerStudio(MODELS, SPACE, TOKENIZER, class_names=["cat"])
