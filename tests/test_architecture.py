@@ -1,4 +1,4 @@
-"""The order of the library: who may import whom, what is imported late, and no option that nothing reads."""
+"""The order of the library: who may import whom, what is imported late, no hidden state."""
 
 import ast
 import re
@@ -181,51 +181,6 @@ def test_no_hidden_state(path):
     banned = r"(np|numpy)\.random\..*|random\.(seed|random|shuffle|choice)|os\.(environ|getenv).*|torch\.set_default_.*"
     banned += "" if path.name == "rng.py" else r"|torch\.(cuda\.)?manual_seed.*"
     assert not [name for name in attributes if re.fullmatch(banned, name)]
-
-
-def options():
-    """(class, field) of every config: the frozen keyword-only dataclasses with defaults (results have none)."""
-    for node in (
-        node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
-    ):
-        words = " ".join(ast.unparse(word) for word in node.decorator_list)
-        fields = [line for line in node.body if isinstance(line, ast.AnnAssign)]
-        if (
-            "frozen=True" in words
-            and "kw_only=True" in words
-            and any(field.value for field in fields)
-        ):
-            yield from ((node.name, field.target.id) for field in fields)
-
-
-def test_every_option_is_read_somewhere():
-    nodes = [node for tree in TREES.values() for node in ast.walk(tree)]
-    read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    read |= {
-        node.value for node in nodes if isinstance(node, ast.Constant)
-    }  # getattr(config, name) for name in (...)
-    assert not [f"{owner}.{name}" for owner, name in options() if name not in read]
-
-
-def test_every_option_is_varied_by_a_preset_a_notebook_or_a_test(repository):
-    texts = [*MODULES, *repository.glob("tests/**/*.py"), *repository.glob("notebooks/*.ipynb")]
-    text = "\n".join(path.read_text(encoding="utf-8") for path in texts)
-    varied = set(re.findall(r"(?<![.\w])(\w+)=", text)) | set(re.findall(r"(\w+)\\?[\"'] ?:", text))
-    assert not [f"{owner}.{name}" for owner, name in options() if name not in varied]
-
-
-def test_files_and_functions_stay_small():
-    long = [
-        path.name for path in MODULES if len(path.read_text(encoding="utf-8").splitlines()) > 400
-    ]
-    functions = [
-        node
-        for tree in TREES.values()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef)
-    ]
-    long += [node.name for node in functions if node.end_lineno - node.lineno >= 70]
-    assert not long
 
 
 @each_module
