@@ -7,8 +7,9 @@ each room below has more, and says so in its docstring.
 
     images       open_images, open_splits                       data/
     tokenizers   load_tokenizer, open_tokenizer (anybody's)     tokenizer/
-    training     ladder_training -> train_tokenizer, decoder_tuning -> finetune_decoder,
-                 diffusion_training -> train_diffusion; follow shows any of them live     training/
+    training     tokenizer_training, ladder_training -> train_tokenizer,
+                 decoder_tuning -> finetune_decoder, diffusion_training -> train_diffusion;
+                 follow shows any of them live                  training/
     latents      cached_latents, load_latent_space              data/
     diffusion    load_diffusion, Guidance                       diffusion/
     images again reconstruct, generate                          generation/
@@ -58,7 +59,7 @@ _NAMES, __getattr__, __dir__ = lazy_names(
         "evaluation.generation": "evaluate_generation",
         "training.tokenizer": "decoder_tuning finetune_decoder train_tokenizer",
         "training.diffusion": "train_diffusion",
-        "training.presets": "diffusion_training ladder_training",
+        "training.presets": "diffusion_training ladder_training tokenizer_training",
         "analysis.gmm": "gmm_curve",
         "analysis.probe": "linear_probe",
         "analysis.projection": "project",

@@ -71,6 +71,12 @@ TOKENIZER_TRAINING = {
     "maetok-b-128-512": override(_PAPER, {"model": TOKENIZERS["maetok-b-128-512"]}),
 }  # fmt: skip
 
+
+def tokenizer_training(preset: str, **changes: Any) -> TokenizerTraining:
+    """A preset of `TOKENIZER_TRAINING`; `changes` are further fields, as `override` takes them."""
+    return override(choose(preset, TOKENIZER_TRAINING, "preset"), changes)
+
+
 # The second stage, as changes for `decoder_tuning`. The paper gives its length and masks only; its
 # rate, and a new discriminator that trains for 5,000 steps before it counts, are ours.
 _PAPER_TUNING = {
