@@ -101,7 +101,7 @@ each_module = pytest.mark.parametrize(
 
 
 def imports(nodes):
-    """The dotted names that import statements bring in; `from package import file` is package.file."""
+    """The dotted names that imports bring in; `from package import file` is package.file."""
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
