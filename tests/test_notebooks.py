@@ -1,4 +1,4 @@
-"""Every notebook reads well, and runs: in order, every cell twice, into one temporary runs folder."""
+"""Every notebook reads well, and runs: in order, every cell twice, into one runs folder."""
 
 import ast
 import dataclasses
