@@ -143,7 +143,7 @@ def values_for(path, runs):
 
 @pytest.fixture
 def twice(tmp_path):
-    """`twice(path)`: the notebook with every cell of code, but the parameters, two times in a row."""
+    """`twice(path)`: the notebook with every cell of code but the parameters twice in a row."""
 
     def double(path: Path) -> Path:
         notebook = json.loads(path.read_text(encoding="utf-8"))
