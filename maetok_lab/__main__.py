@@ -16,6 +16,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m maetok_lab", description=__doc__.splitlines()[0])
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    # One parser a command; what two or more of them understand comes last.
     run = commands.add_parser("run", help="run a notebook, or say that it is finished")
     run.add_argument(
         "notebook", help="such as notebooks/00_start_here.ipynb; `show` it to see its parameters"
@@ -30,6 +31,8 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--on", choices=["local", "slurm"], default="local", help="this machine, or a Slurm cluster"
     )
+
+    # Looking at what there is, and cleaning up.
     listing = commands.add_parser("list", help="all runs and their numbers")
     show = commands.add_parser(
         "show",
@@ -61,7 +64,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
     0; 1 if something failed or runs elsewhere; 2 for a wrong argument; 130 for ^C.
     """
-    arguments = parser().parse_args(words)  # --help ends here
+    arguments = parser().parse_args(words)
+    # --help and wrong words have ended by now; what follows imports pandas
     from maetok_lab.runs.locks import RunLocked
     from maetok_lab.workflow.execute import NotebookFailed
 
@@ -91,6 +95,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from maetok_lab.workflow.parameters import parse_parameters, read_defaults
     from maetok_lab.workflow.spec import read_spec
 
+    # Words are read as what the notebook's defaults are, then put over the file's [fixed].
     defaults = read_defaults(read_spec(arguments.spec).notebook)
     spec = read_spec(arguments.spec, parse_parameters(defaults, arguments.parameters))
     try:
@@ -127,6 +132,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from maetok_lab.runs import Run, checked_name, runs_root
     from maetok_lab.workflow.parameters import read_parameters
 
+    # A notebook, else a sweep that has a table, else a run.
     name = arguments.name
     if name.endswith(".ipynb"):
         for parameter in read_parameters(name).values():
@@ -174,12 +180,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from maetok_lab.workflow.doctor import Examination, examine
     from maetok_lab.workflow.parameters import parse_parameters
 
+    # Its settings are a config, and checked as one.
     defaults = Examination(runs=arguments.runs)
     options = override(defaults, parse_parameters(to_json(defaults), arguments.parameters))
     exit_code = 0
     for verdict in examine(options, open_images):
         print(verdict, flush=True)
-        if verdict.verdict == "bad":
+        if verdict.level == "bad":
             exit_code = 1
     return exit_code
 

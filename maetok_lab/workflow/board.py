@@ -22,13 +22,13 @@ SECONDS_BETWEEN_TABLES = 2.0
 class Entry:
     """One set of parameters: what will run, how far it is, and what came of it."""
 
-    number: int
+    number: int  # stays the same for as long as entries are only added behind
     parameters: dict[str, Any]  # the swept ones
     call: NotebookCall
     log: Path
     state: Literal["waiting", "running", "done", "failed"] = "waiting"
     error: str | None = None
-    tries: int = 0
+    tries: int = 0  # that failed
     not_before: float = 0.0  # on the monotonic clock
     result: NotebookResult | None = None
 
@@ -85,7 +85,7 @@ class Board:
         self.spec = spec
         self.path = path
         self._last_update = float("-inf")
-        self._lines = 0
+        self._lines = 0  # of the table on the terminal
         self._display = _notebook_display()
         self._terminal = self._display is None and sys.stdout.isatty()
 
@@ -113,6 +113,7 @@ class Board:
     def frame(self, entries: Sequence[Entry]) -> pd.DataFrame:
         """The live table: what was swept and scored, and what each entry does just now."""
         whole = table(entries)
+        # only those that are there: numbers come with the first entry that is done
         columns = [*self.spec.swept, "state", "seconds", self.spec.quality, self.spec.speed]
         short = whole[[name for name in columns if name in whole]].astype(object)
         return short.assign(now=[entry.activity()[:70] for entry in entries]).fillna("")

@@ -52,7 +52,7 @@ class SlurmPool:
             self._job_ids = read_json(self._record)
         # by Slurm's id: the job, and when it was last seen in the queue
         self._running: dict[str, tuple[Job, float]] = {}
-        self._last_look = float("-inf")
+        self._last_look = float("-inf")  # at the queue
 
     def free(self) -> int:
         """As many as there are: the cluster queues them."""
@@ -60,6 +60,7 @@ class SlurmPool:
 
     def start(self, jobs: list[Job]) -> None:
         """Submit jobs as one array; one that is still queued is only waited for."""
+        # While Slurm is silent, all are submitted: a notebook's lock keeps two jobs apart.
         queued = queued_jobs() or set()
         new = []
         for job in jobs:
@@ -104,7 +105,7 @@ class SlurmPool:
         self._look_at_queue()
         for job_id, (job, last_seen) in list(self._running.items()):
             answer = self._answer(job)
-            if answer.exists():
+            if answer.exists():  # written whole or not at all
                 outcomes.append(Outcome(job.number, **read_json(answer)))
                 del self._running[job_id]
             elif time.monotonic() - last_seen > 60 * self.config.patience_minutes:

@@ -11,11 +11,11 @@ A package's `__init__` offers names of other files. Each name is followed to its
 import ast
 import dataclasses
 import functools
-import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from maetok_lab.identity import fingerprint_of
 from maetok_lab.workflow.parameters import read_cells
 
 LIBRARY = Path(__file__).parents[1]
@@ -42,22 +42,24 @@ def code_hash(path: str | Path) -> str:
     # One piece of code, since a name imported in one cell is used in others.
     source = "\n".join(cells)
     names = {EVERYTHING}
-    digests = []
     try:
         code = read_code(source)
-        digests.append(code.digest)
+        facts = [code.digest]
+        # A name that is computed when the cell runs cannot be followed.
         if not re.search(r"\b(import_module|__import__)\b", source):
             names = code.names
     except SyntaxError:  # magics of IPython, which may do anything
-        digests.append(_sha256(source))
+        facts = [source]
+
     for file, needed in sorted(reached_code(names).items()):
-        digests.append(f"{file.relative_to(LIBRARY).as_posix()} {needed.digest}")
-        digests += [_sha256((file.parent / script).read_text()) for script in needed.scripts]
-    return _sha256("\n".join(digests))[:16]
+        facts += [file.relative_to(LIBRARY).as_posix(), needed.digest]
+        facts += [(file.parent / script).read_text() for script in needed.scripts]
+    return fingerprint_of(facts)
 
 
 def reached_code(names: Iterable[str]) -> dict[Path, Code]:
     """Every file of the library that dotted names need, directly or through other files."""
+    # What is pending may have been reached before, by the same or another name of the package.
     reached: dict[Path, Code] = {}
     pending = list(names)
     while pending:
@@ -76,7 +78,7 @@ def reached_code(names: Iterable[str]) -> dict[Path, Code]:
         origin = reached[file].offers.get(attribute)
         if origin:
             pending.append(module + origin if origin.startswith(".") else origin)
-        else:
+        else:  # not found, or "*"
             pending += [_module(each) for each in file.parent.rglob("*.py")]
     return reached
 
@@ -89,6 +91,8 @@ def read_code(source: str, is_package: bool = False) -> Code:
     origins = dict(offers)  # name in this code -> dotted name that it stands for
     names: set[str] = set()
     scripts: list[str] = []
+
+    # The tree has no comments; docstrings are taken out of it on the way.
     for node in ast.walk(tree):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             del node.body[0]
@@ -103,12 +107,13 @@ def read_code(source: str, is_package: bool = False) -> Code:
             elif re.fullmatch(r"\w+\.js", node.value):
                 scripts.append(node.value)
 
+    # What is done with those names: behind `import maetok_lab as lab`, lab.runs.Run is one use.
     for chain in _chains(tree):
         first, _, attributes = chain.partition(".")
         if first in origins:
-            # a bare package may be asked for anything
+            # a package that is passed on as a whole may be asked for anything
             names.add(f"{origins[first]}.{attributes or '*'}")
-    return Code(_sha256(ast.dump(tree)), frozenset(names), offers, tuple(scripts))
+    return Code(fingerprint_of(ast.dump(tree)), frozenset(names), offers, tuple(scripts))
 
 
 def _take_offers(tree: ast.Module) -> dict[str, str]:
@@ -126,6 +131,7 @@ def _take_offers(tree: ast.Module) -> dict[str, str]:
                 continue
             case ast.Assign(targets=[ast.Name(id="__all__")]):
                 continue
+            # lazy_names(__name__, {"training.loop": "train stop", "": "plots"}): "" are packages
             case ast.Assign(value=ast.Call(func=ast.Name(id="lazy_names"), args=[_, table])):
                 for file, words in ast.literal_eval(table).items():
                     for name in words.split():
@@ -184,7 +190,3 @@ def _module(file: Path) -> str:
     """The dotted name of a file of the library; the inverse of `_file`."""
     parts = file.relative_to(LIBRARY.parent).with_suffix("").parts
     return ".".join(parts).removesuffix(".__init__")
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -35,13 +35,13 @@ FUSED_KERNELS = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION")
 class Verdict:
     """The result of a check."""
 
-    check: str
-    verdict: Literal["good", "fair", "bad"]
+    level: Literal["good", "fair", "bad"]
     facts: str
     advice: str = ""  # what to do when it is not "good"
+    check: str = ""  # its name; `examine` fills it in
 
     def __str__(self) -> str:
-        line = f"{self.verdict:<5} {self.check}: {self.facts}"
+        line = f"{self.level:<5} {self.check}: {self.facts}"
         return line + (f"\n      -> {self.advice}" if self.advice else "")
 
 
@@ -63,21 +63,23 @@ def examine(options: Examination, open_images: Callable[..., Any]) -> Iterator[V
     checks = CHECKS | {"data": lambda options: check_data(options, open_images)}
     for name, check in checks.items():
         try:
-            yield check(options)
+            verdict = check(options)
         except Exception as problem:
             message = f"{type(problem).__name__}: {problem}"
-            yield Verdict(name, "bad", message, "see the message; the other checks go on")
+            verdict = Verdict("bad", message, "see the message; the other checks go on")
+        yield dataclasses.replace(verdict, check=name)
 
 
 def check_python(options: Examination) -> Verdict:
     """The interpreter, and whether torch has a thread for each core it may use and no more."""
+    # Waiting threads spin: one too many makes a training several times slower.
     cores = physical_cores()
     threads = torch.get_num_threads()
     facts = f"{platform.python_version()} at {sys.executable}, {threads} threads on {cores} cores"
     if threads > cores:
         advice = f"threads wait for each other: set OMP_NUM_THREADS={cores}"
-        return Verdict("python", "fair", facts, advice)
-    return Verdict("python", "good", facts)
+        return Verdict("fair", facts, advice)
+    return Verdict("good", facts)
 
 
 def check_torch(options: Examination) -> Verdict:
@@ -88,8 +90,8 @@ def check_torch(options: Examination) -> Verdict:
     facts = f"torch {torch.__version__} for {built}, torchvision {torchvision.__version__}"
     if shutil.which("nvidia-smi") and not torch.cuda.is_available():
         advice = "install a torch built for this machine's CUDA driver"
-        return Verdict("torch", "bad", f"{facts}, but no GPU can be used", advice)
-    return Verdict("torch", "good", facts)
+        return Verdict("bad", f"{facts}, but no GPU can be used", advice)
+    return Verdict("good", facts)
 
 
 def check_device(options: Examination) -> Verdict:
@@ -99,19 +101,19 @@ def check_device(options: Examination) -> Verdict:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         facts += f", {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
-        if free < 0.8 * total:
+        if free < 0.8 * total:  # a context and its libraries take a few percent
             advice = "another process holds memory there: nvidia-smi names it"
-            return Verdict("device", "fair", facts, advice)
+            return Verdict("fair", facts, advice)
     if not has_fast_bf16(device):
-        return Verdict("device", "fair", facts, "trainings run in fp32, at about half the speed")
-    return Verdict("device", "good", facts)
+        return Verdict("fair", facts, "trainings run in fp32, at about half the speed")
+    return Verdict("good", facts)
 
 
 def check_kernels(options: Examination) -> Verdict:
     """Which fused attention kernels work here, compared with the plain computation."""
     device = pick_device(options.device)
     dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
-    # Any numbers will do: 2 images, 4 heads, 64 tokens of 32 channels.
+    # Any values will do: 2 images, 4 heads, 64 tokens of 32 channels.
     q = torch.sin(torch.arange(2 * 4 * 64 * 32, device=device, dtype=torch.float32))
     q = q.view(2, 4, 64, 32).to(dtype)
     with sdpa_kernel(SDPBackend.MATH):
@@ -130,14 +132,15 @@ def check_kernels(options: Examination) -> Verdict:
     facts = f"fused attention in {str(dtype).removeprefix('torch.')}: {', '.join(right) or 'none'}"
     if wrong:
         advice = "update torch, or the GPU's driver"
-        return Verdict("kernels", "bad", f"{facts}; wrong results from {wrong}", advice)
+        return Verdict("bad", f"{facts}; wrong results from {wrong}", advice)
     if not right:
-        return Verdict("kernels", "fair", facts, "attention is slow: update torch")
-    return Verdict("kernels", "good", facts)
+        return Verdict("fair", facts, "attention is slow: update torch")
+    return Verdict("good", facts)
 
 
 def check_disk(options: Examination) -> Verdict:
     """Free space where runs go."""
+    # The folder may not be there yet; the disk is that of the nearest one above it.
     place = runs_root(options.runs).absolute()
     while not place.exists():
         place = place.parent
@@ -145,17 +148,19 @@ def check_disk(options: Examination) -> Verdict:
     facts = f"{free:.1f} GB free at {place}"
     if free < TRAINABLE_GB:
         advice = "free some space: python -m maetok_lab prune, or choose another --runs folder"
-        return Verdict("disk", "bad", facts, advice)
+        return Verdict("bad", facts, advice)
     if free < COMFORTABLE_GB:
         advice = "enough for small models; python -m maetok_lab prune frees old checkpoints"
-        return Verdict("disk", "fair", facts, advice)
-    return Verdict("disk", "good", facts)
+        return Verdict("fair", facts, advice)
+    return Verdict("good", facts)
 
 
 def check_data(options: Examination, open_images: Callable[..., Any]) -> Verdict:
     """How many images a second the source gives to one process."""
     images = open_images(options.source, split="train", image_size=options.image_size)
     images.batch(torch.arange(min(BATCH, len(images))))  # the first reading may fill a cache
+
+    # For a second, from the start again where the images end.
     num_images = 0
     started = time.perf_counter()
     while time.perf_counter() - started < DATA_SECONDS:
@@ -168,36 +173,35 @@ def check_data(options: Examination, open_images: Callable[..., Any]) -> Verdict
     )
     if rate < SLOW_IMAGES:
         advice = "cache the latents once (write_latents), or raise `workers`; a faster disk helps"
-        return Verdict("data", "fair", facts, advice)
-    return Verdict("data", "good", facts)
+        return Verdict("fair", facts, advice)
+    return Verdict("good", facts)
 
 
 def check_collective(options: Examination) -> Verdict:
     """A sum across processes: one a GPU where there are several, else two on the CPU."""
+    # torchrun finds a free port and starts the processes, as it would for a training.
     num_gpus = torch.cuda.device_count()
     num_processes = max(2, num_gpus)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(num_processes), collective.__file__]
-    if num_gpus < 2:
+    if num_gpus < 2:  # nccl cannot sum over two processes on one GPU
         command = ["env", "CUDA_VISIBLE_DEVICES=", *command]
     process = subprocess.run(
         command, capture_output=True, text=True, timeout=COLLECTIVE_SECONDS, check=False
     )
-    # torchrun prints around it
+    # One line of JSON, among what torchrun prints.
     answer = re.search(r"\{.*\}", process.stdout)
     advice = "train in one process until this works"
     if process.returncode or not answer:
         lines = process.stderr.strip().splitlines() or ["nothing was printed"]
-        return Verdict(
-            "collective", "bad", f"{num_processes} processes failed: {lines[-1]}", advice
-        )
+        return Verdict("bad", f"{num_processes} processes failed: {lines[-1]}", advice)
 
     answer = json.loads(answer[0])
     speed = f"{answer['bytes_per_second'] / 1e6:,.0f} MB/s"
     facts = f"{answer['processes']} processes over {answer['backend']}, {speed}"
     if not answer["right"]:
-        return Verdict("collective", "bad", f"{facts}, and the sum is wrong", advice)
-    return Verdict("collective", "good", facts)
+        return Verdict("bad", f"{facts}, and the sum is wrong", advice)
+    return Verdict("good", facts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,6 +217,7 @@ def check_run(options: Examination) -> Verdict:
     name = f"doctor-{os.getpid()}-{secrets.token_hex(4)}"
     existed = root.exists()
     tensor = torch.arange(Probe().size)
+    # The whole way that a training goes: lock, config, tensors, checksums.
     try:
         with Run.open(name, Probe(), root=root) as run:
             run.save_checkpoint(1, {"model": {"w": tensor}}, {})
@@ -220,7 +225,7 @@ def check_run(options: Examination) -> Verdict:
     except OSError as problem:
         facts = f"{root} cannot be written: {problem.strerror or problem}"
         advice = "choose a folder that you may write to: --runs FOLDER"
-        return Verdict("runs", "bad", facts, advice)
+        return Verdict("bad", facts, advice)
     finally:
         # leave nothing behind, not even an empty runs folder
         shutil.rmtree(root / name, ignore_errors=True)
@@ -228,12 +233,13 @@ def check_run(options: Examination) -> Verdict:
             root.rmdir()
     if not same:
         facts = f"a checkpoint in {root} came back changed"
-        return Verdict("runs", "bad", facts, "do not use this disk")
-    return Verdict("runs", "good", f"a run with a checkpoint was written to {root} and read back")
+        return Verdict("bad", facts, "do not use this disk")
+    return Verdict("good", f"a run with a checkpoint was written to {root} and read back")
 
 
 def check_packages(options: Examination) -> Verdict:
     """Optional packages that are not installed, by extra."""
+    # What pyproject.toml declares is in the metadata of the installed package.
     missing: dict[str, list[str]] = {}
     for line in importlib.metadata.requires("maetok-lab") or []:
         # such as "submitit>=1.5.2; extra == 'cluster'"
@@ -241,23 +247,23 @@ def check_packages(options: Examination) -> Verdict:
         if requirement and not _installed(requirement[1]):
             missing.setdefault(requirement[2], []).append(requirement[1])
     if not missing:
-        return Verdict("packages", "good", "all optional packages are installed")
+        return Verdict("good", "all optional packages are installed")
     parts = [f"{extra}: {', '.join(names)}" for extra, names in missing.items()]
     advice = f"pip install 'maetok-lab[{','.join(missing)}]'"
-    return Verdict("packages", "fair", f"not installed, {'; '.join(parts)}", advice)
+    return Verdict("fair", f"not installed, {'; '.join(parts)}", advice)
 
 
 def check_slurm(options: Examination) -> Verdict:
     """Whether sweeps could go to a cluster from here."""
     if not shutil.which("sinfo"):
-        return Verdict("slurm", "good", "no Slurm here: sweeps run on this machine")
+        return Verdict("good", "no Slurm here: sweeps run on this machine")
     command = ["sinfo", "--noheader", "--format=%P %D nodes %T"]
     process = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     if process.returncode:
         facts = f"sinfo fails: {process.stderr.strip()}"
-        return Verdict("slurm", "fair", facts, "ask the cluster's administrators")
+        return Verdict("fair", facts, "ask the cluster's administrators")
     partitions = process.stdout.strip().splitlines()
-    return Verdict("slurm", "good", "; ".join(partitions) or "no partitions")
+    return Verdict("good", "; ".join(partitions) or "no partitions")
 
 
 def _installed(package: str) -> bool:
@@ -268,6 +274,7 @@ def _installed(package: str) -> bool:
     return True
 
 
+# In this order: the cheap ones first. `examine` adds "data".
 CHECKS: dict[str, Callable[[Examination], Verdict]] = {
     "python": check_python,
     "torch": check_torch,

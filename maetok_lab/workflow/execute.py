@@ -54,7 +54,8 @@ class Progress:
         self.stopped = False  # set by a signal; the kernel is then ended at once
         self._index = 0
         self._line = ""  # what was printed since the last line break
-        self._last_line = ""
+        self._last_line = ""  # that was shown
+        # when a progress bar was last shown, and the heartbeat last written
         self._last_bar = self._last_beat = float("-inf")
 
     @property
@@ -74,10 +75,11 @@ class Progress:
 
     def write(self, text: str) -> None:
         """Text that a cell printed, in pieces of any length."""
+        # Whole lines are shown at once; the last piece waits for its end.
         *lines, self._line = (self._line + text).split("\n")
         for line in lines:
             self._print(_on_screen(line))
-        # A bar has no line break: "\r 40% |##  |\r 41% |##  |"
+        # A bar has no line break ("\r 40% |##  |\r 41% |##  |"): only its last state is kept.
         if "\r" in self._line:
             if time.monotonic() - self._last_bar > SECONDS_BETWEEN_UPDATES:
                 self._last_bar = time.monotonic()
@@ -119,7 +121,7 @@ def execute(
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    # Its warnings are of parameters, which were checked before.
+    # It would warn of parameters, which were checked before.
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         return papermill.execute_notebook(
@@ -151,6 +153,7 @@ def write_html(notebook: Any, path: Path, *, folder: Path) -> None:
     from nbconvert import HTMLExporter
     from pygments.formatters import HtmlFormatter
 
+    # The basic template has no scripts: the page opens anywhere, without a network.
     exporter = HTMLExporter(template_name="basic", embed_images=True, exclude_anchor_links=True)
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(folder)}})
     style = STYLE + HtmlFormatter().get_style_defs(".highlight")
@@ -168,7 +171,7 @@ def clock(seconds: float) -> str:
 def _on_screen(line: str) -> str:
     """What a terminal would show of a line rewritten by carriage returns."""
     for part in reversed(line.split("\r")):
-        if part.strip():
+        if part.strip():  # a bar may end with an empty rewrite
             return part
     return ""
 
@@ -184,6 +187,7 @@ def _kernel_manager(progress: Progress) -> type:
     from jupyter_client.manager import AsyncKernelManager
     from traitlets import default
 
+    # Whatever name is asked for: the kernel must have this environment's packages.
     class ThisInterpreter(KernelSpecManager):
         def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
             return KernelSpec(**get_kernel_dict(), env=KERNEL_ENVIRONMENT)

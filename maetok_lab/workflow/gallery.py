@@ -21,6 +21,8 @@ def write_summary(folder: Path, frame: pd.DataFrame, spec: SweepSpec) -> None:
     The second one is written where quality and speed were reported.
     """
     finished = frame[frame["state"] == "done"]
+
+    # More pictures than these would be too small to look at.
     pictures = {}
     for number, row in finished.head(MAX_PICTURES).iterrows():
         picture = picture_of(Path(row["folder"]), folder / "pictures" / f"{number}.png")
@@ -47,6 +49,7 @@ def picture_of(folder: Path, target: Path) -> Path | None:
     if samples:
         return max(samples, key=lambda path: path.stat().st_mtime)
 
+    # An executed notebook holds its figures as base64, whole or in lines.
     for cell in reversed(read_cells(folder / "notebook.ipynb")):
         for output in reversed(cell.get("outputs", [])):
             data = output.get("data", {}).get("image/png")

@@ -4,13 +4,13 @@ A stored result is stale when one of them is another one now. Paths are relative
 folder, so that a runs folder can be moved as a whole.
 """
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from maetok_lab.files import read_json
+from maetok_lab.identity import fingerprint_of
 from maetok_lab.runs import Run, runs_root
 
 
@@ -22,6 +22,7 @@ def content_of_inputs(
     That is what its parameters name, and the parents on record of the runs it made; not those runs.
     """
     made_runs = {Path(run) for run in made_runs}
+    # What a run took from another one is on its record, whatever the notebook's parameters were.
     places = set()
     for name, value in values.items():
         if name != "runs":  # says where, not what
@@ -33,7 +34,7 @@ def content_of_inputs(
 
     contents = {}
     for place in sorted(places - made_runs):
-        if os.path.exists(place):
+        if os.path.exists(place):  # unlike Path.exists, never raises: a value may be any text
             contents[os.path.relpath(place, folder)] = content(place)
     return contents
 
@@ -60,14 +61,14 @@ def content(place: Path) -> str:
     for folder, _, names in os.walk(place, followlinks=True):
         files += [Path(folder, name) for name in names]
 
-    # Sizes and times, not bytes: ImageNet is 150 GB. A touched file counts as changed.
-    digest = hashlib.sha256()
+    # Sizes and times, not bytes: ImageNet is 150 GB. So a file that is only touched counts too.
+    facts = []
     for file in sorted(files):
         if file.is_file():
-            facts = file.stat()
+            status = file.stat()
             name = file.relative_to(place).as_posix()
-            digest.update(f"{name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
+            facts.append([name, status.st_size, status.st_mtime_ns])
+    return fingerprint_of(facts)
 
 
 def _places(value: Any, runs: str | None) -> set[Path]:
@@ -76,11 +77,11 @@ def _places(value: Any, runs: str | None) -> set[Path]:
         return set().union(*(_places(item, runs) for item in value))
     if not isinstance(value, str) or not value:
         return set()
-    # Kernels work in the folder that holds runs/. Absolute paths stay what they are.
+    # Kernels work in the folder that holds runs/ and data/. Absolute paths stay what they are.
     home = runs_root().absolute().parent
     return {
         runs_root(runs).absolute() / value,
         home / Path(value).expanduser(),
         home / "data" / f"{value}.parquet",  # "emoji"
-        home / "data" / value.replace("shipped/", "pretrained/"),
+        home / "data" / value.replace("shipped/", "pretrained/"),  # "shipped/tokenizer"
     }

@@ -17,7 +17,10 @@ from typing import Any
 from maetok_lab.config import override
 from maetok_lab.hints import did_you_mean
 
-PLAIN = (str, bool, int, float, type(None))
+PLAIN = (str, bool, int, float, type(None))  # what papermill writes as it stands
+
+
+# What a notebook declares -----------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +94,9 @@ def declared_parameters(source: str) -> dict[str, Parameter]:
     return parameters
 
 
+# Values for it ----------------------------------------------------------------------------------
+
+
 def check_parameters(defaults: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`changes` as the notebook will get them: absolute strings for paths, lists for tuples.
 
@@ -133,6 +139,7 @@ def _plain(value: Any, name: str) -> Any:
 
 
 def _parsed(default: Any, text: str) -> Any:
+    # where the default is a string, 3 is "3": a preset may have such a name
     if isinstance(default, str):
         return text
     if isinstance(default, bool) and text.lower() in ("true", "false"):

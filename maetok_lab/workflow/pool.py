@@ -52,6 +52,7 @@ class LocalPool:
     """Processes on this machine that each run one entry at a time; one that dies is replaced."""
 
     def __init__(self, workers: int | None = None):
+        # More workers than GPUs share them in turns.
         gpus: list[str | None] = [*visible_gpus()] or [None]
         workers = workers or len(gpus)
         self.places = [gpus[i % len(gpus)] for i in range(workers)]  # the GPU of each worker
@@ -85,6 +86,7 @@ class LocalPool:
 
     def close(self) -> None:
         """End the workers; entries that were running can be continued."""
+        # All are told first: each takes some seconds to end its kernel.
         for worker in self._workers.values():
             worker.terminate()
         for worker in self._workers.values():
@@ -112,6 +114,7 @@ class LocalPool:
 
     def _launch(self, place: int) -> subprocess.Popen:
         """A worker that sees one GPU only, and takes its share of the CPU's threads."""
+        # Read when torch is imported, so it must be in the environment before.
         settings = [f"OMP_NUM_THREADS={self._threads}"]
         if self.places[place] is not None:
             settings.append(f"CUDA_VISIBLE_DEVICES={self.places[place]}")

@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from maetok_lab.config import fingerprint_of
 from maetok_lab.files import read_json, write_bytes, write_json
+from maetok_lab.identity import fingerprint_of
 from maetok_lab.runs import runs_root
 from maetok_lab.runs.locks import lock_folder
 from maetok_lab.runs.provenance import now
@@ -31,6 +31,7 @@ from maetok_lab.workflow.inputs import changed_inputs, content_of_inputs
 from maetok_lab.workflow.parameters import check_parameters, read_cells, read_defaults
 from maetok_lab.workflow.summary import as_text, collect
 
+# ^C, what `kill` and Slurm send, and the end of a terminal's session
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -85,10 +86,12 @@ def prepare_call(
     path = Path(path).absolute()
     defaults = read_defaults(path)
     changes = check_parameters(defaults, parameters)
+    # The kernel works in another folder than the caller.
     if changes.get("runs"):
         changes["runs"] = os.path.abspath(changes["runs"])
     values = defaults | changes
-    # `runs` says where, not what, and does not count
+
+    # `runs` says where, not what, and does not count.
     identity = {"code": code_hash(path), "parameters": fingerprint_of({**values, "runs": None})}
     folder = _default_folder(path, values, defaults)
     if output is not None:
@@ -133,9 +136,11 @@ def stored_result(call: NotebookCall, *, tell: bool = True) -> NotebookResult | 
     if not (folder / "summary.json").exists():
         return None
     summary = read_json(folder / "summary.json")
+    # normpath, not resolve: a runs folder may be reached through a link
     runs = [Path(os.path.normpath(folder / run)) for run in summary["runs"]]
     result = NotebookResult(folder, summary["numbers"], runs, summary["seconds"], ran_now=False)
 
+    # Results of before have no inputs, and another kind of code hash: they are made anew.
     changed = [f"its {key}" for key in call.identity if summary.get(key) != call.identity[key]]
     changed += [_short(place) for place in changed_inputs(summary.get("inputs", {}), folder)]
     files = [result.notebook, result.html, *(run / "summary.json" for run in runs)]
@@ -157,6 +162,7 @@ def _default_folder(path: Path, values: Mapping[str, Any], defaults: Mapping[str
         parts.append(str(values["preset"]))
     if "seed" in values:
         parts.append(f"s{values['seed']}")
+    # Only what differs, so that a new parameter does not move the results of before.
     more = {}
     for name, value in values.items():
         if name not in ("preset", "seed", "runs") and value != defaults[name]:
@@ -182,6 +188,7 @@ def _run(call: NotebookCall) -> NotebookResult:
         write_json(folder / "parameters.json", call.values)
 
         home = runs_root().absolute().parent  # where the kernel works
+        # `partial` is saved after every cell, so a failure leaves all that there was.
         with _signals_as_exceptions(progress):
             notebook = execute(path, partial, call.changes, folder=home, progress=progress)
         write_html(notebook, folder / "notebook.html", folder=path.parent)
@@ -241,6 +248,7 @@ def _signals_as_exceptions(progress: Progress) -> Iterator[None]:
 def _print_result(result: NotebookResult) -> None:
     """The numbers, and where to look."""
     print(as_text(result.numbers, []))
+    # The runs come last: they are what the next notebook reads.
     places = {"page": result.html, "notebook": result.notebook}
     places |= {f"run {run.name}": run for run in result.runs}
     width = max(map(len, places))

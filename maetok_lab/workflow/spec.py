@@ -103,6 +103,7 @@ def read_spec(path: str | Path, changes: Mapping[str, Any] | None = None) -> Swe
 
 
 def _spec(data: dict[str, Any], path: Path) -> SweepSpec:
+    # Exactly one of the two says what the entries are.
     if ("grid" in data) == ("list" in data):
         raise ValueError("a sweep needs one of [grid] and [[list]]")
     entries = data.pop("list") if "list" in data else grid(data.pop("grid"))
@@ -112,7 +113,7 @@ def _spec(data: dict[str, Any], path: Path) -> SweepSpec:
     if beside.exists():
         data["notebook"] = str(beside)
 
-    # [slurm] gpus = 1 is the field slurm.gpus
+    # [slurm] gpus = 1 is the field slurm.gpus of a config, which checks names and types.
     for name, value in data.pop("slurm", {}).items():
         data[f"slurm.{name}"] = value
     smallest = SweepSpec(name=path.stem, notebook="", entries=({},))

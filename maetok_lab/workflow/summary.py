@@ -25,6 +25,7 @@ def report(*runs: Run | str | Path, **numbers: float | int | str | bool | None) 
     plain = {name: _scalar(name, value) for name, value in numbers.items()}
     folders = [str(getattr(run, "folder", run)) for run in runs]
     text = as_text(plain, folders)
+    # Without IPython, or outside of a kernel, there is nobody to hand data to.
     try:
         from IPython import get_ipython
         from IPython.display import display
@@ -74,6 +75,7 @@ def _as_html(numbers: Mapping[str, Any], runs: list[str]) -> str:
 
 
 def _scalar(name: str, value: Any) -> Any:
+    # of a tensor or a numpy value
     if hasattr(value, "item") and math.prod(value.shape) == 1:
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

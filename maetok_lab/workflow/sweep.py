@@ -76,6 +76,7 @@ def sweep(
         spec = read_spec(spec)
     if runs is None:
         runs = spec.fixed.get("runs")
+    # All parameters are checked here, before a folder is made.
     folder = runs_root(runs).absolute() / "sweeps" / spec.name
     entries = make_entries(spec, folder, runs)
 
@@ -83,6 +84,7 @@ def sweep(
     lock = lock_folder(folder)
     board = Board(spec, folder / "table.csv")
     try:
+        # Also after ^C the pool is closed: its workers and their kernels end.
         write_json(folder / "sweep.json", to_json(spec))
         with contextlib.closing(pool or _pool(on, spec, folder)) as place:
             _run(entries, place, spec.retries, board)
@@ -105,19 +107,21 @@ def make_entries(spec: SweepSpec, folder: Path, runs: str | Path | None) -> list
             parameters["runs"] = str(Path(runs).absolute())
         call = prepare_call(spec.notebook, None, parameters)
         log = folder / "logs" / f"{call.folder.name}.log"
+        # two entries with one folder are one: the same values, perhaps written as 1 and 1.0
         entries.setdefault(call.folder, Entry(len(entries), dict(swept), call, log))
     return list(entries.values())
 
 
 def _run(entries: list[Entry], pool: Pool, retries: int, board: Board) -> None:
     """Bring every entry to "done" or "failed"."""
+    # What this sweep or any other made is not made again.
     for entry in entries:
         if entry.look():
             board.tell(entry, entries)
 
     by_number = {entry.number: entry for entry in entries}
     while any(entry.state in ("waiting", "running") for entry in entries):
-        # As many as the pool takes; an entry that met a lock waits a while.
+        # As many as the pool takes, in their order; an entry that met a lock waits a while.
         jobs: list[Job] = []
         for entry in entries:
             due = entry.state == "waiting" and entry.not_before <= time.monotonic()
@@ -155,6 +159,7 @@ def _settle(entry: Entry, outcome: Outcome, retries: int) -> None:
 def summarise(result: SweepResult) -> dict[str, Any]:
     """Counts, and the best entry's parameters and numbers, as plain JSON."""
     counts = result.table["state"].value_counts().to_dict()
+    # JSON knows neither numpy's numbers nor NaN.
     best = {}
     if result.best is not None:
         best["entry"] = int(result.best.name)

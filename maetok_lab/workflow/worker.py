@@ -26,6 +26,7 @@ LOCKED = "RunLocked: "  # how a kernel says that a run is being written by someb
 
 def run_entry(job: dict[str, Any]) -> dict[str, Any]:
     """Run {"notebook", "parameters"} -> {"outcome", "error"}, as `Outcome` has them."""
+    # A notebook meets a lock itself, or a cell of it does; then only the message says so.
     try:
         run_notebook(job["notebook"], **job["parameters"])
     except RunLocked as problem:
@@ -59,6 +60,7 @@ def _end_with_parent(parent: int) -> None:
 
 @contextlib.contextmanager
 def _printing_to(log: Path) -> Iterator[None]:
+    # On the level of the operating system, for what kernels and C libraries print.
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as file:
         os.dup2(file.fileno(), 1)

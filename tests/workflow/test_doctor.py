@@ -17,18 +17,18 @@ HERE = Examination(device="cpu")
 
 def test_a_sound_machine_gets_a_verdict_from_every_check(tmp_path, monkeypatch):
     monkeypatch.setitem(
-        CHECKS, "collective", lambda options: doctor.Verdict("collective", "good", "tested apart")
+        CHECKS, "collective", lambda options: doctor.Verdict("good", "tested apart")
     )
     verdicts = list(examine(Examination(runs=str(tmp_path / "new"), device="cpu"), open_images))
     assert [verdict.check for verdict in verdicts] == [*CHECKS, "data"]
-    assert not [verdict for verdict in verdicts if verdict.verdict == "bad"]
-    assert all(verdict.advice for verdict in verdicts if verdict.verdict != "good")
+    assert not [verdict for verdict in verdicts if verdict.level == "bad"]
+    assert all(verdict.advice for verdict in verdicts if verdict.level != "good")
     assert not list(tmp_path.iterdir())
 
 
 def test_two_processes_add_up():
     verdict = doctor.check_collective(HERE)
-    assert verdict.verdict == "good"
+    assert verdict.level == "good"
     assert verdict.facts.startswith(f"{max(2, torch.cuda.device_count())} processes over ")
 
 
@@ -48,7 +48,7 @@ def test_processes_that_cannot_talk_are_told(monkeypatch, code, out, message):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(doctor.subprocess, "run", lambda *words, **more: process)
     verdict = doctor.check_collective(HERE)
-    assert verdict.verdict == "bad"
+    assert verdict.level == "bad"
     assert message in verdict.facts
     assert "one process" in verdict.advice
 
@@ -57,14 +57,14 @@ def test_processes_that_cannot_talk_are_told(monkeypatch, code, out, message):
 def test_a_full_disk_is_told(monkeypatch, tmp_path, free, expected):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     verdict = doctor.check_disk(Examination(runs=str(tmp_path / "not" / "yet")))
-    assert verdict.verdict == expected
+    assert verdict.level == expected
     assert ("prune" in verdict.advice) == (expected != "good")
 
 
 def test_a_runs_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("in the way")
     verdict = doctor.check_run(Examination(runs=str(tmp_path / "file" / "runs")))
-    assert verdict.verdict == "bad"
+    assert verdict.level == "bad"
     assert "--runs FOLDER" in verdict.advice
 
 
@@ -73,7 +73,7 @@ def test_missing_images_are_a_verdict_and_the_other_checks_go_on(tmp_path, monke
         doctor, "CHECKS", {"data": doctor.check_data, "python": doctor.check_python}
     )
     data, python = examine(Examination(source=str(tmp_path / "nowhere")), open_images)
-    assert (data.check, data.verdict) == ("data", "bad")
+    assert (data.check, data.level) == ("data", "bad")
     assert "nowhere" in data.facts
     assert python.check == "python"
 
@@ -81,7 +81,7 @@ def test_missing_images_are_a_verdict_and_the_other_checks_go_on(tmp_path, monke
 def test_missing_packages_are_named_by_extra(monkeypatch):
     monkeypatch.setattr(doctor, "_installed", lambda package: package not in ("submitit", "plotly"))
     verdict = doctor.check_packages(HERE)
-    assert verdict.verdict == "fair"
+    assert verdict.level == "fair"
     assert "cluster: submitit" in verdict.facts
     assert "notebooks: plotly" in verdict.facts
     assert "pip install 'maetok-lab[" in verdict.advice
@@ -90,7 +90,7 @@ def test_missing_packages_are_named_by_extra(monkeypatch):
 def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/" + name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert doctor.check_torch(HERE).verdict == "bad"
+    assert doctor.check_torch(HERE).level == "bad"
 
 
 def test_more_threads_than_cores_are_told(monkeypatch):
@@ -106,7 +106,7 @@ def test_a_kernel_with_wrong_results_is_told(monkeypatch):
         return q + len(calls)  # never the same twice
 
     monkeypatch.setattr(doctor, "scaled_dot_product_attention", attention)
-    assert doctor.check_kernels(HERE).verdict == "bad"
+    assert doctor.check_kernels(HERE).level == "bad"
 
 
 def test_a_broken_cluster_is_told(monkeypatch):
@@ -114,7 +114,7 @@ def test_a_broken_cluster_is_told(monkeypatch):
     broken = SimpleNamespace(returncode=1, stderr="cannot connect")
     answers = iter([broken, SimpleNamespace(returncode=0, stdout="gpu* 4 nodes idle\n")])
     monkeypatch.setattr(subprocess, "run", lambda *words, **more: next(answers))
-    assert doctor.check_slurm(HERE).verdict == "fair"
+    assert doctor.check_slurm(HERE).level == "fair"
     assert doctor.check_slurm(HERE).facts == "gpu* 4 nodes idle"
 
 
