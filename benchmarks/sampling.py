@@ -19,11 +19,11 @@ import torch
 from timing import as_markdown, peak_gigabytes, seconds_in_turns
 from torch import Tensor
 
-from maetok_lab.config import choose
 from maetok_lab.device import autocast, describe, pick_device, pick_precision
 from maetok_lab.diffusion.cost import flops
 from maetok_lab.diffusion.model import DIFFUSION, DiffusionTransformer
 from maetok_lab.diffusion.sampling import Guidance, draw_noise, sample
+from maetok_lab.hints import choose
 from maetok_lab.rng import generator, seeds_for
 from maetok_lab.tokenizer.model import TOKENIZERS
 

@@ -14,10 +14,10 @@ from functools import partial
 import torch
 from timing import as_markdown, peak_gigabytes, seconds_in_turns
 
-from maetok_lab.config import choose
 from maetok_lab.device import autocast, describe, pick_device, pick_precision
 from maetok_lab.diffusion.cost import flops
 from maetok_lab.diffusion.model import DIFFUSION, DiffusionTransformer
+from maetok_lab.hints import choose
 from maetok_lab.rng import generator
 
 PAPER = 3.12 / 0.1

@@ -45,7 +45,7 @@ FILES = {  # inside a package a file imports files to its left only
         *("readers", "listing", "folders", "parquet", "tars", "sources", "images", "loading"),
         *("shards", "latents", "caching"),
     ],
-    "layers": ["norm", "mlp", "positions", "attention", "patches", "conditioning"],
+    "layers": ["norm", "grid", "transformer", "conditioning"],
     "tokenizer": [
         *("config", "masking", "targets", "text", "towers", "model", "auxiliary", "discriminators"),
         *("losses", "perceptual", "anatomy", "released", "loading", "foreign"),

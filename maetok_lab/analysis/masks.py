@@ -15,7 +15,7 @@ from torch import Tensor
 
 from maetok_lab.evaluation.pixels import psnr
 from maetok_lab.hints import check_choice
-from maetok_lab.layers.patches import patchify
+from maetok_lab.layers.grid import patchify
 from maetok_lab.rng import generator
 from maetok_lab.tokenizer.anatomy import TokenStatistics, error_map, token_shift
 from maetok_lab.tokenizer.auxiliary import AuxiliaryDecoder

@@ -11,11 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from maetok_lab.diffusion.path import PathName
-from maetok_lab.layers.attention import Attention, head_width
 from maetok_lab.layers.conditioning import LabelEmbedding, TimeEmbedding
-from maetok_lab.layers.mlp import Mlp, SwiGLU
-from maetok_lab.layers.norm import NormKind, make_norm, modulate
-from maetok_lab.layers.positions import (
+from maetok_lab.layers.grid import (
     AxialRope2d,
     Rope1d,
     Rotation,
@@ -23,6 +20,8 @@ from maetok_lab.layers.positions import (
     sincos_1d,
     sincos_2d,
 )
+from maetok_lab.layers.norm import NormKind, make_norm, modulate
+from maetok_lab.layers.transformer import Attention, Mlp, SwiGLU, head_width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

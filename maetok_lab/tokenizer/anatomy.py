@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from maetok_lab.hints import check_choice
-from maetok_lab.layers.patches import patchify
+from maetok_lab.layers.grid import patchify
 from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.rng import generator
 from maetok_lab.tokenizer.model import Tokenizer

@@ -7,8 +7,8 @@ import dataclasses
 import functools
 from typing import Literal
 
-from maetok_lab.layers.attention import head_width
-from maetok_lab.layers.patches import grid_size
+from maetok_lab.layers.grid import grid_size
+from maetok_lab.layers.transformer import head_width
 
 Grid = tuple[int, int]  # patches down and across
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from maetok_lab.files import read_json
 from maetok_lab.identity import fingerprint_of, remember_name, tensors_fingerprint, weights_hash
-from maetok_lab.layers.patches import grid_size, patchify, unpatchify
+from maetok_lab.layers.grid import grid_size, patchify, unpatchify
 from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.tokenizer.loading import load_tokenizer
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from maetok_lab.config import override
 from maetok_lab.identity import fingerprint, fingerprint_of, weights_hash
-from maetok_lab.layers.patches import grid_size, unpatchify
+from maetok_lab.layers.grid import grid_size, unpatchify
 from maetok_lab.tokenizer.config import TokenizerConfig, TowerConfig
 from maetok_lab.tokenizer.towers import LatentDecoder, PatchEncoder, init_weights
 

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from maetok_lab.identity import hash_of, tensor_bytes
-from maetok_lab.layers.patches import patchify
+from maetok_lab.layers.grid import patchify
 from maetok_lab.nets import FeatureNet, feature_width, load_net
 
 # Bytes of features that a target remembers on a CPU. The shipped training set takes 1.3 GB with its

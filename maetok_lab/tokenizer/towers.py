@@ -9,19 +9,18 @@ import math
 import torch
 from torch import Tensor, nn
 
-from maetok_lab.layers.attention import Attention
-from maetok_lab.layers.mlp import Mlp
-from maetok_lab.layers.norm import DropPath, LayerScale, make_norm
-from maetok_lab.layers.patches import grid_size
-from maetok_lab.layers.positions import (
+from maetok_lab.layers.grid import (
     AxialRope2d,
     MixedRope2d,
     Rotation,
     grid_positions,
+    grid_size,
     pad_rotation,
     sincos_2d,
     take_rotation,
 )
+from maetok_lab.layers.norm import DropPath, LayerScale, make_norm
+from maetok_lab.layers.transformer import Attention, Mlp
 from maetok_lab.tokenizer.config import Grid, TokenizerConfig, TowerConfig
 
 # ---- Blocks ----

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from maetok_lab.device import autocast
 from maetok_lab.diffusion.model import DIFFUSION, DiffusionConfig, DiffusionTransformer
-from maetok_lab.layers.mlp import SwiGLU
+from maetok_lab.layers.transformer import SwiGLU
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

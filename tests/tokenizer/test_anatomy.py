@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from maetok_lab.layers.patches import patchify, unpatchify
+from maetok_lab.layers.grid import patchify, unpatchify
 from maetok_lab.tokenizer.anatomy import (
     SURGERIES,
     Surgery,

@@ -1,12 +1,16 @@
 """One step: in parts it is the step of the whole batch, and compiled it is the same training."""
 
 import dataclasses
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 
+import maetok_lab
 from maetok_lab.config import override
+from maetok_lab.data.images import open_images
 from maetok_lab.identity import fingerprint
 from maetok_lab.rng import seed_step
 from maetok_lab.runs import Run
@@ -19,8 +23,10 @@ from maetok_lab.training.autoencoding import Objective, TokenizerTraining
 from maetok_lab.training.loop import join_parts, make_engine
 from maetok_lab.training.optim import OptimizerConfig
 from maetok_lab.training.order import Share
+from maetok_lab.training.presets import TOKENIZER_TRAINING
 from maetok_lab.training.tokenizer import train_tokenizer
 
+LIBRARY = Path(maetok_lab.__file__).parent
 TOWER = TowerConfig(width=16, depth=2, num_heads=2)
 MODEL = TokenizerConfig(
     image_size=16,
@@ -154,3 +160,16 @@ def spy_on(method, calls):
 
 def test_one_process_takes_any_batch():
     assert make_engine(7, cpu=True).num_processes == 1
+
+
+def test_one_step_of_a_tokenizer_runs_through_few_files(tmp_path):
+    config = override(TOKENIZER_TRAINING["test"], {"precision": "fp32", "num_steps": 3})
+    images = open_images("emoji", split="val", image_size=config.model.image_size)
+    steps = train_tokenizer(config, images, Run.open("a", config, root=tmp_path), cpu=True)
+    next(steps)  # what a first step makes once is not counted
+    files = set()
+    sys.settrace(lambda frame, event, argument: files.add(frame.f_code.co_filename))
+    next(steps)
+    sys.settrace(None)
+    ours = sorted(file for file in files if Path(file).is_relative_to(LIBRARY))
+    assert 10 < len(ours) <= 15, ours
