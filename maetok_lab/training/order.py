@@ -99,9 +99,10 @@ def image_batches(
     """
     steps = range(start_step, config.num_steps)
     requests = (image_request(config, step, len(images), rows) for step in steps)
-    pictures = read_ahead(images, requests, workers=config.workers, seed=config.seed)
-    for step, batch in zip(steps, pictures):
-        yield ImageBatch(step, batch.images, images.labels[batch.indices], batch.indices)
+    reader = read_ahead(images, requests, workers=config.workers, seed=config.seed)
+    for step, pictures in zip(steps, reader):
+        labels = images.labels[pictures.indices]
+        yield ImageBatch(step, pictures.images, labels, pictures.indices)
 
 
 def image_request(config: ReadingConfig, step: int, count: int, rows: slice) -> Request:
