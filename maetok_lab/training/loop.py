@@ -169,6 +169,7 @@ def train(
     ends the training and goes into the summary. Of several processes only the first writes.
     Raises what `task.check` raises, and NonFiniteTraining.
     """
+    # A finished run is left alone; data that are not the config's are refused before anything.
     if run.finished:
         return
     task.check()
@@ -176,6 +177,8 @@ def train(
     engine = make_engine(config.batch_size, parts=config.accumulate, cpu=cpu, task=task)
     writes = engine.is_main_process
     state = State(task, engine)
+
+    # Go on from the newest checkpoint: what was logged after it is about to be logged again.
     if checkpoint := run.load_checkpoint():
         state.load(checkpoint)
         if finish_early(state, run, stop_when):
@@ -183,6 +186,7 @@ def train(
     if writes:
         run.rewind_metrics(state.step)
 
+    # Compiled before DDP wraps it, so that names in checkpoints stay what they are.
     task.module.train()
     if config.compile:
         task.compile()
@@ -190,7 +194,7 @@ def train(
     for batch in task.batches(Share(engine, state.step, config.batch_size)):
         terms = training_step(state, batch)
         step = state.step
-        images = step * config.batch_size
+        images_seen = step * config.batch_size
         last = step == config.num_steps
         logs = last or step % config.log_every == 0
         saves = last or step % config.save_every == 0
@@ -202,24 +206,26 @@ def train(
         if logs:
             losses = task.numbers(terms, engine)
             if writes:
-                facts = {"step": step, "images": images, "split": "train"}
+                facts = {"step": step, "images": images_seen, "split": "train"}
                 run.log({**facts, **losses, "skipped": state.guard.skipped})
         if writes and (last or step % config.picture_every == 0):
             picture = task.picture(state.emas, step, run)
         if writes and saves:
             state.save(run)
 
-        record = StepRecord(step, config.num_steps, images, losses, picture)
+        # Whoever takes the record may ask to stop: then the same call later goes on from here.
+        record = StepRecord(step, config.num_steps, images_seen, losses, picture)
         yield record
         if record.stops(engine.num_processes):
             state.settle(terms)
-            return state.save(run)
+            state.save(run)
+            return
         if saves and finish_early(state, run, stop_when):
             return
     if writes:
-        counts = {"steps": state.step, "images": state.step * config.batch_size}
-        counts["skipped"] = state.guard.skipped
-        run.finish({**counts, **task.summary(state.emas, state.step, run)})
+        facts = {"steps": state.step, "images": state.step * config.batch_size}
+        facts["skipped"] = state.guard.skipped
+        run.finish({**facts, **task.summary(state.emas, state.step, run)})
 
 
 def training_step(state: State, batch: Any) -> Terms:
