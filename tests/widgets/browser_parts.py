@@ -16,7 +16,6 @@ def parts() -> SimpleNamespace:
     torch.manual_seed(0)
     torch.set_num_threads(1)  # the same sums in the same order in both processes
     tokenizer = Tokenizer(TOKENIZERS["test"]).eval()
-    tokenizer.fingerprint = "browser"
     decoders = {"hog": AuxiliaryDecoder(AuxiliaryConfig(), TOKENIZERS["test"]).eval()}
     source = open_images("emoji", split="val", image_size=32)
     with torch.inference_mode():
@@ -26,8 +25,9 @@ def parts() -> SimpleNamespace:
     ).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    model.tokenizer_fingerprint, model.trained_path = "browser", "linear"
-    space = LatentSpace("browser", latents.mean((0, 1)), latents.std((0, 1)))
+    model.tokenizer_fingerprint = tokenizer.fingerprint
+    model.trained_path = "linear"
+    space = LatentSpace(tokenizer.fingerprint, latents.mean((0, 1)), latents.std((0, 1)))
     return SimpleNamespace(
         tokenizer=tokenizer,
         decoders=decoders,
