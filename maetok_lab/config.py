@@ -1,7 +1,8 @@
 """Change, check and store frozen config dataclasses.
 
-A config is a frozen, keyword-only dataclass that lives beside the class it configures. It is changed only here, so that a
-misspelt field or a wrong type is one clear line and never a silently ignored option.
+A config is a frozen, keyword-only dataclass that lives beside the class it configures. It is
+changed only here, so that a misspelt field or a wrong type is one clear line, never an ignored
+option.
 """
 
 import dataclasses
@@ -13,11 +14,15 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from maetok_lab.hints import did_you_mean
 
 Config = TypeVar("Config")
+ABSENT = "(absent)"
 
 
 def not_in_fingerprint(default: Any) -> Any:
-    """A dataclass field that does not change the result (device, workers, intervals) and so stays out of `fingerprint`."""
+    """A field that changes no result (device, workers, intervals): `fingerprint` leaves it out."""
     return dataclasses.field(default=default, metadata={"fingerprint": False})
+
+
+# Changes ------------------------------------------------------------------------------------------
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -26,66 +31,46 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     A double underscore stands for a dot too, for keyword arguments. Raises ValueError for an
     unknown field, with the nearest name, and TypeError for a value of the wrong type.
     """
-    nested: dict[str, dict[str, Any]] = {}
-    direct: dict[str, Any] = {}
+    class_name = type(config).__name__
     hints = typing.get_type_hints(type(config))
+    values: dict[str, Any] = {}
+    inner_changes: dict[str, dict[str, Any]] = {}
     for path, value in changes.items():
-        name, _, rest = path.replace("__", ".").partition(".")
-        if name not in hints:
-            raise ValueError(
-                f"{type(config).__name__} has no field {name!r}{did_you_mean(name, hints)}"
-            )
-        if not rest:
-            direct[name] = _checked(value, hints[name], f"{type(config).__name__}.{name}")
+        name, _, inner_path = path.replace("__", ".").partition(".")
+        _check_field(name, hints, class_name)
+        if not inner_path:
+            values[name] = _checked(value, hints[name], f"{class_name}.{name}")
         elif dataclasses.is_dataclass(getattr(config, name)):
-            nested.setdefault(name, {})[rest] = value
+            inner_changes.setdefault(name, {})[inner_path] = value
         else:
             raise ValueError(
-                f"{type(config).__name__}.{name} has no fields of its own, but {path!r} asks for one"
+                f"{class_name}.{name} has no fields of its own, but {path!r} asks for one"
             )
-    for name, inner in nested.items():
-        direct[name] = override(direct.get(name, getattr(config, name)), inner)
-    return dataclasses.replace(config, **direct)
+
+    # last, so that a part can be replaced and a field of the new part changed, in any order
+    for name, inner in inner_changes.items():
+        values[name] = override(values.get(name, getattr(config, name)), inner)
+    return dataclasses.replace(config, **values)
+
+
+def differing_fields(config: Any, other: Any, path: str = "") -> list[str]:
+    """One line `path: value, not other` for each field in which two plain-JSON configs differ."""
+    if not (isinstance(config, dict) and isinstance(other, dict)):
+        return [] if config == other else [f"{path}: {config!r}, not {other!r}"]
+    lines = []
+    for name in sorted(set(config) | set(other)):
+        inner_path = f"{path}.{name}" if path else name
+        values = config.get(name, ABSENT), other.get(name, ABSENT)
+        lines += differing_fields(*values, inner_path)
+    return lines
+
+
+# JSON ---------------------------------------------------------------------------------------------
 
 
 def to_json(config: Any) -> dict[str, Any]:
     """`config` as plain dicts, lists, numbers and strings; `from_json` is the inverse."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
-
-
-def from_json(cls: type[Config], data: Mapping[str, Any]) -> Config:
-    """The config of class `cls` that `to_json` wrote.
-
-    Unknown fields, and missing ones that change the result, are errors: a config is never guessed.
-    """
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(data) - set(hints))
-    if unknown:
-        raise ValueError(
-            f"{cls.__name__} has no field {unknown[0]!r}{did_you_mean(unknown[0], hints)}"
-        )
-    # What changes no result may be younger than the run that wrote the config.
-    needed = {f.name for f in dataclasses.fields(cls) if f.metadata.get("fingerprint", True)}
-    missing = sorted(needed - set(data))
-    if missing:
-        raise ValueError(f"{cls.__name__} needs the fields {missing}, which are not there")
-    return cls(
-        **{
-            name: _checked(value, hints[name], f"{cls.__name__}.{name}")
-            for name, value in data.items()
-        }
-    )
-
-
-def differing_fields(mine: Any, theirs: Any, prefix: str = "") -> list[str]:
-    """One line `path: mine, not theirs` for each field in which two plain-JSON configs differ."""
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        lines = []
-        for key in sorted(set(mine) | set(theirs)):
-            path = f"{prefix}.{key}" if prefix else key
-            lines += differing_fields(mine.get(key, "(absent)"), theirs.get(key, "(absent)"), path)
-        return lines
-    return [] if mine == theirs else [f"{prefix}: {mine!r}, not {theirs!r}"]
 
 
 def _plain(value: Any) -> Any:
@@ -96,46 +81,78 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _checked(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the annotation `hint` wants it (lists become tuples, dicts become dataclasses), or a TypeError."""
-    origin, arguments = get_origin(hint), get_args(hint)
+def from_json(cls: type[Config], data: Mapping[str, Any]) -> Config:
+    """The config of class `cls` that `to_json` wrote.
+
+    Unknown fields, and missing ones that change the result, are errors: a config is never guessed.
+    """
+    hints = typing.get_type_hints(cls)
+    missing = []
+    for field in dataclasses.fields(cls):
+        # what changes no result may be younger than the run that wrote the config
+        if field.name not in data and field.metadata.get("fingerprint", True):
+            missing.append(field.name)
+    values = {}
+    for name, value in data.items():
+        _check_field(name, hints, cls.__name__)
+        values[name] = _checked(value, hints[name], f"{cls.__name__}.{name}")
+    if missing:
+        raise ValueError(f"{cls.__name__} needs the fields {sorted(missing)}, which are not there")
+    return cls(**values)
+
+
+# Checks -------------------------------------------------------------------------------------------
+
+
+def _check_field(name: str, hints: Mapping[str, Any], class_name: str) -> None:
+    if name not in hints:
+        raise ValueError(f"{class_name} has no field {name!r}{did_you_mean(name, hints)}")
+
+
+def _checked(value: Any, hint: Any, path: str) -> Any:
+    """`value` as its annotation `hint` has it, or an error that names its `path`.
+
+    What JSON cannot hold is made of what it can: lists become tuples, and dicts configs.
+    """
+    origin = get_origin(hint)
+    parts = get_args(hint)
     if origin in (Union, types.UnionType):
-        return _checked_union(value, arguments, where)
+        return _checked_union(value, parts, path)
     if origin is Literal:
-        if value not in arguments or isinstance(value, bool) != any(
-            isinstance(a, bool) for a in arguments if a == value
-        ):
-            raise ValueError(f"{where} must be one of {list(arguments)}, not {value!r}")
+        # True == 1, but is not what Literal[1] means
+        if not any(value == part and type(value) is type(part) for part in parts):
+            raise ValueError(f"{path} must be one of {list(parts)}, not {value!r}")
         return value
     if origin is tuple and isinstance(value, tuple | list):
-        inner = arguments if Ellipsis not in arguments else (arguments[0],) * len(value)
-        if len(inner) != len(value):
-            raise TypeError(f"{where} needs {len(inner)} values, not {value!r}")
-        return tuple(
-            _checked(item, item_hint, f"{where}[{i}]")
-            for i, (item, item_hint) in enumerate(zip(value, inner))
-        )
+        # tuple[float, ...] takes any number, tuple[float, float] two
+        if Ellipsis in parts:
+            parts = parts[:1] * len(value)
+        if len(parts) != len(value):
+            raise TypeError(f"{path} needs {len(parts)} values, not {value!r}")
+        pairs = enumerate(zip(value, parts))
+        return tuple(_checked(item, part, f"{path}[{i}]") for i, (item, part) in pairs)
+
+    # a config of a run has been through JSON, and 1 is written for 1.0 by hand
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return from_json(hint, value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and type(value) is int:
         return float(value)
     expected = origin or hint
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise TypeError(
-            f"{where} must be {getattr(hint, '__name__', hint)}, not {type(value).__name__} {value!r}"
-        )
+        name = getattr(hint, "__name__", hint)
+        raise TypeError(f"{path} must be {name}, not {type(value).__name__} {value!r}")
     return value
 
 
-def _checked_union(value: Any, arguments: tuple[Any, ...], where: str) -> Any:
-    if value is None and type(None) in arguments:
+def _checked_union(value: Any, hints: tuple[Any, ...], path: str) -> Any:
+    if value is None and type(None) in hints:
         return None
     problems = []
-    for hint in arguments:
+    for hint in hints:
         if hint is type(None):
             continue
         try:
-            return _checked(value, hint, where)
+            return _checked(value, hint, path)
         except (TypeError, ValueError) as problem:
             problems.append(problem)
     raise problems[0]

@@ -12,48 +12,45 @@ import torch
 from maetok_lab.hints import check_choice, did_you_mean
 
 Precision = Literal["bf16", "fp16", "fp32"]
+# fp16 overflows at 65504 and needs loss scaling to train; bf16 has the range of fp32
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`"auto"` takes the first GPU (CUDA, then Apple's MPS), else the CPU; any torch device string is taken as it is.
+    """`"auto"` takes the first GPU (CUDA, then Apple's MPS), else the CPU; or torch's name of one.
 
-    Raises ValueError for a name torch does not know and for a device that is not there. Choosing the CPU also makes the
-    process keep freed memory.
+    Raises ValueError for a name torch does not know and for a device that is not there. Choosing
+    the CPU also makes the process keep freed memory.
     """
     if name == "auto":
-        name = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
+        name = "cpu"
+        if torch.cuda.is_available():
+            name = "cuda"
+        elif torch.backends.mps.is_available():
+            name = "mps"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(
-            f"unknown device {name!r}{did_you_mean(name, ['auto', 'cpu', 'cuda', 'mps'])}"
-        ) from None
+        hint = did_you_mean(name, ["auto", "cpu", "cuda", "mps"])
+        raise ValueError(f"unknown device {name!r}{hint}") from None
+
+    # torch itself notices a device that is not there only when a tensor is put on it
     if device.type == "cpu":
         keep_freed_memory()
-    if device.type == "cuda" and (
-        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
-    ):
-        raise ValueError(
-            f"device {name!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices"
-        )
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ValueError(f"device {name!r} was asked for, but torch sees {count} CUDA devices")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device {name!r} was asked for, but torch sees none")
     return device
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to reuse the memory of freed tensors instead of giving it back; whether it took it (other libcs do not).
-
-    By default each large tensor is a fresh mapping that the kernel must fill with zeros again, every step: keeping them
-    made training steps 1.5 times, EfficientNet features 3 times as fast on a virtual machine with two cores.
-    """
+    """Tell glibc to reuse the memory of freed tensors; -> whether it did (other libcs do not)."""
+    # By default each large tensor is a fresh mapping that the kernel must fill with zeros again,
+    # every step. Keeping them made training steps 1.5 times, EfficientNet features 3 times as fast
+    # on a virtual machine with two cores.
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
@@ -63,9 +60,9 @@ def keep_freed_memory() -> bool:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 matrix products are faster than fp32 here: Ampere GPUs and later, CPUs with AVX512-BF16 or AMX."""
+    """Whether bf16 matrix products are faster than fp32 here: not where they are emulated."""
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere
     if device.type == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
@@ -96,17 +93,18 @@ def free_memory(device: torch.device) -> int:
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:
-    """float64, on the same device where that has it (Apple's MPS does not)."""
+    """`x` in float64, on its own device where that has it (Apple's MPS does not)."""
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def physical_cores() -> int:
-    """Cores this process may use: the number of threads that keeps torch from oversubscribing them."""
+    """Cores this process may use: more threads than these only wait for each other."""
+    # a container may be given fewer than the machine has
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe(device: torch.device, precision: Precision) -> str:
-    """One line: the device's name, the precision, and why when it is not bf16."""
+    """One line: the device's name, the precision, and whether bf16 would be slow here."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import math
 import os
 import secrets
 import shutil
@@ -13,12 +14,14 @@ from typing import Any
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """A temporary path beside `path`; on success it is flushed to disk and renamed to `path`, on failure removed."""
+    """A temporary path beside `path`: renamed to `path` on success, removed on failure."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # beside it: only a rename within one file system is atomic; unique among hosts and threads
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         yield temporary
+        # on disk before it has its name: else a power cut leaves an empty file under a good name
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -33,7 +36,7 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 
 def write_json(path: Path | str, data: Any) -> None:
-    """Write indented JSON, whole or not at all. NaN and infinities become null: JSON has no word for them."""
+    """Write indented JSON, whole or not at all; NaN and infinities become null."""
     write_bytes(path, (json.dumps(finite(data), indent=2) + "\n").encode())
 
 
@@ -46,30 +49,37 @@ def read_json(path: Path | str) -> Any:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """One object a line; what follows a line cut off by a kill or a full disk is dropped with it."""
-    events = []
+    """One object a line, up to a line that a kill or a full disk cut off."""
+    records = []
     for line in path.read_text().splitlines():
         try:
-            events.append(json.loads(line))
+            records.append(json.loads(line))
         except json.JSONDecodeError:
-            break
-    return events
+            break  # what a later process appended to the broken line is lost with it
+    return records
 
 
-def not_written(what: str, folder: Path, size: int, problem: Exception, left: str) -> OSError:
-    """The error to raise when `size` bytes could not be written into `folder`; `left` says what is still good."""
+def not_written(subject: str, folder: Path, size: int, problem: Exception, remains: str) -> OSError:
+    """The error to raise when `size` bytes of `subject` could not be written into `folder`.
+
+    `remains` says what is still good there.
+    """
     free = shutil.disk_usage(folder).free
-    told = f"{what} was not written to {folder}: {problem}. It needs {size / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; "
-    told += f"{left}. Free some space (python -m maetok_lab prune) and run the same again"
-    return OSError(getattr(problem, "errno", None) or errno.ENOSPC, told)
+    message = (
+        f"{subject} was not written to {folder}: {problem}. It needs {size / 1e6:.1f} MB,"
+        f" {free / 1e6:.1f} MB are free; {remains}."
+        " Free some space (python -m maetok_lab prune) and run the same again"
+    )
+    # libraries that write files wrap the system's error in their own, without its number
+    return OSError(getattr(problem, "errno", None) or errno.ENOSPC, message)
 
 
 def finite(data: Any) -> Any:
-    """`data` with every float that JSON cannot hold replaced by None."""
+    """`data` with every float that JSON cannot hold (NaN, infinities) replaced by None."""
     if isinstance(data, dict):
         return {str(key): finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
         return [finite(value) for value in data]
-    if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
+    if isinstance(data, float) and not math.isfinite(data):
         return None
     return data

@@ -1,4 +1,4 @@
-"""Names for things by their content: configs, weights, files, latents. Nothing else hashes for that.
+"""Names for things by their content: configs, weights, files, latents. All of them are made here.
 
 A fingerprint is computed from the thing itself, so that it is equal in every process and on every
 device, and a thing that changed has another. They are stored in runs: their arithmetic must stay.
@@ -122,7 +122,7 @@ def _named_bytes(state: Iterable[tuple[str, Tensor]]) -> Iterator[bytes | np.nda
 def _version(tensor: Tensor) -> tuple[int, int, int]:
     """What differs after any change: the tensor, torch's count of changes in place, a sum of bits.
 
-    The sum is for changes through `.data`, which torch does not count. It costs one pass of reading.
+    The sum is for changes through `.data`, which torch does not count; it costs one reading.
     """
     # tensors made in inference mode have no count
     count = 0 if tensor.is_inference() else tensor._version
@@ -151,7 +151,7 @@ def same_weights(tokenizer: AnyTokenizer, name: str) -> bool:
 
 
 def check_owner(tokenizer: AnyTokenizer, name: str, subject: str) -> None:
-    """Raise a ValueError that names `subject`, such as a latent space, if it is another tokenizer's."""
+    """Raise a ValueError unless `subject`, such as a latent space, belongs to this tokenizer."""
     if not same_weights(tokenizer, name):
         raise ValueError(
             f"the {subject} belongs to tokenizer {name}, not to {tokenizer.fingerprint}"

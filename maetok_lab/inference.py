@@ -1,4 +1,4 @@
-"""Use a model without training it: in eval mode for as long as that takes, and on the device where it is."""
+"""Use a model without training it: in eval mode for as long as it takes, where its weights are."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def eval_mode(*modules: Any) -> Iterator[None]:
-    """Eval mode inside; afterwards every module, and every part of it, is in the mode it came in.
+    """Eval mode inside; afterwards each module, and each part of it, is in the mode it came in.
 
     What is no torch module has no mode and is left alone.
     """

@@ -1,4 +1,4 @@
-"""The nearest rows of a set, by all distances: for metrics, probes, maps and the search for copies."""
+"""The nearest rows of a set, exactly: for metrics, probes, maps and the search for copies."""
 
 import dataclasses
 import math
@@ -20,34 +20,35 @@ class Neighbours:
 
 
 def nearest_neighbours(
-    rows: Tensor, others: Tensor | None = None, *, neighbours: int, cosine: bool = False
+    rows: Tensor, points: Tensor | None = None, *, neighbours: int, cosine: bool = False
 ) -> Neighbours:
-    """The `neighbours` (k) rows of `others` that are nearest to each row, in float64.
+    """The k points that are nearest to each row, in float64: (n, d), (m, d) -> (n, k).
 
-    (n, d), (m, d) -> (n, k). Without `others`, the nearest other rows of the same set. Distances are
-    Euclidean, or minus the cosine for rows of length 1. Raises ValueError for too few `others`.
+    Without `points`, the nearest other rows of the same set. Distances are Euclidean, or minus the
+    cosine for rows of length 1. Raises ValueError where there are fewer than k = `neighbours`.
     """
-    same_set = others is None
+    same_set = points is None
     rows = wide(rows)
-    others = rows if same_set else wide(others)
-    available = len(others) - same_set
-    if not 1 <= neighbours <= available or rows.shape[1:] != others.shape[1:]:
+    points = rows if same_set else wide(points)
+    available = len(points) - same_set
+    if not 1 <= neighbours <= available or rows.shape[1:] != points.shape[1:]:
         raise ValueError(
             f"need 1 to {available} neighbours of rows of one width, not {neighbours} "
-            f"of {tuple(rows.shape)} and {tuple(others.shape)}"
+            f"of {tuple(rows.shape)} and {tuple(points.shape)}"
         )
-    # by a matrix product, which rounds more; the distances of near copies within a set do not bear it
+    # A matrix product is fast, but rounds away the distances of near copies, of which the
+    # dimension of a set is made (analysis.geometry): there each difference is taken.
     mode = "donot_use_mm_for_euclid_dist" if same_set else "use_mm_for_euclid_dist_if_necessary"
     indices, distances = [], []
     for start in range(0, len(rows), CHUNK):
         chunk = rows[start : start + CHUNK]
         if cosine:
-            distance = -(chunk @ others.T)  # (chunk, m)
+            apart = -(chunk @ points.T)  # (chunk, m)
         else:
-            distance = torch.cdist(chunk, others, compute_mode=mode)
+            apart = torch.cdist(chunk, points, compute_mode=mode)
         if same_set:
-            distance.diagonal(start).fill_(math.inf)
-        nearest = distance.topk(neighbours, largest=False)
+            apart.diagonal(start).fill_(math.inf)
+        nearest = apart.topk(neighbours, largest=False)
         indices.append(nearest.indices)
         distances.append(nearest.values)
     return Neighbours(torch.cat(indices), torch.cat(distances))

@@ -13,7 +13,8 @@ from maetok_lab.files import write_bytes
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """Clamp and round, the protocol of every number and picture. float in [-1, 1] -> uint8 of the same shape"""
+    """Clamp and round: float in [-1, 1] -> uint8 of the same shape."""
+    # the protocol of every number and picture, in this order
     return images.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -24,9 +25,9 @@ def image_grid(
     padding: int = 2,
     background: float = 1.0,
 ) -> np.ndarray:
-    """Lay images (B, 3, H, W) out in reading order, or a list of rows (b_i, 3, H, W) row by row -> uint8 (H, W, 3).
+    """Lay images (B, 3, H, W) out in reading order, or a list of rows (b, 3, H, W) row by row.
 
-    background is the colour between them, on the images' own scale (-1 black, 1 white).
+    -> uint8 (H, W, 3). `background` is the colour between them, from -1, black, to 1, white.
     """
     if isinstance(images, torch.Tensor):
         if images.ndim != 4:
@@ -38,13 +39,17 @@ def image_grid(
         columns = max((len(row) for row in rows), default=0)
     if not columns:
         raise ValueError("no images to lay out")
+
+    # an empty sheet, then each image in its place: rows may be of different lengths
     height, width = rows[0].shape[-2:]
-    tall, wide = height + padding, width + padding
-    shape = (len(rows) * tall + padding, columns * wide + padding, 3)
+    step_down = height + padding
+    step_across = width + padding
+    shape = (len(rows) * step_down + padding, columns * step_across + padding, 3)
     sheet = np.full(shape, round((background + 1) * 127.5), np.uint8)
     for i, row in enumerate(rows):
+        top = padding + i * step_down
         for j, image in enumerate(to_uint8(row).movedim(-3, -1).cpu().numpy()):
-            top, left = padding + i * tall, padding + j * wide
+            left = padding + j * step_across
             sheet[top : top + height, left : left + width] = image
     return sheet
 
@@ -55,9 +60,8 @@ def save_png(path: str | Path, pixels: np.ndarray, *, scale: int = 1) -> None:
         raise TypeError(f"save_png wants uint8 (H, W, 3), got {pixels.dtype}; image_grid makes it")
     picture = Image.fromarray(pixels)
     if scale != 1:
-        picture = picture.resize(
-            (picture.width * scale, picture.height * scale), Image.Resampling.NEAREST
-        )
+        size = (picture.width * scale, picture.height * scale)
+        picture = picture.resize(size, Image.Resampling.NEAREST)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     write_bytes(path, buffer.getvalue())

@@ -20,7 +20,8 @@ def process_group() -> tuple[int, int]:
 
 
 def join_group(*, cpu: bool) -> tuple[int, int]:
-    """`process_group()`, after joining the group that torchrun prepared for this process, if any."""
+    """`process_group()`, after joining the group that torchrun prepared, if it did."""
+    # accelerate picks the backend, and a GPU for each process, as it will for a training
     from accelerate import PartialState
 
     PartialState(cpu=cpu)
@@ -28,7 +29,7 @@ def join_group(*, cpu: bool) -> tuple[int, int]:
 
 
 def wait_for_all() -> None:
-    """Go on when every process has come here; outside of a group at once."""
+    """Go on when every process has come here; outside of a group, at once."""
     if process_group()[1] > 1:
         torch.distributed.barrier()
 
@@ -47,13 +48,17 @@ def share_rows(count: int, work: Callable[[Tensor], dict[str, Any]]) -> dict[str
     rank, processes = process_group()
     if processes == 1:
         return work(torch.arange(count))
+
+    # neighbouring rows together, so that the parts can be joined in order
     rows = torch.arange(count).tensor_split(processes)[rank]
     result: Any = None  # of more processes than rows some have nothing to do
     if len(rows):
         try:
             result = work(rows)
-        except Exception as problem:  # the other processes would wait for this one for ever
+        except Exception as problem:
             result = problem
+
+    # everybody gets everything, errors too: a process that went on alone would wait for ever
     results: list[Any] = [None] * processes
     torch.distributed.all_gather_object(results, result)
 

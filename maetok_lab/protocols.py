@@ -7,13 +7,13 @@ from torch import Tensor
 
 @runtime_checkable
 class AnyTokenizer(Protocol):
-    """What caching, generation, evaluation and analysis need: ours, released ones, diffusers', raw pixels.
+    """Images to latent tokens and back: ours, released ones, diffusers', raw pixels.
 
-    `fingerprint` names the weights, `latent_shape` is (N, C).
+    It is a torch module wherever it has weights: then it is put into eval mode where it is used.
     """
 
-    fingerprint: str
-    latent_shape: tuple[int, int]
+    fingerprint: str  # of its weights and whatever else decides what it computes (`identity`)
+    latent_shape: tuple[int, int]  # (N, C)
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, N, C)."""
@@ -32,10 +32,10 @@ class Images(Protocol):
 
 
 class Net(Protocol):
-    """A feature network, named with its weights. `nets.FeatureNet` is one."""
+    """A network whose features images are compared by. `nets.FeatureNet` is one."""
 
-    name: str
-    weight_hash: str
+    name: str  # part of the names of its metrics
+    weight_hash: str  # with the name, what a protocol records of it
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, D)."""

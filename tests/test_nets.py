@@ -1,4 +1,4 @@
-"""The feature networks are the packages' own, frozen, and say what is wrong when they cannot be loaded."""
+"""The feature networks are the packages' own, frozen; one that cannot be loaded says why."""
 
 import shutil
 
@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from maetok_lab import nets
 from maetok_lab.data.images import open_images
-from maetok_lab.nets import SHIPPED, FeatureNet, load_net
+from maetok_lab.nets import FeatureNet, load_net
 
 NAMES = ["squeezenet1_1", "efficientnet_lite0", "efficientnet_lite2"]
 
@@ -132,7 +132,7 @@ def test_an_unknown_name_is_answered_with_the_nearest():
 
 
 def test_a_damaged_or_missing_shipped_file_is_named_with_its_cure(tmp_path, monkeypatch):
-    file = SHIPPED["squeezenet1_1"].file
+    file = "squeezenet1_1.safetensors"
     for name in (file, "index.json"):
         shutil.copy(nets.WEIGHTS / name, tmp_path / name)
     monkeypatch.setattr(nets, "WEIGHTS", tmp_path)

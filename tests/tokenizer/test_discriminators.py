@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from maetok_lab.config import override
-from maetok_lab.nets import FeatureNet
+from maetok_lab.nets import FeatureNet, NetSpec
 from maetok_lab.tokenizer import discriminators
 from maetok_lab.tokenizer.discriminators import (
     AdversarialConfig,
@@ -39,16 +39,13 @@ def small_dino(size: int = 32) -> DinoDiscriminator:
     vit = vision_transformer(
         img_size=size, patch_size=8, embed_dim=32, depth=12, num_heads=2, dynamic_img_size=True
     )
-    net = FeatureNet(
-        vit,
+    spec = NetSpec(
         name="timm:vit_small_patch16_224.dino",
-        mean=[124, 116, 104],
-        std=[58, 57, 57],
-        order="rgb",
         input_size=size,
-        weight_hash="random",
+        mean=(124, 116, 104),
+        std=(58, 57, 57),
     )
-    return DinoDiscriminator(net)
+    return DinoDiscriminator(FeatureNet(vit, spec, weight_hash="random"))
 
 
 def kinds() -> dict[str, torch.nn.Module]:
@@ -238,15 +235,8 @@ def test_the_released_discriminator_has_the_released_number_of_trained_values(mo
     def load(name, **settings):
         request.update(settings, name=name)
         vit = vision_transformer(patch_size=16, embed_dim=384, depth=0, num_heads=6)
-        return FeatureNet(
-            vit,
-            name=name,
-            mean=[124] * 3,
-            std=[58] * 3,
-            order="rgb",
-            input_size=224,
-            weight_hash="",
-        )
+        spec = NetSpec(name=name, input_size=224, mean=(124,) * 3, std=(58,) * 3)
+        return FeatureNet(vit, spec, weight_hash="")
 
     monkeypatch.setattr(discriminators, "load_net", load)
     discriminator = make_discriminator(AdversarialConfig(weights="dino.pth"), image_size=256)

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from maetok_lab import nets
-from maetok_lab.nets import FeatureNet, feature_width, load_net
+from maetok_lab.nets import FeatureNet, NetSpec, feature_width, load_net
 from maetok_lab.tokenizer.auxiliary import (
     AuxiliaryConfig,
     AuxiliaryDecoder,
@@ -167,15 +167,8 @@ class Counted(FeatureNet):
     def __init__(self):
         model = nn.Conv2d(3, 3, 1)
         model.num_features = 1280
-        super().__init__(
-            model,
-            name="counted",
-            mean=[0] * 3,
-            std=[1] * 3,
-            order="rgb",
-            input_size=2,
-            weight_hash="",
-        )
+        spec = NetSpec(name="counted", input_size=2, mean=(0,) * 3, std=(1,) * 3)
+        super().__init__(model, spec, weight_hash="")
         self.asked = 0
 
     def feature_map(self, images, *, grid):

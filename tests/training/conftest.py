@@ -10,7 +10,7 @@ import torch
 from maetok_lab.config import override
 from maetok_lab.data.latents import LatentCaching, LatentDataset, write_latents
 from maetok_lab.diffusion.model import DiffusionConfig
-from maetok_lab.nets import FeatureNet
+from maetok_lab.nets import FeatureNet, NetSpec
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer import discriminators
 from maetok_lab.training import adversary
@@ -117,15 +117,8 @@ def small_dino(monkeypatch):
         vit = VisionTransformer(
             img_size=8, patch_size=4, embed_dim=16, depth=12, num_heads=2, dynamic_img_size=True
         )
-        return FeatureNet(
-            vit,
-            name=name,
-            mean=[124] * 3,
-            std=[58] * 3,
-            order="rgb",
-            input_size=8,
-            weight_hash="random",
-        )
+        spec = NetSpec(name=name, input_size=8, mean=(124,) * 3, std=(58,) * 3)
+        return FeatureNet(vit, spec, weight_hash="random")
 
     monkeypatch.setattr(discriminators, "load_net", load)
 
