@@ -193,39 +193,50 @@ def train(
     state.forward = engine.prepare_model(task.module)
     for batch in task.batches(Share(engine, state.step, config.batch_size)):
         terms = training_step(state, batch)
-        step = state.step
-        images_seen = step * config.batch_size
-        last = step == config.num_steps
-        logs = last or step % config.log_every == 0
-        saves = last or step % config.save_every == 0
-
-        # Only here does the host read numbers off the device: other steps wait for nothing.
-        losses = picture = None
-        if logs or saves:
-            state.settle(terms)
-        if logs:
-            losses = task.numbers(terms, engine)
-            if writes:
-                facts = {"step": step, "images": images_seen, "split": "train"}
-                run.log({**facts, **losses, "skipped": state.guard.skipped})
-        if writes and (last or step % config.picture_every == 0):
-            picture = task.picture(state.emas, step, run)
-        if writes and saves:
-            state.save(run)
-
-        # Whoever takes the record may ask to stop: then the same call later goes on from here.
-        record = StepRecord(step, config.num_steps, images_seen, losses, picture)
+        record = write_down(state, terms, run)
         yield record
+        # Whoever takes the record may ask to stop: then the same call later goes on from here.
         if record.stops(engine.num_processes):
             state.settle(terms)
             state.save(run)
             return
-        if saves and finish_early(state, run, stop_when):
+        if is_due(config, state.step, config.save_every) and finish_early(state, run, stop_when):
             return
     if writes:
         facts = {"steps": state.step, "images": state.step * config.batch_size}
         facts["skipped"] = state.guard.skipped
         run.finish({**facts, **task.summary(state.emas, state.step, run)})
+
+
+def write_down(state: State, terms: Terms, run: Run) -> StepRecord:
+    """Log, save and picture a step where that is due. -> what the loop yields"""
+    task = state.task
+    config = task.config
+    step = state.step
+    images_seen = step * config.batch_size
+    writes = state.engine.is_main_process
+    logs = is_due(config, step, config.log_every)
+    saves = is_due(config, step, config.save_every)
+
+    # Only here does the host read numbers off the device: other steps wait for nothing.
+    losses = picture = None
+    if logs or saves:
+        state.settle(terms)
+    if logs:
+        losses = task.numbers(terms, state.engine)
+    if logs and writes:
+        facts = {"step": step, "images": images_seen, "split": "train"}
+        run.log({**facts, **losses, "skipped": state.guard.skipped})
+    if writes and is_due(config, step, config.picture_every):
+        picture = task.picture(state.emas, step, run)
+    if writes and saves:
+        state.save(run)
+    return StepRecord(step, config.num_steps, images_seen, losses, picture)
+
+
+def is_due(config: TrainingConfig, step: int, interval: int) -> bool:
+    """Whether something that is done every so many steps is done after `step`, or it is the last."""
+    return step % interval == 0 or step == config.num_steps
 
 
 def training_step(state: State, batch: Any) -> Terms:
