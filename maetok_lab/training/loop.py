@@ -235,7 +235,7 @@ def write_down(state: State, terms: Terms, run: Run) -> StepRecord:
 
 
 def is_due(config: TrainingConfig, step: int, interval: int) -> bool:
-    """Whether something that is done every so many steps is done after `step`, or it is the last."""
+    """Whether something that is done every `interval` steps is done after `step`."""
     return step % interval == 0 or step == config.num_steps
 
 
