@@ -208,7 +208,7 @@ def check_collective(options: Examination) -> Verdict:
 class Probe:
     """The config of the run that `check_run` makes and removes."""
 
-    size: int = 1000  # numbers in its checkpoint
+    size: int  # numbers in its checkpoint
 
 
 def check_run(options: Examination) -> Verdict:
@@ -216,10 +216,11 @@ def check_run(options: Examination) -> Verdict:
     root = runs_root(options.runs)
     name = f"doctor-{os.getpid()}-{secrets.token_hex(4)}"
     existed = root.exists()
-    tensor = torch.arange(Probe().size)
+    probe = Probe(size=1000)
+    tensor = torch.arange(probe.size)
     # The whole way that a training goes: lock, config, tensors, checksums.
     try:
-        with Run.open(name, Probe(), root=root) as run:
+        with Run.open(name, probe, root=root) as run:
             run.save_checkpoint(1, {"model": {"w": tensor}}, {})
         same = torch.equal(Run(root / name).load_checkpoint(1).tensors["model"]["w"], tensor)
     except OSError as problem:
