@@ -25,17 +25,19 @@ def runs(tmp_path):
 
 
 def test_help_fits_a_screen_and_has_no_model_settings():
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "maetok_lab", "--help"], capture_output=True, text=True, check=True
     )
-    assert len(done.stdout.splitlines()) < 25
-    done = subprocess.run(
+    assert len(process.stdout.splitlines()) < 25
+    process = subprocess.run(
         [sys.executable, "-m", "maetok_lab", "run", "-h"],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout.count("  -") <= 3  # -h, -p, -o: whatever else is a parameter of the notebook
+    assert (
+        process.stdout.count("  -") <= 3
+    )  # -h, -p, -o: whatever else is a parameter of the notebook
 
 
 HEAVY = {"torchvision", "timm", "pandas", "sklearn", "matplotlib", "papermill", "submitit"}
@@ -81,17 +83,17 @@ def test_help_takes_as_long_as_torch_and_a_quarter_at_most():
 
 def test_list_shows_every_run_with_its_numbers(runs, tmp_path, capsys):
     assert main(["list", "--runs", str(runs)]) == 0
-    assert "toy-s0" in (shown := capsys.readouterr().out)
-    assert "19.5" in shown
+    assert "toy-s0" in (output := capsys.readouterr().out)
+    assert "19.5" in output
     assert main(["list", "--runs", str(tmp_path / "none")]) == 0
     assert "no runs in" in capsys.readouterr().out
 
 
 def test_show_tells_config_numbers_and_last_event(runs, capsys):
     assert main(["show", "toy-s0", "--runs", str(runs)]) == 0
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     for part in ('"width": 96', '"psnr": 19.5', "'loss': 0.25", "ToyConfig, finished"):
-        assert part in shown
+        assert part in output
     assert main(["show", str(runs / "toy-s0")]) == 0
 
 
@@ -113,9 +115,9 @@ def test_show_lists_the_parameters_of_a_notebook(tmp_path, capsys):
 )
 def test_a_wrong_argument_is_one_line_and_exit_code_2(runs, capsys, words, message):
     assert main(words + (["--runs", str(runs)] if words[0] == "show" else [])) == 2
-    shown = capsys.readouterr().err
-    assert message in shown
-    assert len(shown.splitlines()) == 1
+    output = capsys.readouterr().err
+    assert message in output
+    assert len(output.splitlines()) == 1
 
 
 def test_an_unknown_command_is_refused(capsys):

@@ -8,14 +8,17 @@ from maetok_lab.workflow.run import prepare_call
 
 
 class InstantPool:
-    """Stands in for worker processes: `answer(parameters)` gives the numbers an entry reports, or raises.
+    """Stands in for worker processes.
 
-    What it leaves on disk is what `run_notebook` leaves. `started` lists the parameters of every job, in order.
+    `answer(parameters)` gives the numbers an entry reports, or raises. What is left on disk is what
+    `run_notebook` leaves. `started` lists the parameters of every job, in order.
     """
 
     def __init__(self, answer, *, places: int = 2):
-        self.answer, self.places = answer, places
-        self.started, self._ended = [], []
+        self.answer = answer
+        self.places = places
+        self.started = []
+        self._ended = []
         self.closed = False
 
     def free(self) -> int:

@@ -1,4 +1,4 @@
-"""Entries as jobs: submitted once, waited for, found again after a stop, given up when the cluster forgets them."""
+"""Entries as jobs: submitted once, waited for, found again after a stop, given up when lost."""
 
 import time
 
@@ -9,7 +9,10 @@ from maetok_lab.workflow.cluster import SlurmPool, make_executor
 from maetok_lab.workflow.pool import Job
 
 pytest.importorskip("submitit")
-ANSWER = "from maetok_lab.workflow import report\nif scale == 3: raise ValueError('three')\nreport(loss=scale)"
+ANSWER = """
+from maetok_lab.workflow import report
+if scale == 3: raise ValueError("three")
+report(loss=scale)"""
 
 
 def job(tmp_path, number=0):
@@ -47,12 +50,12 @@ class Sent:
 
 @pytest.fixture
 def pool(tmp_path, monkeypatch):
-    """A pool whose jobs stay queued; `sent` lists what was submitted, `queue` is what Slurm says."""
+    """A pool whose jobs stay queued; `sent` lists what was submitted, `queue` is Slurm's."""
     pool = SlurmPool(SlurmConfig(patience_minutes=0.001), tmp_path, cluster="local")
     pool.sent, pool.queue = [], set()
 
-    def submit(function, told, answer):
-        pool.sent.append(told)
+    def submit(function, entry, answer):
+        pool.sent.append(entry)
         pool.queue.add(f"7_{len(pool.sent) - 1}")
         return Sent(len(pool.sent) - 1, tmp_path)
 
@@ -98,9 +101,11 @@ def test_a_stopped_sweep_finds_its_queued_jobs_again(pool, tmp_path, monkeypatch
 def test_what_is_asked_of_slurm(tmp_path, monkeypatch):
     import submitit
 
-    asked = {}
+    request = {}
     monkeypatch.setattr(
-        submitit.AutoExecutor, "update_parameters", lambda self, **given: asked.update(given)
+        submitit.AutoExecutor,
+        "update_parameters",
+        lambda self, **parameters: request.update(parameters),
     )
     config = SlurmConfig(
         partition="gpu",
@@ -112,7 +117,7 @@ def test_what_is_asked_of_slurm(tmp_path, monkeypatch):
         setup=("module load x",),
     )
     make_executor(config, tmp_path, cluster="local", nodes=3)
-    assert asked == {
+    assert request == {
         "name": "maetok-lab",
         "timeout_min": 90,
         "cpus_per_task": 8,

@@ -1,4 +1,4 @@
-"""A notebook's code is its cells and what they import: comments, docstrings and other files are not."""
+"""A notebook's code is its cells and what they import: no comments, docstrings, or other files."""
 
 import ast
 import re
@@ -27,11 +27,13 @@ _NAMES, __getattr__, __dir__ = lazy_names(
     "_setup.py": "def set_up(): pass",
     "lazy.py": "import importlib\ndef lazy_names(package, names): importlib.import_module(package)",
     "config.py": "SIZE = 1",
-    "runs/__init__.py": "from maetok_lab.runs.run import Run\nfrom maetok_lab.runs.table import table",
+    "runs/__init__.py": "from maetok_lab.runs.run import Run\n"
+    "from maetok_lab.runs.table import table",
     "runs/run.py": "from maetok_lab.config import SIZE\nclass Run: size = SIZE",
     "runs/table.py": "def table(): return 1",
     "training/__init__.py": "",
-    "training/loop.py": "def train():\n    from maetok_lab.training.guard import guard\n    guard()",
+    "training/loop.py": "def train():\n"
+    "    from maetok_lab.training.guard import guard\n    guard()",
     "training/guard.py": "def guard(): return 1",
     "widgets/__init__.py": "from maetok_lab.lazy import lazy_names\n"
     "_NAMES, __getattr__, __dir__ = lazy_names(__name__, {'grid': 'Grid', 'live': 'follow'})",
@@ -160,7 +162,7 @@ def test_javascript_is_code_of_the_file_that_names_it(library, tmp_path):
     assert code_hash(path) != before
 
 
-# The library itself ---------------------------------------------------------------------------------
+# The library itself ---------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Parameters cells are read without running them, and values are checked before any kernel starts."""
+"""Parameters cells are read without running them, values checked before any kernel starts."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A notebook runs once, in a folder of its own, and tells what it found; wrong calls and stops leave no doubt."""
+"""A notebook runs once, in a folder of its own; wrong calls and stops leave no doubt."""
 
 import json
 import os
@@ -19,7 +19,11 @@ from maetok_lab.workflow import NotebookFailed, report, run_notebook
 from maetok_lab.workflow.execute import Progress
 from maetok_lab.workflow.summary import MIME, collect
 
-PARAMETERS = 'preset = "tiny"  # sizes\nseed = 0  # of every draw\nscale = 1.0  # of the answer\nruns = None  # folder'
+PARAMETERS = """\
+preset = "tiny"  # sizes
+seed = 0  # of every draw
+scale = 1.0  # of the answer
+runs = None  # folder"""
 ANSWER = """\
 from pathlib import Path
 from maetok_lab.workflow import report
@@ -68,7 +72,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def start():
-    """A function that starts the command line and waits until its notebook has printed the kernel's process id."""
+    """A function that starts the command line and waits until the kernel has said who it is."""
     processes = []
 
     def start(path, runs):
@@ -76,12 +80,12 @@ def start():
         processes.append(
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         )
-        seen = ""
+        text = ""
         for line in processes[-1].stdout:
-            seen += line
-            if found := re.search(r"kernel (\d+)", line):
-                return processes[-1], int(found[1])
-        raise AssertionError(seen)
+            text += line
+            if kernel := re.search(r"kernel (\d+)", line):
+                return processes[-1], int(kernel[1])
+        raise AssertionError(text)
 
     yield start
     for process in processes:
@@ -133,10 +137,10 @@ def test_a_second_call_shows_the_stored_numbers_at_once(finished, capsys, monkey
     assert time.perf_counter() - started < 1
     assert not result.ran_now
     assert (result.numbers, result.runs, result.folder) == (first.numbers, first.runs, first.folder)
-    shown = capsys.readouterr().out
-    assert "already finished" in shown
-    assert re.search(r"answer +84", shown)
-    assert "notebook.html" in shown
+    output = capsys.readouterr().out
+    assert "already finished" in output
+    assert re.search(r"answer +84", output)
+    assert "notebook.html" in output
 
 
 @pytest.mark.parametrize("loss", ["code", "run", "page"])
@@ -189,9 +193,9 @@ def test_a_failing_cell_is_one_line_and_keeps_the_notebook(tmp_path, capsys):
         "notebook-failed.ipynb",
         "parameters.json",
     }
-    shown = capsys.readouterr().out
-    assert "] Part 2" in shown
-    assert "Part 3" not in shown
+    output = capsys.readouterr().out
+    assert "] Part 2" in output
+    assert "Part 3" not in output
 
 
 def test_an_output_file_gets_the_executed_copy_and_another_kernel_named_python3_does_not_matter(
@@ -257,10 +261,10 @@ def test_report_shows_its_numbers_in_plain_python_too_and_refuses_what_is_no_num
     import torch
 
     report(tmp_path, psnr=torch.tensor(19.5), kind="fd_efflite2", bad=float("nan"))
-    shown = capsys.readouterr().out
-    assert re.search(r"psnr +19.5\n", shown)
-    assert re.search(r"bad +not finite\n", shown)
-    assert str(tmp_path) in shown
+    output = capsys.readouterr().out
+    assert re.search(r"psnr +19.5\n", output)
+    assert re.search(r"bad +not finite\n", output)
+    assert str(tmp_path) in output
     with pytest.raises(TypeError, match="one number or string for 'x', not Tensor"):
         report(x=torch.zeros(2))
 

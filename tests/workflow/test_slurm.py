@@ -1,4 +1,4 @@
-"""A real Slurm of one node: a sweep, and a training of two processes, with jobs that are cancelled half-way and continued."""
+"""A real Slurm of one node: a sweep and a training are cancelled half-way and continued."""
 
 import re
 import subprocess
@@ -43,12 +43,12 @@ def slurm(tmp_path_factory):
         subprocess.run([SCRIPT, "stop", folder], check=True)
 
 
-def wait_for(what, seconds=300):
-    """The first true value of `what()`; fails after `seconds`."""
+def wait_for(condition, seconds=300):
+    """The first true value of `condition()`; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if found := what():
-            return found
+        if value := condition():
+            return value
         time.sleep(0.5)
     raise AssertionError("it did not happen")
 
@@ -60,7 +60,9 @@ def test_a_sweep_of_six_goes_on_after_one_job_was_cancelled(slurm, tmp_path, mak
     spec = SweepSpec(name="six", notebook=str(path), entries=entries, quality="loss", slurm=config)
     code = f"""
 from maetok_lab.workflow import SlurmConfig, SweepSpec, sweep
-spec = SweepSpec(name="six", notebook={str(path)!r}, entries={entries!r}, quality="loss", slurm={config!r})
+spec = SweepSpec(
+    name="six", notebook={str(path)!r}, entries={entries!r}, quality="loss", slurm={config!r}
+)
 print("failed:", sweep(spec, runs={str(tmp_path)!r}, on="slurm").failed["error"].tolist())"""
     first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     wait_for(lambda: (tmp_path / "started-3.0").exists())
@@ -70,9 +72,9 @@ print("failed:", sweep(spec, runs={str(tmp_path)!r}, on="slurm").failed["error"]
     }
     (stuck,) = [job for job, log in names.items() if log and "scale=3.0" in log.read_text()]
     subprocess.run(["scancel", stuck], check=True)
-    told, _ = first.communicate(timeout=400)
-    assert f"Slurm job {stuck} left the queue without a result" in told
-    assert told.count("done in") == 5
+    output, _ = first.communicate(timeout=400)
+    assert f"Slurm job {stuck} left the queue without a result" in output
+    assert output.count("done in") == 5
     (tmp_path / "go").touch()
     result = sweep(spec, runs=tmp_path, on="slurm")
     assert result.table["state"].tolist() == ["done"] * 6
@@ -83,9 +85,9 @@ print("failed:", sweep(spec, runs={str(tmp_path)!r}, on="slurm").failed["error"]
 def test_a_training_of_two_processes_is_cancelled_half_way_and_continued(slurm, tmp_path):
     config = SlurmConfig(cpus=2, minutes=20)
 
-    def submit(name, how):
+    def submit(name, mode):
         return submit_training(
-            [str(TRAINING), str(tmp_path / name), how], config, tmp_path / "jobs", processes=2
+            [str(TRAINING), str(tmp_path / name), mode], config, tmp_path / "jobs", processes=2
         )
 
     def newest():

@@ -1,4 +1,4 @@
-"""A sweep runs what has no result, records what fails, goes on after any stop, and says what was best."""
+"""A sweep runs what has no result, records what fails, goes on after any stop, names the best."""
 
 import re
 import subprocess
@@ -16,7 +16,10 @@ from maetok_lab.runs.locks import RunLocked
 from maetok_lab.workflow import SweepSpec, grid, sweep
 from maetok_lab.workflow.pool import LocalPool
 
-ANSWER = "from maetok_lab.workflow import report\nreport(loss=(scale - 2) ** 2 + seed, images_per_second=10 * scale)"
+ANSWER = """
+from maetok_lab.workflow import report
+report(loss=(scale - 2) ** 2 + seed, images_per_second=10 * scale)
+"""
 
 
 @pytest.fixture
@@ -152,14 +155,18 @@ def test_the_same_sweep_twice_at_once_is_refused(notebook, tmp_path, instant_poo
         sweep(spec(notebook), runs=tmp_path, pool=instant_pool(loss))
 
 
-KILLS = "import os, signal\nif scale == 2.0: os.kill(os.getppid(), signal.SIGKILL)\nif scale == 3.0: raise ValueError('three')\n"
+KILLS = """
+import os, signal
+if scale == 2.0: os.kill(os.getppid(), signal.SIGKILL)
+if scale == 3.0: raise ValueError("three")
+"""
 
 
 @pytest.mark.slow
 def test_workers_run_notebooks_and_one_that_is_killed_is_replaced(tmp_path, make_notebook, capfd):
     path = make_notebook(tmp_path / "kills.ipynb", KILLS + "print('gpu and threads')\n" + ANSWER)
-    wanted = spec(path, scales=(1.0, 2.0, 3.0, 4.0), workers=2, quality="loss")
-    result = sweep(wanted, runs=tmp_path)
+    toy = spec(path, scales=(1.0, 2.0, 3.0, 4.0), workers=2, quality="loss")
+    result = sweep(toy, runs=tmp_path)
     assert result.table["state"].tolist() == ["done", "failed", "failed", "done"]
     errors = result.table["error"].tolist()
     assert re.search(r"worker process was ended by signal 9", errors[1])
@@ -169,7 +176,11 @@ def test_workers_run_notebooks_and_one_that_is_killed_is_replaced(tmp_path, make
     assert "gpu and threads" not in capfd.readouterr().out
 
 
-SLEEPS = "import os, time\nprint('kernel', os.getpid(), flush=True)\ntime.sleep(0 if os.path.exists(runs + '/go') else 100)\n"
+SLEEPS = """
+import os, time
+print("kernel", os.getpid(), flush=True)
+time.sleep(0 if os.path.exists(runs + "/go") else 100)
+"""
 
 
 @pytest.mark.slow
@@ -191,12 +202,12 @@ def test_a_killed_sweep_takes_its_workers_along_and_goes_on(tmp_path, make_noteb
     assert path.exists()
 
 
-def wait_for(what, seconds=60):
-    """The first true value of `what()`; fails after `seconds`."""
+def wait_for(condition, seconds=60):
+    """The first true value of `condition()`; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if found := what():
-            return found
+        if value := condition():
+            return value
         time.sleep(0.05)
     raise AssertionError("it did not happen")
 
@@ -214,12 +225,13 @@ def test_the_command_line_sweeps_shows_and_says_what_failed(
     )
     file = tmp_path / "cli.toml"
     file.write_text(
-        'notebook = "answer.ipynb"\nquality = "loss"\n[fixed]\npreset = "test"\n[grid]\nscale = [2.0, 3.0]\n'
+        'notebook = "answer.ipynb"\nquality = "loss"\n'
+        '[fixed]\npreset = "test"\n[grid]\nscale = [2.0, 3.0]\n'
     )
     assert main(["sweep", str(file), "--runs", str(tmp_path), "-p", "seed", "4"]) == 1
-    shown = capsys.readouterr().out
-    assert "best loss: entry 0, 0.1" in shown
-    assert "entry 1 failed: three" in shown
+    output = capsys.readouterr().out
+    assert "best loss: entry 0, 0.1" in output
+    assert "entry 1 failed: three" in output
     assert main(["show", "cli", "--runs", str(tmp_path)]) == 0
     assert "three" in capsys.readouterr().out
     assert read_json(tmp_path / "sweeps" / "cli" / "sweep.json")["fixed"] == {
