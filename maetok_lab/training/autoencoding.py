@@ -29,7 +29,7 @@ from maetok_lab.tokenizer.perceptual import make_perceptual
 from maetok_lab.tokenizer.targets import Captions
 from maetok_lab.tokenizer.text import caption_tokens
 from maetok_lab.training.adversary import Adversary
-from maetok_lab.training.loop import Terms
+from maetok_lab.training.loop import Terms, check_steps
 from maetok_lab.training.optim import Ema, OptimizerConfig
 from maetok_lab.training.order import Share, image_batches
 
@@ -68,16 +68,7 @@ class TokenizerTraining:
 
     def __post_init__(self):
         # Said here, before anything starts, rather than hours into a training.
-        if self.num_steps < 1 or self.batch_size < 1:
-            raise ValueError(
-                "num_steps and batch_size must be at least 1, "
-                f"not {self.num_steps} and {self.batch_size}"
-            )
-        if self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise ValueError(
-                f"a batch of {self.batch_size} cannot be split into "
-                f"accumulate={self.accumulate} equal parts"
-            )
+        check_steps(self)
         if self.workers < 0:
             raise ValueError(
                 f"workers must be 0 (decode in this process) or more, not {self.workers}"

@@ -21,7 +21,7 @@ from maetok_lab.pictures import image_grid, save_png
 from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.rng import generator
 from maetok_lab.runs import Checkpoint, Run
-from maetok_lab.training.loop import StepRecord, Terms, train
+from maetok_lab.training.loop import StepRecord, Terms, check_steps, train
 from maetok_lab.training.optim import Ema, OptimizerConfig
 from maetok_lab.training.order import Share, batch_indices
 
@@ -57,16 +57,7 @@ class DiffusionTraining:
     picture_every: int = not_in_fingerprint(1000)
 
     def __post_init__(self):
-        if self.num_steps < 1 or self.batch_size < 1:
-            raise ValueError(
-                "num_steps and batch_size must be at least 1, "
-                f"not {self.num_steps} and {self.batch_size}"
-            )
-        if self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise ValueError(
-                f"a batch of {self.batch_size} cannot be split into "
-                f"accumulate={self.accumulate} equal parts"
-            )
+        check_steps(self)
         if not 0 <= self.class_dropout < 1:
             raise ValueError(f"class_dropout must be in [0, 1), not {self.class_dropout}")
         if not self.ema_decays:

@@ -49,6 +49,20 @@ class TrainingConfig(Protocol):
     picture_every: int
 
 
+def check_steps(config: TrainingConfig) -> None:
+    """ValueError for steps and batches that no training can have."""
+    if config.num_steps < 1 or config.batch_size < 1:
+        raise ValueError(
+            "num_steps and batch_size must be at least 1, "
+            f"not {config.num_steps} and {config.batch_size}"
+        )
+    if config.accumulate < 1 or config.batch_size % config.accumulate:
+        raise ValueError(
+            f"a batch of {config.batch_size} cannot be split into "
+            f"accumulate={config.accumulate} equal parts"
+        )
+
+
 class Task(Protocol):
     """What is trained. Everything here but `config` and `check` is there after `build`."""
 
