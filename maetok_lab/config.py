@@ -33,6 +33,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """
     class_name = type(config).__name__
     hints = typing.get_type_hints(type(config))
+    # changes of this config's own fields, and those of its parts, by part
     values: dict[str, Any] = {}
     inner_changes: dict[str, dict[str, Any]] = {}
     for path, value in changes.items():
@@ -147,6 +148,7 @@ def _checked(value: Any, hint: Any, path: str) -> Any:
 def _checked_union(value: Any, hints: tuple[Any, ...], path: str) -> Any:
     if value is None and type(None) in hints:
         return None
+    # the first that takes it; where none does, what the first one misses
     problems = []
     for hint in hints:
         if hint is type(None):

@@ -76,6 +76,7 @@ def not_written(subject: str, folder: Path, size: int, problem: Exception, remai
 
 def finite(data: Any) -> Any:
     """`data` with every float that JSON cannot hold (NaN, infinities) replaced by None."""
+    # Python would write NaN, which no other reader of JSON takes
     if isinstance(data, dict):
         return {str(key): finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):

@@ -10,6 +10,7 @@ LISTED = 60  # names that a message can hold; of more, such as all of timm's, on
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the nearest of `choices`, or their list when none is near."""
     choices = sorted(map(str, choices))
+    # 0.6 is difflib's own: 'tinny' finds 'tiny', 'xyz' finds nothing
     near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]!r}?"

@@ -46,6 +46,7 @@ def file_hash(path: Path | str) -> str:
 
 def fingerprint_of(data: Any) -> str:
     """Short hash of plain JSON; the order of a dict's keys does not matter."""
+    # with json's own separators, unlike a config below: both forms are in run folders
     return hash_of([json.dumps(data, sort_keys=True).encode()])[:DIGITS]
 
 
@@ -80,6 +81,7 @@ def _identity(value: Any, hint: Any = Any) -> Any:
 
 
 def _types_in(hint: Any) -> set[Any]:
+    """An annotation and all that it is made of: of tuple[float, ...] also float."""
     return {hint}.union(*map(_types_in, get_args(hint)))
 
 
@@ -93,6 +95,7 @@ def tensor_bytes(tensor: Tensor) -> np.ndarray:
 
 def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Short hash of names, dtypes, shapes and values, such as those of a file of weights."""
+    # dtype and shape too: a file is known by what lies in it, not by what is computed with it
     parts = []
     for name, value in sorted(tensors.items()):
         parts += [f"{name} {value.dtype} {tuple(value.shape)}".encode(), tensor_bytes(value)]
@@ -104,6 +107,8 @@ def weights_hash(module: nn.Module) -> str:
 
     It is kept for as long as no weight changes, since a gigabyte takes a second or two.
     """
+    # not the dtypes: the same numbers, held wider, are the same weights. Not the shapes: they
+    # follow from the config, which a tokenizer's fingerprint covers beside this.
     state = sorted(module.state_dict(keep_vars=True).items())
     versions = [_version(value) for _, value in state]
     memory = getattr(module, "_weights_hash", None)
@@ -122,12 +127,13 @@ def _named_bytes(state: Iterable[tuple[str, Tensor]]) -> Iterator[bytes | np.nda
 def _version(tensor: Tensor) -> tuple[int, int, int]:
     """What differs after any change: the tensor, torch's count of changes in place, a sum of bits.
 
-    The sum is for changes through `.data`, which torch does not count; it costs one reading.
+    The sum is for changes through `.data`, which torch does not count: of those it sees all but an
+    exchange of values. It costs one reading of the weights.
     """
     # tensors made in inference mode have no count
     count = 0 if tensor.is_inference() else tensor._version
     bits = tensor.detach().view(_INTEGERS[tensor.element_size()])
-    return id(tensor), count, int(bits.sum(dtype=torch.int64))
+    return id(tensor), count, int(bits.sum(dtype=bits.dtype))  # it may wrap around
 
 
 # What was made with which tokenizer ---------------------------------------------------------------
@@ -138,6 +144,7 @@ def remember_name(tokenizer: AnyTokenizer, name: str) -> None:
 
     Caches and diffusion models of before know a tokenizer by its run and step, or by its file.
     """
+    # with the fingerprint that it stands for, so that it ends when a weight changes
     tokenizer.earlier_name = name, tokenizer.fingerprint
 
 

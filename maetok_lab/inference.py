@@ -32,5 +32,6 @@ def eval_mode(*modules: Any) -> Iterator[None]:
 
 def device_of(module: Any) -> torch.device:
     """The device of a module's weights; the CPU for what has none, such as raw pixels as tokens."""
+    # the first weight speaks for all: no model is split over devices here
     parameter = next(module.parameters(), None) if isinstance(module, nn.Module) else None
     return torch.device("cpu") if parameter is None else parameter.device

@@ -32,7 +32,7 @@ def image_grid(
     if isinstance(images, torch.Tensor):
         if images.ndim != 4:
             raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
-        columns = columns or math.ceil(math.sqrt(len(images)))
+        columns = columns or math.ceil(math.sqrt(len(images)))  # about a square
         rows = list(images.split(columns))
     else:
         rows = list(images)
@@ -60,6 +60,7 @@ def save_png(path: str | Path, pixels: np.ndarray, *, scale: int = 1) -> None:
         raise TypeError(f"save_png wants uint8 (H, W, 3), got {pixels.dtype}; image_grid makes it")
     picture = Image.fromarray(pixels)
     if scale != 1:
+        # nearest: a small image is to be seen pixel by pixel
         size = (picture.width * scale, picture.height * scale)
         picture = picture.resize(size, Image.Resampling.NEAREST)
     buffer = io.BytesIO()

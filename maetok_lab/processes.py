@@ -37,6 +37,7 @@ def wait_for_all() -> None:
 def own_share(count: int) -> range:
     """Which of 0 .. count - 1 are this process's: every n-th, so that all of them get on alike."""
     rank, processes = process_group()
+    # not the n-th part: of a run that was stopped, one process might find all done and another none
     return range(rank, count, processes)
 
 
@@ -70,6 +71,7 @@ def share_rows(count: int, work: Callable[[Tensor], dict[str, Any]]) -> dict[str
             parts.append(result)
     if not parts:
         raise ValueError("nothing to do: no rows")
+    # facts, such as an image size, are the same in all parts
     joined = dict(parts[0])
     for name, value in joined.items():
         if isinstance(value, Tensor):

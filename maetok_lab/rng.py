@@ -19,6 +19,8 @@ def stream_seed(seed: int, *stream: str | int) -> int:
 
 def generator(seed: int, *stream: str | int, device: torch.device | str = "cpu") -> torch.Generator:
     """A fresh torch generator for one named stream: `generator(0, "mask", step)`."""
+    # CPU and GPU draw different numbers from one seed: what must not depend on the device, such
+    # as the noise of a sample, is drawn on the CPU
     return torch.Generator(device=device).manual_seed(stream_seed(seed, *stream))
 
 
