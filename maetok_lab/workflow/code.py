@@ -170,7 +170,8 @@ def _chains(tree: ast.AST) -> Iterator[str]:
 
 def _split(name: str) -> tuple[str, str]:
     """A dotted name as its module, the longest part that is a file, and the word behind it."""
-    module, words = name, [""]
+    module = name
+    words = [""]
     while module != ROOT and not _file(module):
         module, _, word = module.rpartition(".")
         words.append(word)

@@ -21,12 +21,12 @@ def content_of_inputs(
 
     That is what its parameters name, and the parents on record of the runs it made; not those runs.
     """
-    made_runs = {Path(run) for run in made_runs}
-    # What a run took from another one is on its record, whatever the notebook's parameters were.
     places = set()
     for name, value in values.items():
         if name != "runs":  # says where, not what
             places |= _places(value, values.get("runs"))
+    # What a run took from another one is on its record, whatever the notebook's parameters were.
+    made_runs = {Path(run) for run in made_runs}
     for run in made_runs:
         record = run / "provenance.json"
         if record.exists():
@@ -81,7 +81,7 @@ def _places(value: Any, runs: str | None) -> set[Path]:
     home = runs_root().absolute().parent
     return {
         runs_root(runs).absolute() / value,
-        home / Path(value).expanduser(),
+        home / os.path.expanduser(value),
         home / "data" / f"{value}.parquet",  # "emoji"
         home / "data" / value.replace("shipped/", "pretrained/"),  # "shipped/tokenizer"
     }
