@@ -40,7 +40,7 @@ ANY_SIZE = ("vit_", "eva02_", "deit")
 class NetSpec:
     """A network's name, and how it wants its images."""
 
-    name: str
+    name: str  # of its metrics, and in protocols
     model: str = ""  # what builds a shipped one: SqueezeNet, or timm's name
     input_size: int  # pixels a side
     mean: tuple[float, ...]  # of pixels in 0..255, a number a channel, subtracted first

@@ -42,22 +42,18 @@ def make_pictures():
     def make(
         count: int, image_size: int, *, seed: int = 0, num_classes: int = 3
     ) -> SimpleNamespace:
-        images = (
-            torch.rand(
-                count, 3, image_size, image_size, generator=torch.Generator().manual_seed(seed)
-            )
-            * 2
-            - 1
-        )
-        labels, flippable = torch.arange(count) % num_classes, torch.arange(count) % 4 != 3
+        random = torch.Generator().manual_seed(seed)
+        pixels = torch.rand(count, 3, image_size, image_size, generator=random) * 2 - 1
+        labels = torch.arange(count) % num_classes
+        flippable = torch.arange(count) % 4 != 3
 
         def batch(indices, *, flip=None):
             indices = torch.as_tensor(indices)
-            chosen = source.images[indices].clone()
+            images = source.images[indices].clone()
             if flip is not None:
                 mirrored = flip & flippable[indices]
-                chosen[mirrored] = chosen[mirrored].flip(-1)
-            return chosen, labels[indices]
+                images[mirrored] = images[mirrored].flip(-1)
+            return images, labels[indices]
 
         def read(indices, *, flip=None, scale_crops=None):
             assert scale_crops is None
@@ -66,7 +62,7 @@ def make_pictures():
             )
 
         source = Pictures(
-            images=images,
+            images=pixels,
             labels=labels,
             flippable=flippable,
             batch=batch,
@@ -98,10 +94,10 @@ def in_two_processes():
         workers = [context.Process(target=work, args=(rank, port, queue)) for rank in range(2)]
         for worker in workers:
             worker.start()
-        found = [queue.get(timeout=timeout) for _ in workers]
+        results = [queue.get(timeout=timeout) for _ in workers]
         for worker in workers:
             worker.join()
-        return found
+        return results
 
     return run
 

@@ -235,7 +235,7 @@ def test_the_fingerprint_is_the_same_in_another_process():
         "from maetok_lab.tokenizer.masking import MaskingConfig\n"
         "print(fingerprint(MaskingConfig(low=0.25, high=0.5)))"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
@@ -244,15 +244,16 @@ def test_the_fingerprint_is_the_same_in_another_process():
     )
     from maetok_lab.tokenizer.masking import MaskingConfig
 
-    assert done.stdout.strip() == fingerprint(MaskingConfig(low=0.25, high=0.5))
+    assert process.stdout.strip() == fingerprint(MaskingConfig(low=0.25, high=0.5))
 
 
 def test_differing_fields_are_listed_with_their_paths():
-    mine, theirs = to_json(Whole(rate=0.25)), to_json(Whole(part=Part(width=9)))
-    del theirs["name"]
-    assert differing_fields(mine, theirs) == [
+    config = to_json(Whole(rate=0.25))
+    other = to_json(Whole(part=Part(width=9)))
+    del other["name"]
+    assert differing_fields(config, other) == [
         "name: 'whole', not '(absent)'",
         "part.width: 8, not 9",
         "rate: 0.25, not 0.5",
     ]
-    assert differing_fields(mine, mine) == []
+    assert differing_fields(config, config) == []

@@ -39,10 +39,10 @@ def test_a_device_that_is_unknown_or_not_there_is_one_clear_line(monkeypatch):
 
 
 def test_precision_is_bf16_only_where_it_is_fast(monkeypatch):
-    for fast, wanted in ((True, "bf16"), (False, "fp32")):
+    for fast, precision in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(device_module, "has_fast_bf16", lambda _, fast=fast: fast)
-        assert pick_precision(CPU) == wanted
-        assert describe(CPU, wanted).endswith("bf16" if fast else "fp32 (no fast bf16 here)")
+        assert pick_precision(CPU) == precision
+        assert describe(CPU, precision).endswith("bf16" if fast else "fp32 (no fast bf16 here)")
     assert pick_precision(CPU, "fp16") == "fp16"
     with pytest.raises(ValueError, match=r"unknown precision 'bf61'; did you mean 'bf16'\?"):
         pick_precision(CPU, "bf61")

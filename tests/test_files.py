@@ -33,10 +33,9 @@ def test_a_reader_sees_the_old_content_until_the_new_one_is_complete(tmp_path):
 
 def test_json_comes_back_and_what_it_cannot_hold_is_null(tmp_path):
     path = tmp_path / "x.json"
-    write_json(
-        path,
-        {"a": [1, float("nan"), (float("inf"), -float("inf"))], 3: {"b": 0.5, "c": None, "d": "ü"}},
-    )
+    infinities = (float("inf"), -float("inf"))
+    data = {"a": [1, float("nan"), infinities], 3: {"b": 0.5, "c": None, "d": "ü"}}
+    write_json(path, data)
     assert read_json(path) == {"a": [1, None, [None, None]], "3": {"b": 0.5, "c": None, "d": "ü"}}
     json.loads(path.read_text(), parse_constant=pytest.fail)
     assert finite(1.5) == 1.5

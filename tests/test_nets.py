@@ -51,8 +51,8 @@ def test_a_map_at_the_networks_own_size_averages_to_its_features(loaded, emoji, 
         lite0.feature_map(emoji, grid=grid).mean(dim=(1, 2)), lite0.features(emoji), atol=1e-5
     )
     squeezenet = load_net("squeezenet1_1", input_size=16 * grid + 15)
-    found = squeezenet.feature_map(emoji, grid=grid).mean(dim=(1, 2))
-    assert torch.allclose(found, squeezenet.features(emoji), rtol=1e-4, atol=1e-4)
+    mean = squeezenet.feature_map(emoji, grid=grid).mean(dim=(1, 2))
+    assert torch.allclose(mean, squeezenet.features(emoji), rtol=1e-4, atol=1e-4)
 
 
 def test_every_network_gets_the_scaling_it_wants(loaded):

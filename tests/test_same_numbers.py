@@ -40,16 +40,17 @@ def assert_same_numbers(now, before):
     carry rounding on.
     """
     same_processor = before["processor"] == seeded_numbers.processor()
-    mine, theirs = dict(leaves(now)), dict(leaves(before))
-    assert set(mine) == set(theirs)
-    for path, value in theirs.items():
+    values = dict(leaves(now))
+    expected = dict(leaves(before))
+    assert set(values) == set(expected)
+    for path, value in expected.items():
         if path.endswith("/psnr") and "/metrics/" in path:
             # a training's own formula gave way to evaluation's: rounding of the logarithm differs
-            assert mine[path] == pytest.approx(value, rel=1e-14 if same_processor else 0.02), path
+            assert values[path] == pytest.approx(value, rel=1e-14 if same_processor else 0.02), path
         elif same_processor:
-            assert mine[path] == value, path
+            assert values[path] == value, path
         elif isinstance(value, float) and "/hashes/" not in path:
-            assert mine[path] == pytest.approx(value, rel=0.02, abs=1e-3), path
+            assert values[path] == pytest.approx(value, rel=0.02, abs=1e-3), path
 
 
 def leaves(value, path=""):
