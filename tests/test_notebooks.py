@@ -23,6 +23,7 @@ VALUES = tomllib.loads(Path(__file__).with_name("notebook_values.toml").read_tex
 LONGEST_CELL = (
     15  # lines; the design's 12, and brackets that the formatter sets on lines of their own
 )
+MOST_PARAMETERS = 18  # a table: one a line, each with its comment
 LONGEST_FUNCTION = 5
 LONGEST_LINE = 95
 MOST_IMPORTS = 4
@@ -59,7 +60,8 @@ def test_cells_are_short_and_hold_no_machinery(path):
     for cell in code_cells(path):
         source = cell["source"]
         assert source.strip(), "an empty cell"
-        assert len(source.splitlines()) <= LONGEST_CELL, source
+        longest = MOST_PARAMETERS if "parameters" in tags(cell) else LONGEST_CELL
+        assert len(source.splitlines()) <= longest, source
         assert not re.search(
             r"^\s*[!%]|sys\.path|filterwarnings|pip install", source, re.MULTILINE
         ), source
@@ -198,8 +200,13 @@ def test_the_main_notebook_runs_under_plain_papermill_and_finds_its_finished_run
 
 @pytest.mark.notebooks
 def test_the_shipped_sweep_scores_one_setting_an_entry_of_the_model_that_is_there(runs, repository):
-    changes = {"preset": "test"} | VALUES.get("07_generation_sweep", {})
-    spec = read_spec(repository / "notebooks" / "07_generation_sweep.toml", changes)
+    path = repository / "notebooks" / "07_generation_sweep.toml"
+    changes = {"preset": "test"}
+    # the lists of settings are the sweep's own
+    for name, value in VALUES["07_generation_sweep"].items():
+        if name not in read_spec(path).swept:
+            changes[name] = value
+    spec = read_spec(path, changes)
     assert len(spec.entries) == 32
     result = sweep(dataclasses.replace(spec, entries=spec.entries[-1:]), runs=runs)
     assert result.table["state"].tolist() == ["done"]

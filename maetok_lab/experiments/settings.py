@@ -12,17 +12,17 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from maetok_lab.data.latents import LatentSpace
 from maetok_lab.diffusion.cost import sampling_cost
 from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.evaluation.features import Reference, about_net, metric_name
 from maetok_lab.evaluation.generation import evaluate_generation
 from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
 from maetok_lab.evaluation.sample_sets import sample_set, sampling_options
+from maetok_lab.experiments.generator import Generator
 from maetok_lab.generation.images import generate
 from maetok_lab.identity import fingerprint
 from maetok_lab.pictures import image_grid, save_png
-from maetok_lab.protocols import AnyTokenizer, Net
+from maetok_lab.protocols import Net
 from maetok_lab.runs import Run
 
 PICTURE_IMAGES = 32  # on the picture of a setting
@@ -101,23 +101,25 @@ def setting_grid(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scorer:
-    """What all settings of a comparison share."""
+    """Scores settings of one generator, one after the other in this process; each is a run.
 
+    `workflow.sweep` is the other half: it starts kernels, on many devices or a cluster, and knows
+    nothing of images. With notebooks/07_generation_sweep.toml each kernel scores one setting here;
+    notebook 07 itself, given all of them, then only reads their runs.
+    """
+
+    generator: Generator
     name: str  # in the names of the runs
-    models: Mapping[float | None, DiffusionTransformer]  # by the rate of their averaged weights
-    tokenizer: AnyTokenizer
-    space: LatentSpace
+    protocol: EvalProtocol  # what the settings do not say
     labels: torch.Tensor  # one for each image that is drawn
     real: Reference  # what samples are compared with
     second: Reference  # other real images, whose distance to `real` is the floor
     net: Net
-    protocol: EvalProtocol  # what the settings do not say
     root: str | Path | None = None
-    parents: Sequence[Run] = ()
 
     def score(self, setting: Setting) -> Run:
         """The finished run of a setting; sampled and scored now unless it is there already."""
-        model = self.models[setting.ema]
+        generator = self.generator
         protocol = setting.protocol(self.protocol).filled(
             num_images=len(self.labels),
             reference=self.real.name,
@@ -125,16 +127,17 @@ class Scorer:
             **about_net(self.net),
         )
         # the run is named by all that its numbers depend on, so other settings never meet in it
-        config = sample_set(protocol, model, self.tokenizer, self.labels)
+        model = generator.models[setting.ema]
+        config = sample_set(protocol, model, generator.tokenizer, self.labels)
         name = f"setting-{self.name}-{fingerprint(config)[:8]}"
-        with Run.open(name, config, root=self.root, parents=self.parents) as run:
+        with Run.open(name, config, root=self.root, parents=generator.parents) as run:
             if not run.finished:
                 self._score(protocol, model, run)
         return run
 
     def _score(self, protocol: EvalProtocol, model: DiffusionTransformer, run: Run) -> None:
         options = sampling_options(protocol)
-        models = (model, self.tokenizer, self.space)
+        models = (model, self.generator.tokenizer, self.generator.space)
         # kernels are chosen and memory is taken in the first call, which is not timed
         generate(*models, self.labels[:WARM_UP_IMAGES], **options | {"num_steps": 1})
         started = time.perf_counter()

@@ -11,6 +11,7 @@ from maetok_lab.evaluation.generation import evaluate_generation
 from maetok_lab.evaluation.protocol import EvalProtocol
 from maetok_lab.evaluation.sample_sets import sampling_options
 from maetok_lab.experiments import settings as module
+from maetok_lab.experiments.generator import Generator
 from maetok_lab.experiments.settings import (
     Scorer,
     Setting,
@@ -46,20 +47,14 @@ def pictures(count, seed):
 @pytest.fixture
 def scorer(model, tokenizer, tmp_path):
     net = Colours()
-    real, second = (
-        make_reference(pictures(20, 0), net, name="val"),
-        make_reference(pictures(20, 1), net, name="train"),
-    )
     return Scorer(
+        generator=Generator("toy", tokenizer, {0.9: model}, SPACE, parents=[]),
         name="toy",
-        models={0.9: model},
-        tokenizer=tokenizer,
-        space=SPACE,
-        labels=torch.arange(12) % 4,
-        real=real,
-        second=second,
-        net=net,
         protocol=BASE,
+        labels=torch.arange(12) % 4,
+        real=make_reference(pictures(20, 0), net, name="val"),
+        second=make_reference(pictures(20, 1), net, name="train"),
+        net=net,
         root=tmp_path,
     )
 
