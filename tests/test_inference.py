@@ -30,10 +30,10 @@ def test_the_modes_come_back_after_an_error_and_for_several_modules():
 
 
 def test_what_is_no_module_is_left_alone():
-    thing = SimpleNamespace(training="whenever")
-    with eval_mode(thing):
-        assert thing.training == "whenever"
-    assert device_of(thing) == torch.device("cpu")
+    duck = SimpleNamespace(training="whenever")
+    with eval_mode(duck):
+        assert duck.training == "whenever"
+    assert device_of(duck) == torch.device("cpu")
 
 
 def test_the_device_is_that_of_the_weights_and_the_cpu_without_any():

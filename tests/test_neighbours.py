@@ -21,12 +21,12 @@ def chunk(request, monkeypatch):
 @pytest.mark.usefixtures("chunk")
 @pytest.mark.parametrize("cosine", [False, True])
 def test_they_are_those_of_scikit_learn(cosine):
-    queries, others = rows(30), rows(50, name="others")
+    queries, points = rows(30), rows(50, name="others")
     if cosine:
-        queries, others = (torch.nn.functional.normalize(x) for x in (queries, others))
-    result = nearest_neighbours(queries, others, neighbours=4, cosine=cosine)
+        queries, points = (torch.nn.functional.normalize(x) for x in (queries, points))
+    result = nearest_neighbours(queries, points, neighbours=4, cosine=cosine)
     reference = NearestNeighbors(n_neighbors=4, metric="cosine" if cosine else "euclidean")
-    distances, indices = reference.fit(others.numpy()).kneighbors(queries.numpy())
+    distances, indices = reference.fit(points.numpy()).kneighbors(queries.numpy())
     assert result.indices.tolist() == indices.tolist()
     expected = torch.from_numpy(distances) - float(cosine)  # scikit-learn's is 1 - cosine
     torch.testing.assert_close(result.distances, expected, atol=1e-12, rtol=0)

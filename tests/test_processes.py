@@ -10,9 +10,9 @@ from maetok_lab.processes import own_share, process_group, share_images, share_r
 
 def test_one_process_does_all_rows():
     assert process_group() == (0, 1)
-    found = share_rows(5, lambda rows: {"rows": rows, "fact": len(rows)})
-    assert found["rows"].tolist() == [0, 1, 2, 3, 4]
-    assert found["fact"] == 5
+    rows = share_rows(5, lambda rows: {"rows": rows, "fact": len(rows)})
+    assert rows["rows"].tolist() == [0, 1, 2, 3, 4]
+    assert rows["fact"] == 5
     assert list(own_share(3)) == [0, 1, 2]
     wait_for_all()
 
@@ -20,8 +20,8 @@ def test_one_process_does_all_rows():
 def test_rows_come_back_in_order_from_every_process(monkeypatch):
     parts = [{"rows": torch.arange(3), "fact": 1}, None, {"rows": torch.arange(3, 5), "fact": 1}]
 
-    def gather(into, mine):
-        into[:] = parts
+    def gather(results, own):
+        results[:] = parts
 
     monkeypatch.setattr("maetok_lab.processes.process_group", lambda: (1, 3))
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
