@@ -149,8 +149,9 @@ def caption(text: str) -> str:
     return f"<b style='font-size:12px'>{text}</b>"
 
 
-def take_images(images: Any, indices: torch.Tensor) -> torch.Tensor:
+def take_images(images: Any, indices: Any) -> torch.Tensor:
     """Images of an `ImageSource`, or of a tensor of them. indices (B,) -> (B, 3, H, W)"""
+    indices = torch.as_tensor(indices)
     if isinstance(images, torch.Tensor):
         return images[indices]
     return images.batch(indices)[0]

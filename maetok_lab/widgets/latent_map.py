@@ -110,7 +110,7 @@ class LatentMap(Studio):
         place = self.atlas.frame.iloc[point]
         if place["run"] != REAL:
             return self.decoded(point)
-        return take_images(self.source, torch.tensor([int(place["row"])]))[0]
+        return take_images(self.source, [int(place["row"])])[0]
 
     def click(self, point: int) -> None:
         """Take a point; the one taken before becomes the other end of the line."""

@@ -105,7 +105,7 @@ class MaskStudio(Studio):
         self._curves: dict[str, pd.DataFrame] = {}  # by kind of mask
         self._latest = Latest(self.refresh)
         self.computed = 0  # reconstructions so far
-        self.take(take_images(images, torch.tensor([0]))[0])
+        self.take(take_images(images, [0])[0])
 
     # State ----------------------------------------------------------------------------------------
 
@@ -184,7 +184,7 @@ class MaskStudio(Studio):
         """The image that the masked image's tokens draw after `surgery`. -> (3, H, W)"""
         if self.surgery.kind == "none":
             return self.study.reconstruction
-        image = take_images(self.images, torch.tensor([self.other])).to(self.device)
+        image = take_images(self.images, [self.other]).to(self.device)
         other = self.tokenizer.encode(image)[0]  # (N, C)
         latents = anatomy.operate(self.study.latents, self.surgery, self.statistics, other=other)
         return self.tokenizer.decode(latents[None])[0]
@@ -289,7 +289,7 @@ class MaskStudio(Studio):
         self.message.value = ""  # what was said of an uploaded picture
         if change["new"] != OWN:
             self.index = change["new"]
-            self.take(take_images(self.images, torch.tensor([self.index]))[0])
+            self.take(take_images(self.images, [self.index])[0])
             self._latest.ask()
 
     def _on_upload(self, _: Any) -> None:
