@@ -71,7 +71,7 @@ def diffusability_card(
     decode: Decode | None = None,
     diffusion_loss: Mapping[str, float] | None = None,
     beside: Mapping[str, float] | None = None,
-    settings: CardSettings | None = None,
+    settings: CardSettings,
     folder: str | Path | None = None,
 ) -> pd.DataFrame:
     """All numbers of this package about latents (n, N, C), labels (n,), and those of test images.
@@ -80,7 +80,6 @@ def diffusability_card(
     `beside` are numbers from elsewhere, such as PSNR; finished mixtures are kept in `folder`.
     Raises ValueError for latents that `gmm_curve` refuses.
     """
-    settings = settings or CardSettings()
     latents = as_rows(latents)
     test_latents = as_rows(test_latents)
     shared = {name: getattr(settings, name) for name in MIXTURE_FIELDS}

@@ -41,10 +41,7 @@ class ToySettings:
 
 
 def sample_complexity(
-    components: Sequence[int] = (2, 4, 8, 16),
-    samples: Sequence[int] = (64, 256, 1024, 4096),
-    *,
-    settings: ToySettings | None = None,
+    components: Sequence[int], samples: Sequence[int], *, settings: ToySettings
 ) -> pd.DataFrame:
     """Error of the learned means for each number of components K and of samples.
 
@@ -52,7 +49,6 @@ def sample_complexity(
     error crosses `target`, by K) and `exponent` (slope of log needed over log K). Raises ValueError
     for K < 2 or fewer samples than K.
     """
-    settings = settings or ToySettings()
     if min(components) < 2 or min(samples) < max(components):
         raise ValueError(
             f"need K >= 2 and at least K samples, not {list(components)} and {list(samples)}"

@@ -6,7 +6,7 @@ _NAMES, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "generator": "open_generator",
-        "cards": "card_run diffusion_loss generation_scores loss_by_time",
+        "cards": "card_run diffusion_loss generation_scores loss_by_time plain_name trained_card",
         "comparison": "compare_rows comparison_of gather",
         "ladder": "Ladder climb",
         "planner": (

@@ -4,8 +4,10 @@ What is finished is not done again. Several notebooks share these parts.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -17,25 +19,28 @@ from maetok_lab.data.latents import LatentDataset
 from maetok_lab.evaluation.protocol import EvalResult, compare
 from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.runs import Run, runs_root
-from maetok_lab.training.diffusion import DiffusionTraining, train_diffusion
+from maetok_lab.training.diffusion import train_diffusion
+from maetok_lab.training.presets import diffusion_training
 
 SAMPLES_FILE = "samples-to-test.json"  # in an evaluation's run: its distances to test images
 
 
 def diffusion_loss(
-    config: DiffusionTraining,
+    name: str,
+    preset: str,
     latents: LatentDataset,
     test: LatentDataset,
-    name: str,
     *,
     root: str | Path | None = None,
-    cpu: bool = False,
+    **options: Any,
 ) -> Run:
     """Train, or continue, a small diffusion model in run `name`; its summary has losses on `test`.
 
-    Losses of several latents may be set side by side where the configs differ in the latents alone:
-    the same model, steps, batch and seed. `loss_by_time` gives them.
+    `options` are those of `diffusion_training`. Losses of several latents may be set side by side
+    where they are alike: the same model, steps, batch and seed. `loss_by_time` gives them.
     """
+    config = diffusion_training(preset, latents, **options)
+    cpu = latents.device.type == "cpu"
     with Run.open(name, config, root=root, parents=[latents.run]) as run:
         for _ in train_diffusion(config, latents, run, validation=test, cpu=cpu):
             pass
@@ -101,7 +106,7 @@ def card_run(
     tokenizer: AnyTokenizer | None = None,
     diffusion: Run | None = None,
     beside: Mapping[str, float] | None = None,
-    settings: CardSettings | None = None,
+    settings: CardSettings,
     root: str | Path | None = None,
 ) -> Run:
     """The card of cached latents as `card.json` in run `name`; a finished run is returned as it is.
@@ -110,7 +115,6 @@ def card_run(
     losses, `beside` numbers from elsewhere. Raises ValueError for a diffusion model that was not
     trained for the steps in `settings`: cards are comparable only where these are equal.
     """
-    settings = settings or CardSettings()
     # without a diffusion model the card has no loss, and says so by 0 steps
     steps = diffusion.summary["steps"] if diffusion else 0
     if steps != settings.diffusion_steps:
@@ -147,3 +151,46 @@ def card_run(
             write_card(card, run.folder / CARD_FILE)
             run.finish(card["value"].to_dict())
     return run
+
+
+def trained_card(
+    name: str,
+    preset: str,
+    data: tuple[LatentDataset, Tensor, LatentDataset, Tensor],
+    *,
+    labels: str,
+    num_classes: int,
+    settings: CardSettings,
+    tokenizer: AnyTokenizer,
+    root: str | Path | None = None,
+) -> Run:
+    """The card of `data` (latents, labels, and both of test images) after `diffusion_loss` on them.
+
+    The runs are flow-NAME-LABELS, with a model of `preset` trained for the settings' steps, and
+    card-NAME-DIMENSIONSd. What is finished is returned as it is.
+    """
+    latents, _, test, _ = data
+    flow = diffusion_loss(
+        f"flow-{name}-{labels}",
+        preset,
+        latents,
+        test,
+        root=root,
+        num_classes=num_classes,
+        num_steps=settings.diffusion_steps,
+        seed=settings.seed,
+        precision="fp32",  # on every device, so that cards made on several are comparable
+    )
+    return card_run(
+        f"card-{name}-{settings.dimensions}d",
+        *data,
+        tokenizer=tokenizer,
+        diffusion=flow,
+        settings=settings,
+        root=root,
+    )
+
+
+def plain_name(source: str | Path) -> str:
+    """A source as a part of a run's name: "diffusers:OWNER/NAME" -> "diffusers-OWNER-NAME"."""
+    return "-".join(re.findall("[A-Za-z0-9]+", str(source)))

@@ -23,6 +23,7 @@ from maetok_lab.diffusion.loading import load_diffusion
 from maetok_lab.evaluation.features import make_reference
 from maetok_lab.evaluation.generation import evaluate_generation
 from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult, compare
+from maetok_lab.evaluation.sample_sets import sampling_protocol
 from maetok_lab.experiments.cards import SAMPLES_FILE, card_run, diffusion_loss
 from maetok_lab.experiments.ladder import Ladder
 from maetok_lab.generation.images import generate, reconstruct
@@ -30,7 +31,6 @@ from maetok_lab.hints import choose
 from maetok_lab.nets import load_net
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_tokenizer
-from maetok_lab.training.presets import diffusion_training
 from maetok_lab.training.tokenizer import train_to_psnr, validation_psnr
 
 CONTROL = "control"  # a plain autoencoder, stopped early
@@ -185,7 +185,7 @@ def _line(
         test.labels,
         diffusion=flow,
         beside=psnr,
-        tokenizer=load_tokenizer(row.run.folder),
+        tokenizer=load_tokenizer(row.run.folder).to(row.ladder.device),  # where the latents are
         settings=settings,
         root=row.ladder.root,
     )
@@ -220,35 +220,27 @@ def flow_of(row: Row, comparison: Comparison) -> Run:
     """The diffusion model of a row: the same model, steps, batch and seed for all."""
     # bound to the row's cache, which gives it the number of tokens and channels
     ladder = row.ladder
-    latents = row.latents("train")
-    config = diffusion_training(
+    return diffusion_loss(
+        f"{row.run.name}-flow",
         ladder.preset,
-        latents,
+        row.latents("train"),
+        row.latents("test"),
+        root=ladder.root,
         num_classes=ladder.images["train"].num_classes,
         num_steps=comparison.diffusion_steps,
         seed=ladder.seed,
         precision=ladder.changes["precision"],
-    )
-    return diffusion_loss(
-        config,
-        latents,
-        row.latents("test"),
-        f"{row.run.name}-flow",
-        root=ladder.root,
-        cpu=ladder.options["cpu"],
     )
 
 
 def generation_of(row: Row, flow: Run, comparison: Comparison) -> Generation:
     """Draw one sample a test label, unless it is done, and compare; kept in a run of its own."""
     ladder = row.ladder
-    protocol = EvalProtocol(
-        sampler="euler",
+    protocol = sampling_protocol(
+        flow,
         steps=comparison.sampling_steps,
-        path=flow.config["path"],
         guidance_scale=1.0,  # none, as in the paper's comparison of tokenizers
         seed=ladder.seed,
-        ema=flow.config["ema_decays"][0],
     )
     name = f"{row.run.name}-evaluation"
     with Run.open(name, protocol, root=ladder.root, parents=[row.run, flow]) as run:

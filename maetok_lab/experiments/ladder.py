@@ -15,7 +15,7 @@ import pandas as pd
 
 from maetok_lab.analysis.probe import ProbeResult, linear_probe
 from maetok_lab.data.caching import cached_latents
-from maetok_lab.data.images import open_images
+from maetok_lab.data.images import open_splits
 from maetok_lab.data.latents import LatentDataset
 from maetok_lab.device import pick_device, pick_precision
 from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
@@ -61,11 +61,7 @@ class Ladder:
         self.root = runs
         self.device = pick_device(device)
         self.suffix = run_suffix(preset, seed, source)
-        self.images = {}
-        for split in ("train", "val", "test"):
-            self.images[split] = open_images(
-                source, split=split, image_size=base.model.image_size, labels=labels
-            )
+        self.images = open_splits(source, image_size=base.model.image_size, labels=labels)
 
         # So that rows differ by rung and stage only: no noise is put on latents, as in the paper
         # (the small presets' tuning does), and both stages have the second one's perceptual term.

@@ -7,13 +7,12 @@ from typing import Any
 import torch
 
 from maetok_lab.config import override
-from maetok_lab.data.images import ImageSource, open_images
+from maetok_lab.data.images import ImageSource, open_splits
 from maetok_lab.device import pick_precision
-from maetok_lab.hints import choose
 from maetok_lab.runs import Run, run_suffix, runs_root
 from maetok_lab.runs.weights import SHIPPED
 from maetok_lab.training.autoencoding import TokenizerTraining
-from maetok_lab.training.presets import DECODER_TUNING, TOKENIZER_TRAINING
+from maetok_lab.training.presets import DECODER_TUNING, tokenizer_training
 from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
 from maetok_lab.widgets.live import follow_to_end
 
@@ -58,20 +57,13 @@ def ready_tokenizer(
     print(f"there is no trained tokenizer {name}-tuned yet: it is trained first, and kept")
 
     # as the main notebook changes the preset: the runs' fingerprints must be the same
-    config = choose(preset, TOKENIZER_TRAINING, "preset")
-    images = {}
-    for split in ("train", "val"):
-        images[split] = open_images(
-            source, split=split, image_size=config.model.image_size, labels=labels
-        )
-    changes = {
-        "seed": seed,
-        "precision": pick_precision(torch.device(device)),
-        "images": images["train"].fingerprint,
-    }
+    precision = pick_precision(torch.device(device))
+    config = tokenizer_training(preset, seed=seed, precision=precision)
+    size = config.model.image_size
+    images = open_splits(source, image_size=size, labels=labels, splits=("train", "val"))
     _, tuned = train_both_stages(
         name,
-        override(config, changes),
+        override(config, {"images": images["train"].fingerprint}),
         DECODER_TUNING[preset],
         images["train"],
         images["val"],

@@ -64,6 +64,6 @@ def test_an_error_that_is_never_reached_is_not_a_number():
     assert math.isnan(table.attrs["needed"][2])
     assert math.isnan(table.attrs["exponent"])
     with pytest.raises(ValueError, match="at least K samples"):
-        sample_complexity((2, 64), (32,))
+        sample_complexity((2, 64), (32,), settings=settings)
     with pytest.raises(ValueError, match="time > 0"):
         ToySettings(time=0.0)

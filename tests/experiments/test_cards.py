@@ -7,13 +7,21 @@ import pytest
 from maetok_lab.analysis.card import CardSettings, cards_of
 from maetok_lab.data.caching import cached_latents
 from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
-from maetok_lab.experiments.cards import card_run, diffusion_loss, generation_scores, loss_by_time
+from maetok_lab.experiments.cards import (
+    card_run,
+    diffusion_loss,
+    generation_scores,
+    loss_by_time,
+    plain_name,
+    trained_card,
+)
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.foreign import RawPixels
-from maetok_lab.training.presets import TOKENIZER_TRAINING, diffusion_training
+from maetok_lab.training.presets import TOKENIZER_TRAINING
 
 SIZE = 8
 SETTINGS = CardSettings(components=(1, 2), dimensions=3, decoded=6, pairs=2, noise_levels=(0.1,))
+FLOW = {"num_classes": 3, "num_steps": 4, "precision": "fp32"}  # four steps, saved at their end
 
 
 @pytest.fixture
@@ -28,14 +36,8 @@ def caches(tmp_path, make_pictures):
     ]
 
 
-@pytest.fixture
-def flow(caches):
-    """A training of four steps, logged and saved at its end."""
-    return diffusion_training("test", caches[0], num_classes=3, num_steps=4, precision="fp32")
-
-
-def test_losses_are_by_time_and_trained_once(tmp_path, caches, flow, monkeypatch):
-    run = diffusion_loss(flow, *caches, "flow", root=tmp_path, cpu=True)
+def test_losses_are_by_time_and_trained_once(tmp_path, caches, monkeypatch):
+    run = diffusion_loss("flow", "test", *caches, root=tmp_path, **FLOW)
     losses = loss_by_time(run)
     assert losses["loss"] == run.summary["val_loss"]
     assert {name.partition("/")[0] for name in losses} == {"loss"}
@@ -44,14 +46,15 @@ def test_losses_are_by_time_and_trained_once(tmp_path, caches, flow, monkeypatch
     monkeypatch.setattr(
         "maetok_lab.training.loop.training_step", lambda *_: pytest.fail("it trained again")
     )
-    assert loss_by_time(diffusion_loss(flow, *caches, "flow", root=tmp_path, cpu=True)) == losses
+    again = diffusion_loss("flow", "test", *caches, root=tmp_path, **FLOW)
+    assert loss_by_time(again) == losses
     with pytest.raises(ValueError, match="run pixels-0 has no loss on held-out latents"):
         loss_by_time(Run(tmp_path / "pixels-0"))
 
 
-def test_a_card_is_a_run_with_a_file_and_is_made_once(tmp_path, caches, flow, monkeypatch):
+def test_a_card_is_a_run_with_a_file_and_is_made_once(tmp_path, caches, monkeypatch):
     train, test = caches
-    trained = diffusion_loss(flow, train, test, "flow", root=tmp_path, cpu=True)
+    trained = diffusion_loss("flow", "test", train, test, root=tmp_path, **FLOW)
     settings = dataclasses.replace(SETTINGS, diffusion_steps=4)
     parts = {
         "tokenizer": RawPixels(SIZE),
@@ -79,6 +82,32 @@ def test_a_card_is_a_run_with_a_file_and_is_made_once(tmp_path, caches, flow, mo
         lambda *_, **__: pytest.fail("made again"),
     )
     assert card_run("card", *images, root=tmp_path, **parts).folder == run.folder
+
+
+def test_a_trained_card_has_the_loss_after_the_steps_of_its_settings(tmp_path, caches):
+    train, test = caches
+    settings = dataclasses.replace(SETTINGS, diffusion_steps=4)
+    run = trained_card(
+        "pixels-s0",
+        "test",
+        (train, train.labels, test, test.labels),
+        labels="category",
+        num_classes=3,
+        settings=settings,
+        tokenizer=RawPixels(SIZE),
+        root=tmp_path,
+    )
+    assert run.name == "card-pixels-s0-3d"
+    flow = Run(tmp_path / "flow-pixels-s0-category")
+    assert flow.summary["steps"] == 4
+    assert run.summary["diffusion_loss"] == flow.summary["val_loss"]
+    assert "psnr_at_noise_0.1" in run.summary
+
+
+def test_a_source_becomes_a_part_of_a_name():
+    assert plain_name("diffusers:owner/dc_ae-f32") == "diffusers-owner-dc-ae-f32"
+    assert plain_name("tokenizer-tiny-s0-tuned") == "tokenizer-tiny-s0-tuned"
+    assert plain_name("/models/mine/") == "models-mine"
 
 
 def test_a_card_of_other_labels_or_settings_is_another_run(tmp_path, caches):

@@ -49,8 +49,8 @@ def test_without_either_both_stages_are_trained_as_the_main_notebook_does(
     cells = json.loads((repository / "notebooks/00_start_here.ipynb").read_text())["cells"]
     source = "\n".join("".join(cell["source"]) for cell in cells)
     for line in (
-        'Run.open(f"tokenizer-{name}", config, root=runs)',
+        'Run.open(f"tokenizer-{suffix}", config, root=runs)',
         'labels = "category-style"',
-        "**DECODER_TUNING[preset]",
+        "changed = lab.training.DECODER_TUNING[preset]",
     ):
         assert line in source, "the main notebook must find these runs and take them for its own"
