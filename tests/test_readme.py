@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from maetok_lab.__main__ import parser
-from maetok_lab.workflow.parameters import check_parameters, parse_parameters, read_parameters
+from maetok_lab.workflow.parameters import check_parameters, parse_parameters, read_defaults
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,16 +38,16 @@ def check_run(words):
     """A line of `python -m maetok_lab`: it parses, and its notebook takes its parameters."""
     arguments = parser().parse_args(words)
     if arguments.command == "run":
-        declared = read_parameters(ROOT / arguments.notebook)
-        check_parameters(declared, parse_parameters(declared, arguments.parameters))
+        defaults = read_defaults(ROOT / arguments.notebook)
+        check_parameters(defaults, parse_parameters(defaults, arguments.parameters))
 
 
 def check_papermill(words):
-    declared = read_parameters(ROOT / next(word for word in words if word.endswith(".ipynb")))
+    defaults = read_defaults(ROOT / next(word for word in words if word.endswith(".ipynb")))
     given = [
         (name, value) for flag, name, value in zip(words, words[1:], words[2:]) if flag == "-p"
     ]
-    check_parameters(declared, parse_parameters(declared, given))
+    check_parameters(defaults, parse_parameters(defaults, given))
 
 
 @pytest.mark.parametrize("words", list(commands()), ids=" ".join)

@@ -127,7 +127,7 @@ def test_a_read_only_runs_folder_is_one_clear_line(tmp_path):
         ):
             Run.open("a", TEST, root=root)
         verdict = check_run(Examination(runs=str(root)))
-        assert verdict.verdict == "bad"
+        assert verdict.level == "bad"
         assert verdict.advice == "choose a folder that you may write to: --runs FOLDER"
 
 
@@ -208,7 +208,7 @@ def test_a_class_name_full_of_html_does_nothing_in_a_page(tmp_path):
         v4.new_output("stream", text=f"best class: {HOSTILE}\n"),
         v4.new_output("execute_result", {"text/plain": HOSTILE, "text/html": table.to_html()}),
         v4.new_output(
-            "display_data", {"text/html": summary._html({HOSTILE: HOSTILE}, [f"runs/{HOSTILE}"])}
+            "display_data", {"text/html": summary._as_html({HOSTILE: HOSTILE}, [f"runs/{HOSTILE}"])}
         ),
         v4.new_output(
             "error", ename="ValueError", evalue=HOSTILE, traceback=[f"ValueError: {HOSTILE}"]
