@@ -52,14 +52,14 @@ class CardSettings:
     # Principal components of the mixtures. None lets each tokenizer keep its own number for
     # `variance`: fine for one card, wrong for a comparison.
     dimensions: int | None = None
-    variance: float = 0.9
+    variance: float = 0.9  # share that the dimensions keep, where their number is open
     restarts: int = 10  # of the mixtures
     noise_levels: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)  # on latents, in std of each channel
     decoded: int = 128  # test latents that the decoder's entries are made of
     pairs: int = 32  # of them, between which it interpolates
     # Training steps of the small diffusion model whose loss is on the card; 0 where there is none.
     diffusion_steps: int = 0
-    seed: int = 0
+    seed: int = 0  # of all that is drawn
 
 
 def diffusability_card(

@@ -27,7 +27,7 @@ class GmmProtocol:
 
     # Principal components kept; None: the fewest that explain `variance`, a share in (0, 1].
     dimensions: int | None = None
-    variance: float = 0.9
+    variance: float = 0.9  # share that the dimensions keep, where their number is open
     covariance: Covariance = "diag"  # of each component: its variances alone, or all of it
     restarts: int = 10  # starts; the best after the short runs is fitted
     max_iterations: int = 200  # of expectation maximisation, those of the short run included

@@ -38,8 +38,8 @@ MAP_NEIGHBOURS = 10  # for kNN accuracy and trustworthiness
 class ProjectionSettings:
     """How a map was made."""
 
-    method: Method = "umap"
-    seed: int = 0
+    method: Method = "umap"  # the paper's
+    seed: int = 0  # of the rows and of the method
     max_rows: int = 20_000  # of more latents so many random ones are drawn
     pca_dimensions: int = 50  # kept before UMAP or t-SNE, as is usual for both
     neighbours: int = 15  # UMAP's n_neighbors, t-SNE's perplexity

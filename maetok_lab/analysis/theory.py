@@ -32,7 +32,7 @@ class ToySettings:
     steps: int = 60  # of gradient descent
     repeats: int = 4  # sets of samples over which errors are averaged
     target: float = 0.3  # error at which the samples needed are read off
-    seed: int = 0
+    seed: int = 0  # of means, samples and starts
 
     def __post_init__(self):
         if self.time <= 0 or self.target <= 0 or self.repeats < 1 or self.steps < 2:

@@ -98,6 +98,7 @@ def export_diffusion(
 
 def _card(model: DiffusionTransformer, about: str) -> str:
     """The model card, in the hub's Markdown."""
+    # what a stranger needs to call the model: its sizes, and the lines that draw images with it
     count = sum(p.numel() for p in model.parameters())
     classes = f"{model.num_classes or 'no'} classes"
     return f"""---

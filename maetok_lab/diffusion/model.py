@@ -30,7 +30,7 @@ class DiffusionConfig:
 
     width: int  # D, channels of every token
     depth: int  # blocks
-    num_heads: int
+    num_heads: int  # of attention; divides the width
     norm: NormKind = "layernorm"  # LightningDiT: rmsnorm
     mlp: Literal["gelu", "swiglu"] = "gelu"  # LightningDiT: swiglu, of 2/3 of the hidden width
     # sincos: a fixed table, added once; rope: turns queries and keys in every block (LightningDiT).

@@ -23,7 +23,7 @@ class EvalProtocol:
     What the evaluation itself finds out (counts, sizes, hashes) it fills in.
     """
 
-    task: Literal["generation", "reconstruction"] = "generation"
+    task: Literal["generation", "reconstruction"] = "generation"  # of which numbers
     num_images: int | None = None  # samples, or images that were reconstructed
 
     # From files to pixels
@@ -36,11 +36,11 @@ class EvalProtocol:
     # How samples are drawn
     labels: Literal["equal", "random", "none"] | None = None  # each class as often, drawn, or null
     sampler: str | None = None  # the integrator
-    steps: int | None = None
+    steps: int | None = None  # of the sampler
     path: str | None = None  # from noise to latents, as the model was trained
     guidance_scale: float | None = None  # None and 1 are none
     guidance_low: float | None = None  # guided while low <= t <= high; t = 1 is noise
-    guidance_high: float | None = None
+    guidance_high: float | None = None  # the other end of the interval
     seed: int = 0  # of image 0; image k has its own
     ema: float | None = None  # decay of the weights used, None for the raw ones
 
@@ -99,7 +99,7 @@ class EvalResult:
     """Numbers with the protocol that they were made under; JSON on disk."""
 
     metrics: dict[str, float]  # by name
-    protocol: EvalProtocol
+    protocol: EvalProtocol  # how they were made
     intervals: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)  # of 95 %
     floor: dict[str, float] = dataclasses.field(default_factory=dict)  # real images against real
     preview: bool = False  # of too few images to be quoted

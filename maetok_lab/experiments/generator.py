@@ -52,6 +52,7 @@ def open_generator(
     `latents` names what holds the statistics: a cache, or a released tokenizer, whose weights hold
     their own. `ema_rates` () are all that the run kept. Raises what the loaders raise.
     """
+    # What is not named is what the main notebook made; a released tokenizer has its statistics.
     name = run_suffix(preset, seed, source)
     places = {
         "tokenizer": tokenizer or f"tokenizer-{name}-tuned",
@@ -59,6 +60,8 @@ def open_generator(
         "latents": latents or tokenizer or f"latents-{name}-train",
     }
     parents = [run for run in (find_run(place, root) for place in places.values()) if run]
+
+    # Every average that the run kept is opened, where none is asked for.
     rates: list[float | None] = list(ema_rates)
     for run in parents if not rates else ():
         rates += run.config.get("ema_decays", [])

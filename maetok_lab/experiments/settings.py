@@ -108,14 +108,14 @@ class Scorer:
     notebook 07 itself, given all of them, then only reads their runs.
     """
 
-    generator: Generator
+    generator: Generator  # the models
     name: str  # in the names of the runs
     protocol: EvalProtocol  # what the settings do not say
     labels: torch.Tensor  # one for each image that is drawn
     real: Reference  # what samples are compared with
     second: Reference  # other real images, whose distance to `real` is the floor
-    net: Net
-    root: str | Path | None = None
+    net: Net  # whose features are compared
+    root: str | Path | None = None  # folder of the runs
 
     def score(self, setting: Setting) -> Run:
         """The finished run of a setting; sampled and scored now unless it is there already."""

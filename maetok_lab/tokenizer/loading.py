@@ -164,6 +164,7 @@ def export_tokenizer(
 
 def _card(tokenizer: Tokenizer, about: str) -> str:
     """The model card, as the hub shows it."""
+    # what a stranger needs to call it: sizes of images and latents, and the lines that load it
     size = tokenizer.config.image_size
     tokens, channels = tokenizer.latent_shape
     return f"""---

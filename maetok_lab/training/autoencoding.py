@@ -40,21 +40,21 @@ PREVIEW_IMAGES = 16
 class TokenizerTraining:
     """Everything about one training of a tokenizer; intervals are in steps."""
 
-    model: TokenizerConfig
+    model: TokenizerConfig  # sizes and parts of the tokenizer
     crop: Literal["center", "scale"] = "center"  # the paper's; the release's, `readers.scale_crop`
-    masking: MaskingConfig = MaskingConfig()
+    masking: MaskingConfig = MaskingConfig()  # which patches are hidden
     targets: tuple[AuxiliaryConfig, ...] = (AuxiliaryConfig(),)  # none in decoder tuning
-    losses: LossConfig = LossConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    losses: LossConfig = LossConfig()  # the terms and their weights
+    optimizer: OptimizerConfig = OptimizerConfig()  # and its learning rate over time
     trains: Literal["all", "decoder"] = "all"  # "decoder": the second stage, what encodes is frozen
     # Decoder tuning only, and not in the paper (0): noise of up to this share of the latents' std,
     # another share for each image, so that the decoder copes with slightly wrong latents.
     latent_noise: float = 0.0
-    num_steps: int
+    num_steps: int  # of the optimizer
     batch_size: int  # of all processes together
-    ema_decay: float = 0.9999
-    precision: Precision = "bf16"
-    seed: int = 0
+    ema_decay: float = 0.9999  # of the averaged weights, which are used later
+    precision: Precision = "bf16"  # of the forward pass; weights stay fp32
+    seed: int = 0  # of weights, order, masks and noise
     images: str = ""  # fingerprint of the image source: a run never goes on with other images
     parent: str | None = None  # fingerprint of the run that decoder tuning starts from
     workers: int = not_in_fingerprint(4)  # processes that decode images that are not in memory
@@ -62,9 +62,9 @@ class TokenizerTraining:
     # rounding, but that adaptive weights and the std for `latent_noise` are each part's own.
     accumulate: int = not_in_fingerprint(1)
     compile: bool = not_in_fingerprint(False)  # the transformers; takes minutes at the start
-    log_every: int = not_in_fingerprint(50)
-    save_every: int = not_in_fingerprint(500)
-    picture_every: int = not_in_fingerprint(500)
+    log_every: int = not_in_fingerprint(50)  # losses into metrics.jsonl
+    save_every: int = not_in_fingerprint(500)  # a checkpoint
+    picture_every: int = not_in_fingerprint(500)  # reconstructions of the preview
 
     def __post_init__(self):
         # Said here, before anything starts, rather than hours into a training.

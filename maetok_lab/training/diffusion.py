@@ -34,27 +34,28 @@ PICTURE_STEPS = 25  # Euler steps of the pictures that a training leaves
 class DiffusionTraining:
     """Everything about one training of a diffusion transformer; intervals are in steps."""
 
-    model: DiffusionConfig
+    model: DiffusionConfig  # sizes and parts of the network
     num_classes: int  # 0: unconditional, the cache's labels are not read
-    path: PathName = "linear"
-    time_sampling: TimeSampling = "logit-normal"
+    path: PathName = "linear"  # from noise to latents
+    time_sampling: TimeSampling = "logit-normal"  # which times are trained most
     direction_weight: float = 0.0  # LightningDiT's, see `velocity_loss`
     class_dropout: float = 0.1  # share of labels that become the null class, for guidance
+    # the paper's SiT: constant rate, no weight decay
     optimizer: OptimizerConfig = OptimizerConfig(
         weight_decay=0.0, betas=(0.9, 0.999), schedule="constant", warmup=0.0
     )
-    num_steps: int
+    num_steps: int  # of the optimizer
     batch_size: int  # of all processes together
     ema_decays: tuple[float, ...] = (0.9999,)  # averages kept side by side; the first is scored
-    precision: Precision = "bf16"
-    seed: int = 0
+    precision: Precision = "bf16"  # of the forward pass; weights stay fp32
+    seed: int = 0  # of weights, order, noise and times
     latents: str = ""  # fingerprint of the latent cache
     tokenizer: str = ""  # fingerprint of what made the latents
     accumulate: int = not_in_fingerprint(1)  # parts that a batch goes through in
     compile: bool = not_in_fingerprint(False)  # takes minutes at the start
-    log_every: int = not_in_fingerprint(100)
-    save_every: int = not_in_fingerprint(1000)
-    picture_every: int = not_in_fingerprint(1000)
+    log_every: int = not_in_fingerprint(100)  # losses into metrics.jsonl
+    save_every: int = not_in_fingerprint(1000)  # a checkpoint
+    picture_every: int = not_in_fingerprint(1000)  # sixteen samples
 
     def __post_init__(self):
         check_steps(self)

@@ -16,9 +16,9 @@ Optimizers = Mapping[str, torch.optim.Optimizer]
 class OptimizerConfig:
     """AdamW, or Muon for the matrices inside blocks and AdamW for everything else."""
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "muon"] = "adamw"  # of the matrices' optimizer
     learning_rate: float = 1e-4  # AdamW's, as it is (the release multiplies by batch / 256 first)
-    muon_learning_rate: float = 0.02
+    muon_learning_rate: float = 0.02  # of the matrices inside blocks
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW's
     weight_decay: float = 1e-4  # on matrices and kernels only
     schedule: Literal["constant", "cosine"] = "cosine"  # after the warm-up

@@ -168,6 +168,7 @@ DIFFUSION_TRAINING: dict[str, dict[str, Any]] = {
 # Either generator of the paper at any size, as changes on top of a preset. QK-norm, from Large up,
 # is in the presets themselves.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "preset": {},
     "sit": {
         "model.norm": "layernorm", "model.mlp": "gelu", "model.positions": "sincos",
         "direction_weight": 0.0,
@@ -180,11 +181,16 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def diffusion_training(
-    preset: str, latents: LatentDataset, *, num_classes: int, **changes: Any
+    preset: str,
+    latents: LatentDataset,
+    *,
+    num_classes: int,
+    architecture: str = "preset",
+    **changes: Any,
 ) -> DiffusionTraining:
     """A preset of `DIFFUSION_TRAINING` bound to a latent cache, which gives tokens and channels.
 
-    `changes` are further fields (`seed=1, precision="fp32"`), as `override` takes them.
+    `architecture` is one of `ARCHITECTURES`, `changes` are further fields (`seed=1, precision="fp32"`), as `override` takes them.
     """
     config = DiffusionTraining(
         model=choose(preset, DIFFUSION, "preset"),
@@ -193,4 +199,4 @@ def diffusion_training(
         tokenizer=latents.space.tokenizer,
         **choose(preset, DIFFUSION_TRAINING, "preset"),
     )
-    return override(config, changes)
+    return override(config, choose(architecture, ARCHITECTURES, "architecture") | changes)

@@ -28,8 +28,8 @@ class SlurmConfig:
     """What each job asks Slurm for."""
 
     partition: str | None = None  # None is the cluster's default
-    gpus: int = 0
-    cpus: int = 4
+    gpus: int = 0  # of a job
+    cpus: int = 4  # of a job
     memory_gb: int | None = None  # None is the cluster's default
     minutes: int = 240  # then the job is queued again, and its runs go on where they were
     at_once: int | None = None  # width of the array; None is as many as the cluster gives
@@ -51,15 +51,16 @@ class SweepSpec:
     """A sweep: `notebook` with `fixed` parameters and each of `entries`."""
 
     name: str  # of its folder under runs/sweeps
-    notebook: str
-    entries: tuple[dict[str, Any], ...]
+    notebook: str  # its path
+    entries: tuple[dict[str, Any], ...]  # the parameters of each entry
+    # parameters that all entries share
     fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
     quality: str | None = None  # a number that the notebook reports: what is best
-    larger_is_better: bool = False
+    larger_is_better: bool = False  # of the quality
     speed: str | None = None  # another one, for the picture of quality against speed
     workers: int | None = None  # entries at a time; None is one a GPU, or one on a CPU
     retries: int = 0  # of a failed entry
-    slurm: SlurmConfig = SlurmConfig()
+    slurm: SlurmConfig = SlurmConfig()  # where entries are jobs of a cluster
 
     def __post_init__(self):
         checked_name(self.name)
