@@ -1,4 +1,4 @@
-"""A diffusion model with all that turns its samples into images: found by names, opened together."""
+"""A diffusion model with all that turns its samples into images, found by names."""
 
 import dataclasses
 from collections.abc import Sequence
