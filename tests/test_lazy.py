@@ -36,7 +36,7 @@ def test_a_name_that_is_nearly_right_is_hinted_at():
         lab.open_image  # noqa: B018
     modules, get, names = lazy_names("maetok_lab", {"files": "sha256"})
     assert (modules, names()) == ({"sha256": "maetok_lab.files"}, ["sha256"])
-    with pytest.raises(AttributeError, match="has no attribute '__path__'$"):
+    with pytest.raises(AttributeError, match=r"has no attribute '__path__'$"):
         get("__path__")
 
 
