@@ -165,8 +165,8 @@ DIFFUSION_TRAINING: dict[str, dict[str, Any]] = {
     "lightningdit-xl": _LIGHTNING,
 }  # fmt: skip
 
-# Either generator of the paper at any size, as changes on top of a preset. QK-norm, from Large up,
-# is in the presets themselves.
+# Either generator of the paper at any size, as changes on top of a preset, or the preset as it is.
+# QK-norm, from Large up, is in the presets themselves.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "preset": {},
     "sit": {
@@ -190,7 +190,8 @@ def diffusion_training(
 ) -> DiffusionTraining:
     """A preset of `DIFFUSION_TRAINING` bound to a latent cache, which gives tokens and channels.
 
-    `architecture` is one of `ARCHITECTURES`, `changes` are further fields (`seed=1, precision="fp32"`), as `override` takes them.
+    `architecture` is one of `ARCHITECTURES`; `changes` are further fields (`seed=1`), as `override`
+    takes them.
     """
     config = DiffusionTraining(
         model=choose(preset, DIFFUSION, "preset"),

@@ -241,5 +241,13 @@ def test_presets_are_bound_to_their_cache(cache):
             DIFFUSION[preset],
         )
     assert diffusion_training("test", cache, num_classes=3, seed=7, precision="fp32").seed == 7
+    sit = diffusion_training("test", cache, num_classes=3, architecture="sit", direction_weight=0.5)
+    assert (sit.model.norm, sit.model.positions, sit.direction_weight) == (
+        "layernorm",
+        "sincos",
+        0.5,
+    )
+    with pytest.raises(ValueError, match="unknown architecture 'sitt'"):
+        diffusion_training("test", cache, num_classes=3, architecture="sitt")
     with pytest.raises(ValueError, match=r"unknown preset 'tinny'; did you mean 'tiny'\?"):
         diffusion_training("tinny", cache, num_classes=3)
