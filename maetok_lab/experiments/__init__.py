@@ -10,7 +10,7 @@ _NAMES, __getattr__, __dir__ = lazy_names(
         "comparison": "compare_rows comparison_of gather",
         "ladder": "Ladder climb",
         "planner": (
-            "latent_cache_bytes measure_diffusion measure_tokenizer measured_table"
+            "latent_cache_bytes measure_diffusion measure_tokenizer measured_table recipe_of"
             " without_downloads"
         ),
         "published": "claims_checked control_checked equal_psnr order_by paper_table",

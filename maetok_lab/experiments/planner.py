@@ -113,6 +113,13 @@ def without_downloads(config: TokenizerTraining) -> tuple[TokenizerTraining, lis
     return override(config, changes), left_out
 
 
+def recipe_of(preset: str) -> dict[str, Any]:
+    """What goes with a tokenizer's preset: diffusion (a preset), num_images, num_classes."""
+    if preset.startswith("maetok"):
+        return {"diffusion": "sit-xl", "num_images": 1_281_167, "num_classes": 1000}  # ImageNet
+    return {"diffusion": preset, "num_images": 4306, "num_classes": 26}  # the shipped emoji
+
+
 def latent_cache_bytes(num_images: int, config: TokenizerConfig, *, flips: bool = True) -> int:
     """Size of a latent cache in 16 bits, with mirror images or without.
 

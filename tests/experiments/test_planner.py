@@ -6,13 +6,19 @@ import pytest
 import torch
 
 from maetok_lab.config import override
+from maetok_lab.data.images import open_images
 from maetok_lab.diffusion.cost import flops
 from maetok_lab.diffusion.model import DIFFUSION
 from maetok_lab.experiments import planner, trial
-from maetok_lab.experiments.planner import latent_cache_bytes, measured_table, without_downloads
+from maetok_lab.experiments.planner import (
+    latent_cache_bytes,
+    measured_table,
+    recipe_of,
+    without_downloads,
+)
 from maetok_lab.experiments.trial import Measured, Trial, count_memory, line, next_size
 from maetok_lab.tokenizer.discriminators import AdversarialConfig
-from maetok_lab.training.presets import TOKENIZER_TRAINING
+from maetok_lab.training.presets import DIFFUSION_TRAINING, TOKENIZER_TRAINING
 
 CPU = torch.device("cpu")
 TEST = override(TOKENIZER_TRAINING["test"], {"precision": "fp32"})
@@ -120,6 +126,15 @@ def test_verdicts():
     assert "does not fit" in changed(free_bytes=1.2e9).verdict()
     assert MEASURED.hours == 10.0
     assert MEASURED.memory(2) == 1.5e9
+
+
+def test_every_tokenizer_preset_goes_with_a_diffusion_preset_and_images():
+    for preset in TOKENIZER_TRAINING:
+        assert recipe_of(preset)["diffusion"] in DIFFUSION_TRAINING
+    assert recipe_of("maetok-b-128")["num_images"] == 1_281_167
+    emoji = open_images("emoji", image_size=8, labels="category-style")
+    recipe = recipe_of("tiny")
+    assert (recipe["num_images"], recipe["num_classes"]) == (len(emoji), emoji.num_classes)
 
 
 def test_the_papers_cache_and_what_its_training_downloads():
