@@ -1,5 +1,8 @@
-"""What the README tells people to type exists, and what it links to is there."""
+"""What the README tells people to type exists or runs, and what it links to is there."""
 
+import ast
+import asyncio
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -7,13 +10,16 @@ from pathlib import Path
 import pytest
 
 from maetok_lab.__main__ import parser
+from maetok_lab.runs import run as run_module
 from maetok_lab.workflow.parameters import check_parameters, parse_parameters, read_defaults
 
 ROOT = Path(__file__).parent.parent
+LIBRARY = ROOT / "maetok_lab"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = ("sh", "bash", "shell", "console")
 ELSEWHERE = ("http://", "https://", "mailto:")
 OTHER_PROGRAMS = ("git", "cd", "conda", "source", "pip", "export")
+LONGEST_LINE = 95  # of code, as in notebooks
 
 
 def fenced():
@@ -98,3 +104,34 @@ def test_the_notebooks_it_names_exist():
     named = set(re.findall(r"\b\d\d_\w+(?:\.ipynb)?\b", README))
     there = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert {name.removesuffix(".ipynb") for name in named} <= there
+
+
+def test_its_python_runs_block_by_block_as_in_a_notebook(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "runs_root", lambda path=None: Path(path or tmp_path))
+    blocks = [text for language, text in fenced() if language == "python"]
+    assert blocks
+    names = {}
+    for text in blocks:
+        assert max(map(len, text.splitlines())) <= LONGEST_LINE
+        # preset "test" is the same in seconds; a notebook's cell may await
+        source = text.replace('"tiny"', '"test"')
+        code = compile(source, "README.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        answer = eval(code, names)
+        if inspect.iscoroutine(answer):
+            asyncio.run(answer)
+    assert names["latents"].shape == (8, 16, 16)
+    assert names["reconstructions"].shape == (8, 3, 32, 32)
+    assert names["run"].finished
+    assert names["run"].folder.parent == tmp_path
+
+
+def test_its_tree_is_the_real_one():
+    tree = next(text for language, text in fenced() if text.startswith("maetok_lab/"))
+    folders = []
+    for line in tree.splitlines():
+        name = line.split()[0]
+        folders.append(f"maetok_lab/{name}" if line.startswith(" ") else name)
+    made_later = "runs/"
+    assert [folder for folder in folders if not (ROOT / folder).is_dir()] in ([], [made_later])
+    rooms = {f"maetok_lab/{path.parent.name}/" for path in LIBRARY.glob("*/__init__.py")}
+    assert {folder for folder in folders if folder.count("/") == 2} == rooms
