@@ -1,12 +1,11 @@
-"""Training steps of a diffusion transformer: images/s, and their share of the matrix rate measured
-in the same run.
+"""Training steps of a diffusion transformer: images/s, and their share of the matrix rate.
 
     python benchmarks/diffusion_step.py [--preset tiny --batch 64 --steps 20 --device auto
-    --precision auto --compile]
+                                         --precision auto --compile]
 
-The loop is `train_diffusion` itself on a cache of random latents: picking the batch, both passes,
-clipping, the preset's optimizer, EMA and the guard, between two log events. The rate is that of
-square matrix products in the same precision.
+The loop is `train_diffusion` itself on a cache of random latents: picking the batch, both
+passes, clipping, the preset's optimizer, EMA and the guard, between two log events. The rate is
+that of square matrix products in the same precision, measured in the same run.
 """
 
 import argparse
@@ -30,9 +29,8 @@ from maetok_lab.training.diffusion import DiffusionTraining, train_diffusion
 from maetok_lab.training.presets import diffusion_training
 
 WARMUP = 3
-PASSES = (
-    3  # backward is two products for each one of forward: one for the weights, one for what came in
-)
+# backward is two products for each one of forward: one for the weights, one for what came in
+PASSES = 3
 
 
 def seconds_a_step(
@@ -85,11 +83,11 @@ def main(words: list[str] | None = None) -> None:
     """Print the setting and a Markdown table of one row."""
     options = arguments(words)
     device = pick_device(options.device)
-    precision, endless = pick_precision(device, options.precision), 10**9
+    precision = pick_precision(device, options.precision)
+    endless = 10**9
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Mismatch dtype between input and weight"
-        )  # torch's RMSNorm in bf16
+        # torch's RMSNorm in bf16
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
         tokenizer = TOKENIZERS.get(options.preset, TOKENIZERS["maetok-b-128"])
         latents = random_latents(Path(folder), tokenizer, device)
         config = diffusion_training(

@@ -1,9 +1,9 @@
 """Gaussian mixtures against scikit-learn, and what ImageNet would take.
 
-Same rows, same start, same number of iterations, in one process.
+    python benchmarks/gmm.py [--rows 20000 --width 256 --components 50 --iterations 10
+                              --repeats 7 --threads 1 2 --device cpu --clock wall]
 
-python benchmarks/gmm.py [--rows 20000 --width 256 --components 50 --iterations 10 --repeats 7
-                          --threads 1 2 --device cpu --clock wall]
+Same rows, same start, same number of iterations, in one process.
 """
 
 import argparse

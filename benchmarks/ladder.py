@@ -1,8 +1,10 @@
-"""The whole ladder of ablations on equal budget, in one command: `python benchmarks/ladder.py
---preset tiny --seeds 0`.
+"""The whole ladder of ablations on equal budget, in one command.
 
-Prints held-out PSNR, perceptual distance and linear-probe accuracy of every rung, with and without
-decoder tuning. What is in the runs folder already is not done again, so it can be stopped anywhere.
+    python benchmarks/ladder.py --preset tiny --seeds 0
+
+Prints held-out PSNR, perceptual distance and linear-probe accuracy of every rung, with and
+without decoder tuning. What is in the runs folder already is not done again, so it can be
+stopped anywhere.
 """
 
 import argparse
@@ -40,7 +42,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--runs", help="folder for the runs; runs/ beside the library by default")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     options = vars(parser.parse_args(arguments))
-    rungs, seeds, preset = options.pop("rungs"), options.pop("seeds"), options.pop("preset")
+    preset = options.pop("preset")
+    rungs = options.pop("rungs")
+    seeds = options.pop("seeds")
     table = climb((Ladder(preset, seed=seed, **options) for seed in seeds), rungs=rungs)
     print("\n" + markdown(table))
 

@@ -1,14 +1,12 @@
-"""Guided sampling three ways, at equal output, in one run: model rows counted, time measured,
-images/s.
+"""Guided sampling three ways, at equal output, in one run: model rows, time, images/s.
 
-    python benchmarks/sampling.py [--preset tiny --batch 16 --steps 250 --scale 1.9 --low 0 --high
-    0.75 --repeats 3
-                                  --device auto --precision fp32]
+    python benchmarks/sampling.py [--preset tiny --batch 16 --steps 250 --scale 1.9 --low 0
+                                   --high 0.75 --repeats 3 --device auto --precision fp32]
 
-`ours` is maetok_lab.diffusion.sampling: the null pass inside the guidance interval only. `both
-passes` computes it on every step. `authors' caller` doubles the batch before a sampler that doubles
-it again (but skips outside the interval), and throws half of the images away, as the script beside
-the released SiT does. Weights are random: only their cost matters.
+`ours` is maetok_lab.diffusion.sampling: the null pass inside the guidance interval only.
+`both passes` computes it on every step. `authors' caller` doubles the batch before a sampler
+that doubles it again (but skips outside the interval), and throws half of the images away, as
+the script beside the released SiT does. Weights are random: only their cost matters.
 """
 
 import argparse
@@ -27,17 +25,17 @@ from maetok_lab.hints import choose
 from maetok_lab.rng import generator, seeds_for
 from maetok_lab.tokenizer.model import TOKENIZERS
 
-AGREEMENT = {
-    "fp32": 1e-4,
-    "bf16": 0.05,
-}  # largest difference over the outputs' std: rounding differs with the batch size
+# largest difference over the outputs' std: rounding differs with the batch size
+AGREEMENT = {"fp32": 1e-4, "bf16": 0.05}
 
 
 class Counted:
     """A model that counts the rows it is asked for."""
 
     def __init__(self, model: Callable[..., Tensor]):
-        self.model, self.num_classes, self.rows = model, model.num_classes, 0
+        self.model = model
+        self.num_classes = model.num_classes
+        self.rows = 0
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         self.rows += len(x_t)
@@ -70,15 +68,14 @@ def both_passes(
 def authors_caller(
     model: Counted, noise: Tensor, labels: Tensor, num_steps: int, guidance: Guidance
 ) -> Tensor:
-    """Their script doubles noise and labels, their sampler doubles again where it guides: 2B rows
-    outside, 4B inside.
+    """Their script doubles noise and labels, their sampler again where it guides.
+
+    2B rows outside the interval, 4B inside.
     """
-    count = len(noise)
-    noise, labels = (
-        noise.repeat(2, 1, 1),
-        torch.cat([labels, torch.full_like(labels, model.num_classes)]),
-    )
-    return _their_sampler(model, noise, labels, num_steps, guidance)[:count]
+    doubled = noise.repeat(2, 1, 1)
+    null = torch.full_like(labels, model.num_classes)
+    both = torch.cat([labels, null])
+    return _their_sampler(model, doubled, both, num_steps, guidance)[: len(noise)]
 
 
 def _their_sampler(
@@ -101,8 +98,9 @@ CALLERS = {"ours": ours, "both passes": both_passes, "authors' caller": authors_
 
 
 def make_model(preset: str, device: torch.device) -> DiffusionTransformer:
-    """A preset at its tokenizer's token count, every weight random: a fresh model says zero,
-    whatever it is asked.
+    """A preset at its tokenizer's token count, every weight random.
+
+    A fresh model says zero, whatever it is asked.
     """
     latents = TOKENIZERS.get(preset, TOKENIZERS["maetok-b-128"])
     sizes = {
@@ -127,10 +125,12 @@ def compare(
     repeats: int,
     tolerance: float,
 ) -> list[dict[str, str]]:
-    """Rows an image and the median seconds of every caller, alternating. SystemExit where their
-    outputs differ.
+    """Rows an image and the median seconds of every caller, alternating.
+
+    SystemExit where their outputs differ.
     """
-    rows, outputs = {}, {}
+    rows = {}
+    outputs = {}
 
     def call(name: str) -> None:
         model.rows = 0
@@ -179,10 +179,8 @@ def main(words: list[str] | None = None) -> None:
     """Print the setting and a Markdown table."""
     options = arguments(words)
     device = pick_device(options.device)
-    precision, guidance = (
-        pick_precision(device, options.precision),
-        Guidance(options.scale, options.low, options.high),
-    )
+    precision = pick_precision(device, options.precision)
+    guidance = Guidance(options.scale, options.low, options.high)
     model = make_model(options.preset, device)
     noise = draw_noise(
         seeds_for(0, options.batch), model.num_tokens, model.latent_dim, device=device

@@ -1,11 +1,10 @@
-"""How long the mask studio takes from a move of its slider to the new pictures, in the process that
-computes them.
+"""How long the mask studio takes from a move of its slider to the new pictures.
 
     python benchmarks/studio.py --preset tiny --moves 200
 
-Prints median and 95th percentile in milliseconds, and how many reconstructions ten quick moves
-cost. An untrained tokenizer costs what a trained one does. A GPU changes little at `tiny`: most of
-it is encoding PNGs and one image.
+Prints median and 95th percentile in milliseconds, in the process that computes the pictures,
+and how many reconstructions ten quick moves cost. An untrained tokenizer costs what a trained
+one does. A GPU changes little at `tiny`: most of it is encoding PNGs and one image.
 """
 
 import argparse
@@ -49,22 +48,23 @@ def reconstructions_of_ten(studio: MaskStudio) -> int:
 
 
 def main() -> None:
+    """Print the setting and three lines of numbers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="tiny", choices=sorted(TOKENIZERS))
     parser.add_argument("--moves", type=int, default=200)
     parser.add_argument("--device", default="auto")
-    asked = parser.parse_args()
-    device, model = pick_device(asked.device), TOKENIZERS[asked.preset]
-    images = open_images("emoji", split="val", image_size=model.image_size).batch(torch.arange(64))[
-        0
-    ]
+    options = parser.parse_args()
+    device = pick_device(options.device)
+    model = TOKENIZERS[options.preset]
+    val = open_images("emoji", split="val", image_size=model.image_size)
+    images, _ = val.batch(torch.arange(64))
     decoders = {"hog": AuxiliaryDecoder(AuxiliaryConfig(), model).eval().to(device)}
     distance = make_perceptual(LossConfig(perceptual="squeezenet")).to(device)
     studio = MaskStudio(Tokenizer(model).to(device), images, decoders=decoders, distance=distance)
     assert studio.view
     moves_one_by_one(studio, 10)
-    milliseconds = 1000 * moves_one_by_one(studio, asked.moves)
-    print(f"{describe(device, 'fp32')}, preset {asked.preset}, {asked.moves} moves")
+    milliseconds = 1000 * moves_one_by_one(studio, options.moves)
+    print(f"{describe(device, 'fp32')}, preset {options.preset}, {options.moves} moves")
     print(
         f"median {np.median(milliseconds):.0f} ms, "
         f"95th percentile {np.percentile(milliseconds, 95):.0f} ms"

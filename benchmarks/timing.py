@@ -1,4 +1,4 @@
-"""What the benchmarks share: calls timed in turns in one process, and the memory that they took."""
+"""What the benchmarks share: calls timed in turns in one process, and their memory."""
 
 import resource
 import statistics
@@ -12,8 +12,9 @@ import torch
 def seconds_in_turns(
     calls: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[str, float]:
-    """The median seconds of every call over `repeats` rounds, in each of which every call has its
-    turn; one round warms up.
+    """The median seconds of every call over `repeats` rounds; one more round warms up.
+
+    In each round every call has its turn.
     """
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 1):

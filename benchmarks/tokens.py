@@ -1,11 +1,11 @@
-"""What 1024 tokens cost a diffusion transformer against 128: FLOPs, and passes in turns in one run.
+"""What 1024 tokens cost a diffusion transformer against 128: FLOPs, and passes in turns.
 
-    python benchmarks/tokens.py [--preset tiny --tokens 128 1024 --batch 4 --repeats 5 --device auto
-    --precision auto]
+    python benchmarks/tokens.py [--preset tiny --tokens 128 1024 --batch 4 --repeats 5
+                                 --device auto --precision auto]
 
-At 512 px the paper generates 3.12 images/s from 128 tokens and 0.1 from 1024 on an A100 (section
-4.5): 31 times. This says how much of it the transformer itself accounts for. Weights are random;
-sampling is so many passes, so the ratio is a sampling's.
+At 512 px the paper generates 3.12 images/s from 128 tokens and 0.1 from 1024 on an A100
+(section 4.5): 31 times. This says how much of it the transformer itself accounts for. Weights
+are random; sampling is so many passes, so the ratio is a sampling's.
 """
 
 import argparse
@@ -44,7 +44,8 @@ def main(words: list[str] | None = None) -> None:
     options = arguments(words)
     device = pick_device(options.device)
     precision = pick_precision(device, options.precision)
-    config, calls = choose(options.preset, DIFFUSION, "preset"), {}
+    config = choose(options.preset, DIFFUSION, "preset")
+    calls = {}
     for count in options.tokens:
         model = (
             DiffusionTransformer(config, num_tokens=count, latent_dim=LATENT_DIM, num_classes=1000)

@@ -30,7 +30,7 @@ SMALLEST = {
 }
 
 
-SLOW = ("ladder.py",)  # over ten seconds; its parts are tested in workflow/test_ladder.py
+SLOW = ("ladder.py",)  # over ten seconds; its parts are tested in experiments/test_ladder.py
 
 
 def columns(line):

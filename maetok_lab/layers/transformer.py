@@ -40,7 +40,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
-        """x (B, S, D) -> (B, S, D); `rotation` turns q and k (see layers.positions)."""
+        """x (B, S, D) -> (B, S, D); `rotation` turns q and k (see `layers.grid`)."""
         qkv = rearrange(self.qkv(x), "b s (three h d) -> three b h s d", three=3, h=self.num_heads)
         q, k, v = qkv  # each (B, heads, S, head_dim)
         # under autocast a norm may give float32, but the fused kernel wants one dtype

@@ -1,4 +1,4 @@
-"""Each check has a plain verdict, and says what to do about what it verdict."""
+"""Each check has a plain verdict, and says what to do about what it met."""
 
 import shutil
 import subprocess
