@@ -1,13 +1,16 @@
 """Images/s of a tokenizer's training step, and the share of its time that every part takes.
 
-    python benchmarks/tokenizer_step.py [--presets tiny small --rung all --batch 32 --device cpu]
-    python benchmarks/tokenizer_step.py --presets maetok-b-128 --batch 2 --random-weights FOLDER
+    python benchmarks/tokenizer_step.py [--presets tiny small --rung all --batch 32
+                                         --device cpu]
+    python benchmarks/tokenizer_step.py --presets maetok-b-128 --batch 2
+                                        --random-weights FOLDER
 
-The whole step is timed, then the same step without adversary, without perceptual term, and without
-targets, in turns: each difference is the share of what was left out. Teachers, encoder and decoder
-are timed on their own, forward and backward; "rest" is what remains (optimizer, average, drawing).
-Pictures are random and already decoded: reading them is not in it. Every step is that of a first
-pass through the images: what a teacher remembers on a CPU is forgotten before it.
+The whole step is that of the training loop (`training.loop.training_step`). It is timed, then
+the same step without adversary, without perceptual term, and without targets, in turns: each
+difference is the share of what was left out. Teachers, encoder and decoder are timed on their
+own, forward and backward; "rest" is what remains (optimizer, average, drawing). Pictures are
+random and already decoded: reading them is not in it. Every step is that of a first pass
+through the images: what a teacher remembers on a CPU is forgotten before it.
 """
 
 import argparse
@@ -33,7 +36,8 @@ from maetok_lab.training.presets import LADDER, TOKENIZER_TRAINING, ladder_train
 def main(words: list[str] | None = None) -> None:
     """One row a preset."""
     options = arguments(words)
-    device, rows = pick_device(options.device), []
+    device = pick_device(options.device)
+    rows = []
     for preset in options.presets:
         config = training(preset, options, pick_precision(device))
         print(
@@ -76,8 +80,9 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
 
 
 def training(preset: str, options: argparse.Namespace, precision: str) -> TokenizerTraining:
-    """The preset's training; at the small sizes with all that decoder tuning has too: a rung's
-    targets, the perceptual term.
+    """The preset's training.
+
+    At the small sizes with all that decoder tuning has too: a rung's targets, the perceptual term.
     """
     if preset.startswith("maetok"):
         config = TOKENIZER_TRAINING[preset]
@@ -98,7 +103,8 @@ def with_random_weights(config: TokenizerTraining, folder: Path) -> TokenizerTra
         else target
         for target in config.targets
     )
-    critic, vgg = timm_file("timm:vit_small_patch16_224.dino", folder), folder / "vgg16.safetensors"
+    critic = timm_file("timm:vit_small_patch16_224.dino", folder)
+    vgg = folder / "vgg16.safetensors"
     if not vgg.exists():
         from torchvision.models import vgg16
 
@@ -174,7 +180,7 @@ class Parts:
     def encoder(self) -> None:
         """Forward and backward."""
         with autocast(self.device, self.config.precision):
-            latents = self.task.averaged.posterior(self.images, mask=self.mask).mean
+            latents = self.task.model.posterior(self.images, mask=self.mask).mean
         latents.float().square().mean().backward()
 
     def decoder(self) -> None:
@@ -183,7 +189,7 @@ class Parts:
         shape = (len(self.images), model.num_latent_tokens, model.latent_dim)
         latents = torch.ones(shape, device=self.device, requires_grad=True)
         with autocast(self.device, self.config.precision):
-            reconstructions = self.task.averaged.decode(latents)
+            reconstructions = self.task.model.decode(latents)
             loss = pixel_loss(self.config.losses, reconstructions, self.images)
         loss.backward()
 
@@ -200,9 +206,7 @@ class Parts:
             return self.state.emas["ema"].module(self.images)
 
     def measure(self, repeats: int) -> dict[str, object]:
-        """Images/s of the whole step and of reconstruction, the parts' shares of the step, peak
-        memory.
-        """
+        """Images/s of the step and of reconstruction, the parts' shares of it, peak memory."""
         there = [name for name in ("adversary", "perceptual", "auxiliary") if self.whole[name]]
         less = [there[: n + 1] for n in range(len(there))]  # one part after the other is left out
         calls = {"whole": self.step()} | {

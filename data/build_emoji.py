@@ -1,12 +1,11 @@
 """Build data/emoji.parquet, the shipped set of emoji artwork, from three npm packages.
 
-python data/build_emoji.py [FOLDER]                the 64-px set without skin tones ->
-data/emoji.parquet python data/build_emoji.py [FOLDER] --skin-tones   with skin tones ->
-data/cache/emoji-skin-tones.parquet
+    python data/build_emoji.py [FOLDER]                -> data/emoji.parquet, 64 px
+    python data/build_emoji.py [FOLDER] --skin-tones   -> data/cache/emoji-skin-tones.parquet
 
-FOLDER has the packages' tarballs, or gets them through `npm pack`. Same packages, same pixels, same
-order, same split: the content hash covers decoded pixels and metadata, so another WebP encoder does
-not change it.
+FOLDER has the packages' tarballs, or gets them through `npm pack`. Same packages, same pixels,
+same order, same split: the content hash covers decoded pixels and metadata, so another WebP
+encoder does not change it.
 """
 
 import argparse
@@ -48,7 +47,8 @@ EXPECTED = {  # set -> (images, content hash)
     "plain": (5363, "60c316600804d28729f7b6dd5181fc234b984efb8ef15d58ceb779f4b763c8a7"),
     "skin-tones": (7261, "4df450c87e015d81d42dfb2563d7caa185d704a56b6238a21735008a99c46a8c"),
 }
-PEOPLE_CAP = 3000  # images of People & Body in the set with skin tones; all the others are 4,261
+# images of People & Body in the set with skin tones; all the others are 4,261
+PEOPLE_CAP = 3000
 # root mean square difference (0..255, at 16 px) below which two emoji of one style are look-alikes
 NEAR = 16.0
 TONES = {
@@ -65,8 +65,9 @@ COLOURS = re.compile(
 
 # ---- packages ----
 def open_packages(folder: Path) -> list[tarfile.TarFile]:
-    """Open the three tarballs in folder, fetching the missing ones; each must have its known
-    sha256.
+    """Open the three tarballs in folder, fetching those that are missing.
+
+    Each must have its known sha256.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for package, (tarball, sha256) in PACKAGES.items():
@@ -161,10 +162,10 @@ def look_alike_groups(records: list[dict], frame: pd.DataFrame) -> dict[str, str
 
 
 def assign_splits(records: list[dict], groups: dict[str, str]) -> dict[str, str]:
-    """Map name -> split: in each category, groups in the order of their sha256 fill test, then val,
-    with 10% each.
+    """Map name -> split.
 
-    A group of more than 5% of its category goes to train.
+    In each category groups, in the order of their sha256, fill test, then val, with 10% each. A
+    group of more than 5% of its category goes to train.
     """
     category = {record["short_name"]: record["category"] for record in records}
     names, sizes = Counter(category.values()), Counter(groups.values())
@@ -203,8 +204,9 @@ def variants(record: dict, *, skin_tones: bool) -> list[tuple[str, str, str]]:
 def collect(
     archives: list[tarfile.TarFile], *, skin_tones: bool
 ) -> tuple[pd.DataFrame, list[dict]]:
-    """Decode every wanted picture once, in the order of emoji.json and of the styles; exact copies
-    are dropped.
+    """Decode every picture once, in the order of emoji.json and of the styles.
+
+    Exact copies are dropped.
     """
     images = [
         read_members(archives[0], "package/img/google/64/"),
@@ -244,8 +246,9 @@ def collect(
 
 
 def cap_people(frame: pd.DataFrame) -> pd.DataFrame:
-    """Keep all plain People and as many of their skin tones, in the order of a hash, as PEOPLE_CAP
-    allows.
+    """Keep all plain People, and as many of their skin tones as PEOPLE_CAP allows.
+
+    They are taken in the order of a hash.
     """
     people = frame["category"] == "People & Body"
     toned = frame[people & (frame["tone"] != "")]

@@ -4,8 +4,8 @@
 
 The main job's trainings (preset `tiny`, seed 0), with the semantic target beside HOG and more
 steps: half an hour on two quiet cores, less what is in the runs folder already. The models are
-rounded to fp16, and scored as they are shipped: index.json has the scores with their protocol, the
-sha256 of every file, and what the trainings record about themselves.
+rounded to fp16, and scored as they are shipped: index.json has the scores with their protocol,
+the sha256 of every file, and what the trainings record about themselves.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from maetok_lab.data.caching import cached_latents
-from maetok_lab.data.images import ImageSource, open_images
+from maetok_lab.data.images import ImageSource, open_splits
 from maetok_lab.data.latents import LatentDataset, LatentSpace, load_latent_space
 from maetok_lab.device import pick_device, pick_precision
 from maetok_lab.diffusion.loading import export_diffusion, load_diffusion
@@ -33,15 +33,12 @@ from maetok_lab.runs.weights import SHIPPED
 from maetok_lab.tokenizer.loading import export_tokenizer, load_auxiliary, load_tokenizer
 from maetok_lab.training.diffusion import train_diffusion
 from maetok_lab.training.presets import DECODER_TUNING, diffusion_training, ladder_training
-from maetok_lab.widgets.live import LiveTraining
+from maetok_lab.widgets.live import follow_to_end
 
 LABELS = "category-style"
 RUNG = "all"
-STEPS = {
-    "tokenizer": 5600,
-    "decoder": 1500,
-    "diffusion": 5400,
-}  # the main job has 1400, 500 and 1800
+# the main job has 1400, 500 and 1800
+STEPS = {"tokenizer": 5600, "decoder": 1500, "diffusion": 5400}
 SAMPLING = {"num_steps": 40, "guidance": Guidance(3.0, 0.0, 0.75)}
 
 
@@ -50,12 +47,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", help="folder of its runs; runs/ beside the library by default")
     root = runs_root(parser.parse_args().runs)
-    images = {
-        split: open_images("emoji", split=split, image_size=32, labels=LABELS)
-        for split in ("train", "val", "test")
-    }
+    images = open_splits("emoji", image_size=32, labels=LABELS)
     masked, tuned = train_tokenizer(images, root)
-    tokenizer, latents = load_tokenizer(tuned.folder), {}
+    tokenizer = load_tokenizer(tuned.folder)
+    latents = {}
     for split in ("train", "test"):
         latents[split] = cached_latents(
             tokenizer.to(pick_device()),
@@ -96,10 +91,8 @@ def train_tokenizer(images: dict[str, ImageSource], root: Path) -> tuple[Run, Ru
         "precision": pick_precision(device),
         "num_steps": STEPS["tokenizer"],
     }
-    config, tuning = (
-        ladder_training("tiny", RUNG, **changes),
-        DECODER_TUNING["tiny"] | {"num_steps": STEPS["decoder"]},
-    )
+    config = ladder_training("tiny", RUNG, **changes)
+    tuning = DECODER_TUNING["tiny"] | {"num_steps": STEPS["decoder"]}
     return train_both_stages(
         "pretrained-tokenizer",
         config,
@@ -117,11 +110,10 @@ def train_generator(latents: dict[str, LatentDataset], num_classes: int, root: P
     changes = {"precision": pick_precision(device), "num_steps": STEPS["diffusion"]}
     config = diffusion_training("tiny", latents["train"], num_classes=num_classes, **changes)
     run = Run.open("pretrained-diffusion", config, root=root, parents=[latents["train"].run])
-    live = LiveTraining("diffusion")
-    for record in train_diffusion(
+    training = train_diffusion(
         config, latents["train"], run, validation=latents["test"], cpu=device.type == "cpu"
-    ):
-        live.update(record)
+    )
+    follow_to_end(training, "diffusion")
     return run
 
 
@@ -131,10 +123,12 @@ def export(tuned: Run, cache: Run, diffusion: Run) -> None:
         "Preset `tiny` of maetok_lab on its shipped emoji artwork (32 px), "
         "made by data/build_pretrained.py."
     )
-    tokenizer, half = load_tokenizer(tuned.folder), torch.float16
+    tokenizer = load_tokenizer(tuned.folder)
+    half = torch.float16
     auxiliary = load_auxiliary(tuned.folder)
     export_tokenizer(tokenizer, SHIPPED / "tokenizer", about=about, auxiliary=auxiliary, dtype=half)
-    space, model = load_latent_space(cache.folder), load_diffusion(diffusion.folder)
+    space = load_latent_space(cache.folder)
+    model = load_diffusion(diffusion.folder)
     export_diffusion(
         model, SHIPPED / "diffusion", space=space, tokenizer=tokenizer, about=about, dtype=half
     )
@@ -143,15 +137,12 @@ def export(tuned: Run, cache: Run, diffusion: Run) -> None:
 def score(seed: int) -> dict[str, object]:
     """What the shipped files give on test images, each with its protocol."""
     device = pick_device()
-    tokenizer, space = (
-        load_tokenizer("shipped/tokenizer").to(device),
-        load_latent_space("shipped/diffusion"),
-    )
+    tokenizer = load_tokenizer("shipped/tokenizer").to(device)
+    space = load_latent_space("shipped/diffusion")
     size = tokenizer.config.image_size
-    test, train = (
-        open_images("emoji", split=split, image_size=size, labels=LABELS)
-        for split in ("test", "train")
-    )
+    images = open_splits("emoji", image_size=size, labels=LABELS, splits=("train", "test"))
+    test = images["test"]
+    train = images["train"]
     rebuilt = evaluate_reconstruction(
         tokenizer, test, protocol=EvalProtocol(task="reconstruction"), device=device
     )
@@ -164,16 +155,14 @@ def score(seed: int) -> dict[str, object]:
 def generation(tokenizer, space: LatentSpace, test, train, seed: int):
     """KID of guided samples, of the test images' classes, to the test images."""
     device = pick_device()
-    net, model = (
-        load_net("efficientnet_lite2", input_size=128).to(device),
-        load_diffusion("shipped/diffusion").to(device),
-    )
+    net = load_net("efficientnet_lite2", input_size=128).to(device)
+    model = load_diffusion("shipped/diffusion").to(device)
     samples = generate(model, tokenizer, space.to(device), test.labels, seed=seed + 1, **SAMPLING)
-    picked = torch.linspace(0, len(train) - 1, len(test)).long()
+    spread = torch.linspace(0, len(train) - 1, len(test)).long()
     pictures = {
         "samples": samples,
         "test": test.batch(torch.arange(len(test)))[0],
-        "train": train.batch(picked)[0],
+        "train": train.batch(spread)[0],
     }
     sets = {name: make_reference(images, net, name=name) for name, images in pictures.items()}
     guidance = SAMPLING["guidance"]

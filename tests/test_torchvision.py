@@ -31,7 +31,8 @@ def test_the_real_timm_runs_a_model():
 def test_calling_twice_is_harmless():
     library = make_importable()
     assert make_importable() is library
-    make_importable.__wrapped__()  # even without the cache: the operators are there, nothing is declared again
+    # even without the cache: the operators are there, nothing is declared again
+    make_importable.__wrapped__()
     assert hasattr(torch.ops.torchvision, "nms")
 
 

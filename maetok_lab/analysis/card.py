@@ -5,7 +5,8 @@ a masked one, because NLL after standardising also rewards low rank and undertra
 shows the dimensions kept, NLL per dimension, and the PSNR of the latents beside it, and
 `card_correlation` asks the runs themselves.
 
-`diffusability_card` puts the entries together; each group of them is made by one function below it.
+`diffusability_card` puts the entries together; what is measured here is made by one function a
+group below it.
 """
 
 import dataclasses

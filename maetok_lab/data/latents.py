@@ -1,4 +1,5 @@
-"""Cached latent tokens with labels and statistics, bound to the tokenizer that made them.
+"""Cached latent tokens with labels and statistics, bound to the tokenizer that made them
+(`identity.same_weights` and `identity.check_owner` say whether one is).
 
 A cache is a run. Its shards (see data.shards) are written one by one, by all processes: a stopped
 caching goes on with those that are missing. View 0 is the image, view 1 its mirror image.

@@ -16,8 +16,10 @@ from maetok_lab.hints import choose
 from maetok_lab.rng import generator
 
 Method = Literal["euler", "heun", "euler_maruyama", "dopri5"]
-Model = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_t, t, labels) -> velocity
-LAST_NOISY_TIME = 0.04  # the release's Euler-Maruyama goes from here to 0 in one step without noise
+# (x_t, t, labels) -> velocity; with guidance it needs `num_classes`, its null label
+Model = Callable[[Tensor, Tensor, Tensor], Tensor]
+# From here (before a time shift) the release's Euler-Maruyama goes to 0 without noise.
+LAST_NOISY_TIME = 0.04
 
 
 # ---- guidance ----

@@ -79,8 +79,9 @@ def write_checkpoint(
         subject = f"the checkpoint of step {step}"
         raise not_written(subject, run_folder, size, problem, remains) from problem
 
-    # a step is saved again after a resume from the checkpoint before it
-    shutil.rmtree(folder, ignore_errors=True)
+    # a damaged checkpoint of this step may be there: it goes as a whole before the new one comes
+    if folder.exists():
+        delete_checkpoint(run_folder, step)
     os.replace(temporary, folder)
     return folder
 

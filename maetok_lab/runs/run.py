@@ -1,9 +1,9 @@
 """Own one run folder: config, provenance, metrics, checkpoints, lock.
 
     runs/NAME/config.json provenance.json metrics.jsonl checkpoints/step-0000100/ samples/
-              tensorboard/ notebook.ipynb summary.json
+              milestones.json tensorboard/ summary.json and, while it is written, lock
 
-Everything is written under a temporary name and renamed, so a reader never meets half a file.
+Everything but logs is written under a temporary name and renamed: no reader meets half a file.
 `summary.json` is written last, and its presence means that the run finished. Nothing that is loaded
 from a run can execute code: safetensors and JSON.
 """
@@ -81,8 +81,8 @@ class Run:
         the fields that differ), RunLocked when another live process writes it, OSError for a folder
         that cannot be written.
         """
-        # what identifies the run; a changed save interval, say, does not change the fingerprint
         folder = runs_root(root) / checked_name(name)
+        # what identifies the run: a changed save interval, say, does not change the fingerprint
         record = {
             "class": type(config).__name__,
             "fingerprint": fingerprint(config),
@@ -159,7 +159,7 @@ class Run:
         """Give up the lock; the run can be continued later."""
         self._events.close()
         if self._lock:
-            # force: an opening of before, in a notebook's cell that was interrupted, still counts
+            # force: a lease counts how often it was taken, and a cell that was interrupted left one
             self._lock.release(force=True)
             self._lock = None
 
@@ -256,10 +256,10 @@ class Run:
         return [step for step in self.checkpoint_steps()[:-keep] if step not in milestones]
 
     def remove_checkpoint(self, step: int) -> None:
-        """Delete a checkpoint."""
+        """Delete a checkpoint, milestone or not: `superseded` says which may go."""
         delete_checkpoint(self.folder, step)
 
-    def weights_hash(self) -> str | None:
+    def checkpoint_hash(self) -> str | None:
         """A hash of the newest checkpoint, None without one: what a child run records."""
         steps = self.checkpoint_steps()
         if not steps:
@@ -316,5 +316,5 @@ def _parent(run: Run) -> dict[str, Any]:
     return {
         "run": run.name,
         "fingerprint": run.fingerprint,
-        "checkpoint_sha256": run.weights_hash(),
+        "checkpoint_sha256": run.checkpoint_hash(),
     }

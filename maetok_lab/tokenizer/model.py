@@ -1,4 +1,4 @@
-"""The tokenizer: images <-> latent tokens. Its sizes by the paper's names are in `TOKENIZERS`."""
+"""The tokenizer: images <-> latent tokens. Named sizes, to the paper's: `TOKENIZERS`."""
 
 import dataclasses
 

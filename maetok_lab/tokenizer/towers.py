@@ -315,17 +315,17 @@ class LatentDecoder(nn.Module):
 
         # The mask tokens differ by their positions only; latents have learned ones of their own.
         # Autocast gives x in bf16 and leaves parameters in float32; the sequence has one dtype.
-        queries = self.positions.embed(self.mask_token.expand(len(x), patches, -1), grid)
-        memory = x + self.latent_positions
+        mask_tokens = self.positions.embed(self.mask_token.expand(len(x), patches, -1), grid)
+        latent_tokens = x + self.latent_positions
         rotations = self.positions.rotations(grid, after=x.shape[1], device=x.device)
-        x = torch.cat([queries.to(x.dtype), memory.to(x.dtype)], dim=1)
+        x = torch.cat([mask_tokens.to(x.dtype), latent_tokens.to(x.dtype)], dim=1)
 
         for block, rotation in zip(self.blocks, rotations):
             if isinstance(block, ModulatedBlock):
                 x = block(x, latents, rotation)
             else:
                 x = block(x, rotation)
-        # each position is normalised by itself: the latents' may be left out before
+        # LayerNorm works position by position, so the latents are cut off before it
         return self.norm(x[:, :patches])
 
 

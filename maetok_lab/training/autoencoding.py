@@ -97,7 +97,8 @@ class TokenizerTraining:
 class Objective(nn.Module):
     """Tokenizer and auxiliary decoders as one module that turns a batch into named loss terms."""
 
-    frozen = ("encoder.", "to_latents.")  # what makes latents, and stands still in decoder tuning
+    # What makes latents, and stands still in decoder tuning: these names' tensors.
+    makes_latents = ("encoder.", "to_latents.")
 
     def __init__(self, config: TokenizerTraining):
         super().__init__()
@@ -110,7 +111,7 @@ class Objective(nn.Module):
         self.perceptual = make_perceptual(config.losses)
         if config.trains == "decoder":
             for name, parameter in self.tokenizer.named_parameters():
-                parameter.requires_grad_(not name.startswith(self.frozen))
+                parameter.requires_grad_(not name.startswith(self.makes_latents))
 
     def train(self, mode: bool = True) -> "Objective":
         """Train mode, but for an encoder that is frozen: it must give the latents it will give."""
@@ -207,21 +208,22 @@ class TokenizerTask:
         """Fresh weights, or for decoder tuning the parent's averages."""
         config = self.config
         self.module = Objective(config).to(device)
-        self.averaged = self.module.tokenizer
-        self.trained = {"tokenizer": self.averaged, "auxiliary": self.module.auxiliary}
+        self.model = self.module.tokenizer
+        self.trained = {"tokenizer": self.model, "auxiliary": self.module.auxiliary}
         self.autocast = autocast(device, config.precision)
-        self.frozen = {}
+        self.latent_weights = {}  # the parent's, in decoder tuning
         if config.trains == "decoder":
             weights = parent_weights(config, self.parent)
-            self.averaged.load_state_dict(weights)
-            frozen = Objective.frozen
-            self.frozen = {name: weights[name] for name in weights if name.startswith(frozen)}
+            self.model.load_state_dict(weights)
+            for name, value in weights.items():
+                if name.startswith(Objective.makes_latents):
+                    self.latent_weights[name] = value
         self.adversary = Adversary(config, device) if config.losses.adversarial else None
 
     def compile(self) -> None:
         """Compile every transformer."""
-        self.averaged.encoder.compile()
-        self.averaged.decoder.compile()
+        self.model.encoder.compile()
+        self.model.decoder.compile()
         for decoder in self.module.auxiliary.values():
             decoder.decoder.compile()
 
@@ -263,7 +265,8 @@ class TokenizerTask:
         in U(0, 1) for each image. -> (batch_size, N, C), or None where nothing takes it
         """
         config = self.config
-        if config.trains == "all" and config.model.bottleneck == "ae":
+        posterior = config.trains == "all" and config.model.bottleneck == "kl"
+        if not posterior and not config.latent_noise:
             return None
         draws = generator(config.seed, "latent-noise", step, device=device)
         shape = (config.batch_size, config.model.num_latent_tokens, config.model.latent_dim)
@@ -288,7 +291,8 @@ class TokenizerTask:
         # What the discriminator thinks is weighed against the terms that compare pixels.
         compared = {name: terms[name] for name in ("pixel", "perceptual") if name in terms}
         reconstruction_loss = total_loss(compared, weights)
-        last_layer = self.averaged.to_pixels.weight
+        # Balanced at the layer that gives pixels, as in the release; `refine` only smooths them.
+        last_layer = self.model.to_pixels.weight
         opposed = self.adversary.oppose(reconstructions, reconstruction_loss, last_layer, part)
         if opposed:
             terms["adversarial"] = opposed["adversarial"]
@@ -340,10 +344,10 @@ class TokenizerTask:
     def checkpoint(self, emas: Mapping[str, Ema]) -> tuple[dict[str, Any], dict[str, Any]]:
         """All weights; RuntimeError if something moved that decoder tuning must leave alone."""
         # Caches and diffusion models are bound to latents that must not change any more.
-        for module in (self.averaged, emas["ema"].module):
+        for module in (self.model, emas["ema"].module):
             weights = module.state_dict()
             moved = []
-            for name, value in self.frozen.items():
+            for name, value in self.latent_weights.items():
                 if not torch.equal(weights[name].cpu(), value):
                     moved.append(name)
             if moved:
@@ -351,7 +355,7 @@ class TokenizerTask:
                     "decoder tuning moved what makes the latents: "
                     f"{', '.join(moved[:5])} of {len(moved)} tensors"
                 )
-        groups = {"model": self.averaged.state_dict()}
+        groups = {"model": self.model.state_dict()}
         if self.module.auxiliary:
             groups["auxiliary"] = self.module.auxiliary.state_dict()
         if self.adversary is None:
@@ -361,17 +365,15 @@ class TokenizerTask:
 
     def load(self, checkpoint: Checkpoint) -> None:
         """The inverse of `checkpoint`."""
-        self.averaged.load_state_dict(checkpoint.tensors["model"])
+        self.model.load_state_dict(checkpoint.tensors["model"])
         self.module.auxiliary.load_state_dict(checkpoint.tensors.get("auxiliary", {}))
         if self.adversary:
             self.adversary.load(checkpoint)
 
     def summary(self, emas: Mapping[str, Ema], step: int, run: Run) -> dict[str, float]:
         """The last logged value of every loss."""
-        table = run.metrics("train")
-        if table.empty:
-            return {}
-        return {name: float(value) for name, value in table.iloc[-1].items() if name != "split"}
+        table = run.metrics("train").drop(columns=["step", "images", "split", "skipped"])
+        return {name: float(value) for name, value in table.iloc[-1].items()}
 
 
 def parent_weights(config: TokenizerTraining, parent: Run | None) -> dict[str, torch.Tensor]:

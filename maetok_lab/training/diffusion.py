@@ -145,7 +145,7 @@ class DiffusionTask:
             latent_dim=self.latents.latent_dim,
             num_classes=config.num_classes,
         ).to(device)
-        self.averaged = self.module
+        self.model = self.module
         self.trained = {"model": self.module}
         self.autocast = autocast(device, config.precision)
 

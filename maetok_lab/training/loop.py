@@ -2,8 +2,8 @@
 
     for record in train(task, run): ...
 
-A task (`training.tokenizer`, `training.diffusion`) says what its batch is, what its named losses
-are and what its checkpoint holds.
+A task (`autoencoding.TokenizerTask`, `diffusion.DiffusionTask`) says what its batch is, what its
+named losses are and what its checkpoint holds.
 """
 
 import contextlib
@@ -69,7 +69,7 @@ class Task(Protocol):
     config: TrainingConfig
     module: nn.Module  # one forward pass for all that is trained, so that DDP sees one
     trained: dict[str, nn.Module]  # what the optimizers move, by name
-    averaged: nn.Module  # what averages are kept of
+    model: nn.Module  # the weights that checkpoints and averages are of
     ema_decays: dict[str, float]  # of each average, by the name of its group in checkpoints
     every_weight_has_a_gradient: bool  # else DDP has to look for those that have none
 
@@ -147,7 +147,7 @@ class State:
         self.engine = engine
         self.optimizers = make_optimizers(config.optimizer, task.trained)
         self.parameters = moved_parameters(self.optimizers.values())
-        self.emas = {name: Ema(task.averaged, decay) for name, decay in task.ema_decays.items()}
+        self.emas = {name: Ema(task.model, decay) for name, decay in task.ema_decays.items()}
         self.guard = Guard()
         self.step = 0
         self.forward = task.module
@@ -170,8 +170,8 @@ class State:
 
     def settle(self, terms: Terms) -> None:
         """Hear of skipped steps. Raises NonFiniteTraining after too many in a row."""
-        self.guard.settle(self.step - 1, terms)
-        self.task.settle(self.step - 1, terms)
+        self.guard.settle(self.step, terms)
+        self.task.settle(self.step, terms)
 
 
 def train(
@@ -210,11 +210,13 @@ def train(
         record = write_down(state, terms, run)
         yield record
         # Whoever takes the record may ask to stop: then the same call later goes on from here.
+        is_saved = is_due(config, state.step, config.save_every)
         if record.stops(engine.num_processes):
-            state.settle(terms)
-            state.save(run)
+            if not is_saved:
+                state.settle(terms)
+                state.save(run)
             return
-        if is_due(config, state.step, config.save_every) and finish_early(state, run, stop_when):
+        if is_saved and finish_early(state, run, stop_when):
             return
     if writes:
         facts = {"steps": state.step, "images": state.step * config.batch_size}
@@ -268,8 +270,8 @@ def training_step(state: State, batch: Any) -> Terms:
     parts = []
     for part in share.parts(config.accumulate):
         # Gradients of several processes meet once a step, with the last part.
-        last = part.part + 1 == part.num_parts
-        with contextlib.nullcontext() if last else engine.no_sync(state.forward):
+        waits = engine.no_sync(state.forward) if not part.is_last else contextlib.nullcontext()
+        with waits:
             loss, terms = task.loss(state.forward, batch, part)
             engine.backward(loss / config.accumulate)
         parts.append(terms)

@@ -1,4 +1,4 @@
-"""What moves the weights: optimizers, their rate over time, averages, and the guard."""
+"""What moves the weights: optimizers, their rate, EMA, and the guard that skips bad steps."""
 
 import copy
 import dataclasses
@@ -138,7 +138,7 @@ class Ema:
 
 
 class NonFiniteTraining(RuntimeError):
-    """Several steps in a row had a loss that is not a number."""
+    """Several steps in a row had no finite gradient."""
 
 
 class Guard:
@@ -170,7 +170,7 @@ class Guard:
         return bad
 
     def settle(self, step: int, terms: Mapping[str, torch.Tensor]) -> None:
-        """Read the counts off the device, after step `step` (0 is the first) with these terms.
+        """Read the counts off the device, after step `step` (1 is the first) with these terms.
 
         Raises NonFiniteTraining after too many skipped steps in a row.
         """
@@ -183,8 +183,9 @@ class Guard:
             means = {name: value.mean().item() for name, value in terms.items()}
             bad = {name: value for name, value in means.items() if not math.isfinite(value)}
             raise NonFiniteTraining(
-                f"{self.limit} steps in a row up to step {step} had no finite gradient; terms that "
-                f"are not finite: {bad or 'none'}. The newest checkpoint was written before them"
+                f"{longest} steps in a row, not later than step {step}, had no finite gradient; "
+                f"terms of that step that are not finite: {bad or 'none'}. "
+                "The newest checkpoint was written before them"
             )
 
 
@@ -195,7 +196,7 @@ def step_unless(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
         optimizer.found_inf = bad.float()  # the fused kernel's own way, made for gradient scalers
         optimizer.step()
         return
-    # Muon has no such way: what it changes is remembered, and put back.
+    # An optimizer that is not fused, as Muon, has no such way: what it changes is put back.
     parameters = moved_parameters([optimizer])
     before = [parameter.clone() for parameter in parameters]
     states = []

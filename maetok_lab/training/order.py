@@ -1,4 +1,4 @@
-"""Which items each step takes, in an order that the seed alone decides, and who has which."""
+"""Which items each step takes, in an order that the seed alone decides; which rows are whose."""
 
 import dataclasses
 import functools
@@ -20,30 +20,35 @@ class Share:
     engine: Accelerator
     step: int
     size: int  # of the global batch
-    part: int = 0
+    index: int = 0  # of the part
     num_parts: int = 1
 
     @property
     def rows(self) -> slice:
         """Rows of the global batch: dealt out to the processes one by one, like cards."""
         stride = self.engine.num_processes
-        return slice(self.engine.process_index + stride * self.part, None, stride * self.num_parts)
+        return slice(self.engine.process_index + stride * self.index, None, stride * self.num_parts)
 
     @property
     def local(self) -> slice:
         """The same rows, counted in what this process has of the batch."""
-        return slice(self.part, None, self.num_parts)
+        return slice(self.index, None, self.num_parts)
 
     def parts(self, count: int) -> "list[Share]":
         """This process's rows in `count` equal parts."""
-        return [dataclasses.replace(self, part=part, num_parts=count) for part in range(count)]
+        return [dataclasses.replace(self, index=index, num_parts=count) for index in range(count)]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it is the last part."""
+        return self.index + 1 == self.num_parts
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """The mean over processes."""
         return self.engine.reduce(value, "mean") if self.engine.num_processes > 1 else value
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=4)  # a batch may hold the end of an epoch and the next one's start
 def epoch_order(
     seed: int, epoch: int, count: int, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
@@ -118,7 +123,7 @@ def image_request(config: ReadingConfig, step: int, count: int, rows: slice) -> 
 
 def draw_scale_crops(count: int, *, generator: torch.Generator) -> torch.Tensor:
     """Rows of (scale, down, across), each in [0, 1], for `readers.scale_crop`. -> (count, 3)"""
-    draws = torch.rand(count, 3, generator=generator)
+    crops = torch.rand(count, 3, generator=generator)
     # The release makes the short side 1 to 1.25 times the crop, uniformly: scale is in [0.8, 1].
-    draws[:, 0] = 1 / (1 + 0.25 * draws[:, 0])
-    return draws
+    crops[:, 0] = 1 / (1 + 0.25 * crops[:, 0])
+    return crops

@@ -3,6 +3,8 @@
 for record in train_tokenizer(config, images, run): ...
 second = decoder_tuning(config, parent=run)
 for record in finetune_decoder(second, images, tuned, parent=run): ...
+
+What a step computes, from mask to loss, is in `autoencoding`.
 """
 
 from collections.abc import Iterator

@@ -56,7 +56,7 @@ def content(place: Path) -> str:
     """A run's fingerprint and weights, or a hash over the files of anything else."""
     if (place / "provenance.json").exists():
         run = Run(place)
-        return f"{run.fingerprint} {run.weights_hash()}"
+        return f"{run.fingerprint} {run.checkpoint_hash()}"
     files = [place]
     for folder, _, names in os.walk(place, followlinks=True):
         files += [Path(folder, name) for name in names]

@@ -6,8 +6,8 @@
         when it failed: notebook-failed.ipynb
 
 `summary.json` is written last, and its presence means finished: the same call then shows it and
-does nothing. Heavy state lives in the runs that a notebook makes, so a notebook that was stopped
-continues when it is run again.
+does nothing, unless code, parameters or inputs changed since (`stored_result`). Heavy state lives
+in the runs that a notebook makes, so one that was stopped continues when it is run again.
 """
 
 import contextlib

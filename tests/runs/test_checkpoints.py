@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from maetok_lab.identity import file_hash
 from maetok_lab.runs import Run
 from maetok_lab.runs import weights as weights_module
+from maetok_lab.runs.checkpoints import read_checkpoint, write_checkpoint
 from maetok_lab.runs.locks import RunLocked
 
 
@@ -100,7 +101,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(run):
 def test_a_run_without_checkpoints_has_none_to_load(run):
     assert run.load_checkpoint() is None
     assert run.checkpoint_steps() == []
-    assert run.weights_hash() is None
+    assert run.checkpoint_hash() is None
     with pytest.raises(ValueError, match=r"run a has no checkpoint of step 5; it has \[\]"):
         run.load_checkpoint(5)
 
@@ -224,12 +225,29 @@ def test_loading_never_unpickles(run, tmp_path, monkeypatch):
 
 def test_the_weights_hash_names_the_newest_weights(run, tmp_path):
     run.save_checkpoint(10, weights(1.0), {"note": 1})
-    first = run.weights_hash()
+    first = run.checkpoint_hash()
     run.save_checkpoint(20, weights(2.0), {})
-    assert run.weights_hash() != first
+    assert run.checkpoint_hash() != first
     with Run.open("b", Job(rate=2.0), root=tmp_path, parents=[run]) as child:
         child.save_checkpoint(5, weights(1.0), {"note": 2})
-        assert child.weights_hash() == first
+        assert child.checkpoint_hash() == first
         assert child.provenance["parents"] == [
-            {"run": "a", "fingerprint": run.fingerprint, "checkpoint_sha256": run.weights_hash()}
+            {"run": "a", "fingerprint": run.fingerprint, "checkpoint_sha256": run.checkpoint_hash()}
         ]
+
+
+def test_a_checkpoint_that_is_written_again_is_never_half_there(tmp_path, monkeypatch):
+    folder = tmp_path / "a"
+    write_checkpoint(folder, 2, {"model": {"w": torch.zeros(3)}}, {})
+    before = set(tmp_path.rglob("*"))
+
+    def killed(*paths):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("maetok_lab.runs.checkpoints.os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(folder, 2, {"model": {"w": torch.ones(3)}}, {})
+    monkeypatch.undo()
+    # the old one, whole: what was to come in its place has another name
+    assert before <= set(tmp_path.rglob("*"))
+    assert read_checkpoint(folder, 2, None).tensors["model"]["w"].sum() == 0

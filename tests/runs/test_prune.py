@@ -29,7 +29,7 @@ def trained(root, name, *, finished=True, steps=(10, 20, 30, 40), milestones=())
 def test_a_finished_run_keeps_its_newest_checkpoint_and_its_milestones(tmp_path):
     run = trained(tmp_path, "done", milestones=(20, 99))
     going = trained(tmp_path, "going", finished=False)
-    before = run.weights_hash()
+    before = run.checkpoint_hash()
     table = prunable(tmp_path)
     assert table[["run", "what"]].values.tolist() == [
         ["done", "checkpoint 10"],
@@ -43,7 +43,7 @@ def test_a_finished_run_keeps_its_newest_checkpoint_and_its_milestones(tmp_path)
     assert prune(table) == table["bytes"].sum()
     assert run.checkpoint_steps() == [20, 40]
     assert run.load_checkpoint().step == 40
-    assert run.weights_hash() == before
+    assert run.checkpoint_hash() == before
     assert going.checkpoint_steps() == [10, 20, 30, 40]
     assert prunable(tmp_path).empty
     assert not (run.folder / "lock").exists()

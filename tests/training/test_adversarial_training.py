@@ -219,7 +219,7 @@ def test_several_bad_steps_in_a_row_end_the_training_and_name_the_term(
 ):
     break_hinge(set(range(20)))
     with pytest.raises(
-        NonFiniteTraining, match=r"5 steps in a row up to step 8 .*'discriminator': nan"
+        NonFiniteTraining, match=r"5 steps in a row, not later than step 9, .*'discriminator': nan"
     ):
         train(CONFIG, pictures, Run.open("a", CONFIG, root=tmp_path))
 

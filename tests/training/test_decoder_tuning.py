@@ -86,7 +86,7 @@ def test_it_starts_from_the_averages_leaves_the_encoder_alone_and_resumes_bit_fo
         {
             "run": "parent",
             "fingerprint": parent.fingerprint,
-            "checkpoint_sha256": parent.weights_hash(),
+            "checkpoint_sha256": parent.checkpoint_hash(),
         }
     ]
     train(config, pictures, Run.open("cut", config, root=tmp_path), parent=parent, steps=9)

@@ -164,7 +164,7 @@ def test_a_step_without_a_finite_loss_is_skipped_counted_and_never_reaches_the_w
 def test_five_bad_steps_in_a_row_end_the_training_and_name_step_and_term(tmp_path, cache, sit):
     run = Run.open("a", sit, root=tmp_path)
     with pytest.raises(
-        NonFiniteTraining, match=r"5 steps in a row up to step 13 .*\{'velocity': nan\}"
+        NonFiniteTraining, match=r"5 steps in a row, not later than step 14, .*\{'velocity': nan\}"
     ):
         list(train_diffusion(sit, Poisoned(cache, 10, 99), run, cpu=True))
     assert run.checkpoint_steps() == [9]

@@ -239,7 +239,7 @@ def test_non_finite_steps_are_counted_and_five_in_a_row_end_it_with_step_and_ter
     assert (guard.skipped, guard.in_a_row) == (5, 1)
     for _ in range(4):  # the row goes on where it was
         guard.step([], nan)
-    message = r"5 steps in a row up to step 10 .* not finite: \{'pixel': inf\}"
+    message = r"5 steps in a row, not later than step 10, .* not finite: \{'pixel': inf\}"
     with pytest.raises(NonFiniteTraining, match=message):
         guard.settle(10, terms)
     assert guard.skipped == 9
@@ -249,7 +249,7 @@ def test_five_in_a_row_between_two_finite_steps_end_it_too():
     guard = Guard(limit=3)
     for norm in [math.nan, math.nan, 1.0, math.nan, math.nan, math.nan, 1.0]:
         guard.step([], torch.tensor(norm))
-    with pytest.raises(NonFiniteTraining, match="3 steps in a row up to step 6"):
+    with pytest.raises(NonFiniteTraining, match="3 steps in a row, not later than step 6"):
         guard.settle(6, {})
     assert guard.skipped == 5
 
@@ -257,7 +257,7 @@ def test_five_in_a_row_between_two_finite_steps_end_it_too():
 def test_finite_terms_with_infinite_gradients_are_told_apart():
     guard = Guard(limit=1)
     guard.step([], torch.tensor(math.inf))
-    message = r"1 steps in a row .* terms that are not finite: none"
+    message = r"1 steps in a row, .* that are not finite: none"
     with pytest.raises(NonFiniteTraining, match=message):
         guard.settle(3, {"pixel": torch.tensor(1.0)})
 

@@ -259,7 +259,7 @@ def test_five_bad_steps_in_a_row_end_the_training_and_name_step_and_terms(tmp_pa
     run = Run.open("a", config, root=tmp_path)
     source = poisoned(pictures, set(range(7, 99)))
     with pytest.raises(
-        NonFiniteTraining, match=r"up to step 11 had .*\{'pixel': nan, 'auxiliary/hog': nan\}"
+        NonFiniteTraining, match=r"later than step 12, had .*\{'pixel': nan, 'auxiliary/hog': nan\}"
     ):
         train(config, source, run)
     assert all(value.isfinite().all() for value in run.load_checkpoint().tensors["model"].values())

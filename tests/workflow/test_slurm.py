@@ -109,6 +109,6 @@ def test_a_training_of_two_processes_is_cancelled_half_way_and_continued(slurm, 
     assert [each.result() for each in jobs] == [0, 0]
     whole = Run(tmp_path / "whole" / "diffusion")
     assert run.finished
-    assert run.weights_hash() == whole.weights_hash()
+    assert run.checkpoint_hash() == whole.checkpoint_hash()
     assert run.metrics("train").to_json() == whole.metrics("train").to_json()
     assert "process 1 of 2 starts after" in jobs[0].stdout()
