@@ -1,5 +1,5 @@
-# Each target makes .venv first if it is missing. Options: PYTHON=python3.12, PIP_ARGS="--index-url ...", JOBS=4,
-# NOTEBOOK=notebooks/01_images.ipynb (of demo and lab), PORT=8866 (of studio).
+# Each target makes .venv first if it is missing. Options: PYTHON=python3.12, PIP_ARGS="--index-url ...",
+# JOBS=4 (of test), NOTEBOOK=notebooks/01_images.ipynb (of demo and lab), PORT=8866 (of studio).
 PYTHON ?= python3
 PIP_ARGS ?=
 JOBS ?= logical
@@ -8,8 +8,9 @@ PORT ?= 8866
 STAMP := .venv/.stamp
 BIN := .venv/bin
 TESTS := $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-# Waiting threads spin shortly, then give their core away. Endless spinning (the default) makes training ten times slower beside
-# one other busy process; no spinning (OMP_WAIT_POLICY=PASSIVE) makes it 1.6 times slower on a quiet machine.
+# Waiting threads spin shortly, then give their core away. Endless spinning (the default) makes training
+# ten times slower beside one other busy process; no spinning (OMP_WAIT_POLICY=PASSIVE) makes it 1.6 times
+# slower on a quiet machine.
 export GOMP_SPINCOUNT ?= 1000
 
 .PHONY: setup demo test coverage lint lab studio
