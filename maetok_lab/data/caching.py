@@ -27,8 +27,9 @@ def cached_latents(
 ) -> LatentDataset:
     """A finished cache of this tokenizer and these images, or one that is written as run `name`.
 
-    With `flips` it holds mirror images too; without, it may. Raises ValueError when a run `name` is
-    there with other latents, as of the weights before they were changed.
+    With `flips` it holds mirror images too; without, it may. A line is printed for every shard that
+    is written. Raises ValueError when a run `name` is there with other latents, as of the weights
+    before they were changed.
     """
     root = runs_root(root)
     config = LatentCaching(tokenizer=tokenizer.fingerprint, images=images.fingerprint, flips=flips)
@@ -41,8 +42,9 @@ def cached_latents(
         record = read_json(root / name / "config.json")["config"]
         config = dataclasses.replace(config, tokenizer=record["tokenizer"], flips=record["flips"])
     with Run.open(name, config, root=root, parents=parents) as run:
-        for _ in write_latents(tokenizer, images, config, run, device=torch.device(device)):
-            pass
+        shards = write_latents(tokenizer, images, config, run, device=torch.device(device))
+        for count, total in shards:
+            print(f"{name}: {count} of {total} images encoded", flush=True)
     return LatentDataset(run, device=device)
 
 
