@@ -32,11 +32,10 @@ def main(root: str, how: str = "") -> None:
         pass
     run = open_run(state, root, "diffusion", CONFIG)
     start = run.checkpoint_steps()
-    print(
-        f"process {state.process_index} of {state.num_processes} "
-        f"starts after {start[-1] if start else 0}",
-        flush=True,
-    )
+    # one write, with its end of line: two processes share the pipe
+    last = start[-1] if start else 0
+    place = f"process {state.process_index} of {state.num_processes}"
+    print(f"{place} starts after {last}\n", end="", flush=True)
     for record in train_diffusion(CONFIG, LatentDataset(Run(f"{root}/cache")), run, cpu=True):
         time.sleep(0.1 * (how == "slow"))
         if (

@@ -91,7 +91,8 @@ def open_run(state: PartialState, root: str, name: str, config) -> Run:
 
 def main(root: str, name: str) -> None:
     state = PartialState(cpu=True)
-    print(f"process {state.process_index} of {state.num_processes}", flush=True)
+    # one write, with its end of line: two processes share the pipe
+    print(f"process {state.process_index} of {state.num_processes}\n", end="", flush=True)
     caching = LatentCaching(tokenizer="weights", images="pictures", dtype="fp32", shard_size=5)
     cache = open_run(state, root, f"cache-{name}", caching)
     shards = list(write_latents(Averages(), pictures(), caching, cache, device=torch.device("cpu")))
@@ -110,7 +111,7 @@ def main(root: str, name: str) -> None:
         try:
             next(train_diffusion(odd, latents, open_run(state, root, f"odd-{name}", odd), cpu=True))
         except ValueError as problem:
-            print(problem, flush=True)
+            print(f"{problem}\n", end="", flush=True)
 
 
 if __name__ == "__main__":
