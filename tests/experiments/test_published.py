@@ -36,12 +36,9 @@ def test_agreement_is_counted_over_the_seeds_that_both_rows_have(table):
         "kid_gap": 1,
     }
     assert set(checked["seeds"]) == {2}
-    assert (
-        checked["sentence"]["nll"]
-        == "mixture NLL per image: all 1, ae 2; as in the paper (2 of 2 seeds)"
-    )
-    assert "mixed (1 of 2 seeds)" in checked["sentence"]["probe_top1"]
-    assert "not the paper's order (0 of 2 seeds)" in checked["sentence"]["diffusion_loss"]
+    assert checked.loc["nll", ["all", "ae"]].tolist() == [1.0, 2.0]
+    assert checked.loc["probe_top1", ["all", "ae"]].tolist() == [0.6, 0.6]
+    assert list(checked.columns) == ["all", "ae", "seeds", "agree"]
     with pytest.raises(ValueError, match="no seed has both 'all' and 'kl'"):
         claims_checked(table, "all", "kl")
 
