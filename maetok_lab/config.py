@@ -18,7 +18,7 @@ ABSENT = "(absent)"
 
 
 def not_in_fingerprint(default: Any) -> Any:
-    """A field that changes no result (device, workers, intervals): `fingerprint` leaves it out."""
+    """A config field that changes no result (device, workers): `identity.fingerprint` skips it."""
     return dataclasses.field(default=default, metadata={"fingerprint": False})
 
 
@@ -33,7 +33,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """
     class_name = type(config).__name__
     hints = typing.get_type_hints(type(config))
-    # changes of this config's own fields, and those of its parts, by part
+    # changes of the config's own fields, and, by field, those inside of configs that it holds
     values: dict[str, Any] = {}
     inner_changes: dict[str, dict[str, Any]] = {}
     for path, value in changes.items():
@@ -48,7 +48,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
                 f"{class_name}.{name} has no fields of its own, but {path!r} asks for one"
             )
 
-    # last, so that a part can be replaced and a field of the new part changed, in any order
+    # last, so that an inner config can be replaced and a field of the new one changed in one call
     for name, inner in inner_changes.items():
         values[name] = override(values.get(name, getattr(config, name)), inner)
     return dataclasses.replace(config, **values)
@@ -148,7 +148,7 @@ def _checked(value: Any, hint: Any, path: str) -> Any:
 def _checked_union(value: Any, hints: tuple[Any, ...], path: str) -> Any:
     if value is None and type(None) in hints:
         return None
-    # the first that takes it; where none does, what the first one misses
+    # the first type that fits; where none does, the error of the first
     problems = []
     for hint in hints:
         if hint is type(None):

@@ -1,7 +1,7 @@
-"""Names for things by their content: configs, weights, files, latents. All of them are made here.
+"""Fingerprints: short hashes of what configs, weights, files and JSON hold. All are made here.
 
-A fingerprint is computed from the thing itself, so that it is equal in every process and on every
-device, and a thing that changed has another. They are stored in runs: their arithmetic must stay.
+They depend on the content alone: equal in every process and on every device, different once the
+content changes. Runs on disk are known by them, so how they are computed must not change.
 """
 
 import dataclasses
@@ -95,7 +95,7 @@ def tensor_bytes(tensor: Tensor) -> np.ndarray:
 
 def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Short hash of names, dtypes, shapes and values, such as those of a file of weights."""
-    # dtype and shape too: a file is known by what lies in it, not by what is computed with it
+    # dtype and shape too, unlike `weights_hash`: this says what a file holds, not what it computes
     parts = []
     for name, value in sorted(tensors.items()):
         parts += [f"{name} {value.dtype} {tuple(value.shape)}".encode(), tensor_bytes(value)]
@@ -107,8 +107,8 @@ def weights_hash(module: nn.Module) -> str:
 
     It is kept for as long as no weight changes, since a gigabyte takes a second or two.
     """
-    # not the dtypes: the same numbers, held wider, are the same weights. Not the shapes: they
-    # follow from the config, which a tokenizer's fingerprint covers beside this.
+    # No dtypes: weights that were cast to a wider one are the same. No shapes: they follow from
+    # the config, which a tokenizer's fingerprint covers as well.
     state = sorted(module.state_dict(keep_vars=True).items())
     versions = [_version(value) for _, value in state]
     memory = getattr(module, "_weights_hash", None)
@@ -125,10 +125,10 @@ def _named_bytes(state: Iterable[tuple[str, Tensor]]) -> Iterator[bytes | np.nda
 
 
 def _version(tensor: Tensor) -> tuple[int, int, int]:
-    """What differs after any change: the tensor, torch's count of changes in place, a sum of bits.
+    """Three numbers, one of which differs after a change: id, torch's count of writes, sum of bits.
 
-    The sum is for changes through `.data`, which torch does not count: of those it sees all but an
-    exchange of values. It costs one reading of the weights.
+    The sum is for writes through `.data`, which torch does not count. It misses only values that
+    changed places (or changes that cancel), and costs one reading of the weights.
     """
     # tensors made in inference mode have no count
     count = 0 if tensor.is_inference() else tensor._version
@@ -136,15 +136,15 @@ def _version(tensor: Tensor) -> tuple[int, int, int]:
     return id(tensor), count, int(bits.sum(dtype=bits.dtype))  # it may wrap around
 
 
-# What was made with which tokenizer ---------------------------------------------------------------
+# Which tokenizer something belongs to -------------------------------------------------------------
 
 
 def remember_name(tokenizer: AnyTokenizer, name: str) -> None:
     """Let `name` stand for the weights that `tokenizer` has now.
 
-    Caches and diffusion models of before know a tokenizer by its run and step, or by its file.
+    Older caches and diffusion models know a tokenizer by its run and step, or by its file.
     """
-    # with the fingerprint that it stands for, so that it ends when a weight changes
+    # with the fingerprint: once a weight changes, the name stands for nothing (`same_weights`)
     tokenizer.earlier_name = name, tokenizer.fingerprint
 
 

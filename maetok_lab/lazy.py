@@ -17,8 +17,8 @@ Lazy = tuple[dict[str, str], Callable[[str], Any], Callable[[], list[str]]]
 def lazy_names(package: str, names: Mapping[str, str]) -> Lazy:
     """The table {name: module}, and the module's `__getattr__` and `__dir__`.
 
-    `names` are words by the file below `package` that has them; "" are packages of their own. An
-    unknown name is an AttributeError with the nearest one.
+    `names` are words by the file below `package` that defines them; those under "" are files or
+    packages themselves. An unknown name is an AttributeError with the nearest one.
     """
     modules = {}
     for file, words in names.items():

@@ -8,15 +8,15 @@ from torch import Tensor
 
 from maetok_lab.device import wide
 
-CHUNK = 1024  # rows whose distances to all others exist at a time
+CHUNK = 1024  # rows at a time: their distances to all points are held at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Neighbours:
-    """Of each row its nearest ones, nearest first: their numbers and distances, both (n, k)."""
+    """The k nearest points of each of n rows, nearest first."""
 
-    indices: Tensor
-    distances: Tensor
+    indices: Tensor  # (n, k), into the points
+    distances: Tensor  # (n, k)
 
 
 def nearest_neighbours(
@@ -36,8 +36,8 @@ def nearest_neighbours(
             f"need 1 to {available} neighbours of rows of one width, not {neighbours} "
             f"of {tuple(rows.shape)} and {tuple(points.shape)}"
         )
-    # A matrix product is fast, but rounds away the distances of near copies, of which the
-    # dimension of a set is made (analysis.geometry): there each difference is taken.
+    # A matrix product is fast, but rounds away the small distances of near copies. A set's
+    # dimension (analysis.geometry) is computed from just those: inside one set, no product.
     mode = "donot_use_mm_for_euclid_dist" if same_set else "use_mm_for_euclid_dist_if_necessary"
     indices, distances = [], []
     for start in range(0, len(rows), CHUNK):

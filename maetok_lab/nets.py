@@ -28,9 +28,9 @@ REMAKE = "restore it from the repository, or run `python data/build_weights.py`"
 TIMM = "timm:"
 SQUEEZENET = "squeezenet1_1"
 SQUEEZENET_WIDTH = 512
-# after these of its layers LPIPS compares activations (Zhang et al. 2018, the authors' slices)
+# LPIPS compares the activations after these of its layers (Zhang et al. 2018, the authors' slices)
 SQUEEZENET_STAGES = (1, 4, 7, 9, 10, 11, 12)
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of pixels in 0..1, by which most networks are scaled
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of pixels in 0..1; most networks are trained with them
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # timm builds these for one image size unless it is told otherwise
 ANY_SIZE = ("vit_", "eva02_", "deit")
@@ -38,13 +38,13 @@ ANY_SIZE = ("vit_", "eva02_", "deit")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetSpec:
-    """A network's name, and how it wants its images."""
+    """A network's name, and the size and scaling of the images that it was trained with."""
 
     name: str  # of its metrics, and in protocols
     model: str = ""  # what builds a shipped one: SqueezeNet, or timm's name
     input_size: int  # pixels a side
     mean: tuple[float, ...]  # of pixels in 0..255, a number a channel, subtracted first
-    std: tuple[float, ...]  # by which they are divided then
+    std: tuple[float, ...]  # they are divided by it afterwards
     order: Literal["rgb", "bgr"] = "rgb"  # of the channels
 
 
@@ -124,11 +124,12 @@ class FeatureNet(nn.Module):
         The image is resized so that the map has exactly this size.
         """
         if self.is_squeezenet:
+            # one convolution and three poolings of stride 2 without padding make g of 16 g + 15
             features = self.model.features(self.prepare(images, 16 * grid + 15))
         else:
             features = self.model.forward_features(self.prepare(images, self._stride() * grid))
 
-        # what comes out: a transformer's tokens, channels last (Swin), or channels first
+        # it may be a transformer's tokens, or a map with channels last (Swin) or first
         if features.ndim == 3:
             patches = features[:, self.model.num_prefix_tokens :]  # no class and register tokens
             return rearrange(patches, "b (h w) d -> b h w d", h=grid)
@@ -180,8 +181,9 @@ def load_net(
     """A shipped network (squeezenet1_1, efficientnet_lite0, efficientnet_lite2), or "timm:NAME".
 
     `weights` is a file to use instead. With `patch_size` a transformer of timm is rebuilt for that
-    patch and exactly `input_size`. `scaling` "imagenet" feeds ImageNet's mean and std whatever it
-    was trained with. Raises ValueError and FileNotFoundError that say what is missing.
+    patch and exactly `input_size`. `scaling` "imagenet" scales images by ImageNet's mean and std,
+    whatever it was trained with. Raises ValueError for a wrong name or wrong weights,
+    FileNotFoundError for missing ones.
     """
     if name.startswith(TIMM):
         if patch_size is not None and input_size is None:
@@ -212,45 +214,45 @@ def feature_width(name: str) -> int:
     if name == SQUEEZENET:
         return SQUEEZENET_WIDTH
     if name.startswith(TIMM):
-        model = name.removeprefix(TIMM)
-        check_timm_name(model)
+        model_name = name.removeprefix(TIMM)
+        check_timm_name(model_name)
     else:
-        model = SHIPPED[name].model
+        model_name = SHIPPED[name].model
     with torch.device("meta"):
-        return _build(model).num_features
+        return _build(model_name).num_features
 
 
-def _build(model: str) -> nn.Module:
-    """A network without weights."""
-    if model == SQUEEZENET:
+def _build(model_name: str) -> nn.Module:
+    """A network of random weights."""
+    if model_name == SQUEEZENET:
         from torchvision.models import squeezenet1_1
 
         return squeezenet1_1(weights=None)
     import timm
 
-    return timm.create_model(model, pretrained=False)
+    return timm.create_model(model_name, pretrained=False)
 
 
 def _read_weights(spec: NetSpec, weights: str | Path | None) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a shipped network, or of `weights` for it, in float32, and the file's hash."""
+    """Float32 tensors of a shipped network, or of the file `weights` for it; the file's hash."""
     path = Path(weights) if weights else WEIGHTS / f"{spec.model}.safetensors"
-    cure = "" if weights else f"; {REMAKE}"
+    advice = "" if weights else f"; {REMAKE}"
     if not path.exists():
-        raise FileNotFoundError(f"no weights at {path}{cure}")
+        raise FileNotFoundError(f"no weights at {path}{advice}")
     digest = file_hash(path)
     if not weights:
-        # what is shipped must be what the tests' numbers were made with
+        # the numbers of the docs and the tests hold for exactly these weights
         expected = json.loads((WEIGHTS / "index.json").read_text())[path.name]["sha256"]
         if digest != expected:
             raise ValueError(
-                f"{path} is damaged: sha256 {digest[:DIGITS]}, expected {expected[:DIGITS]}{cure}"
+                f"{path} is damaged: sha256 {digest[:DIGITS]}, expected {expected[:DIGITS]}{advice}"
             )
     try:
         state = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is no readable safetensors file: {error}") from error
     for key, value in state.items():
-        if value.is_floating_point():  # they are stored in half the space
+        if value.is_floating_point():  # fp16 in the file, for half the space
             state[key] = value.float()
     return state, digest[:DIGITS]
 

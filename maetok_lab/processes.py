@@ -1,7 +1,7 @@
 """Work shared by the processes of a `torch.distributed` group, as torchrun starts them.
 
-Two ways: `share_rows` computes, and every process gets all rows; `own_share` numbers what a process
-writes to disk, where the others find it. Outside of a group one process does all.
+Two ways: with `share_rows` each process computes some rows, and all get all rows; with `own_share`
+each writes some files, and all find them on disk. Outside of a group one process does everything.
 """
 
 from collections.abc import Callable
@@ -35,9 +35,10 @@ def wait_for_all() -> None:
 
 
 def own_share(count: int) -> range:
-    """Which of 0 .. count - 1 are this process's: every n-th, so that all of them get on alike."""
+    """Which of 0 .. count - 1 are this process's: every n-th one, of n processes."""
     rank, processes = process_group()
-    # not the n-th part: of a run that was stopped, one process might find all done and another none
+    # no contiguous parts: where one process had begun alone, the first of several that go on would
+    # find its whole part done
     return range(rank, count, processes)
 
 
@@ -52,14 +53,14 @@ def share_rows(count: int, work: Callable[[Tensor], dict[str, Any]]) -> dict[str
 
     # neighbouring rows together, so that the parts can be joined in order
     rows = torch.arange(count).tensor_split(processes)[rank]
-    result: Any = None  # of more processes than rows some have nothing to do
+    result: Any = None  # stays None without rows: there may be more processes than rows
     if len(rows):
         try:
             result = work(rows)
         except Exception as problem:
             result = problem
 
-    # everybody gets everything, errors too: a process that went on alone would wait for ever
+    # errors are sent too: else the other processes would wait for ever for the one that failed
     results: list[Any] = [None] * processes
     torch.distributed.all_gather_object(results, result)
 
@@ -70,7 +71,7 @@ def share_rows(count: int, work: Callable[[Tensor], dict[str, Any]]) -> dict[str
         if result is not None:
             parts.append(result)
     if not parts:
-        raise ValueError("nothing to do: no rows")
+        raise ValueError("no rows to share among processes: there must be at least one")
     # facts, such as an image size, are the same in all parts
     joined = dict(parts[0])
     for name, value in joined.items():
@@ -102,5 +103,5 @@ class _Subset:
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         rows = self.rows[indices]
         if isinstance(self.images, Tensor):
-            return self.images[rows], rows
+            return self.images[rows], rows  # a tensor has no labels, and nobody uses these
         return self.images.batch(rows)

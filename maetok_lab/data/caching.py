@@ -28,8 +28,8 @@ def cached_latents(
     """A finished cache of this tokenizer and these images, or one that is written as run `name`.
 
     With `flips` it holds mirror images too; without, it may. A line is printed for every shard that
-    is written. Raises ValueError when a run `name` is there with other latents, as of the weights
-    before they were changed.
+    is written. Raises ValueError when a run `name` is there with other latents, such as those of
+    weights that were changed since.
     """
     root = runs_root(root)
     config = LatentCaching(tokenizer=tokenizer.fingerprint, images=images.fingerprint, flips=flips)
@@ -50,6 +50,7 @@ def cached_latents(
 
 def _holds(folder: Path, config: LatentCaching, tokenizer: AnyTokenizer) -> bool:
     """Whether a run has the latents of `config`; it may have mirror images on top of them."""
+    # neither the batch size nor an earlier name of the weights makes other latents
     record = read_json(folder / "config.json")
     if record["class"] != LatentCaching.__name__:
         return False

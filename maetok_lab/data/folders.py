@@ -14,8 +14,8 @@ from maetok_lab.identity import text_hash
 def list_folder(root: Path) -> Listing:
     """List root/class/*, root/train/class/* beside root/val/class/*, or a flat root/*.
 
-    The class of a flat folder is `all`. Raises ValueError for a folder without images or of mixed
-    kinds.
+    The class of a flat folder is `all`. Raises ValueError for a folder without images, and for one
+    with images beside its class folders or split folders.
     """
     files = []
     for folder, _, names in os.walk(root, followlinks=True):
@@ -30,23 +30,24 @@ def list_folder(root: Path) -> Listing:
 
     # one folder named train or val makes the folders of the first level splits
     paths = [file.relative_to(root).as_posix() for file in files]
-    explicit = set()
+    split_folders = set()
     for path in paths:
         folder, inside, _ = path.partition("/")
         if inside and _without_year(folder) in {"train", "val", "valid", "validation"}:
-            explicit.add(folder)
+            split_folders.add(folder)
 
     # the class is the next folder: "" for a picture that is in none
     splits = []
     classes = []
     for path in paths:
         folders = path.split("/")[:-1]
-        if explicit:
+        if split_folders:
             first = folders.pop(0) if folders else ""
             split = SPLITS.get(_without_year(first))
             if split is None:
                 raise ValueError(
-                    f"{root} has folders {sorted(explicit)}, but {path} is in no split's folder"
+                    f"{root} has folders {sorted(split_folders)},"
+                    f" but {path} is in no split's folder"
                 )
         else:
             split = split_by_name(path)

@@ -20,8 +20,8 @@ from maetok_lab.data.sources import list_source
 from maetok_lab.hints import check_choice
 from maetok_lab.identity import DIGITS, text_hash
 
-_IN_MEMORY = 1 << 30  # decoded bytes of a split that are kept in memory
-_NOT_LABELS = ("path", "split", "caption", "text")  # columns that say nothing of a class
+_IN_MEMORY = 1 << 30  # a split of fewer decoded bytes is kept in memory
+_NOT_LABELS = ("path", "split", "caption", "text")  # columns of the records that are no class
 
 
 def open_images(
@@ -120,7 +120,7 @@ class ImageSource(Dataset):
 
         self._listing = listing
         self._rows = rows  # of the listing: those of this split
-        self._values = values  # class numbers of all rows of the listing
+        self._values = values  # class numbers of all rows of the listing, -1 for none
         self._label_by = labels
         self._left_out: tuple[str, ...] = ()
 
@@ -147,7 +147,7 @@ class ImageSource(Dataset):
         self._ready = self._ready[self._ready]
 
     def _fill(self, indices: Tensor) -> None:
-        """Decode into memory those of the images that are not there yet; counts the broken ones."""
+        """Decode those of the images that are not in memory yet, and count the broken ones."""
         missing = indices[~self._ready[indices]].unique().tolist()
         # Pillow's decoders run outside of Python's lock, so threads are enough
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -159,9 +159,9 @@ class ImageSource(Dataset):
                     self._ready[i] = True
 
     def _decode(self, row: int, crop: tuple[float, ...] | None = None) -> Tensor | BrokenImageError:
-        """Read one row of the listing -> uint8 (3, H, W), or why not.
+        """Read one row of the listing -> uint8 (3, H, W), or the error that says why not.
 
-        It is cut by `crop` (scale, down, across), or as the source is.
+        It is cut by `crop` (scale, down, across), or by the source's own crop without one.
         """
         path = self._listing.records["path"].iloc[row]
         try:
@@ -228,7 +228,7 @@ class ImageSource(Dataset):
         flip: Tensor | None = None,
         scale_crops: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Give many images, as `read` does, ready for a model.
+        """Read many images as `read` does, scale them for a model and count the broken ones.
 
         indices (B,) -> images (B, 3, H, W) float32 in [-1, 1], labels (B,)
         """

@@ -1,6 +1,6 @@
-"""Cached latent tokens with labels and statistics, bound to the tokenizer that made them
-(`identity.same_weights` and `identity.check_owner` say whether one is).
+"""Cached latent tokens with labels and statistics, bound to the tokenizer that made them.
 
+Whether a tokenizer is that one, `identity.same_weights` says and `identity.check_owner` checks.
 A cache is a run. Its shards (see data.shards) are written one by one, by all processes: a stopped
 caching goes on with those that are missing. View 0 is the image, view 1 its mirror image.
 """
@@ -37,8 +37,6 @@ from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.runs import Run, find_run
 from maetok_lab.runs.weights import read_weights
 
-Statistics = Literal["scalar", "channel", "element"]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentCaching:
@@ -47,7 +45,8 @@ class LatentCaching:
     tokenizer: str  # fingerprint of the weights
     images: str  # fingerprint of the source
     flips: bool = True  # mirror images too, as view 1
-    statistics: Statistics = "channel"  # over what mean and std are taken
+    # one mean and std for all values, for each of C channels, or for each of N x C elements
+    statistics: Literal["scalar", "channel", "element"] = "channel"
     dtype: Literal["bf16", "fp16", "fp32"] = "fp16"  # of the latents as they are stored
     precision: Precision = "fp32"  # of the encoder's arithmetic
     shard_size: int = 4096  # images a file; a stopped caching loses at most one
@@ -164,14 +163,14 @@ def write_latents(
             f" but this is {tokenizer.fingerprint}"
         )
 
-    # Of several processes each encodes every n-th shard. The first holds the run, the others have a
-    # `Run` that only reads.
+    # Each process encodes its own shards. Only the first may write to the run itself: the others
+    # have a `Run` that only reads.
     rank, _ = join_group(cpu=device.type == "cpu")
     total = len(images)
-    count = math.ceil(total / config.shard_size)
+    num_shards = math.ceil(total / config.shard_size)
     (run.folder / "latents").mkdir(exist_ok=True)
     with eval_mode(tokenizer):
-        for number in own_share(count):
+        for number in own_share(num_shards):
             start = number * config.shard_size
             stop = min(start + config.shard_size, total)
             path = shard_path(run.folder, number)
@@ -187,10 +186,10 @@ def write_latents(
     if rank == 0:
         with atomic_path(run.folder / "labels.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, images.labels.numpy())
-        complete(run.folder, count)
+        complete(run.folder, num_shards)
         space = statistics(open_shards(run.folder, verify=False), config)
         space.save(run.folder / "latent_space.safetensors")
-        run.finish({"images": total, "views": 1 + config.flips, "shards": count})
+        run.finish({"images": total, "views": 1 + config.flips, "shards": num_shards})
     wait_for_all()
 
 
@@ -237,7 +236,7 @@ def statistics(shards: list[np.ndarray], config: LatentCaching) -> LatentSpace:
     for shard in shards:
         count += shard[0].size
         total = total + shard[0].sum(axes, dtype=np.float64)
-    count = count / np.size(total)  # values that each mean is of
+    count = count / np.size(total)  # how many values each mean is taken over
     mean = total / count
     # a second pass, because the mean of squares less the square of the mean would cancel
     for shard in shards:
@@ -298,7 +297,7 @@ class LatentDataset:
         """Raw latents, float32 on the device. indices (B,), view () or (B,) -> (B, N, C)"""
         indices = indices.to(self.place)
         views = torch.as_tensor(view, device=self.place).expand(len(indices))
-        # all of it is in memory, or only these rows are read
+        # without the whole cache in memory only these rows are read
         if self._all is not None:
             return self._all[views, indices].float()
         rows = []

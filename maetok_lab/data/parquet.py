@@ -14,7 +14,7 @@ from pyarrow import types
 from maetok_lab.data.listing import SPLITS, Listing, split_by_name
 from maetok_lab.identity import text_hash
 
-_IN_MEMORY = 2 << 30  # encoded bytes of pictures that are kept, not read again by row group
+_IN_MEMORY = 2 << 30  # a source of at most so many bytes stays in memory once it was read
 
 
 class ParquetImages:
@@ -27,7 +27,7 @@ class ParquetImages:
         self.column = column
         self.field = field  # of the column, where it is a struct
         self.groups: list[tuple[Path, int]] = []  # shard and number of each row group
-        self.starts: list[int] = []  # its first row
+        self.starts: list[int] = []  # the first row of each, counted over all shards
         rows = num_bytes = 0
         for shard in shards:
             metadata = pq.read_metadata(shard)
@@ -47,7 +47,8 @@ class ParquetImages:
 
     def _read_group(self, group: int) -> pa.ChunkedArray:
         """The pictures of one row group, from the file or the cache."""
-        column = self.cache.pop(group, None)  # threads may read a group twice; never a missing one
+        # two threads may both read a group that is not there; that costs time only
+        column = self.cache.pop(group, None)
         if column is None:
             shard, number = self.groups[group]
             with pq.ParquetFile(shard) as file:
@@ -95,12 +96,15 @@ def list_parquet(shards: list[Path], *, root: Path, name: str) -> Listing:
 def _read_records(
     shard: Path, relative: str, simple: list[str], column: str | None
 ) -> pd.DataFrame:
-    """The plain columns of a shard, and a path for each row; pictures themselves are not read."""
+    """The plain columns of a shard, and a path for each row; pictures themselves are not read.
+
+    `column` is that of the pictures, if it is a struct: the paths inside it are taken over.
+    """
     columns = [*simple, f"{column}.path"] if column else simple
     with pq.ParquetFile(shard) as file:
         table = file.read(columns=columns)
     frame = table.select(simple).to_pandas()
-    if not simple:  # no column, no rows: they have to be counted
+    if not simple:  # pandas loses the number of rows of a table without columns
         frame = pd.DataFrame(index=range(pq.read_metadata(shard).num_rows))
     paths = [f"{relative}:{row}" for row in range(len(frame))]
     if column:
@@ -171,8 +175,8 @@ def _splits_of(frame: pd.DataFrame, relative: str) -> list[str]:
 
 def _with_category(records: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
     """Give records a category (else `all`) and a caption (else the category)."""
-    names = ("category", "label", "labels", "class")
-    label = next((name for name in names if name in records), None)
+    columns = ("category", "label", "labels", "class")
+    label = next((column for column in columns if column in records), None)
     if label is None:
         records["category"] = "all"
     elif label != "category":

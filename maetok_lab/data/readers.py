@@ -18,13 +18,13 @@ class BrokenImageError(ValueError):
     """A file or row that cannot be read as a picture; the message names it."""
 
 
-def read_rgb(file: Path | str | bytes, *, name: str | None = None) -> Image.Image:
+def read_rgb(file: Path | str | bytes | None, *, name: str | None = None) -> Image.Image:
     """Read a picture of any mode as RGB on white, turned as its EXIF says.
 
     Of an animation it is the first frame. `name` stands for the file in messages. Raises
     BrokenImageError.
     """
-    # None is a Parquet row without a picture
+    # a Parquet row may hold no picture
     if file is None:
         raise BrokenImageError(f"{name}: no image bytes")
     if isinstance(file, bytes):
@@ -34,8 +34,8 @@ def read_rgb(file: Path | str | bytes, *, name: str | None = None) -> Image.Imag
         with Image.open(file) as image:
             image.seek(0)  # the first frame
             return to_rgb(ImageOps.exif_transpose(image))
-    # Pillow's decoders raise many kinds for damaged files (struct.error, IndexError, ...), so the
-    # kind goes into the message
+    # Pillow's decoders raise many kinds of error for damaged files (struct.error, IndexError, ...),
+    # so the kind goes into the message
     except Exception as error:
         name = name or file
         raise BrokenImageError(f"{name}: {type(error).__name__}: {error}") from error

@@ -91,7 +91,7 @@ def open_shards(folder: Path, *, verify: bool) -> list[np.ndarray]:
     Raises ValueError when one is missing, or damaged: that is checked only with `verify`, which
     reads them all.
     """
-    # the list of checksums is written last, so that it names all shards there should be
+    # the list of checksums is written after the last shard, so that it names all of them
     names = read_json(folder / "latents" / "sha256.json")
     paths = [folder / "latents" / name for name in names]
     count = sum(path.exists() for path in paths)

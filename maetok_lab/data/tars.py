@@ -24,22 +24,24 @@ COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.z
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _TEXTS = ("cls", "json", "txt")  # label, anything, caption
 _LONGEST_TEXT = 1 << 20  # bytes; what describes one picture is far shorter
-_READERS = 8  # shards whose headers are read at the same time: it is waiting for the disk, not work
+_READERS = 8  # shards whose headers are read at once: that is mostly waiting for the disk
 
 
 class TarImages:
     """The encoded pictures of tar shards: [i] -> bytes. Safe in threads, forks and pickles."""
 
-    def __init__(self, shards: list[Path], shard: np.ndarray, offset: np.ndarray, size: np.ndarray):
+    def __init__(
+        self, shards: list[Path], shard_of: np.ndarray, offset: np.ndarray, size: np.ndarray
+    ):
         self.shards = shards
-        self.shard = shard  # (n,) which of the shards, then the place inside it
-        self.offset = offset
-        self.size = size
+        self.shard_of = shard_of  # (n,) the number of the shard that holds picture i
+        self.offset = offset  # (n,) the first byte of the picture inside that shard
+        self.size = size  # (n,) the number of its bytes
 
     def __getitem__(self, index: int) -> bytes:
         """Read the encoded bytes of one picture."""
         # opened anew every time: an open file has one position, which threads would share
-        with open(self.shards[self.shard[index]], "rb", buffering=0) as file:
+        with open(self.shards[self.shard_of[index]], "rb", buffering=0) as file:
             file.seek(int(self.offset[index]))
             return file.read(int(self.size[index]))
 
@@ -77,7 +79,6 @@ def list_tars(shards: list[Path], *, root: Path, name: str) -> Listing:
 
     rows = zip(records["path"], index["size"], records["category"], records["caption"])
     identity = text_hash(map(str, rows))
-    # which shard each row lies in
     shard_of = np.repeat(np.arange(len(shards)), [len(frame) for frame in frames])
     offset = index["offset"].to_numpy(np.int64)
     size = index["size"].to_numpy(np.int64)
