@@ -51,11 +51,12 @@ def parser() -> argparse.ArgumentParser:
 
     for command in (sweep, listing, show, prune, doctor):
         command.add_argument("--runs", metavar="FOLDER", help="where runs live (default: runs/)")
+    # -p sets what the notebook declares; for the last of them, doctor, these three
     for command in (run, sweep, doctor):
         pairs = command.add_argument(
             "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters"
         )
-    pairs.help = "one of source, image_size, device"  # of doctor; others are the notebook's
+    pairs.help = "one of source, image_size, device"
     return top
 
 
@@ -65,7 +66,7 @@ def main(words: Sequence[str] | None = None) -> int:
     0; 1 if something failed or runs elsewhere; 2 for a wrong argument; 130 for ^C.
     """
     arguments = parser().parse_args(words)
-    # --help and wrong words have ended by now; what follows imports pandas
+    # imported here, as it takes a second: --help and wrong words have ended by now
     from maetok_lab.runs.locks import RunLocked
     from maetok_lab.workflow.execute import NotebookFailed
 

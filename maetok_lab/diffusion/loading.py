@@ -54,9 +54,7 @@ def _from_run(run: Run, ema: float | None) -> DiffusionTransformer:
     elif ema not in rates:
         raise ValueError(f"run {run.name} has EMA rates {rates}, not {ema}")
     group = f"ema-{ema:g}"
-    checkpoint = run.load_checkpoint(groups=[group])
-    if checkpoint is None:
-        raise ValueError(f"run {run.name} has no checkpoint yet")
+    checkpoint = run.last_checkpoint(group)
     # the sizes that `describe_model` gave; they come from the latents, not from the config
     sizes = {key: checkpoint.state[key] for key in ("num_tokens", "latent_dim", "num_classes")}
     model = DiffusionTransformer(from_json(DiffusionConfig, run.config["model"]), **sizes)

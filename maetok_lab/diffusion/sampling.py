@@ -260,7 +260,7 @@ INTEGRATORS = {"euler": euler, "heun": heun, "euler_maruyama": euler_maruyama, "
 
 # ---- inputs ----
 def check_inputs(model: Model, noise: Tensor, labels: Tensor, num_steps: int) -> None:
-    """One line for labels, noise or step counts that the model cannot take."""
+    """ValueError for labels, noise or a number of steps that the model cannot take."""
     if labels.shape != noise.shape[:1]:
         raise ValueError(
             f"need one label a sample, not labels {tuple(labels.shape)}"

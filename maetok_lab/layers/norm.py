@@ -23,7 +23,8 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class DropPath(nn.Module):
     """Stochastic depth: in training a branch is dropped for a whole sample with probability `rate`.
 
-    timm's draws in x's own precision and rounds otherwise, so its runs would not be ours.
+    Not timm's, which draws in x's own precision and rounds differently: stored runs, made with
+    this one, could not be repeated bit for bit.
     """
 
     def __init__(self, rate: float):

@@ -101,7 +101,7 @@ def read_checkpoint(run_folder: Path, step: int, groups: Collection[str] | None)
     tensors = {}
     for name, expected in record["sha256"].items():
         file = folder / name
-        # damage to a group that nobody asks for does not matter
+        # a damaged file of a group that is not read does not matter
         if groups is not None and file.stem not in groups:
             continue
         if not file.exists() or file_hash(file) != expected:

@@ -44,7 +44,7 @@ class Events:
 
     def close(self) -> None:
         """Write what is queued."""
-        # asking for self._writer would make one
+        # reading self._writer would make one
         writer = self.__dict__.pop("_writer", None)
         if writer is not None:
             writer.close()

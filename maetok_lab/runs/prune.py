@@ -29,7 +29,7 @@ def prunable(root: str | Path | None = None) -> pd.DataFrame:
     """
     rows = []
     for folder in _folders(runs_root(root)):
-        # whatever is half-written in a folder that nobody holds was left there
+        # Under the lock nobody else writes there: what is half-written was left by a kill.
         try:
             lock = lock_folder(folder)
         except RunLocked:
@@ -73,8 +73,7 @@ def prune(table: pd.DataFrame) -> int:
 
 
 def _folders(root: Path) -> list[Path]:
-    """Runs, the folders of executed notebooks, and sweeps."""
-    # executed notebooks and sweeps are no runs, but are written under the same lock
+    """Runs, and what is no run but written under the same kind of lock: notebooks and sweeps."""
     folders = [path.parent for path in root.glob("*/config.json")]
     for kind in ("notebooks", "sweeps"):
         folders += [path for path in (root / kind).glob("*") if path.is_dir()]

@@ -82,7 +82,7 @@ class Run:
         that cannot be written.
         """
         folder = runs_root(root) / checked_name(name)
-        # what identifies the run: a changed save interval, say, does not change the fingerprint
+        # the fingerprint decides: it leaves out fields that change no result, such as `log_every`
         record = {
             "class": type(config).__name__,
             "fingerprint": fingerprint(config),
@@ -122,8 +122,9 @@ class Run:
         lines = differing_fields(as_stored, self.config)
         lines = lines or [f"class: {record['class']}, not {self.class_name}"]
         raise ValueError(
-            f"run {self.name} was made with another config; choose another name. "
-            "It differs in:\n  " + "\n  ".join(lines)
+            f"run {self.name} was made with another config. Choose another name (parameter `name` "
+            f"of a notebook), or move {self.folder} away. These fields are now:\n  "
+            + "\n  ".join(lines)
         )
 
     def load_config(self, config_class: type) -> Any:
@@ -138,6 +139,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
+        """Whether the final numbers are written."""
         return (self.folder / "summary.json").exists()
 
     @property
@@ -147,11 +149,12 @@ class Run:
 
     @property
     def provenance(self) -> dict[str, Any]:
+        """What made the run (`provenance.provenance`), and under `parents` the runs it read."""
         return read_json(self.folder / "provenance.json")
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the final numbers and give up the lock."""
-        # the last file to be written: that it is there is what `finished` asks
+        # the last file to be written: `finished` looks for it
         write_json(self.folder / "summary.json", {**summary, "ended": now()})
         self.close()
 
@@ -236,6 +239,13 @@ class Run:
             except ValueError as problem:
                 warnings.warn(f"{problem}; falling back to the checkpoint before it", stacklevel=2)
         return None
+
+    def last_checkpoint(self, group: str) -> Checkpoint:
+        """As `load_checkpoint`, with one group of tensors; ValueError when there is none."""
+        checkpoint = self.load_checkpoint(groups=[group])
+        if checkpoint is None:
+            raise ValueError(f"run {self.name} has no checkpoint yet; continue its training")
+        return checkpoint
 
     def checkpoint_steps(self) -> list[int]:
         """Steps that have a checkpoint, ascending."""

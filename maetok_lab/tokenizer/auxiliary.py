@@ -40,7 +40,7 @@ class AuxiliaryConfig:
     weights: str | None = None
     # of the decoder; None: as `shallow_tower` says; depth 0: one linear layer
     tower: TowerConfig | None = None
-    # patches whose error counts; "text" has one error an image and does not ask
+    # patches whose error counts; no matter for "text", which has one error an image
     loss_on: Literal["hidden", "all"] = "hidden"
 
     def __post_init__(self):

@@ -95,7 +95,7 @@ class TokenizerConfig:
                 f"not {self.num_latent_tokens} x {self.latent_dim}"
             )
 
-    # cached, because every training step asks
+    # cached, because every training step reads it
     @functools.cached_property
     def grid(self) -> Grid:
         """Patches down and across an image of `image_size`."""

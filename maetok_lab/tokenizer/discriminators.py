@@ -126,6 +126,7 @@ class SpectralNorm(nn.Module):
 
 
 def _spectral(layer: nn.Module) -> nn.Module:
+    """The layer itself, with its weight normalised whenever it is read."""
     register_parametrization(layer, "weight", SpectralNorm(layer.weight))
     return layer
 

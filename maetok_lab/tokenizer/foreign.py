@@ -46,7 +46,8 @@ def open_tokenizer(
     tokenizer = load_tokenizer(source, root=root)
     if tokenizer.config.image_size != image_size:
         raise ValueError(
-            f"{source} takes images of {tokenizer.config.image_size} px, not {image_size}"
+            f"{source} takes images of {tokenizer.config.image_size} px, not {image_size}; "
+            "set `image_size` to that, or take another tokenizer"
         )
     return tokenizer
 

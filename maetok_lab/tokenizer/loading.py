@@ -49,18 +49,17 @@ def load_tokenizer(source: str | Path, *, root: str | Path | None = None) -> Tok
 
 
 def _from_run(run: Run) -> Tokenizer:
-    model = _tokenizer_config(run)["model"]
+    config = from_json(TokenizerConfig, _training_config(run)["model"])
     # the averaged weights, as everywhere outside of training
-    checkpoint = run.load_checkpoint(groups=["ema"])
-    if checkpoint is None:
-        raise ValueError(f"run {run.name} has no checkpoint yet")
-    tokenizer = Tokenizer(from_json(TokenizerConfig, model))
+    checkpoint = run.last_checkpoint("ema")
+    tokenizer = Tokenizer(config)
     load_strictly(tokenizer, checkpoint.tensors["ema"], f"run {run.name}")
     remember_name(tokenizer, fingerprint_of([run.fingerprint, checkpoint.step]))
     return tokenizer.eval()
 
 
-def _tokenizer_config(run: Run) -> dict[str, Any]:
+def _training_config(run: Run) -> dict[str, Any]:
+    """The config of a run that trained a tokenizer, as plain JSON; ValueError for another run."""
     if run.class_name != "TokenizerTraining":
         raise ValueError(f"run {run.name} holds a {run.class_name}, not a tokenizer")
     return run.config
@@ -91,14 +90,11 @@ def load_auxiliary(
     # Decoder tuning dropped them: back to the run of the first stage.
     while run.config.get("trains") == "decoder":
         run = _parent(run)
-    targets = _tokenizer_config(run)["targets"]
+    targets = _training_config(run)["targets"]
     if not targets:
         raise ValueError(f"run {run.name} was trained without auxiliary targets")
-    checkpoint = run.load_checkpoint(groups=["auxiliary"])
-    if checkpoint is None:
-        raise ValueError(f"run {run.name} has no checkpoint yet")
     # the weights of the last step: there is no average of them
-    tensors = checkpoint.tensors["auxiliary"]
+    tensors = run.last_checkpoint("auxiliary").tensors["auxiliary"]
     return _auxiliary(run.config["model"], targets, tensors, f"run {run.name}")
 
 

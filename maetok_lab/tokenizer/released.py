@@ -91,9 +91,9 @@ def to_released(tokenizer: Tokenizer) -> dict[str, Tensor]:
     for name, value in tokenizer.state_dict().items():
         if name != "encoder.mask_token":
             tensors[_their_name(name)] = value
-    device = value.device
 
     # what nobody uses, as it came, or zeros of its shape
+    device = tokenizer.to_latents.weight.device
     down, across = config.grid
     width = config.decoder.width
     kernel = (width, 3, config.patch_size, config.patch_size)

@@ -37,7 +37,8 @@ def hog(images: Tensor, patch_size: int = 16, cell_size: int = 8) -> Tensor:
     height, width = images.shape[-2:]
     if patch_size % cell_size or height % patch_size or width % patch_size:
         raise ValueError(
-            f"need cell | patch | image sizes, not {cell_size}, {patch_size}, {height} x {width}"
+            "HOG needs cells that divide the patch, and patches that divide the image, "
+            f"not {cell_size}, {patch_size} and {height} x {width} px"
         )
 
     # Gradients of each colour channel by Sobel filters; in bf16 the target would be off by 1 % of

@@ -114,7 +114,7 @@ BLANK = png_bytes(np.zeros((1, 1, 4), np.uint8), size=1)  # one clear pixel
 
 
 def png_image(**layout: str) -> Any:
-    """An empty ipywidgets Image: one clear pixel, as browsers draw a torn page for no bytes."""
+    """An ipywidgets Image of one clear pixel: without bytes browsers draw a broken image."""
     return ipywidgets().Image(format="png", value=BLANK, layout=layout)
 
 

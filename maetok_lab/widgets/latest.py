@@ -1,4 +1,4 @@
-"""Work that many quick moves request: done at once after a quiet time, then only for the last."""
+"""Work for a burst of quick moves: done at once for the first, then only for the last."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,17 +8,17 @@ LONGEST = 0.2  # seconds between two answers to a burst that goes on
 
 
 class Latest:
-    """`ask()` runs `work` now; for a burst of moves now, and once when they settle.
+    """Call `ask()` at each move: `work` runs at the first of a burst, and once when it settles.
 
     A burst that goes on is answered every `LONGEST` seconds. Without a running event loop, where
-    nothing can follow by itself, every `ask` works at once.
+    nothing can run later, `work` runs at every call.
     """
 
     def __init__(self, work: Callable[[], None]):
         self.work = work
         self._timer: asyncio.TimerHandle | None = None  # of the answer that waits
         self._waiting_since = 0.0
-        self._worked = float("-inf")
+        self._last_run = float("-inf")  # the end of it, by the loop's clock
 
     def ask(self) -> None:
         """Something moved."""
@@ -30,7 +30,7 @@ class Latest:
         now = loop.time()
         if self._timer is None:
             # the first move after a quiet time is answered without delay
-            if now - self._worked >= SETTLE:
+            if now - self._last_run >= SETTLE:
                 self._run(loop)
                 return
             self._waiting_since = now
@@ -45,4 +45,4 @@ class Latest:
         try:
             self.work()
         finally:
-            self._worked = loop.time()
+            self._last_run = loop.time()

@@ -75,9 +75,9 @@ class MaskStudio(Studio):
         seed: int = 0,
     ):
         if not isinstance(tokenizer, Tokenizer):
-            kind = type(tokenizer).__name__
             raise TypeError(
-                f"MaskStudio hides patches from a Tokenizer's encoder; a {kind} sees all"
+                "MaskStudio hides patches from a Tokenizer's encoder; "
+                f"a {type(tokenizer).__name__} sees all"
             )
         self.tokenizer = tokenizer.eval()
         self.images = images
@@ -115,7 +115,7 @@ class MaskStudio(Studio):
         with torch.inference_mode():
             self.whole = self.tokenizer.encode(self.image[None])[0]
         self.targets = image_targets(self.decoders, self.image)
-        self._occlusion = None  # of another image
+        self._occlusion = None  # made when it is next read, as the footprint
         self._footprint = None
         self.draw()
 
@@ -307,7 +307,7 @@ class MaskStudio(Studio):
                 f"<p role='alert'><b>Not taken:</b> {html.escape(str(problem))}</p>"
             )
             return
-        # the page's choice follows; `_on_image` leaves the image to us
+        # the dropdown follows the upload; `_on_image` then takes no image
         self.controls.image.value = OWN
         self.message.value = f"<p role='status'>{html.escape(upload.name)}: its middle square</p>"
         self.take(image)

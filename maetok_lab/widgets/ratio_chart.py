@@ -16,7 +16,7 @@ LOOKS = {
 
 
 class RatioChart:
-    """PSNR on the left axis, with `perceptual` that distance on the right. `.figure` is the widget.
+    """PSNR on the left axis; if `perceptual`, that distance on the right. `.figure` is the widget.
 
     Each measure has two traces: the line of the held-out images, then the ring of this image.
     """
@@ -40,7 +40,7 @@ class RatioChart:
         self.figure = figure_widget(traces, width=450, height=270, **layout)
 
     def show(self, curve: pd.DataFrame, study: MaskStudy) -> None:
-        """A `ratio_curve`, and the study's place on it."""
+        """Show a curve of `ratio_curve`, and the study's place on it."""
         lines = self.figure.data[::2]
         rings = self.figure.data[1::2]
         with self.figure.batch_update():

@@ -24,8 +24,8 @@ class RunBrowser(Studio):
     """The runs under `root` (runs/ beside the library by default). `table` is `list_runs`.
 
     `selection` are the names of the runs to set side by side; by default the first two that have
-    losses. Raises FileNotFoundError for a folder without runs, ValueError for a name that is not
-    there.
+    losses. `column` is the logged value that the chart shows at first. Raises FileNotFoundError for
+    a folder without runs, ValueError for a name that is not there.
     """
 
     def __init__(

@@ -38,7 +38,7 @@ class SamplerStudio(Studio):
     def __init__(
         self,
         model: DiffusionTransformer | Mapping[float | None, DiffusionTransformer],
-        latent_space: LatentSpace,
+        space: LatentSpace,
         tokenizer: AnyTokenizer,
         *,
         class_names: Sequence[str] | None = None,
@@ -49,13 +49,13 @@ class SamplerStudio(Studio):
         method: str = "euler",
     ):
         self.models = dict(model) if isinstance(model, Mapping) else {None: model}
-        self.space = latent_space
+        self.space = space
         self.tokenizer = tokenizer
         self.count = count
 
-        check_owner(tokenizer, latent_space.tokenizer, "latent space")
+        check_owner(tokenizer, space.tokenizer, "latent space")
         for net in self.models.values():
-            # one that names no tokenizer was made by hand: whoever did knows where it belongs
+            # a model made by hand names no tokenizer, so there is nothing to compare
             if net.tokenizer_fingerprint:
                 check_owner(tokenizer, net.tokenizer_fingerprint, "diffusion model")
         self.ema = next(iter(self.models))  # the rate whose weights sample
@@ -191,7 +191,7 @@ class SamplerStudio(Studio):
         controls = self.controls
         self.grid = png_image(width=f"{SIDE}px", height=f"{SIDE}px")
         self.position = package.HTML()  # of the picture on the way
-        self.price = package.HTML()  # of one sampling
+        self.cost_line = package.HTML()  # of one sampling
         settings = [controls.label, controls.seed, controls.scale, controls.interval]
         settings += [controls.steps, controls.method, controls.ema]
         for control in settings:
@@ -200,7 +200,7 @@ class SamplerStudio(Studio):
             control.observe(lambda _: self._show(), "value")
 
         # what is sampled on the left, how it looks on the right
-        left = package.VBox([*settings, self.price])
+        left = package.VBox([*settings, self.cost_line])
         right = package.VBox([controls.place, controls.show, self.position, self.grid])
         self.start()
         return package.HBox([left, right], layout=WRAP)
@@ -226,7 +226,7 @@ class SamplerStudio(Studio):
             self._task.cancel()
         self.points = []
         # its cost is known before it starts, its time afterwards
-        self.price.value = html.escape(self.cost.describe())
+        self.cost_line.value = html.escape(self.cost.describe())
         self._began = time.perf_counter()
         try:
             self._task = asyncio.get_running_loop().create_task(self._run())
@@ -246,7 +246,7 @@ class SamplerStudio(Studio):
 
     def _follow(self) -> None:
         """The slider to the newest point, which shows it."""
-        # a slider that moves shows its point; one that stands where it was must be told to
+        # a slider that moves calls `_show`; one that already stands there does not
         place = self.controls.place
         place.max = len(self.points) - 1
         if place.value == place.max:
@@ -256,7 +256,7 @@ class SamplerStudio(Studio):
     def _finish(self) -> None:
         self._follow()
         seconds = time.perf_counter() - self._began
-        self.price.value = html.escape(f"{self.cost.describe()}; took {seconds:.1f} s")
+        self.cost_line.value = html.escape(f"{self.cost.describe()}; took {seconds:.1f} s")
 
     def _show(self) -> None:
         if not self.points:

@@ -33,7 +33,7 @@ class Entry:
     result: NotebookResult | None = None
 
     def look(self) -> bool:
-        """Take the stored result if there is a valid one; whether there is."""
+        """Look for a valid stored result, take it, and say whether there was one."""
         self.result = stored_result(self.call, tell=False)
         if self.result is None:
             return False
@@ -113,7 +113,7 @@ class Board:
     def frame(self, entries: Sequence[Entry]) -> pd.DataFrame:
         """The live table: what was swept and scored, and what each entry does just now."""
         whole = table(entries)
-        # only those that are there: numbers come with the first entry that is done
+        # only columns that exist: those of numbers come with the first entry that is done
         columns = [*self.spec.swept, "state", "seconds", self.spec.quality, self.spec.speed]
         short = whole[[name for name in columns if name in whole]].astype(object)
         return short.assign(now=[entry.activity()[:70] for entry in entries]).fillna("")

@@ -21,7 +21,7 @@ QUEUE_SECONDS = 10.0  # between two questions to Slurm
 
 
 class EntryJob:
-    """What a job runs.
+    """What a Slurm job runs: one entry, whose outcome it writes to the file `answer`.
 
     When it is preempted or out of time, submitit queues it again, and its runs go on.
     """

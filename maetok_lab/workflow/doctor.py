@@ -190,13 +190,13 @@ def check_collective(options: Examination) -> Verdict:
         command, capture_output=True, text=True, timeout=COLLECTIVE_SECONDS, check=False
     )
     # One line of JSON, among what torchrun prints.
-    answer = re.search(r"\{.*\}", process.stdout)
+    match = re.search(r"\{.*\}", process.stdout)
     advice = "train in one process until this works"
-    if process.returncode or not answer:
+    if process.returncode or not match:
         lines = process.stderr.strip().splitlines() or ["nothing was printed"]
         return Verdict("bad", f"{num_processes} processes failed: {lines[-1]}", advice)
 
-    answer = json.loads(answer[0])
+    answer = json.loads(match[0])
     speed = f"{answer['bytes_per_second'] / 1e6:,.0f} MB/s"
     facts = f"{answer['processes']} processes over {answer['backend']}, {speed}"
     if not answer["right"]:

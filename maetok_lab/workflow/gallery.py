@@ -15,10 +15,10 @@ from maetok_lab.workflow.spec import SweepSpec
 MAX_PICTURES = 48
 
 
-def write_summary(folder: Path, frame: pd.DataFrame, spec: SweepSpec) -> None:
-    """gallery.png of what the entries made, and pareto.png, into the sweep's folder.
+def write_pictures(folder: Path, frame: pd.DataFrame, spec: SweepSpec) -> None:
+    """Write gallery.png of what the entries made into the sweep's folder, and pareto.png.
 
-    The second one is written where quality and speed were reported.
+    The second one needs entries that reported both quality and speed.
     """
     finished = frame[frame["state"] == "done"]
 

@@ -15,7 +15,7 @@ from maetok_lab.runs import Run, runs_root
 
 
 def content_of_inputs(
-    values: Mapping[str, Any], made_runs: Iterable[str | Path], folder: Path
+    values: Mapping[str, Any], made_runs: Iterable[Path], folder: Path
 ) -> dict[str, str]:
     """Path relative to `folder` -> content, of all that a notebook with parameters `values` read.
 
@@ -26,23 +26,22 @@ def content_of_inputs(
         if name != "runs":  # says where, not what
             places |= _places(value, values.get("runs"))
     # What a run took from another one is on its record, whatever the notebook's parameters were.
-    made_runs = {Path(run) for run in made_runs}
     for run in made_runs:
         record = run / "provenance.json"
         if record.exists():
             places |= {run.parent / parent["run"] for parent in read_json(record)["parents"]}
 
     contents = {}
-    for place in sorted(places - made_runs):
+    for place in sorted(places.difference(made_runs)):
         if os.path.exists(place):  # unlike Path.exists, never raises: a value may be any text
             contents[os.path.relpath(place, folder)] = content(place)
     return contents
 
 
 def changed_inputs(contents: Mapping[str, str], folder: Path) -> list[Path]:
-    """Those of `content_of_inputs` that are others now.
+    """The inputs whose content is another now than `contents` (of `content_of_inputs`) says.
 
-    One that is gone cannot have changed: what it gave is stored.
+    One that is gone does not count as changed: what it gave is in the stored result.
     """
     changed = []
     for relative, stored in contents.items():

@@ -104,7 +104,7 @@ def check_parameters(defaults: Mapping[str, Any], changes: Mapping[str, Any]) ->
     its default. What lists and dicts hold is not compared.
     """
     # The parameters are made a config, so that they are checked as every config is. A default of
-    # None means optional and takes any plain value.
+    # None means optional and takes any plain value; a config's `object` alone would refuse a bool.
     types = {}
     for name, default in defaults.items():
         types[name] = object | bool if default is None else type(_plain(default, name))

@@ -86,7 +86,7 @@ class LocalPool:
 
     def close(self) -> None:
         """End the workers; entries that were running can be continued."""
-        # All are told first: each takes some seconds to end its kernel.
+        # All are asked to end first, then waited for: each takes some seconds to end its kernel.
         for worker in self._workers.values():
             worker.terminate()
         for worker in self._workers.values():

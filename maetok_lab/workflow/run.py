@@ -140,7 +140,7 @@ def stored_result(call: NotebookCall, *, tell: bool = True) -> NotebookResult | 
     runs = [Path(os.path.normpath(folder / run)) for run in summary["runs"]]
     result = NotebookResult(folder, summary["numbers"], runs, summary["seconds"], ran_now=False)
 
-    # Results of before have no inputs, and another kind of code hash: they are made anew.
+    # Results of earlier versions lack some of these facts: they are made anew.
     changed = [f"its {key}" for key in call.identity if summary.get(key) != call.identity[key]]
     changed += [_short(place) for place in changed_inputs(summary.get("inputs", {}), folder)]
     files = [result.notebook, result.html, *(run / "summary.json" for run in runs)]
@@ -174,6 +174,7 @@ def _default_folder(path: Path, values: Mapping[str, Any], defaults: Mapping[str
 
 
 def _run(call: NotebookCall) -> NotebookResult:
+    """Execute it under the folder's lock, and write the files that the module's docstring lists."""
     path = call.path
     folder = call.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -195,7 +196,8 @@ def _run(call: NotebookCall) -> NotebookResult:
         os.replace(partial, folder / "notebook.ipynb")
 
         # Paths inside are relative, so that a runs folder can be moved as a whole.
-        numbers, runs = collect(notebook.cells)
+        numbers, paths = collect(notebook.cells)
+        runs = [Path(path) for path in paths]
         summary = {
             "numbers": numbers,
             "runs": [os.path.relpath(run, folder) for run in runs],
@@ -205,8 +207,7 @@ def _run(call: NotebookCall) -> NotebookResult:
             "inputs": content_of_inputs(call.values, runs, folder),
         }
         write_json(folder / "summary.json", summary)
-        made_runs = [Path(run) for run in runs]
-        return NotebookResult(folder, numbers, made_runs, progress.seconds, ran_now=True)
+        return NotebookResult(folder, numbers, runs, progress.seconds, ran_now=True)
     except NotebookFailed as problem:
         if partial.exists():
             os.replace(partial, failed)

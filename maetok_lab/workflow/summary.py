@@ -79,7 +79,7 @@ def _scalar(name: str, value: Any) -> Any:
     if hasattr(value, "item") and math.prod(value.shape) == 1:
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
-        return None  # JSON has no word for it
+        return None  # JSON has no word for it; shown as "not finite"
     if not isinstance(value, str | bool | int | float | None):
         raise TypeError(
             f"report needs one number or string for {name!r}, not {type(value).__name__}"

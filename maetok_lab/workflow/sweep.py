@@ -23,7 +23,7 @@ from maetok_lab.runs import runs_root
 from maetok_lab.runs.locks import lock_folder
 from maetok_lab.runs.provenance import now
 from maetok_lab.workflow.board import Board, Entry, table
-from maetok_lab.workflow.gallery import write_summary
+from maetok_lab.workflow.gallery import write_pictures
 from maetok_lab.workflow.pool import Job, LocalPool, Outcome, Pool
 from maetok_lab.workflow.run import prepare_call
 from maetok_lab.workflow.spec import SweepSpec, read_spec
@@ -62,9 +62,9 @@ class SweepResult:
 def sweep(
     spec: SweepSpec | str | Path,
     *,
-    runs: str | Path | None = None,
+    runs: str | Path | None = None,  # the folder of runs, also for the notebooks
     on: Literal["local", "slurm"] = "local",
-    pool: Pool | None = None,
+    pool: Pool | None = None,  # instead of the one that `on` names
 ) -> SweepResult:
     """Run every entry that has no result yet; one that fails is recorded and the others go on.
 
@@ -84,14 +84,14 @@ def sweep(
     lock = lock_folder(folder)
     board = Board(spec, folder / "table.csv")
     try:
-        # Also after ^C the pool is closed: its workers and their kernels end.
         write_json(folder / "sweep.json", to_json(spec))
-        with contextlib.closing(pool or _pool(on, spec, folder)) as place:
-            _run(entries, place, spec.retries, board)
+        # Also after ^C the pool is closed: its workers and their kernels end.
+        with contextlib.closing(pool or _pool(on, spec, folder)) as pool:
+            _run(entries, pool, spec.retries, board)
         frame = table(entries)
         write_bytes(folder / "table.csv", frame.to_csv().encode())
         result = SweepResult(folder, frame, spec)
-        write_summary(folder, frame, spec)
+        write_pictures(folder, frame, spec)
         write_json(folder / "summary.json", summarise(result))
         return result
     finally:
@@ -166,7 +166,7 @@ def summarise(result: SweepResult) -> dict[str, Any]:
         for name, value in result.best.items():
             if pd.api.types.is_list_like(value):  # a parameter may be a list
                 best[name] = value
-            elif pd.notna(value):  # what it did not report
+            elif pd.notna(value):  # it is missing where this entry did not report it
                 best[name] = value.item() if hasattr(value, "item") else value
     return {"entries": len(result.table), **counts, "best": best, "ended": now()}
 

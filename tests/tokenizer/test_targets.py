@@ -86,7 +86,7 @@ def test_the_window_is_cropped_where_it_does_not_fit():
 def test_sizes_that_do_not_divide_are_refused(size, patch, cell):
     with pytest.raises(
         ValueError,
-        match=rf"need cell \| patch \| image sizes, not {cell}, {patch}, {size} x {size}",
+        match=f"patches that divide the image, not {cell}, {patch} and {size} x {size} px",
     ):
         hog(torch.zeros(1, 3, size, size), patch, cell)
 

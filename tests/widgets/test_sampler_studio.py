@@ -91,8 +91,8 @@ def test_the_slider_walks_back_along_the_way(studio):
 
 def test_the_cost_is_told_before_and_the_time_after(studio):
     assert studio.cost.rows == 5 + 3  # the last 3 of 5 steps begin at t <= 0.75
-    assert "8 model rows an image" in studio.price.value
-    assert "took" in studio.price.value
+    assert "8 model rows an image" in studio.cost_line.value
+    assert "took" in studio.cost_line.value
 
 
 def test_a_new_wish_ends_the_sampling_that_runs(studio):

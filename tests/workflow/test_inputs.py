@@ -31,7 +31,7 @@ def test_a_parent_that_changed_runs_again(tmp_path, make_notebook):
     ):
         child.finish({})
     call = prepare_call(path, None, {"runs": tmp_path})
-    contents = content_of_inputs(call.values, [str(child.folder)], call.folder)
+    contents = content_of_inputs(call.values, [child.folder], call.folder)
     assert list(contents) == [os.path.relpath(parent.folder, call.folder)]
     stored = {"numbers": {}, "runs": [], "seconds": 1.0, "ended": "now", "inputs": contents}
     write_json(call.folder / "summary.json", {**stored, **call.identity})
