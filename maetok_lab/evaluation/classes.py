@@ -26,11 +26,14 @@ def evaluate_classes(
     `high` the 95 % interval of `kid`; NaN under 8 images a side. Raises ValueError when labels and
     images differ in number.
     """
-    for images, side_labels in ((samples, labels), (reference, reference_labels)):
-        if images.features is None or len(side_labels) != len(images.features):
-            counts = f"{images.count} images, but {len(side_labels)} labels came"
-            raise ValueError(f"{images.name} has {counts}")
-    # a class has few images: read the interval before the number
+    for side, side_labels in ((samples, labels), (reference, reference_labels)):
+        if side.features is None:
+            raise ValueError(f"{side.name} is only a mean and a covariance: classes need features")
+        if len(side_labels) != side.count:
+            raise ValueError(
+                f"{side.name} has {side.count} images, but {len(side_labels)} labels came"
+            )
+    # a class has few images, so that its numbers are rough: their interval says how rough
     rows = []
     for label in range(len(class_names)):
         drawn = samples.features[labels == label]

@@ -58,7 +58,7 @@ def about_net(net: Net) -> dict[str, Any]:
 
 
 def spatial_features(net: Any, images: Tensor) -> Tensor:
-    """What sFID looks at, where things are: 7 channels of the net's last map at stride 16 or less.
+    """Features by place, for sFID: 7 channels of the network's last map at stride 16 or less.
 
     (B, 3, H, W) -> (B, 7 h w). Of Inception these are ADM's own (`Inception.spatial`). Raises
     ValueError for networks that do not give their maps (all of timm do).
@@ -79,7 +79,7 @@ def spatial_features(net: Any, images: Tensor) -> Tensor:
 
 def _net_outputs(net: Any, images: Tensor, outputs: Sequence[str]) -> dict[str, Tensor]:
     """Some of "features", "spatial" and "logits", by name: (B, 3, H, W) -> (B, D) each."""
-    if hasattr(net, "outputs"):  # all in one pass
+    if hasattr(net, "outputs"):  # Inception gives all in one pass
         return net.outputs(images, outputs)
     values = {}
     for name in outputs:
@@ -94,10 +94,10 @@ def _net_outputs(net: Any, images: Tensor, outputs: Sequence[str]) -> dict[str, 
 
 
 def image_batches(images: AnyImages, batch_size: int) -> Iterator[tuple[Tensor, int]]:
-    """(images (batch_size, 3, H, W), the number of them that count), in order.
+    """Yield (images (batch_size, 3, H, W), how many of them are no padding), in order.
 
-    Batches are always full, the last one padded by repetition: a network's result for an image can
-    depend on the size of its batch in the last digits.
+    Batches are always full, the last one padded with its last image: a network's result for an
+    image can depend on the size of its batch in the last digits.
     """
     joined = None
     for part in _parts(images, batch_size):
@@ -202,12 +202,11 @@ def make_reference(
     """Features of images, with a hash of their rounded pixels, in one pass.
 
     `outputs` may add "spatial" (for sFID) and "logits" (for the inception score). `name` defaults
-    to the source's split. Processes share the work, and what is refused is refused, as in
-    `image_features`.
+    to the source's split. Processes share the work and errors are raised as in `image_features`.
     """
     values = share_images(images, lambda part: _outputs(part, net, batch_size, outputs))
     digests = values["digests"]
-    # a source may say how its files became pixels; a tensor's `split` and `resize` are methods
+    # a source says how its files became pixels; a tensor's own `split` and `resize` are methods
     source = None if isinstance(images, Tensor) else images
     return Reference(
         name or getattr(source, "split", None) or f"{len(digests)} images",

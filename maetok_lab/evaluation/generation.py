@@ -60,7 +60,7 @@ def evaluate_generation(
     """
     unknown = sorted(set(metrics) - set(METRICS))
     if unknown or not metrics:
-        raise ValueError(f"unknown metrics {unknown}; choose from {list(METRICS)}")
+        raise ValueError(f"unknown metrics {unknown}; choose one or more of {list(METRICS)}")
 
     # sizes are compared before the samples cost a pass through the network
     as_reference = functools.partial(_as_reference, net=net, metrics=metrics, batch_size=batch_size)
@@ -71,7 +71,7 @@ def evaluate_generation(
         second_reference = as_reference(second_reference)
     _check(samples, reference, metrics, preview)
 
-    # numbers, and what was compared beside what the caller's protocol states
+    # the protocol gets what was really compared, beside what the caller stated
     estimates = _estimates(samples, reference, metrics, fd_draws, protocol.seed)
     floor = _floor(reference, second_reference, metrics, protocol.seed)
     protocol = protocol.filled(
@@ -133,10 +133,10 @@ def _check(samples: Reference, reference: Reference, metrics: Sequence[str], pre
         )
     if reference.features is None and not set(metrics) <= {"fd", "sfd", "is"}:
         raise ValueError(
-            f"{reference.name} is only a mean and a covariance: it can give metrics=['fd'] "
-            "and nothing else"
+            f"{reference.name} is only a mean and a covariance: it can give no metrics "
+            "but 'fd', 'sfd' and 'is'"
         )
-    # published statistics come from images enough
+    # published statistics were made of enough images
     pairs = {"fd": reference.statistics, "sfd": reference.spatial_statistics}
     for metric, statistics in pairs.items():
         count = samples.count
@@ -175,7 +175,7 @@ def _check_output(side: Reference, values: object, metric: str, output: str) -> 
 def _estimates(
     samples: Reference, reference: Reference, metrics: Sequence[str], draws: int, seed: int
 ) -> dict[str, Estimate]:
-    """The chosen metrics under their short names."""
+    """Those of `METRICS` that are asked for, each with its interval."""
     estimates = {}
     if "kid" in metrics:
         kid = kernel_distance(samples.features, reference.features, seed=seed)
@@ -187,7 +187,8 @@ def _estimates(
         target = reference.spatial_statistics or reference.spatial
         estimates["sfd"] = _frechet(samples.spatial, target, draws, seed)
 
-    # each share's interval takes the other set as fixed
+    # precision is a share of the samples, recall of the reference: each interval takes the other
+    # set as fixed
     if "precision" in metrics or "recall" in metrics:
         shares = precision_recall(samples.features, reference.features)
         if "precision" in metrics:
@@ -202,7 +203,7 @@ def _estimates(
 
 
 def _frechet(features: Tensor, reference: Tensor | Statistics, draws: int, seed: int) -> Estimate:
-    """The interval is the spread over halves: bootstrap copies of images would add bias."""
+    """The distance, with an interval of random halves: a bootstrap's copies would add bias."""
     target = as_gaussian(reference, "reference")
     value = frechet_distance(features, target)
     if draws < 2:
@@ -213,7 +214,7 @@ def _frechet(features: Tensor, reference: Tensor | Statistics, draws: int, seed:
 
 def _wilson(share: float, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share of `count` images."""
-    from scipy.stats import binomtest  # takes half a second
+    from scipy.stats import binomtest  # here, because importing it takes half a second
 
     test = binomtest(round(share * count), count)
     low, high = test.proportion_ci(CONFIDENCE, method="wilson")
@@ -233,7 +234,7 @@ def _score(logits: Tensor, seed: int) -> Estimate:
 def _floor(
     reference: Reference, second: Reference | None, metrics: Sequence[str], seed: int
 ) -> dict[str, float]:
-    """The metrics between real and real; of the inception score the reference's own."""
+    """The metrics between real images and real ones; the inception score of the reference."""
     # without a second set one random half stands for the samples, the other for the reference
     target = reference
     if second is None and reference.features is not None:
@@ -246,7 +247,7 @@ def _floor(
     if second is not None and min(second.count, target.count or second.count) >= MIN_IMAGES:
         distances = [metric for metric in metrics if metric != "is"]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of too few images: the samples' number has warned
+            warnings.simplefilter("ignore")  # of too few images: the samples have been warned of
             estimates = _estimates(second, target, distances, 0, seed)
         floor = {metric: estimate.value for metric, estimate in estimates.items()}
     if "is" in metrics and reference.logits is not None:

@@ -81,8 +81,8 @@ def frechet_distance(
     return float(means + one.factor.square().sum() + factor.square().sum() - 2 * cross)
 
 
-def as_gaussian(side: Tensor | Statistics | Gaussian, name: str = "features") -> Gaussian:
-    """One side of `frechet_distance`; what is warned of and refused is said there."""
+def as_gaussian(side: Tensor | Statistics | Gaussian, name: str) -> Gaussian:
+    """One side of `frechet_distance`, with its warnings and errors, in which it is `name`."""
     if isinstance(side, Gaussian):
         return side
     if isinstance(side, tuple):
@@ -110,7 +110,7 @@ def _from_statistics(statistics: Statistics, name: str) -> Gaussian:
         lowest = float(values[0])
         raise ValueError(f"{name} is no covariance: it has a negative eigenvalue, {lowest:.3g}")
     rank = int((values > len(values) * 2e-16 * values[-1]).sum())
-    # as many zero eigenvalues as images are missing
+    # of n <= d images the covariance has rank n - 1
     if rank < len(values):
         warnings.warn(
             f"{name}: the covariance has rank {rank} of {len(values)}; too few images?",
@@ -165,13 +165,13 @@ def _with_draws(x: Tensor, random: torch.Generator) -> Tensor:
 def _kernel_mean(x: Tensor, y: Tensor, w: Tensor, v: Tensor, *, same: bool) -> Tensor:
     """Weighted mean kernel over all pairs: (n, d), (m, d), weights (n, b), (m, b) -> (b,).
 
-    The pairs of an image with itself are left out when both sets are the `same`.
+    When both sets are the `same` one, pairs of an image with itself are left out.
     """
     total = x.new_zeros(w.shape[1])
     for start in range(0, len(x), CHUNK):
         rows = slice(start, start + CHUNK)
         kernel = (x[rows] @ y.T / x.shape[1] + 1) ** 3  # (chunk, m)
-        if same:  # in bootstrap draws too, where an image may meet its own copy: stays unbiased
+        if same:  # a draw may hold an image twice: without these pairs it is unbiased as well
             kernel.diagonal(start).zero_()
         total += (w[rows] * (kernel @ v)).sum(dim=0)
     pairs = w.sum(0) * v.sum(0)
@@ -201,7 +201,7 @@ def precision_recall(features: Tensor, reference: Tensor) -> PrecisionRecall:
     x, y = _checked_pair(features, reference)
     smaller = min(len(x), len(y))
     if smaller <= NEIGHBOURS:
-        raise ValueError(f"{NEIGHBOURS} neighbours need more images than {smaller} a side")
+        raise ValueError(f"{NEIGHBOURS} neighbours need more images than {smaller} on each side")
     return PrecisionRecall(_share_near(x, y), _share_near(y, x))
 
 

@@ -76,7 +76,7 @@ class NpzImages:
     """
 
     def __init__(self, path: str | Path):
-        self.split = Path(path).name
+        self.split = Path(path).name  # the name of a reference made of it
         with np.load(path, allow_pickle=False) as file:
             if "arr_0" not in file:
                 raise ValueError(f"{path} has no array arr_0; it has {sorted(file.files)}")
@@ -86,7 +86,8 @@ class NpzImages:
             self._labels = np.zeros(len(self._pixels), dtype=np.int64)
             if "arr_1" in file:
                 self._labels = file["arr_1"]
-        dtype, shape = self._pixels.dtype, self._pixels.shape
+        dtype = self._pixels.dtype
+        shape = self._pixels.shape
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
             raise ValueError(f"{path}: arr_0 must be uint8 (n, H, W, 3), not {dtype} {shape}")
         self.image_size = shape[1]
@@ -139,7 +140,7 @@ def read_reference(
     published = {}
     with np.load(path, allow_pickle=False) as file:
         names = set(file.files)
-        # they come from many more images than the file holds, so ADM's suite prefers them too
+        # ADM's suite prefers published statistics too: they are of many more images than the file's
         pairs = {"statistics": ("mu", "sigma"), "spatial_statistics": ("mu_s", "sigma_s")}
         for field, keys in pairs.items():
             if net.name == "inception" and names.issuperset(keys):
@@ -154,7 +155,7 @@ def read_reference(
             f"{path} is no reference: it needs arr_0 or mu and sigma; it has {sorted(names)}"
         )
 
-    # the hash is that of the file once its statistics count, else that of the images
+    # with statistics the hash is that of the file, else that of the images (`make_reference`)
     if published:
         published["sha256"] = file_hash(path)[:DIGITS]
     if "arr_0" not in names:

@@ -51,7 +51,7 @@ def ssim(
     if min(images.shape[2:]) < len(weights):
         raise ValueError(
             f"SSIM's {window} window needs images of {len(weights)} pixels a side, "
-            f"not {images.shape[2:]}"
+            f"not {tuple(images.shape[2:])}"
         )
     # moments inside each window
     x = round_to_uint8(images)

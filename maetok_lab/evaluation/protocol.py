@@ -23,7 +23,7 @@ class EvalProtocol:
     What the evaluation itself finds out (counts, sizes, hashes) it fills in.
     """
 
-    task: Literal["generation", "reconstruction"] = "generation"  # of which numbers
+    task: Literal["generation", "reconstruction"] = "generation"  # what is judged
     num_images: int | None = None  # samples, or images that were reconstructed
 
     # From files to pixels
@@ -34,11 +34,11 @@ class EvalProtocol:
     precision: Precision = "fp32"  # in which the models run
 
     # How samples are drawn
-    labels: Literal["equal", "random", "none"] | None = None  # each class as often, drawn, or null
+    labels: Literal["equal", "random", "none"] | None = None  # classes in turn, drawn, or null
     sampler: str | None = None  # the integrator
     steps: int | None = None  # of the sampler
     path: str | None = None  # from noise to latents, as the model was trained
-    guidance_scale: float | None = None  # None and 1 are none
+    guidance_scale: float | None = None  # None and 1 mean no guidance
     guidance_low: float | None = None  # guided while low <= t <= high; t = 1 is noise
     guidance_high: float | None = None  # the other end of the interval
     seed: int = 0  # of image 0; image k has its own
@@ -58,9 +58,10 @@ class EvalProtocol:
     perceptual: str | None = None  # name of the perceptual distance
 
     def filled(self, **facts: Any) -> "EvalProtocol":
-        """A copy with fields that turned out. Raises ValueError if one was stated otherwise."""
+        """A copy with what the evaluation found out; ValueError if the protocol says otherwise."""
         for name, value in facts.items():
             stated = getattr(self, name)
+            # the task has a default, so that nobody need have stated it
             if stated is not None and name != "task" and stated != value:
                 raise ValueError(f"the protocol says {name} = {stated!r}, but it is {value!r}")
         return dataclasses.replace(self, **facts)

@@ -52,7 +52,8 @@ def evaluate_reconstruction(
     if perceptual:
         estimates["perceptual"] = _mean(values["perceptual"])
         facts["perceptual"] = getattr(perceptual, "__name__", type(perceptual).__name__)
-    # an image and its reconstruction are drawn together for the error of the Frechet distance
+    # the error of the Frechet distance is taken over halves in which images stay with their
+    # reconstructions
     if net is not None:
         sides = (values["reconstructed"], values["original"])
         kid = kernel_distance(*sides, seed=protocol.seed)
@@ -74,7 +75,7 @@ def _pairs(
     batch_size: int,
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Originals and reconstructions in float32, and the number of them that count, a batch each."""
+    """Yield originals and reconstructions in float32, and how many of a batch are no padding."""
     with torch.inference_mode(), eval_mode(tokenizer):
         for originals, count in image_batches(source, batch_size):
             originals = originals.to(device)

@@ -116,7 +116,7 @@ def sample_set(
 
     Raises ValueError for a protocol that leaves open how they are drawn.
     """
-    sampling_options(protocol)  # for its check
+    sampling_options(protocol)  # raises where the protocol leaves something open
     if len(labels) != protocol.num_images:
         raise ValueError(f"{len(labels)} labels for {protocol.num_images} images")
     return SampleSet(
@@ -153,7 +153,7 @@ def write_samples(
             f"run {run.name} was configured for another model, tokenizer or other labels: {lines}"
         )
 
-    # every k-th image is this process's; a stopped run has some of them
+    # this process draws what a stopped run lacks of its share
     (run.folder / "images").mkdir(exist_ok=True)
     share = own_share(len(labels))
     missing = [row for row in share if not image_path(run, row).exists()]

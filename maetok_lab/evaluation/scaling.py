@@ -52,8 +52,8 @@ def frechet_against_count(
         samples = torch.cat([*parts[:block], *parts[block + 1 :]])
         fewer = [max(2, round(count * len(samples) / counts[-1])) for count in counts]
         estimates.append(_intercept(fewer, _distances(samples, target, fewer)))
-    spread = torch.tensor(estimates, dtype=torch.float64)
-    squares = float((spread - spread.mean()).square().sum())
+    estimates = torch.tensor(estimates, dtype=torch.float64)
+    squares = float((estimates - estimates.mean()).square().sum())
     margin = Z95 * math.sqrt((BLOCKS - 1) / BLOCKS * squares)
     table = pd.DataFrame({"count": counts, "value": values})
     table.attrs = {"infinity": infinity, "low": infinity - margin, "high": infinity + margin}
@@ -80,8 +80,8 @@ def frechet_error(
 ) -> float:
     """Standard error of the Frechet distance: its spread over random halves, times sqrt(1/2).
 
-    (n, d) against a Gaussian, which stays as it is; or against (n, d) whose rows belong to those of
-    features (an image and its reconstruction), which are halved together.
+    features (n, d) against a Gaussian, which stays whole; or against a reference (n, d) whose rows
+    belong to those of the features (an image and its reconstruction): both are halved alike.
     """
     values = []
     for draw in range(draws):
@@ -89,7 +89,7 @@ def frechet_error(
         half = order[: max(2, len(features) // 2)]
         side = reference if isinstance(reference, Gaussian) else reference[half]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of too few images: the distance itself has warned
+            warnings.simplefilter("ignore")  # of too few images: the whole set's distance warns
             values.append(frechet_distance(features[half], side))
     return float(torch.tensor(values, dtype=torch.float64).std() / math.sqrt(2))
 

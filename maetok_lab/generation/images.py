@@ -23,7 +23,7 @@ def reconstruct(tokenizer: AnyTokenizer, images: Tensor, *, batch_size: int = 64
 
     images (n, 3, H, W) -> (n, 3, H, W) on the CPU
     """
-    # no autocast: PSNR and its kin are compared at full precision
+    # no autocast: PSNR and SSIM are compared at full precision
     device = device_of(tokenizer)
     reconstructions = []
     with eval_mode(tokenizer):
@@ -85,9 +85,9 @@ def draw(
     write: Callable[[str], None] | None = None,
     **sampling,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The images number `rows` (r,) of those that `generate` gives for `labels` (n,).
+    """Draw the images `rows` (r,) of those that `generate` would give for `labels` (n,).
 
-    Yields (rows, images) a batch, and shares nothing with other processes.
+    Yields (rows, images on the CPU) for each batch. Nothing is shared with other processes.
     """
     check_owner(tokenizer, space.tokenizer, "latent space")
     if model.tokenizer_fingerprint:  # weights from elsewhere may not say whose latents they learnt

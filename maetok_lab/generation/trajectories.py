@@ -25,7 +25,7 @@ class TrajectoryPoint:
     t: float
     # (B, N, C), on its way from noise
     state: Tensor
-    # (B, N, C), what the model expects at the end; zeros, the mean of all latents, at the noise
+    # (B, N, C), the model's prediction of the end; at step 0 zeros, the mean of all latents
     guess: Tensor
 
 
@@ -56,6 +56,6 @@ def decode_point(
     show: Literal["guess", "state"] = "guess",
 ) -> Tensor:
     """Images of a point's guess, or of its state as it is. -> (B, 3, H, W) in [-1, 1], CPU"""
-    # models see normalised latents, decoders those of the encoder
+    # the model works on normalised latents, the decoder on raw ones
     latents = space.denormalise(getattr(point, show))
     return tokenizer.decode(latents).float().clamp(-1, 1).cpu()
