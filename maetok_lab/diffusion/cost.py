@@ -95,16 +95,16 @@ class SamplingProgress:
         self.cost = cost
         self.write = write
         self._start = time.monotonic()
-        self._next = self._start
+        self._next_line = self._start
         write(cost.describe())
 
     def update(self, count: int) -> None:
         """Say that `count` images are there: at the first call, twice a minute, and at the end."""
         now = time.monotonic()
         total = self.cost.num_images
-        if now < self._next and count < total:
+        if now < self._next_line and count < total:
             return
-        self._next = now + 30
+        self._next_line = now + 30
         speed = count / max(now - self._start, 1e-9)
         left = (total - count) / speed
         self.write(f"{count:,} of {total:,} images; {speed:.3g} images/s, {left:.0f} s left")

@@ -73,7 +73,7 @@ class Run:
         config: Any,
         *,
         root: str | Path | None = None,
-        parents: Iterable["Run"] = (),
+        parents: Iterable["Run"] = (),  # runs that it reads: its provenance records them
     ) -> "Run":
         """Make run `name` with a config dataclass, or continue it when its fingerprint is the same.
 

@@ -60,13 +60,11 @@ def _leaves(value: Any, path: str = "") -> Iterable[tuple[str, str]]:
         yield from _leaves(part, f"{path}.{key}" if path else str(key))
 
 
-def loss_lines(
-    runs: Iterable[Run], column: str, *, split: str = "train"
-) -> dict[str, pd.DataFrame]:
-    """`step`, `images` and one logged column of each run that has it, by the run's name."""
+def loss_lines(runs: Iterable[Run], column: str) -> dict[str, pd.DataFrame]:
+    """`step`, `images` and one training loss of each run that logged it, by the run's name."""
     lines = {}
     for run in runs:
-        table = run.metrics(split)
+        table = run.metrics("train")
         # losses of auxiliary targets are logged by the runs that have them only
         if column in table:
             names = [name for name in ("step", "images", column) if name in table]

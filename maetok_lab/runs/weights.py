@@ -14,7 +14,7 @@ from maetok_lab.files import atomic_path, read_json, write_bytes, write_json
 AUXILIARY = "auxiliary.safetensors"  # only where auxiliary decoders were exported too
 FILES = ("model.safetensors", AUXILIARY, "config.json", "README.md")  # what is fetched from the hub
 SHIPPED = Path(__file__).parents[2] / "data" / "pretrained"
-LISTED = 20  # tensors of each kind that an error lists
+MAX_LISTED = 20  # tensors of each kind that an error lists
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -43,9 +43,9 @@ def check_shapes(expected: Shapes, actual: Shapes, subject: str) -> None:
     lines = []
     # weights of another model misfit in hundreds of places: a screenful is enough to see it
     for kind, entries in problems.items():
-        lines += [f"  {kind:<10}  {entry}" for entry in entries[:LISTED]]
-        if len(entries) > LISTED:
-            lines.append(f"  {kind:<10}  and {len(entries) - LISTED} more")
+        lines += [f"  {kind:<10}  {entry}" for entry in entries[:MAX_LISTED]]
+        if len(entries) > MAX_LISTED:
+            lines.append(f"  {kind:<10}  and {len(entries) - MAX_LISTED} more")
     if lines:
         raise ValueError(f"{subject}: the tensors do not fit the model\n" + "\n".join(lines))
 

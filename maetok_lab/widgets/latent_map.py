@@ -33,7 +33,7 @@ from maetok_lab.widgets.front import (
 METHODS = ("pca", "umap", "tsne")  # the last cannot place overlays
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "pentagon", "x", "star")
 GLYPHS = "●■◆✚▲⬟✖★"  # the same in a legend
-NAMED = 24  # classes in the legend, most frequent first
+MAX_LEGEND = 24  # classes in the legend, most frequent first
 STRIP = 9  # images between two points
 
 
@@ -41,7 +41,7 @@ class LatentMap(Studio):
     """Latents of the images of `source` (a `LatentDataset` or raw (n, N, C)) on a map.
 
     `tokenizer` decodes. `overlays` are more latents by name, such as generated ones: raw, of the
-    same tokenizer. Attributes to read: `atlas`, `point` and `before` (the last two clicked
+    same tokenizer. Attributes to read: `atlas`, `point` and `previous` (the last two clicked
     points), `selection` (a DataFrame of what the lasso holds).
     """
 
@@ -56,7 +56,6 @@ class LatentMap(Studio):
         overlays: Mapping[str, Any] | None = None,
         components: int = 8,
         seed: int = 0,
-        max_rows: int = 50_000,
     ):
         self.source = source
         self.tokenizer = tokenizer.eval()
@@ -64,13 +63,7 @@ class LatentMap(Studio):
         # a map takes seconds (umap a minute): each is made once, when it is first looked at
         self._make = functools.cache(
             lambda method: make_atlas(
-                latents,
-                source,
-                method=method,
-                overlays=overlays,
-                components=components,
-                seed=seed,
-                max_rows=max_rows,
+                latents, source, method=method, overlays=overlays, components=components, seed=seed
             )
         )
         self.method = method
@@ -79,7 +72,7 @@ class LatentMap(Studio):
             raise ValueError(f"unknown colour {colour!r}; choose one of {self.colours}")
         self.colour = colour
         self.point: int | None = None  # a row of atlas.frame, as everywhere here
-        self.before: int | None = None
+        self.previous: int | None = None
         self.selection: pd.DataFrame = self.atlas.frame.iloc[:0]
 
     # State ----------------------------------------------------------------------------------------
@@ -113,15 +106,15 @@ class LatentMap(Studio):
         return take_images(self.source, [int(place["row"])])[0]
 
     def click(self, point: int) -> None:
-        """Take a point; the one taken before becomes the other end of the line."""
+        """Take a point; the previous one becomes the other end of the line."""
         if not 0 <= point < len(self.atlas.frame):
             raise ValueError(f"points are 0 .. {len(self.atlas.frame) - 1}, not {point}")
-        self.before = self.point
+        self.previous = self.point
         self.point = point
 
     def between(self) -> Tensor:
-        """Images on the line from the point clicked before to the last one. -> (9, 3, H, W)"""
-        start = self.atlas.latent(self.before).to(self.device)
+        """Images on the line from the previous point to the last one. -> (9, 3, H, W)"""
+        start = self.atlas.latent(self.previous).to(self.device)
         end = self.atlas.latent(self.point).to(self.device)
         return decode_between(self.tokenizer, start, end, steps=STRIP).cpu()
 
@@ -137,10 +130,10 @@ class LatentMap(Studio):
     def twin(self) -> Any:
         """The map as a matplotlib figure."""
         codes, names = self.codes()
-        # the axes' words come from the attrs, which a selection of columns loses
+        # axis titles are in the frame's attrs, which a selection of columns loses
         frame = self.atlas.frame[["x", "y"]].copy()
         frame.attrs = self.atlas.projection.frame.attrs
-        return plot_projection(frame, labels=codes, class_names=names, legend=NAMED).figure
+        return plot_projection(frame, labels=codes, class_names=names, legend=MAX_LEGEND).figure
 
     # View -----------------------------------------------------------------------------------------
 
@@ -294,7 +287,7 @@ class LatentMap(Studio):
 
     def _show_ends(self) -> None:
         """Rings and a line on the map, and the images between the two."""
-        ends = [point for point in (self.before, self.point) if point is not None]
+        ends = [point for point in (self.previous, self.point) if point is not None]
         frame = self.atlas.frame.iloc[ends]
         line = self.chart.data[1]
         with self.chart.batch_update():
@@ -320,13 +313,13 @@ class LatentMap(Studio):
             marker.color, marker.symbol = self._looks()
         _, names = self.codes()
         entries = []
-        for i, name in enumerate(names[:NAMED]):
+        for i, name in enumerate(names[:MAX_LEGEND]):
             glyph = GLYPHS[i // len(PALETTE) % len(GLYPHS)]
             colour = PALETTE[i % len(PALETTE)]
             entries.append(f"<span style='color:{colour}'>{glyph}</span> {html.escape(name)}")
         text = " &nbsp; ".join(entries)
-        if len(names) > NAMED:
-            text += f" and {len(names) - NAMED} more"
+        if len(names) > MAX_LEGEND:
+            text += f" and {len(names) - MAX_LEGEND} more"
         self.legend.value = f"<p style='font-size:12px;line-height:1.4'>{text}</p>"
 
     def _show_selection(self) -> None:

@@ -38,7 +38,10 @@ class RunBrowser(Studio):
         self.root = runs_root(root)
         self.table = list_runs(self.root)
         if not len(self.table):
-            raise FileNotFoundError(f"there are no runs in {self.root}")
+            raise FileNotFoundError(
+                f"there are no runs in {self.root}; run notebooks/00_start_here.ipynb first, "
+                "or give the folder that holds yours"
+            )
         self.names = self.table["run"].tolist()
         if not selection:
             # those with losses first: there is something to see

@@ -192,15 +192,15 @@ class SamplerStudio(Studio):
         self.grid = png_image(width=f"{SIDE}px", height=f"{SIDE}px")
         self.position = package.HTML()  # of the picture on the way
         self.cost_line = package.HTML()  # of one sampling
-        settings = [controls.label, controls.seed, controls.scale, controls.interval]
-        settings += [controls.steps, controls.method, controls.ema]
-        for control in settings:
+        inputs = [controls.label, controls.seed, controls.scale, controls.interval]
+        inputs += [controls.steps, controls.method, controls.ema]
+        for control in inputs:
             control.observe(self._on_setting, "value")
         for control in (controls.place, controls.show):
             control.observe(lambda _: self._show(), "value")
 
         # what is sampled on the left, how it looks on the right
-        left = package.VBox([*settings, self.cost_line])
+        left = package.VBox([*inputs, self.cost_line])
         right = package.VBox([controls.place, controls.show, self.position, self.grid])
         self.start()
         return package.HBox([left, right], layout=WRAP)
@@ -245,7 +245,7 @@ class SamplerStudio(Studio):
         self._finish()
 
     def _follow(self) -> None:
-        """The slider to the newest point, which shows it."""
+        """Move the slider to the newest point, which shows it."""
         # a slider that moves calls `_show`; one that already stands there does not
         place = self.controls.place
         place.max = len(self.points) - 1
