@@ -79,7 +79,7 @@ def _scalar(name: str, value: Any) -> Any:
     if hasattr(value, "item") and math.prod(value.shape) == 1:
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
-        return None  # JSON has no word for it; shown as "not finite"
+        return None  # JSON has no word for it
     if not isinstance(value, str | bool | int | float | None):
         raise TypeError(
             f"report needs one number or string for {name!r}, not {type(value).__name__}"
@@ -89,5 +89,5 @@ def _scalar(name: str, value: Any) -> Any:
 
 def _as_word(value: Any) -> str:
     if value is None:
-        return "not finite"
+        return "no finite number"  # nan and infinity, or what was not measured
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -263,7 +263,7 @@ def test_report_shows_its_numbers_in_plain_python_too_and_refuses_what_is_no_num
     report(tmp_path, psnr=torch.tensor(19.5), kind="fd_efflite2", bad=float("nan"))
     output = capsys.readouterr().out
     assert re.search(r"psnr +19.5\n", output)
-    assert re.search(r"bad +not finite\n", output)
+    assert re.search(r"bad +no finite number\n", output)
     assert str(tmp_path) in output
     with pytest.raises(TypeError, match="one number or string for 'x', not Tensor"):
         report(x=torch.zeros(2))
