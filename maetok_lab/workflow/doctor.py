@@ -172,7 +172,10 @@ def check_data(options: Examination, open_images: Callable[..., Any]) -> Verdict
         f"{rate:,.0f} a second in one process at {options.image_size} px"
     )
     if rate < SLOW_IMAGES:
-        advice = "cache the latents once (write_latents), or raise `workers`; a faster disk helps"
+        advice = (
+            "cache the latents once (`write_latents`), or raise `workers` of TokenizerTraining; "
+            "a faster disk helps"
+        )
         return Verdict("fair", facts, advice)
     return Verdict("good", facts)
 
