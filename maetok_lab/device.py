@@ -100,7 +100,7 @@ def wide(x: torch.Tensor) -> torch.Tensor:
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
-def physical_cores() -> int:
+def usable_cores() -> int:
     """Cores this process may use: more threads than these only wait for each other."""
     # a container may be given fewer than the machine has
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -95,14 +95,14 @@ def tensor_bytes(tensor: Tensor) -> np.ndarray:
 
 def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Short hash of names, dtypes, shapes and values, such as those of a file of weights."""
-    # dtype and shape too, unlike `weights_hash`: this says what a file holds, not what it computes
+    # dtype and shape too, unlike below: this says what a file holds, not what it computes
     parts = []
     for name, value in sorted(tensors.items()):
         parts += [f"{name} {value.dtype} {tuple(value.shape)}".encode(), tensor_bytes(value)]
     return hash_of(parts)[:DIGITS]
 
 
-def weights_hash(module: nn.Module) -> str:
+def weights_fingerprint(module: nn.Module) -> str:
     """Short hash of a module's weights: their names, and their values as float32.
 
     It is kept for as long as no weight changes, since a gigabyte takes a second or two.
@@ -111,10 +111,10 @@ def weights_hash(module: nn.Module) -> str:
     # the config, which a tokenizer's fingerprint covers as well.
     state = sorted(module.state_dict(keep_vars=True).items())
     versions = [_version(value) for _, value in state]
-    memory = getattr(module, "_weights_hash", None)
+    memory = getattr(module, "_weights_fingerprint", None)
     if memory is None or memory[0] != versions:
         memory = versions, hash_of(_named_bytes(state))[:DIGITS]
-        module._weights_hash = memory
+        module._weights_fingerprint = memory
     return memory[1]
 
 

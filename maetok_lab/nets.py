@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from maetok_lab.hints import did_you_mean
-from maetok_lab.identity import DIGITS, file_hash, weights_hash
+from maetok_lab.identity import DIGITS, file_hash, weights_fingerprint
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "data" / "weights"
 REMAKE = "restore it from the repository, or run `python data/build_weights.py`"
@@ -293,7 +293,7 @@ def _load_timm(
         mean=tuple(255 * value for value in mean),
         std=tuple(255 * value for value in std),
     )
-    weight_hash = file_hash(weights)[:DIGITS] if weights else weights_hash(model)
+    weight_hash = file_hash(weights)[:DIGITS] if weights else weights_fingerprint(model)
     return FeatureNet(model, spec, weight_hash=weight_hash)
 
 

@@ -22,7 +22,7 @@ from maetok_lab.identity import (
     tensor_bytes,
     tensors_fingerprint,
     text_hash,
-    weights_hash,
+    weights_fingerprint,
 )
 from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.tokenizer.foreign import GridTokenizer, RawPixels
@@ -71,7 +71,7 @@ def test_what_runs_hold_stays_as_it_is():
     assert fingerprint_of({"b": [1.0, None], "a": "x"}) == "5b0c3e20e4e7920a"
     module = nn.Linear(2, 1)
     module.load_state_dict({"weight": torch.tensor([[1.0, 2.0]]), "bias": torch.tensor([0.5])})
-    assert weights_hash(module) == "aebcccc3e14975d9"
+    assert weights_fingerprint(module) == "aebcccc3e14975d9"
 
 
 # Weights ------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def test_it_is_the_same_on_a_gpu():
     tokenizer = make()
     name = tokenizer.fingerprint
     assert tokenizer.cuda().fingerprint == name
-    del tokenizer._weights_hash
+    del tokenizer._weights_fingerprint
     assert tokenizer.fingerprint == name
 
 

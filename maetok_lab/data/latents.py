@@ -155,12 +155,12 @@ def write_latents(
     if images.fingerprint != config.images:
         raise ValueError(
             f"the cache was configured for images {config.images},"
-            f" but these are {images.fingerprint}"
+            f" but these are {images.fingerprint}; other images need another run"
         )
     if not same_weights(tokenizer, config.tokenizer):
         raise ValueError(
             f"the cache was configured for tokenizer {config.tokenizer},"
-            f" but this is {tokenizer.fingerprint}"
+            f" but this is {tokenizer.fingerprint}; another one needs another run"
         )
 
     # Each process encodes its own shards. Only the first may write to the run itself: the others

@@ -36,12 +36,12 @@ def evaluate_classes(
     # a class has few images, so that its numbers are rough: their interval says how rough
     rows = []
     for label in range(len(class_names)):
-        drawn = samples.features[labels == label]
+        fake = samples.features[labels == label]
         real = reference.features[reference_labels == label]
-        row = {"images": len(drawn), "reference_images": len(real)}
-        if min(len(drawn), len(real)) >= MIN_IMAGES:
-            kid = kernel_distance(drawn, real, seed=seed)
-            shares = precision_recall(drawn, real)
+        row = {"images": len(fake), "reference_images": len(real)}
+        if min(len(fake), len(real)) >= MIN_IMAGES:
+            kid = kernel_distance(fake, real, seed=seed)
+            shares = precision_recall(fake, real)
             row |= {"kid": kid.value, "low": kid.low, "high": kid.high}
             row |= {"precision": shares.precision, "recall": shares.recall}
         rows.append(row)

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from maetok_lab.files import read_json
-from maetok_lab.identity import fingerprint_of, remember_name, tensors_fingerprint, weights_hash
+from maetok_lab.identity import (
+    fingerprint_of,
+    remember_name,
+    tensors_fingerprint,
+    weights_fingerprint,
+)
 from maetok_lab.layers.grid import grid_size, patchify, unpatchify
 from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.tokenizer.loading import load_tokenizer
@@ -108,7 +113,7 @@ class GridTokenizer(nn.Module):
         config = getattr(self.model, "config", {})
         settings = {key: value for key, value in config.items() if not key.startswith("_")}
         name = type(self.model).__name__
-        return fingerprint_of([name, self.image_size, settings, weights_hash(self.model)])
+        return fingerprint_of([name, self.image_size, settings, weights_fingerprint(self.model)])
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], at the size it was opened for -> (B, N, C) float32"""

@@ -5,7 +5,7 @@ import dataclasses
 from torch import Tensor, nn
 
 from maetok_lab.config import override
-from maetok_lab.identity import fingerprint, fingerprint_of, weights_hash
+from maetok_lab.identity import fingerprint, fingerprint_of, weights_fingerprint
 from maetok_lab.layers.grid import grid_size, unpatchify
 from maetok_lab.tokenizer.config import TokenizerConfig, TowerConfig
 from maetok_lab.tokenizer.towers import LatentDecoder, PatchEncoder, init_weights
@@ -110,7 +110,7 @@ class Tokenizer(nn.Module):
     @property
     def fingerprint(self) -> str:
         """A name for what it computes: a hash of its weights as they are now, and of its config."""
-        return fingerprint_of([weights_hash(self), fingerprint(self.config)])
+        return fingerprint_of([weights_fingerprint(self), fingerprint(self.config)])
 
     def posterior(self, images: Tensor, *, mask: Tensor | None = None) -> Posterior:
         """images (B, 3, H, W) in [-1, 1], mask (B, patches) bool, True = hidden -> of (B, N, C)"""

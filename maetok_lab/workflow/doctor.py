@@ -18,7 +18,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from maetok_lab.device import describe, has_fast_bf16, physical_cores, pick_device, pick_precision
+from maetok_lab.device import describe, has_fast_bf16, pick_device, pick_precision, usable_cores
 from maetok_lab.runs import Run, runs_root
 from maetok_lab.workflow import collective
 
@@ -73,7 +73,7 @@ def examine(options: Examination, open_images: Callable[..., Any]) -> Iterator[V
 def check_python(options: Examination) -> Verdict:
     """The interpreter, and whether torch has a thread for each core it may use and no more."""
     # Waiting threads spin: one too many makes a training several times slower.
-    cores = physical_cores()
+    cores = usable_cores()
     threads = torch.get_num_threads()
     facts = f"{platform.python_version()} at {sys.executable}, {threads} threads on {cores} cores"
     if threads > cores:

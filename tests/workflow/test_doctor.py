@@ -94,7 +94,7 @@ def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch):
 
 
 def test_more_threads_than_cores_are_told(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4 * doctor.physical_cores())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4 * doctor.usable_cores())
     assert "OMP_NUM_THREADS" in doctor.check_python(HERE).advice
 
 
