@@ -75,7 +75,7 @@ def diffusability_card(
     settings: CardSettings,
     folder: str | Path | None = None,
 ) -> pd.DataFrame:
-    """All numbers of this package about latents (n, N, C), labels (n,), and those of test images.
+    """All numbers of this package about latents (n, N, C) with labels (n,), and about test ones.
 
     -> index `entry`, columns `group, value, error, unit`; curves for the figure in `.attrs`.
     `beside` are numbers from elsewhere, such as PSNR; finished mixtures are kept in `folder`.
@@ -214,7 +214,9 @@ def cards_of(runs: Iterable[Run | str | Path]) -> dict[str, pd.DataFrame]:
     for run in runs:
         folder = run.folder if isinstance(run, Run) else Path(run)
         if not (folder / CARD_FILE).exists():
-            raise FileNotFoundError(f"run {folder.name} has no card: it needs {CARD_FILE}")
+            raise FileNotFoundError(
+                f"run {folder.name} has no card: it needs {CARD_FILE}, which `card_run` makes"
+            )
         cards[folder.name] = read_card(folder / CARD_FILE)
     return cards
 
@@ -267,7 +269,7 @@ def card_correlation(
             row["low"], row["high"] = drawn.quantile([0.025, 0.975])
         rows.append(row | {"runs": len(cards)})
     if not rows:
-        raise ValueError("no entry differs between the cards")
+        raise ValueError("no entry differs between the cards; are they of the same latents?")
     result = pd.DataFrame(rows).set_index("entry")
     # rounded: of equally strong ones the order is the card's, not that of their last bits
     strength = result["rho"].abs().round(12)

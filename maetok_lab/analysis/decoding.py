@@ -11,6 +11,7 @@ from maetok_lab.rng import generator
 
 Decode = Callable[[Tensor], Tensor]  # latents (B, N, C) -> images (B, 3, H, W) in [-1, 1]
 MAX_PSNR = 100.0  # dB, for images without any error
+STEPS = 8  # of the line between two latents
 
 
 @torch.inference_mode()
@@ -46,7 +47,7 @@ def decoder_robustness(
 
 @torch.inference_mode()
 def interpolation_smoothness(
-    decode: Decode, latents: Tensor, *, pairs: int = 32, steps: int = 8, seed: int = 0
+    decode: Decode, latents: Tensor, *, pairs: int = 32, seed: int = 0
 ) -> pd.DataFrame:
     """How straight and even images move along the line between two latents, for random pairs.
 
@@ -54,18 +55,18 @@ def interpolation_smoothness(
     of its ends (1 for a linear decoder or a cross-fade); `unevenness`, the longest move over the
     mean.
     """
-    if len(latents) < 2 or steps < 2:
-        raise ValueError(f"need at least two latents and two steps, not {len(latents)} and {steps}")
+    if len(latents) < 2:
+        raise ValueError(f"need at least two latents to go between, not {len(latents)}")
     random = generator(seed, "interpolation")
     first = torch.randint(len(latents), (pairs,), generator=random)
-    # a step of 1 to n - 1 further on: never the same latent
+    # 1 to n - 1 places further on, around the end: never the same latent
     shift = torch.randint(1, len(latents), (pairs,), generator=random)
     second = (first + shift) % len(latents)
-    share = torch.linspace(0, 1, steps + 1, device=latents.device, dtype=latents.dtype)
+    share = torch.linspace(0, 1, STEPS + 1, device=latents.device, dtype=latents.dtype)
     rows = []
     for start, end in zip(first.tolist(), second.tolist()):
         line = torch.lerp(latents[start], latents[end], share[:, None, None])
-        images = decode(line).double().flatten(1)  # (steps + 1, pixels)
+        images = decode(line).double().flatten(1)  # (STEPS + 1, pixels)
         moves = (images[1:] - images[:-1]).norm(dim=1)
         direct = (images[-1] - images[0]).norm()
         if direct > 0:  # a pair that decodes to one image says nothing

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ class GmmProtocol:
                 f"restarts ({self.restarts}) and max_iterations ({self.max_iterations}) "
                 "must be at least 1"
             )
-        check_choice(self.covariance, ("diag", "full"), "covariance")
+        check_choice(self.covariance, get_args(Covariance), "covariance")
         check_choice(self.precision, ("float64", "float32"), "precision")
 
 
@@ -230,7 +230,8 @@ def _check_rows(rows: Rows, components: int) -> None:
         part = rows[start : start + size]
         # the sum alone clears nearly all rows, in one pass
         if not part.sum().isfinite() and not part.isfinite().all():
-            raise ValueError(f"points hold NaN or infinite values, after row {start}")
+            end = start + len(part)
+            raise ValueError(f"points hold NaN or infinite values, in rows {start} to {end - 1}")
     # the first two rows tell varied ones from constant ones nearly always
     first = rows[:1]
     if rows.count > 1 and (first == rows[1:2]).all() and (first == rows[1:size]).all():

@@ -9,7 +9,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from maetok_lab.analysis.preprocess import as_rows, flat_chunks, spectrum_of, take_rows, width_of
+from maetok_lab.analysis.preprocess import (
+    as_rows,
+    flat_chunks,
+    needed_dimensions,
+    spectrum_of,
+    take_rows,
+    width_of,
+)
 from maetok_lab.hints import choose
 from maetok_lab.neighbours import nearest_neighbours
 from maetok_lab.rng import generator
@@ -25,7 +32,7 @@ def intrinsic_dimension(latents: Any, *, method: str = "twonn", seed: int = 0) -
     "twonn" (Facco et al. 2017) or "mle" (Levina and Bickel 2005), on at most 5,000 random rows.
     Raises ValueError for an unknown method, NaN, or too few distinct rows.
     """
-    # Both are too low for many dimensions and few rows.
+    # Both estimates are too low where dimensions are many and rows few.
     neighbours = choose(method, NEIGHBOURS, "method")
     rows = _sample(latents, seed).unique(dim=0)  # a copy has distance 0 and no dimension
     if len(rows) <= neighbours + 1:
@@ -62,7 +69,7 @@ def spectrum_numbers(latents: Any) -> dict[str, float]:
     share = spectrum / spectrum.sum()
     entropy = -(share * share.clamp(min=TINY).log()).sum()
     return {
-        "dimensions_90": float((share.cumsum(0) < 0.9 * (1 - 1e-12)).sum() + 1),
+        "dimensions_90": float(needed_dimensions(spectrum, 0.9)),
         "effective_rank": float(entropy.exp()),
         "participation_ratio": float(1 / share.square().sum()),
         "top_share": float(share[0]),
@@ -100,7 +107,7 @@ def token_correlation(latents: Any) -> float:
     (n, N, C) -> [0, 1]: 0 for independent tokens, 1 for tokens that repeat each other. Raises
     ValueError unless there are two tokens or more.
     """
-    # By chance about sqrt(2 / (pi n)) also for independent tokens.
+    # Of n images, independent tokens too have about sqrt(2 / (pi n)), by chance.
     latents = as_rows(latents)
     if len(latents.shape) != 3 or latents.shape[1] < 2:
         raise ValueError(

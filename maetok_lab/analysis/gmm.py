@@ -22,7 +22,6 @@ from maetok_lab.analysis.mixture import Covariance
 from maetok_lab.analysis.preprocess import (
     as_rows,
     check_latents,
-    common_dimensions,
     data_hash,
     fit_reducer,
     float64_device,
@@ -33,8 +32,6 @@ from maetok_lab.config import to_json
 from maetok_lab.files import read_json, write_json
 from maetok_lab.identity import fingerprint
 from maetok_lab.rng import generator
-
-__all__ = ["GmmProtocol", "common_dimensions", "fit_gmm", "gmm_curve"]
 
 COLUMNS = [
     *("components", "dimensions", "train_nll", "heldout_nll", "heldout_nll_per_dim", "bic"),
@@ -65,7 +62,7 @@ def gmm_curve(
     finished before are read from `folder`. Raises ValueError for NaN, constant, duplicated or too
     few latents, and more components than training rows.
     """
-    # Latents compare at one number of dimensions only: `common_dimensions` finds it.
+    # Curves compare only at one number of dimensions: `common_dimensions` finds it.
     latents = as_rows(latents)
     counts = sorted({int(count) for count in components})
     if not counts or counts[0] < 1:
@@ -74,7 +71,7 @@ def gmm_curve(
         size = latents.shape[0] * counts[-1] * (dimensions or width_of(latents))
         restarts = 10 if size <= TEN_RESTARTS else 3
     if heldout_latents is not None:
-        settings["heldout"] = 0.0
+        settings["heldout"] = 0.0  # none of the training latents
     protocol = GmmProtocol(
         dimensions=dimensions,
         variance=float(variance),  # 1 and 1.0 are one protocol, and one file name

@@ -21,7 +21,7 @@ RECORDS = ("category", "style", "subcategory")  # columns of a source's records 
 
 @dataclasses.dataclass(frozen=True)
 class LatentAtlas:
-    """A map with all that is known of each point."""
+    """A map, and for each of its points the image, its class and its latent."""
 
     # A row a point: x, y, `run` ("real", or an overlay's name), `row` (which latent of that run),
     # `class`, the images' records, and `component` of a mixture.
@@ -52,20 +52,22 @@ def make_atlas(
     ValueError where latents and images differ in number, and what `fit_projection` raises.
     """
     if as_rows(latents).shape[0] != len(source):
-        raise ValueError(f"{len(latents)} latents for {len(source)} images")
+        raise ValueError(
+            f"{len(latents)} latents for {len(source)} images; "
+            "give the images that the latents were encoded from"
+        )
     overlays = dict(overlays or {})
     projection = fit_projection(
         latents, labels=source.labels, method=method, seed=seed, max_rows=max_rows
     )
 
     # The real points, with class and records of their images.
-    frame = projection.frame.drop(columns="label").assign(run=REAL)
-    frame["class"] = np.asarray(source.class_names)[projection.frame["label"]]
+    real = projection.frame.drop(columns="label").assign(run=REAL)
+    real["class"] = np.asarray(source.class_names)[projection.frame["label"]]
     records = getattr(source, "records", None)
     for column in RECORDS:
         if records is not None and column in records:
-            frame[column] = records[column].to_numpy()[frame["row"]].astype(str)
-    real = frame
+            real[column] = records[column].to_numpy()[real["row"]].astype(str)
 
     # The overlays' points, of whose images nothing is known.
     parts = [real]
@@ -110,7 +112,7 @@ def mean_image(source: ImageSource, rows: Tensor, *, limit: int = 512) -> Tensor
     Raises ValueError without rows.
     """
     if not len(rows):
-        raise ValueError("there is no mean of no images")
+        raise ValueError("a mean image needs at least one row, and none was selected")
     places = torch.linspace(0, len(rows) - 1, min(len(rows), limit)).long()
     return source.batch(rows[places])[0].mean(0)
 

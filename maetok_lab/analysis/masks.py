@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from maetok_lab.analysis.decoding import MAX_PSNR
 from maetok_lab.evaluation.pixels import psnr
 from maetok_lab.hints import check_choice
 from maetok_lab.layers.grid import patchify
@@ -30,7 +31,6 @@ PATCH_CLASSES: dict[PatchClass, tuple[float, float]] = {
     "busy": (0.25, math.inf),  # edges, drawings
 }
 MASK_KINDS = ("random", "block", *PATCH_CLASSES)
-MAX_PSNR = 100.0  # dB, for an image without any error
 Distance = Callable[[Tensor, Tensor], Tensor]  # images (B, 3, H, W) twice -> (B,)
 
 
@@ -67,8 +67,10 @@ def draw_masks(
     contrast = patch_contrast(images, patch_size)
     member = (contrast >= low) & (contrast < high)
     order = torch.rand(member.shape, generator=random).to(images.device).masked_fill(~member, 2.0)
+    # rounded up; less 1e-6, or float rounding of a whole number would hide one patch more
     count = (member.sum(1, keepdim=True) * ratio - 1e-6).ceil()
-    return order.argsort(1).argsort(1) < count
+    ranks = order.argsort(1).argsort(1)
+    return ranks < count
 
 
 # One image ----------------------------------------------------------------------------------------
@@ -76,14 +78,14 @@ def draw_masks(
 
 @dataclasses.dataclass(frozen=True)
 class MaskStudy:
-    """All that is known of one image under one mask."""
+    """One image under one mask: what was encoded, what came out, and how far off it is."""
 
     image: Tensor  # (3, H, W)
     mask: Tensor  # (patches,) bool, True = hidden
     latents: Tensor  # (N, C), of the masked image
     moved: Tensor  # (N,), how far each token is from where the whole image puts it, in std
     reconstruction: Tensor  # (3, H, W)
-    error: Tensor  # (H, W)
+    error: Tensor  # (H, W), mean absolute error over colours
     psnr: float  # dB
     perceptual: float | None  # None without a distance
     predictions: dict[str, Tensor]  # by auxiliary decoder: (patches, width)

@@ -191,7 +191,8 @@ class Statistics:
 def expect(rows: Rows, mixture: Mixture, *, hard: bool = False) -> Statistics:
     """The expectation step under mixtures (R, K): each row's responsibilities, summed.
 
-    Responsibilities are soft, r_k = w_k N_k(x) / p(x), or all of the nearest component (`hard`).
+    Responsibilities are soft, r_k = w_k N_k(x) / p(x), or `hard`: 1 for the most probable
+    component, 0 for the others, and the likelihood says nothing then.
     """
     counts = 0.0
     sums = 0.0

@@ -165,7 +165,10 @@ class Reducer:
         # a chunk at a time: neither latents nor scores need to fit into memory
         latents = as_rows(latents)
         if width_of(latents) != len(self.mean):
-            raise ValueError(f"fitted to rows of {len(self.mean)} numbers, not {width_of(latents)}")
+            raise ValueError(
+                f"fitted to rows of {len(self.mean)} numbers, not {width_of(latents)}; "
+                "take latents of the same tokenizer"
+            )
         if selection is None:
             selection = torch.ones(latents.shape[0], dtype=torch.bool)
         if out is None:
@@ -192,8 +195,7 @@ def fit_reducer(
 ) -> Reducer:
     """PCA of flattened latents (n, ...), to `dimensions` or the fewest that explain `variance`.
 
-    Scores have unit variance if `standardise`. Fitted to the rows in
-    `selection` (n,) bool. Raises
+    Scores have unit variance if `standardise`. Fitted to the rows in `selection` (n,) bool. Raises
     ValueError for a variance outside (0, 1], more dimensions than the latents have, and constant
     latents.
     """
@@ -226,6 +228,7 @@ def needed_dimensions(spectrum: Tensor, variance: float) -> int:
     if not 0 < variance <= 1:
         raise ValueError(f"variance must be in (0, 1], not {variance}")
     share = spectrum.cumsum(0) / spectrum.sum()
+    # 1e-12: a share that reaches `variance` but for rounding has reached it
     return min(int((share < variance * (1 - 1e-12)).sum()) + 1, len(spectrum))
 
 
@@ -301,6 +304,7 @@ def _moments(latents: Any, selection: Tensor | None, device: torch.device) -> _M
 
 def _nonzero(values: Tensor, mean: Tensor, width: int) -> Tensor:
     """The variances, largest first, that are above rounding. Raises ValueError if none is."""
+    # rounding of the largest spreads over all; rounding of the mean makes constant rows vary
     rank = int((values > 1e-12 * width * values[0].clamp(min=0)).sum())
     if rank == 0 or values[0] <= 1e-24 * (1 + mean.square().sum()):
         raise ValueError("latents are constant: they have no variance")

@@ -32,7 +32,7 @@ class ProbeResult:
     top5: float
     standard_error: float  # of top1
     majority: float  # top1 of always saying the commonest training class
-    strength: float  # L2 penalty that did best on held-out rows; or the number of neighbours
+    strength: float  # L2 penalty that did best on held-out rows; of `knn_probe`, its neighbours
     heldout_top1: float  # top1 on those rows; NaN for neighbours
     train_images: int
     test_images: int
@@ -74,7 +74,9 @@ def linear_probe(
     basis = _Basis.of(train.rows)
     train = basis(train)
     classes = _class_count(train, test)
-    fit = functools.partial(_fit, variances=basis.variances, classes=classes, steps=max_iterations)
+    fit = functools.partial(
+        _fit, variances=basis.variances, classes=classes, max_iterations=max_iterations
+    )
 
     # Rows that choose the strength: those for validation, or a random share of the training rows.
     if validation is None:
@@ -88,6 +90,7 @@ def linear_probe(
     weights = fit(fitted, strengths)
     scores = [_heldout_score(weight, heldout) for weight in weights]
     best = max(range(len(scores)), key=scores.__getitem__)
+    # the same strength once more, on all training rows
     weight = fit(train, [strengths[best]], begin=weights[best])[0]
     return _result(
         _logits(basis(test).rows, weight),
@@ -100,21 +103,15 @@ def linear_probe(
 
 
 def knn_probe(
-    latents: Any,
-    labels: Tensor,
-    test_latents: Any,
-    test_labels: Tensor,
-    *,
-    neighbours: int = 20,
-    pool: bool = False,
+    latents: Any, labels: Tensor, test_latents: Any, test_labels: Tensor, *, neighbours: int = 20
 ) -> ProbeResult:
     """Vote of the nearest training latents by cosine, after standardisation; as `linear_probe`.
 
     Raises the same errors, and ValueError for fewer training rows than neighbours.
     """
     device = float64_device(as_rows(latents))
-    train = _check(latents, labels, pool, device, torch.float64)
-    test = _check(test_latents, test_labels, pool, device, torch.float64)
+    train = _check(latents, labels, False, device, torch.float64)
+    test = _check(test_latents, test_labels, False, device, torch.float64)
     if not 1 <= neighbours <= len(train.rows):
         raise ValueError(
             f"neighbours must be between 1 and {len(train.rows)}, the training rows, "
@@ -129,7 +126,7 @@ def knn_probe(
     votes = x_test.new_zeros(len(x_test), classes)
     votes.scatter_add_(1, train.labels[near.indices], 1 - near.distances)
     return _result(
-        votes, train, test, strength=float(neighbours), heldout_top1=math.nan, pooled=pool
+        votes, train, test, strength=float(neighbours), heldout_top1=math.nan, pooled=False
     )
 
 
@@ -153,7 +150,10 @@ def _split(train: _Labelled, seed: int) -> tuple[_Labelled, _Labelled]:
     count = len(train.rows)
     size = round(HELDOUT * count)
     if not size:
-        raise ValueError("no rows are held out to choose the strength by")
+        raise ValueError(
+            f"of {count} training rows none is held out to choose the strength by; "
+            "take more rows, or give `validation`"
+        )
     order = torch.randperm(count, generator=generator(seed, "probe", "heldout"))
     selection = torch.zeros(count, dtype=torch.bool)
     selection[order[:size]] = True
@@ -209,7 +209,7 @@ def _fit(
     *,
     variances: Tensor,
     classes: int,
-    steps: int,
+    max_iterations: int,
     begin: Tensor | None = None,
 ) -> list[Tensor]:
     """Weights (r + 1, K) for each strength in turn, each begun at the one before.
@@ -233,7 +233,7 @@ def _fit(
         scaled = (weight / unit).requires_grad_()
         solver = torch.optim.LBFGS(
             [scaled],
-            max_iter=steps,
+            max_iter=max_iterations,
             tolerance_grad=1e-5,  # of these units: 1e-6 of the loss
             tolerance_change=1e-9,
             history_size=20,
@@ -261,7 +261,7 @@ def _logits(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _heldout_score(weight: Tensor, heldout: _Labelled) -> tuple[float, float]:
-    """Top-1, and for ties the cross-entropy with a minus: higher is better."""
+    """Top-1 accuracy, and minus the cross-entropy, which decides ties: higher is better."""
     logits = _logits(heldout.rows, weight)
     top1 = float((logits.argmax(1) == heldout.labels).double().mean())
     return top1, -float(functional.cross_entropy(logits, heldout.labels))
@@ -278,7 +278,6 @@ def _check(
     labels = torch.as_tensor(labels)
     width = width_of(latents)
     count = latents.shape[0]
-    # Checked here, where a user's mistake enters.
     if labels.shape != (count,) or labels.is_floating_point():
         raise ValueError(
             f"labels must be ({count},) whole numbers, not {labels.dtype} {tuple(labels.shape)}"

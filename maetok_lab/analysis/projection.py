@@ -8,7 +8,7 @@ before it says what was lost.
 import dataclasses
 import itertools
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -46,7 +46,7 @@ class ProjectionSettings:
     min_dist: float = 0.1  # UMAP's alone: how close points may lie on the map
 
     def __post_init__(self):
-        check_choice(self.method, ("umap", "pca", "tsne"), "method")
+        check_choice(self.method, get_args(Method), "method")
         if self.max_rows < 10 or self.pca_dimensions < 2 or self.neighbours < 2:
             came = f"{self.max_rows}, {self.pca_dimensions}, {self.neighbours}"
             raise ValueError(
@@ -181,7 +181,7 @@ def map_quality(
     Trustworthiness in [0, 1]; with labels (n,) leave-one-out kNN accuracy in the map and before,
     and the map's silhouette in [-1, 1].
     """
-    # scikit-learn takes a second to import: only who makes a map waits for it
+    # scikit-learn takes a second to import, so only those who make a map import it
     from sklearn.manifold import trustworthiness
     from sklearn.metrics import silhouette_score
 

@@ -105,11 +105,11 @@ def denoising_loss(means: Tensor, clean: Tensor, noise: Tensor, time: float) -> 
 
 
 def _learn(truth: Tensor, number: int, settings: ToySettings, repeat: int) -> float:
-    """Largest distance of a learned mean from the truth, after descent on one set of samples."""
+    """Largest distance of a learned mean from the truth, after descent on `number` samples."""
     random = generator(settings.seed, "toy", len(truth), number, repeat)
     count, width = truth.shape
-    spread = torch.randn(number, width, generator=random, dtype=torch.float64)
-    clean = truth[torch.arange(number) % count] + spread
+    deviations = torch.randn(number, width, generator=random, dtype=torch.float64)
+    clean = truth[torch.arange(number) % count] + deviations
     offset = torch.randn(count, width, generator=random, dtype=torch.float64)
     means = truth + settings.start * offset / offset.norm(dim=1, keepdim=True)
 

@@ -93,7 +93,7 @@ def test_the_mean_image_is_of_the_rows(source):
     torch.testing.assert_close(
         mean_image(source, torch.arange(60), limit=2), source.images[[0, 59]].mean(0)
     )
-    with pytest.raises(ValueError, match="no mean of no images"):
+    with pytest.raises(ValueError, match="a mean image needs at least one row"):
         mean_image(source, torch.tensor([], dtype=torch.long))
 
 

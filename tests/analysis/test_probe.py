@@ -28,7 +28,7 @@ def test_logistic_regression_agrees_with_scikit_learn():
     )  # nearly collinear
     basis = _Basis.of(x)
     data = basis(_Labelled(x, y))
-    weight = _fit(data, [1e-2], variances=basis.variances, classes=7, steps=100)[0]
+    weight = _fit(data, [1e-2], variances=basis.variances, classes=7, max_iterations=100)[0]
     scaled = ((x - x.mean(0)) / x.std(0, correction=0)).numpy()
     sklearn = linear_model.LogisticRegression(C=1 / (1e-2 * len(x)), tol=1e-10, max_iter=5000).fit(
         scaled, y.numpy()
