@@ -39,7 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--teacher", default="semantic", help="the shipped network, or dinov2 where its weights are"
     )
     parser.add_argument("--weights", help="a local file with the teacher's weights")
-    parser.add_argument("--runs", help="folder for the runs; runs/ beside the library by default")
+    parser.add_argument(
+        "--runs", dest="root", help="folder for the runs; runs/ beside the library by default"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     options = vars(parser.parse_args(arguments))
     preset = options.pop("preset")

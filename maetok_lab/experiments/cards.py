@@ -36,8 +36,8 @@ def diffusion_loss(
 ) -> Run:
     """Train, or continue, a small diffusion model in run `name`; its summary has losses on `test`.
 
-    `options` are those of `diffusion_training`. Losses of several latents may be set side by side
-    where they are alike: the same model, steps, batch and seed. `loss_by_time` gives them.
+    `options` are those of `diffusion_training`. Losses on different latents compare only where
+    model, steps, batch and seed are the same. `loss_by_time` gives them.
     """
     config = diffusion_training(preset, latents, **options)
     cpu = latents.device.type == "cpu"
@@ -54,7 +54,7 @@ def loss_by_time(run: Run) -> dict[str, float]:
         if name.startswith("val_loss"):
             losses[name.removeprefix("val_")] = value
     if not losses:
-        reason = "" if run.finished else ": it is not finished"
+        reason = "" if run.finished else ": it is not finished, train it to its end"
         raise ValueError(f"run {run.name} has no loss on held-out latents{reason}")
     return losses
 
@@ -120,7 +120,7 @@ def card_run(
     if steps != settings.diffusion_steps:
         raise ValueError(
             f"the card is to hold the loss after {settings.diffusion_steps} steps, "
-            f"but there were {steps}"
+            f"but there were {steps}; train for as many, or change the settings"
         )
     all_labels = torch.cat([labels, test_labels])
     config = CardOfLatents(

@@ -33,6 +33,7 @@ from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_tokenizer
 from maetok_lab.training.tokenizer import train_to_psnr, validation_psnr
 
+MASKED = "all"  # the rung of the paper's claim, whose PSNR the control has
 CONTROL = "control"  # a plain autoencoder, stopped early
 GAP_FILE = "samples-to-reconstructions.json"
 
@@ -85,16 +86,14 @@ class Row:
         return self.ladder.latents(self.run, split)
 
 
-def gather(
-    ladders: Iterable[Ladder], rungs: Sequence[str], comparison: Comparison, *, masked: str = "all"
-) -> list[Row]:
-    """Each rung of each ladder, trained or found; `masked` with a tuned decoder; its control."""
+def gather(ladders: Iterable[Ladder], rungs: Sequence[str], comparison: Comparison) -> list[Row]:
+    """Each rung of each ladder, and always "all", trained or found; "all" tuned; its control."""
     rows = []
     for ladder in ladders:
-        runs = {rung: ladder.train(rung) for rung in dict.fromkeys([*rungs, masked])}
+        runs = {rung: ladder.train(rung) for rung in dict.fromkeys([*rungs, MASKED])}
         rows += [Row(rung, ladder, run) for rung, run in runs.items()]
-        rows.append(Row(f"{masked}, tuned", ladder, ladder.train(masked, tuned=True)))
-        rows.append(Row(CONTROL, ladder, equal_psnr_control(ladder, runs[masked], comparison)))
+        rows.append(Row(f"{MASKED}, tuned", ladder, ladder.train(MASKED, tuned=True)))
+        rows.append(Row(CONTROL, ladder, equal_psnr_control(ladder, runs[MASKED], comparison)))
     return rows
 
 
@@ -218,7 +217,7 @@ def _distance(column: str, result: EvalResult) -> dict[str, float]:
 
 def flow_of(row: Row, comparison: Comparison) -> Run:
     """The diffusion model of a row: the same model, steps, batch and seed for all."""
-    # bound to the row's cache, which gives it the number of tokens and channels
+    # the row's cache gives it the number of tokens and channels
     ladder = row.ladder
     return diffusion_loss(
         f"{row.run.name}-flow",
@@ -268,11 +267,12 @@ def _evaluate_samples(
         seed=row.ladder.seed,
         num_steps=comparison.sampling_steps,
     )
-    # the generation gap: the same samples against what this tokenizer makes of the same images
+    # The same samples against test images, and against what this tokenizer makes of them: the gap.
+    # Features of the samples are computed once, for both.
     net = load_net("efficientnet_lite2", input_size=comparison.net_input).to(device)
-    reference = make_reference(samples, net, name="samples")  # features, of use twice
-    comparisons = {SAMPLES_FILE: originals, GAP_FILE: reconstruct(tokenizer, originals)}
-    for file, images in comparisons.items():
-        result = evaluate_generation(reference, images, net=net, protocol=protocol, metrics=["kid"])
+    features = make_reference(samples, net, name="samples")
+    opposites = {SAMPLES_FILE: originals, GAP_FILE: reconstruct(tokenizer, originals)}
+    for file, images in opposites.items():
+        result = evaluate_generation(features, images, net=net, protocol=protocol, metrics=["kid"])
         result.save(run.folder / file)
     run.finish(EvalResult.load(run.folder / SAMPLES_FILE).metrics)

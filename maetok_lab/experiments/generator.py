@@ -63,8 +63,9 @@ def open_generator(
 
     # Every average that the run kept is opened, where none is asked for.
     rates: list[float | None] = list(ema_rates)
-    for run in parents if not rates else ():
-        rates += run.config.get("ema_decays", [])
+    if not rates:
+        for run in parents:
+            rates += run.config.get("ema_decays", [])
     models = {}
     for rate in rates or [None]:
         models[rate] = load_diffusion(places["diffusion"], ema=rate, root=root).to(device)

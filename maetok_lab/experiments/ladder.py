@@ -8,7 +8,7 @@ A row of the ladder is a run: `ladder-RUNG-PRESET-sSEED`, or the same with `-tun
 finished is found again.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -52,13 +52,13 @@ class Ladder:
         labels: str = "category",
         teacher: str = "semantic",
         weights: str | None = None,
-        runs: str | Path | None = None,
+        root: str | Path | None = None,
         device: str = "auto",
     ):
         base = choose(preset, TOKENIZER_TRAINING, "preset")
         self.preset = preset
         self.seed = seed
-        self.root = runs
+        self.root = root
         self.device = pick_device(device)
         self.suffix = run_suffix(preset, seed, source)
         self.images = open_splits(source, image_size=base.model.image_size, labels=labels)
@@ -126,7 +126,7 @@ class Ladder:
         path = run.folder / SCORE_FILE
         if path.exists():
             result = EvalResult.load(path)
-            # a folder of one's own images may have changed since
+            # stale where a folder of one's own images has changed since
             if result.protocol.reference_sha256 == self.images["test"].fingerprint:
                 return result
         result = evaluate_reconstruction(
@@ -164,7 +164,7 @@ class Ladder:
 def climb(
     ladders: Iterable[Ladder],
     *,
-    rungs: Iterable[str] = tuple(LADDER),
+    rungs: Sequence[str] = tuple(LADDER),
     write: Callable[[str], None] = print,
 ) -> pd.DataFrame:
     """Train and score every rung of every ladder, with and without tuning -> one row each.
@@ -172,7 +172,7 @@ def climb(
     Columns: rung, tuned, seed, images (seen while training), psnr in dB, perceptual, probe_top1,
     run. Stopped, it goes on where it was.
     """
-    for rung in (rungs := tuple(rungs)):
+    for rung in rungs:
         choose(rung, LADDER, "rung of the ladder")  # before hours of training, not after
     rows = []
     for ladder in ladders:

@@ -26,7 +26,7 @@ from maetok_lab.training.presets import diffusion_training
 from maetok_lab.training.tokenizer import train_tokenizer
 
 # A parameter takes at least: itself, gradient, one moment and one average, in float32.
-BYTES = 4 * 4
+BYTES_A_PARAMETER = 4 * 4
 SHIPPED_TARGETS = ("hog", "semantic")  # what needs no download
 SHIPPED_PERCEPTUAL = ("none", "squeezenet")
 
@@ -45,7 +45,7 @@ def measure_tokenizer(
     if config.losses.adversarial:
         changes |= {"losses.adversarial.trains_from": 0, "losses.adversarial.counts_from": 0}
     images = _RandomImages(config.model.image_size)
-    weights = _count(lambda: Tokenizer(config.model)) * BYTES
+    weights = _count(lambda: Tokenizer(config.model)) * BYTES_A_PARAMETER
     return try_training(
         "tokenizer",
         override(config, changes),
@@ -65,7 +65,7 @@ def measure_diffusion(
     seconds: float = 20.0,
     **changes: Any,
 ) -> Measured:
-    """The same of a diffusion preset on random latents of the tokenizer's shape.
+    """As `measure_tokenizer`, for a diffusion preset on random latents of the tokenizer's shape.
 
     `changes` are further fields of its config.
     """
@@ -78,7 +78,7 @@ def measure_diffusion(
             "latent_dim": latents.latent_dim,
             "num_classes": num_classes,
         }
-        weights = _count(lambda: DiffusionTransformer(config.model, **sizes)) * BYTES
+        weights = _count(lambda: DiffusionTransformer(config.model, **sizes)) * BYTES_A_PARAMETER
         return try_training(
             "diffusion",
             config,
@@ -193,7 +193,7 @@ class _RandomImages:
         return self.read(indices).images, self.labels[indices]
 
     def count_broken(self, messages: tuple[str, ...]) -> None:
-        """None is broken."""
+        """Nothing to count: none of these images is broken."""
 
 
 class _RandomTokenizer(torch.nn.Module):

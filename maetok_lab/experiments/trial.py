@@ -94,11 +94,11 @@ def try_training(
     """
     end = time.perf_counter() + seconds
     free = free_memory(device)
-    recipe = config.batch_size
+    recipe_batch = config.batch_size
     if weights > ROOM * free:
         size = 0
     elif weights < SMALL_BYTES:
-        size = max(1, recipe // GROWTH**2)
+        size = max(1, recipe_batch // GROWTH**2)
     else:
         size = 1
 
@@ -110,7 +110,7 @@ def try_training(
         except torch.OutOfMemoryError:
             break
         left = end - time.perf_counter()
-        size = next_size(trials, recipe, weights=weights, room=ROOM * free, left=left)
+        size = next_size(trials, recipe_batch, weights=weights, room=ROOM * free, left=left)
 
     # Lines through the last two batches. The peak of few images is mostly gradients and optimizer,
     # of many it is what the forward pass keeps: whichever grows faster fills the device.
@@ -121,8 +121,8 @@ def try_training(
     return Measured(
         stage=stage,
         batch=last.batch,
-        recipe_batch=recipe,
-        images=recipe * config.num_steps,
+        recipe_batch=recipe_batch,
+        images=recipe_batch * config.num_steps,
         images_per_second=last.batch / last.seconds,
         fixed_bytes=fixed,
         bytes_per_image=max(slope, peak_slope),
@@ -172,13 +172,13 @@ def try_batch(
 
 
 def next_size(
-    trials: Sequence[Trial], recipe: int, *, weights: float, room: float, left: float
+    trials: Sequence[Trial], recipe_batch: int, *, weights: float, room: float, left: float
 ) -> int:
     """The next batch, or 0 where none fits into `room` bytes and the seconds that are `left`."""
     last = trials[-1]
     sizes = []
     if 4 * last.seconds * GROWTH < left:  # four steps, as slow as they may get
-        sizes.append(min(GROWTH * last.batch, recipe))
+        sizes.append(min(GROWTH * last.batch, recipe_batch))
     if len(trials) == 1:  # whatever the time: one point makes no line
         sizes.append(2 * last.batch)
     for size in sizes:

@@ -32,12 +32,13 @@ TABLE_ENTRIES = {
     "interpolation_detour": "interpolation detour",
     "diffusion_loss": "diffusion loss",
 }
+COLUMNS = 3  # panels beside each other
 CARDS_A_PANEL = 3  # columns of the table of numbers that are readable in a panel's width
 LOSS_PREFIX = "diffusion_loss/t"  # entries of the diffusion loss in one bin of t
 Curve = tuple[list[float], list[float]]  # x, y
 
 
-def plot_card(cards: pd.DataFrame | Tables, *, columns: int = 3) -> Any:
+def plot_card(cards: pd.DataFrame | Tables) -> Any:
     """One or several cards on one figure: four panels of curves, and numbers -> Figure.
 
     `cards` is a result of `diffusability_card`, or several by name, one colour each. Panels that no
@@ -54,7 +55,7 @@ def plot_card(cards: pd.DataFrame | Tables, *, columns: int = 3) -> Any:
             panels[title] = curves
 
     # the table goes to the right of the last panel, or below where that is too narrow for it
-    columns = min(columns, len(panels) + 1)
+    columns = min(COLUMNS, len(panels) + 1)
     line, column = divmod(len(panels), columns)
     if column and columns - column < len(cards) / CARDS_A_PANEL:
         line += 1

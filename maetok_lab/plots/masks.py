@@ -183,8 +183,8 @@ def _finish_ratios(ax: Any, column: str) -> Any:
 def plot_token_map(values: Tensor, *, label: str, ax: Any = None) -> Any:
     """One row a latent token, one column a patch, with a colour bar. values (N, patches) -> Axes"""
     ax = axes(ax, size=(5.6, 3.0))
-    look = {"cmap": "cividis", "vmin": 0, "aspect": "auto", "interpolation": "nearest"}
-    image = ax.imshow(values.tolist(), **look)
+    style = {"cmap": "cividis", "vmin": 0, "aspect": "auto", "interpolation": "nearest"}
+    image = ax.imshow(values.tolist(), **style)
     ax.figure.colorbar(image, ax=ax, label=label)
     ax.set_xlabel("patch, row by row")
     ax.set_ylabel("latent token")

@@ -48,9 +48,9 @@ def plot_projection(
     for index in classes:
         rows = frame[labels == index]
         # beyond 8 classes the colours repeat with another marker
-        color = PALETTE[index % len(PALETTE)]
+        colour = PALETTE[index % len(PALETTE)]
         marker = MARKERS[index // len(PALETTE) % len(MARKERS)]
-        style = {"s": size, "color": color, "marker": marker, "alpha": 0.65}
+        style = {"s": size, "color": colour, "marker": marker, "alpha": 0.65}
         name = class_names[index]
         points[name] = ax.scatter(rows["x"], rows["y"], linewidths=0, **style)
     if 1 < len(classes) <= legend:

@@ -6,7 +6,7 @@ from maetok_lab.plots.curves import Tables, axes, colours_for, draw_line, finish
 
 
 def plot_run_lines(lines: Tables, column: str, *, log: bool = False, ax: Any = None) -> Any:
-    """`loss_lines` of a column, one colour a run -> Axes"""
+    """Lines of `runs.tables.loss_lines` for a column, one colour a run -> Axes"""
     ax = axes(ax)
     for name, colour in colours_for(lines).items():
         rows = lines[name]

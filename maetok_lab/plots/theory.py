@@ -15,13 +15,13 @@ def plot_sample_complexity(table: pd.DataFrame, *, ax: Any = None) -> Any:
     ax = axes(ax)
     target = table.attrs["settings"]["target"]
     for i, (components, rows) in enumerate(table.groupby("components")):
-        color = PALETTE[i % len(PALETTE)]
+        colour = PALETTE[i % len(PALETTE)]
         line = {"marker": MARKERS[i % len(MARKERS)], "markersize": 4, "linewidth": 1.4}
         label = f"{components} modes"
-        ax.plot(rows["samples"], rows["error"], color=color, label=label, **line)
+        ax.plot(rows["samples"], rows["error"], color=colour, label=label, **line)
         # a ring: the samples that K modes need
         needed = table.attrs["needed"][components]
-        ax.plot(needed, target, "o", color=color, markersize=9, markerfacecolor="none")
+        ax.plot(needed, target, "o", color=colour, markersize=9, markerfacecolor="none")
     ax.axhline(target, color="0.4", linewidth=0.8, linestyle="--")
     # the error falls as a power of the samples: straight lines on these scales
     ax.set_xscale("log")

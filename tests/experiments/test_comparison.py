@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     """Two rungs of the ladder at preset test, compared."""
-    ladder = Ladder("test", seed=3, runs=tmp_path_factory.mktemp("runs"), device="cpu")
+    ladder = Ladder("test", seed=3, root=tmp_path_factory.mktemp("runs"), device="cpu")
     comparison = comparison_of("test")
     rows = gather([ladder], ["ae"], comparison)
     return ladder, comparison, rows, compare_rows(rows, comparison)
@@ -65,7 +65,7 @@ def test_the_control_is_an_autoencoder_stopped_at_the_masked_models_psnr(
     compared, tmp_path, monkeypatch, target, met
 ):
     _, comparison, rows, _ = compared
-    ladder = Ladder("test", seed=3, runs=tmp_path, device="cpu")
+    ladder = Ladder("test", seed=3, root=tmp_path, device="cpu")
     monkeypatch.setattr(
         "maetok_lab.experiments.comparison.validation_psnr", lambda run, images: target
     )

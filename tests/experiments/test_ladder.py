@@ -32,7 +32,7 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def climbed(source, tmp_path_factory):
     """A ladder of two rungs, its table, and what it said."""
-    ladder = Ladder("test", source=source, runs=tmp_path_factory.mktemp("runs"), device="cpu")
+    ladder = Ladder("test", source=source, root=tmp_path_factory.mktemp("runs"), device="cpu")
     lines = []
     return ladder, climb([ladder], rungs=["kl", "hog"], write=lines.append), lines
 
@@ -105,7 +105,7 @@ def test_climbing_again_trains_and_scores_nothing(climbed, source, monkeypatch):
         lambda *_, **__: pytest.fail("it scored again"),
     )
     again = climb(
-        [Ladder("test", source=source, runs=ladder.root, device="cpu")], rungs=["kl", "hog"]
+        [Ladder("test", source=source, root=ladder.root, device="cpu")], rungs=["kl", "hog"]
     )
     assert again.equals(table)
 
@@ -134,7 +134,7 @@ def test_the_command_prints_the_table(climbed, source, repository, capsys):
 
 
 def test_an_unknown_rung_is_an_error_before_anything_is_trained(source, tmp_path):
-    ladder = Ladder("test", source=source, runs=tmp_path, device="cpu")
+    ladder = Ladder("test", source=source, root=tmp_path, device="cpu")
     with pytest.raises(
         ValueError, match="unknown rung of the ladder 'sematic'; did you mean 'semantic'"
     ):
