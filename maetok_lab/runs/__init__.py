@@ -1,7 +1,16 @@
 """One run, one folder: what everything that takes time writes into, and is found in again."""
 
 from maetok_lab.runs.checkpoints import Checkpoint
-from maetok_lab.runs.run import Run, checked_name, find_run, run_suffix, runs_root
+from maetok_lab.runs.run import Run, changes_suffix, checked_name, find_run, run_suffix, runs_root
 from maetok_lab.runs.tables import list_runs
 
-__all__ = ["Checkpoint", "Run", "checked_name", "find_run", "list_runs", "run_suffix", "runs_root"]
+__all__ = [
+    "Checkpoint",
+    "Run",
+    "changes_suffix",
+    "checked_name",
+    "find_run",
+    "list_runs",
+    "run_suffix",
+    "runs_root",
+]

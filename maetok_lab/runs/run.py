@@ -119,8 +119,10 @@ class Run:
             return
         # as config.json has it, where tuples are lists
         as_stored = json.loads(json.dumps(finite(record["config"])))
-        lines = differing_fields(as_stored, self.config)
-        lines = lines or [f"class: {record['class']}, not {self.class_name}"]
+        if record["class"] == self.class_name:
+            lines = differing_fields(as_stored, self.config)
+        else:  # another kind of run: its fields say nothing
+            lines = [f"class: {record['class']}, not {self.class_name}"]
         raise ValueError(
             f"run {self.name} was made with another config. Choose another name (parameter `name` "
             f"of a notebook), or move {self.folder} away. These fields are now:\n  "
@@ -304,6 +306,14 @@ def run_suffix(preset: str, seed: int, source: str | Path = "emoji") -> str:
     # the images' folder or file, cleaned of what no run's name may hold
     stem = re.sub(r"[^A-Za-z0-9._]+", "-", Path(source).resolve().stem).strip("-.") or "images"
     return f"{preset}-{stem[:60]}-s{seed}"
+
+
+def changes_suffix(changes: Mapping[str, Any]) -> str:
+    """What `changes` of a config add to a run's name: "-" and a hash, "" where there are none.
+
+    So a changed training never takes the name, or the place, of the one that the preset gives.
+    """
+    return f"-{fingerprint_of(dict(changes))[:8]}" if changes else ""
 
 
 def find_run(source: str | Path, root: str | Path | None = None) -> Run | None:

@@ -56,6 +56,7 @@ class LatentMap(Studio):
         overlays: Mapping[str, Any] | None = None,
         components: int = 8,
         seed: int = 0,
+        max_rows: int = 50_000,
     ):
         self.source = source
         self.tokenizer = tokenizer.eval()
@@ -63,7 +64,13 @@ class LatentMap(Studio):
         # a map takes seconds (umap a minute): each is made once, when it is first looked at
         self._make = functools.cache(
             lambda method: make_atlas(
-                latents, source, method=method, overlays=overlays, components=components, seed=seed
+                latents,
+                source,
+                method=method,
+                overlays=overlays,
+                components=components,
+                seed=seed,
+                max_rows=max_rows,
             )
         )
         self.method = method

@@ -120,24 +120,31 @@ def _run(entries: list[Entry], pool: Pool, retries: int, board: Board) -> None:
             board.tell(entry, entries)
 
     by_number = {entry.number: entry for entry in entries}
-    while any(entry.state in ("waiting", "running") for entry in entries):
-        # As many as the pool takes, in their order; an entry that met a lock waits a while.
-        jobs: list[Job] = []
-        for entry in entries:
-            due = entry.state == "waiting" and entry.not_before <= time.monotonic()
-            if due and len(jobs) < pool.free():
-                entry.state = "running"
-                entry.error = None
-                board.tell(entry, entries)
-                call = entry.call
-                jobs.append(Job(entry.number, str(call.path), call.changes, str(entry.log)))
-        pool.start(jobs)
+    try:
+        while any(entry.state in ("waiting", "running") for entry in entries):
+            # As many as the pool takes, in their order; an entry that met a lock waits a while.
+            jobs: list[Job] = []
+            for entry in entries:
+                due = entry.state == "waiting" and entry.not_before <= time.monotonic()
+                if due and len(jobs) < pool.free():
+                    entry.state = "running"
+                    entry.error = None
+                    board.tell(entry, entries)
+                    call = entry.call
+                    jobs.append(Job(entry.number, str(call.path), call.changes, str(entry.log)))
+            pool.start(jobs)
 
-        for outcome in pool.wait(POLL_SECONDS):
-            entry = by_number[outcome.number]
-            _settle(entry, outcome, retries)
-            board.tell(entry, entries)
-        board.show(entries)
+            for outcome in pool.wait(POLL_SECONDS):
+                entry = by_number[outcome.number]
+                _settle(entry, outcome, retries)
+                board.tell(entry, entries)
+            board.show(entries)
+    finally:
+        # A stop ends the workers too: what was running waits for the next call.
+        for entry in entries:
+            if entry.state == "running":
+                entry.state = "waiting"
+                board.tell(entry, entries)
 
 
 def _settle(entry: Entry, outcome: Outcome, retries: int) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 
 from maetok_lab.config import not_in_fingerprint
 from maetok_lab.identity import fingerprint_of
-from maetok_lab.runs import Run, checked_name, list_runs, runs_root
+from maetok_lab.runs import Run, changes_suffix, checked_name, list_runs, runs_root
 from maetok_lab.runs.locks import RunLocked
 
 
@@ -210,3 +211,17 @@ def test_run_are_listed_with_their_numbers(run, tmp_path):
 def test_pictures_have_their_place(run):
     assert run.sample_path(100) == run.folder / "samples" / "step-0000100.png"
     assert run.sample_path(100).parent.is_dir()
+
+
+def test_changes_of_a_config_have_a_name_of_their_own():
+    assert changes_suffix({}) == ""
+    suffix = changes_suffix({"batch_size": 4, "optimizer.learning_rate": 1e-4})
+    assert re.fullmatch(r"-[0-9a-f]{8}", suffix)
+    assert suffix == changes_suffix({"optimizer.learning_rate": 1e-4, "batch_size": 4})
+    assert suffix != changes_suffix({"batch_size": 4})
+
+
+def test_a_run_of_another_kind_is_one_line(tmp_path):
+    Run.open("a", Job(), root=tmp_path).close()
+    with pytest.raises(ValueError, match=r"another config[^\n]*\n  class: Model, not Job$"):
+        Run.open("a", Model(), root=tmp_path)

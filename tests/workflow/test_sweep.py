@@ -119,6 +119,19 @@ def test_an_entry_whose_run_is_written_by_another_waits_and_is_no_failure(
     assert tries.count(2.0) == 3
 
 
+def test_after_a_stop_no_entry_is_said_to_run(notebook, tmp_path, instant_pool, monkeypatch):
+    pool = instant_pool(loss)
+
+    def stopped(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool, "wait", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(spec(notebook), runs=tmp_path, pool=pool)
+    table = pd.read_csv(tmp_path / "sweeps" / "toy" / "table.csv")
+    assert table["state"].tolist() == ["waiting"] * 3
+
+
 def test_parameters_may_be_lists(tmp_path, instant_pool, make_notebook):
     path = make_notebook(tmp_path / "lists.ipynb", ANSWER)
     cells = path.read_text().replace("scale = 1.0", "scale = [1.0]")
