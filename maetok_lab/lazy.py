@@ -26,6 +26,7 @@ def lazy_names(package: str, names: Mapping[str, str]) -> Lazy:
             modules[name] = f"{package}.{file}" if file else f"{package}.{name}"
 
     def get(name: str) -> Any:
+        """The package's `__getattr__`."""
         if name not in modules:
             # Names with underscores are asked for by Python itself; a hint would be noise.
             hint = "" if name.startswith("_") else did_you_mean(name, modules)

@@ -243,6 +243,7 @@ def _fit(
         def closure(
             scaled: Tensor = scaled, unit: Tensor = unit, penalty: Tensor = penalty
         ) -> Tensor:
+            """The loss of these weights; leaves its gradient on them, as LBFGS wants it."""
             now = scaled.detach() * unit
             log_p = (x @ now).log_softmax(dim=1)
             # by hand: d loss / d W = x' (p - truth) / n + penalty * W

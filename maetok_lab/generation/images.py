@@ -54,6 +54,7 @@ def generate(
 
     # In a `torch.distributed` group each process draws its share, and all get all images.
     def work(rows: Tensor) -> dict[str, Tensor]:
+        """The images of these rows."""
         batches = draw(
             model,
             tokenizer,

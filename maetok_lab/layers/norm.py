@@ -32,6 +32,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, ...) -> the same shape; whole samples are zeros while training."""
         if not self.training or self.rate == 0:
             return x
         ones = [1] * (x.dim() - 1)
