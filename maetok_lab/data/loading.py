@@ -34,22 +34,28 @@ def read_ahead(
         return
 
     # pictures that lie in memory are there sooner than another process could send them
-    if images.in_memory and first.scale_crops is None:
-        workers = 0
-    loader = DataLoader(
-        _Reader(images),
-        batch_size=None,
-        # bytes, because tensors would travel to the workers as shared memory, an open file each
-        sampler=map(pickle.dumps, itertools.chain([first], requests)),
-        num_workers=workers,
-        # without its own generator the loader would draw from torch's global one
-        generator=generator(seed, "loader"),
-    )
+    requests = itertools.chain([first], requests)
+    if workers == 0 or (images.in_memory and first.scale_crops is None):
+        reader = (_read(images, request) for request in requests)
+    else:
+        reader = DataLoader(
+            _Reader(images),
+            batch_size=None,
+            # bytes: tensors would travel to the workers as shared memory, an open file each
+            sampler=map(pickle.dumps, requests),
+            num_workers=workers,
+            # without its own generator the loader would draw from torch's global one
+            generator=generator(seed, "loader"),
+        )
 
     # the workers' copies of the source are not ours, so only here is anything counted
-    for pictures in loader:
+    for pictures in reader:
         images.count_broken(pictures.broken)
         yield pictures
+
+
+def _read(images: ImageSource, request: Request) -> Pictures:
+    return images.read(request.indices, flip=request.flip, scale_crops=request.scale_crops)
 
 
 class _Reader(Dataset):
@@ -59,5 +65,4 @@ class _Reader(Dataset):
         self.images = images
 
     def __getitem__(self, packed: bytes) -> Pictures:
-        indices, flip, scale_crops = pickle.loads(packed)
-        return self.images.read(indices, flip=flip, scale_crops=scale_crops)
+        return _read(self.images, Request(*pickle.loads(packed)))
