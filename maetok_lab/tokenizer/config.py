@@ -75,6 +75,8 @@ class TokenizerConfig:
     rope_theta: float = 10.0
     # hidden channels of the convolutions that remove seams between patches; 0 (paper) has none
     refine: int = 0
+    # pixels a side that these convolutions see as one place; divides the patch
+    refine_block: int = 1
 
     def __post_init__(self):
         down, across = self.grid  # raises where patches do not fit the image

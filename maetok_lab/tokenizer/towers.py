@@ -7,6 +7,7 @@ the paper leaves open is as in the released code).
 import math
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from maetok_lab.layers.grid import (
@@ -214,7 +215,7 @@ class PatchEncoder(nn.Module):
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """images (B, 3, H, W) in [-1, 1], mask (B, patches) bool, True = hidden -> (B, N, D)"""
         grid = grid_size(*images.shape[-2:], self.config.patch_size)
-        x = self.patch_embed(images).flatten(2).transpose(1, 2)  # (B, patches, D)
+        x = self.embed_patches(images)  # (B, patches, D)
         patches = x.shape[1]
 
         # Hidden patches become the mask token before positions are added: it knows where it is.
@@ -247,6 +248,14 @@ class PatchEncoder(nn.Module):
         for block, rotation in zip(self.blocks, rotations):
             x = block(x, rotation)
         return self.norm(x[:, -(num_latents or patches) :])
+
+    def embed_patches(self, images: Tensor) -> Tensor:
+        """The convolution `patch_embed`. images (B, 3, H, W) -> (B, patches, D)"""
+        # As patches do not overlap it is a linear layer, which a CPU does in a quarter of the time.
+        size = self.config.patch_size
+        patches = rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=size, q=size)
+        weight = self.patch_embed.weight.flatten(1)
+        return nn.functional.linear(patches, weight, self.patch_embed.bias)
 
 
 def visible_places(mask: Tensor, *, before: int, after: int) -> Tensor:

@@ -13,6 +13,7 @@ from maetok_lab.data.images import ImageSource
 from maetok_lab.device import Precision, autocast
 from maetok_lab.evaluation.pixels import psnr
 from maetok_lab.inference import device_of
+from maetok_lab.layers.norm import DropPath
 from maetok_lab.pictures import image_grid, save_png
 from maetok_lab.rng import generator
 from maetok_lab.runs import Checkpoint, Run
@@ -219,6 +220,9 @@ class TokenizerTask:
                 if name.startswith(Objective.makes_latents):
                     self.latent_weights[name] = value
         self.adversary = Adversary(config, device) if config.losses.adversarial else None
+        # Drop path draws from torch's one generator; the discriminator needs all reconstructions.
+        draws = any(isinstance(module, DropPath) for module in self.module.modules())
+        self.parts_are_independent = self.adversary is None and not draws
 
     def compile(self) -> None:
         """Compile every transformer."""

@@ -103,6 +103,7 @@ class DiffusionTask:
     """A diffusion transformer's training, for `loop.train`."""
 
     every_weight_has_a_gradient = True
+    parts_are_independent = True
 
     def __init__(
         self,

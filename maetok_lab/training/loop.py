@@ -16,8 +16,10 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 
+from maetok_lab.cores import Cores, every_core
 from maetok_lab.rng import seed_step
 from maetok_lab.runs import Checkpoint, Run
+from maetok_lab.training.muon import Muon
 from maetok_lab.training.optim import (
     Ema,
     Guard,
@@ -72,6 +74,7 @@ class Task(Protocol):
     model: nn.Module  # the weights that checkpoints and averages are of
     ema_decays: dict[str, float]  # of each average, by the name of its group in checkpoints
     every_weight_has_a_gradient: bool  # else DDP has to look for those that have none
+    parts_are_independent: bool  # no part of a batch draws or keeps anything that another would
 
     def check(self) -> None:
         """Raise ValueError where config and data do not belong together."""
@@ -151,6 +154,14 @@ class State:
         self.guard = Guard()
         self.step = 0
         self.forward = task.module
+        self.cores: Cores | None = None  # where parts of a batch go through side by side
+
+    def use(self, cores: Cores | None) -> None:
+        """Share the parts of batches, and Muon's matrices, among `cores`."""
+        self.cores = cores
+        for optimizer in self.optimizers.values():
+            if cores and isinstance(optimizer, Muon):
+                optimizer.spread = cores.map
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint."""
@@ -205,19 +216,21 @@ def train(
     if config.compile:
         task.compile()
     state.forward = engine.prepare_model(task.module)
-    for batch in task.batches(Share(engine, state.step, config.batch_size)):
-        terms = training_step(state, batch)
-        record = write_down(state, terms, run)
-        yield record
-        # Whoever takes the record may ask to stop: then the same call later goes on from here.
-        is_saved = is_due(config, state.step, config.save_every)
-        if record.stops(engine.num_processes):
-            if not is_saved:
-                state.settle(terms)
-                state.save(run)
-            return
-        if is_saved and finish_early(state, run, stop_when):
-            return
+    with every_core() if goes_side_by_side(task, engine) else contextlib.nullcontext() as cores:
+        state.use(cores)
+        for batch in task.batches(Share(engine, state.step, config.batch_size)):
+            terms = training_step(state, batch)
+            record = write_down(state, terms, run)
+            yield record
+            # Whoever takes the record may ask to stop: the same call later goes on from here.
+            is_saved = is_due(config, state.step, config.save_every)
+            if record.stops(engine.num_processes):
+                if not is_saved:
+                    state.settle(terms)
+                    state.save(run)
+                return
+            if is_saved and finish_early(state, run, stop_when):
+                return
     if writes:
         facts = {"steps": state.step, "images": state.step * config.batch_size}
         facts["skipped"] = state.guard.skipped
@@ -267,15 +280,8 @@ def training_step(state: State, batch: Any) -> Terms:
 
     # Draws inside modules (drop path) depend on seed and step alone: resuming repeats them.
     seed_step(config.seed, state.step)
-    parts = []
-    for part in share.parts(config.accumulate):
-        # Gradients of several processes meet once a step, with the last part.
-        waits = engine.no_sync(state.forward) if not part.is_last else contextlib.nullcontext()
-        with waits:
-            loss, terms = task.loss(state.forward, batch, part)
-            engine.backward(loss / config.accumulate)
-        parts.append(terms)
-    terms = join_parts(parts)
+    backward = parts_in_turn if state.cores is None else parts_side_by_side
+    terms = join_parts(backward(state, batch, share.parts(config.accumulate)))
 
     # A step without a finite gradient changes no weight; averages then follow unmoved weights.
     grad_norm = nn.utils.clip_grad_norm_(state.parameters, config.optimizer.clip)
@@ -290,6 +296,49 @@ def training_step(state: State, batch: Any) -> Terms:
     terms |= task.after_step(batch, share, factor)
     state.step += 1
     return terms
+
+
+def goes_side_by_side(task: Task, engine: Accelerator) -> bool:
+    """Whether parts of a batch are computed at once: on a CPU, by one process."""
+    # The same on one core, where they come one after another: so it has the same numbers.
+    alone = engine.device.type == "cpu" and engine.num_processes == 1
+    return alone and task.config.accumulate > 1 and task.parts_are_independent
+
+
+def parts_in_turn(state: State, batch: Any, parts: list[Share]) -> list[Terms]:
+    """The gradient of every part, added to that of those before it. -> each part's terms"""
+    terms = []
+    for part in parts:
+        # Gradients of several processes meet once a step, with the last part.
+        engine = state.engine
+        waits = engine.no_sync(state.forward) if not part.is_last else contextlib.nullcontext()
+        with waits:
+            loss, part_terms = state.task.loss(state.forward, batch, part)
+            engine.backward(loss / len(parts))
+        terms.append(part_terms)
+    return terms
+
+
+def parts_side_by_side(state: State, batch: Any, parts: list[Share]) -> list[Terms]:
+    """The same on a CPU's cores: each has parts of its own, in one thread. -> each part's terms"""
+
+    def gradients(part: Share) -> tuple[tuple[torch.Tensor | None, ...], Terms]:
+        loss, terms = state.task.loss(state.forward, batch, part)
+        loss = loss / len(parts)
+        # In turn, parts would add to `.grad`; at once, each needs a place of its own.
+        return torch.autograd.grad(loss, state.parameters, allow_unused=True), terms
+
+    # Added up in the order of the parts, whoever came first: a sum's last bits depend on it.
+    results = state.cores.map(gradients, parts)
+    for part_gradients, _ in results:
+        for parameter, gradient in zip(state.parameters, part_gradients):
+            if gradient is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = gradient
+            else:
+                parameter.grad += gradient
+    return [terms for _, terms in results]
 
 
 def join_parts(parts: list[Terms]) -> Terms:

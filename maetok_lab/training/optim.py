@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from maetok_lab.training.muon import Muon
+
 Optimizers = Mapping[str, torch.optim.Optimizer]
 
 
@@ -73,7 +75,7 @@ def make_optimizers(
         "adamw": torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
     }
     if muon:
-        optimizers["muon"] = torch.optim.Muon(
+        optimizers["muon"] = Muon(
             muon, lr=config.muon_learning_rate, weight_decay=config.weight_decay, momentum=0.95
         )
     for optimizer in optimizers.values():
@@ -196,7 +198,8 @@ def step_unless(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
         optimizer.found_inf = bad.float()  # the fused kernel's own way, made for gradient scalers
         optimizer.step()
         return
-    # An optimizer that is not fused, as Muon, has no such way: what it changes is put back.
+    # An optimizer that is not fused, as AdamW on Apple's GPU, has no such way: what it changes is
+    # put back.
     parameters = moved_parameters([optimizer])
     before = [parameter.clone() for parameter in parameters]
     states = []
