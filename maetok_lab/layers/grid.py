@@ -29,9 +29,20 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=patch_size, q=patch_size)
 
 
-def unpatchify(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
-    """The inverse of `patchify`; `grid` is patches down and across. -> (B, 3, H, W)"""
+def unpatchify(
+    patches: Tensor, grid: tuple[int, int], patch_size: int, *, overlap: int = 0
+) -> Tensor:
+    """The inverse of `patchify`; `grid` is patches down and across. -> (B, 3, H, W)
+
+    With `overlap` patches are that many pixels larger on each side, and are added up where they
+    meet: (B, patches, (patch_size + 2 overlap)^2 * 3).
+    """
     h, w = grid
+    if overlap:
+        side = patch_size + 2 * overlap
+        columns = rearrange(patches, "b n (s c) -> b (c s) n", s=side**2)
+        size = (h * patch_size, w * patch_size)
+        return nn.functional.fold(columns.float(), size, side, padding=overlap, stride=patch_size)
     sizes = {"h": h, "w": w, "p": patch_size, "q": patch_size}
     return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", **sizes)
 

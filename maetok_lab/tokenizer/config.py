@@ -73,6 +73,9 @@ class TokenizerConfig:
     layer_scale: float | None = None
     # base of the RoPE wavelengths
     rope_theta: float = 10.0
+    # pixels by which each decoded patch reaches into its neighbours, where all are added up: it
+    # removes seams (ours, not the paper's)
+    overlap: int = 0
     # hidden channels of the convolutions that remove seams between patches; 0 (paper) has none
     refine: int = 0
     # pixels a side that these convolutions see as one place; divides the patch

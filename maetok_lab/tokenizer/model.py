@@ -98,7 +98,8 @@ class Tokenizer(nn.Module):
         self.to_latents = nn.Linear(config.encoder.width, moments * config.latent_dim)
         # latents -> images
         self.decoder = LatentDecoder(config, config.decoder, modulation=config.decoder_modulation)
-        self.to_pixels = nn.Linear(config.decoder.width, 3 * config.patch_size**2)
+        reach = config.patch_size + 2 * config.overlap
+        self.to_pixels = nn.Linear(config.decoder.width, 3 * reach**2)
         self.refine = nn.Identity()
         if config.refine:
             self.refine = Refine(config.refine, block=config.refine_block)
@@ -144,7 +145,8 @@ class Tokenizer(nn.Module):
         grid = grid_size(height, width, self.config.patch_size)
         # no output activation, as released; who shows or scores an image clamps it
         pixels = self.to_pixels(self.decoder(latents, grid))  # (B, patches, 3 patch_size^2)
-        return self.refine(unpatchify(pixels, grid, self.config.patch_size)).float()
+        images = unpatchify(pixels, grid, self.config.patch_size, overlap=self.config.overlap)
+        return self.refine(images).float()
 
     def forward(self, images: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Reconstruct. images (B, 3, H, W) -> (B, 3, H, W)"""
