@@ -6,6 +6,7 @@ bits of its result. Here each core has a part of the work to itself. Who splits 
 does so by the work alone, never by the number of cores.
 """
 
+import collections
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,16 +18,19 @@ from maetok_lab.device import usable_cores
 
 
 class Cores:
-    """As many threads as there are usable cores, each of which lets torch use one core only."""
+    """Threads, each of which lets torch use one core only."""
 
-    def __init__(self, pool: ThreadPoolExecutor):
-        self._pool = pool
+    def __init__(self, count: int):
+        self.count = count
+        self._pool = ThreadPoolExecutor(
+            count, "maetok-core", initializer=torch.set_num_threads, initargs=(1,)
+        )
 
-    def map(self, work: Callable[[Any], Any], parts: Iterable[Any]) -> list[Any]:
-        """`[work(part) for part in parts]`, as many at once as there are cores.
+    def each(self, work: Callable[[Any], Any], parts: Iterable[Any]) -> Iterator[Any]:
+        """Yield `work(part)` of every part, in order; as many at once as there are cores.
 
-        What the caller's thread says of gradients holds inside; autocast `work` enters itself.
-        Raises the first part's error.
+        What the caller says of gradients holds inside; autocast `work` enters itself. Raises the
+        first error.
         """
         # torch keeps these two switches for each thread
         inference = torch.is_inference_mode_enabled()
@@ -36,21 +40,43 @@ class Cores:
             with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
                 return work(part)
 
-        futures: list[Future] = [self._pool.submit(alike, part) for part in parts]
-        return [future.result() for future in futures]
+        # parts are taken as they are needed: they may be more than fit into memory
+        waiting: collections.deque[Future] = collections.deque()
+        for part in parts:
+            waiting.append(self._pool.submit(alike, part))
+            if len(waiting) > self.count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def map(self, work: Callable[[Any], Any], parts: Iterable[Any]) -> list[Any]:
+        """All that `each` yields."""
+        return list(self.each(work, parts))
+
+    def close(self) -> None:
+        """End the threads; what has not begun does not begin."""
+        self._pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
 def every_core() -> Iterator[Cores]:
-    """The cores for as long as the context lasts; the calling thread, too, uses one core then."""
+    """As many cores as torch would use threads; inside, the calling thread too uses one only."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(
-        usable_cores(), "maetok-core", initializer=torch.set_num_threads, initargs=(1,)
-    )
+    cores = Cores(min(threads, usable_cores()))
     try:
-        yield Cores(pool)
+        yield cores
     finally:
-        # after an interrupt, what has not begun does not begin
-        pool.shutdown(cancel_futures=True)
+        cores.close()
         torch.set_num_threads(threads)
+
+
+def each_part(
+    work: Callable[[Any], Any], parts: Iterable[Any], *, device: torch.device
+) -> Iterator[Any]:
+    """Yield `work(part)` of every part, in order: on a CPU side by side, elsewhere in turn."""
+    if device.type != "cpu":
+        yield from map(work, parts)
+        return
+    with every_core() as cores:
+        yield from cores.each(work, parts)

@@ -19,6 +19,7 @@ ROWS = [  # a row imports rows above it only. The first row's files: left to rig
             "files",
             "rng",
             "device",
+            "cores",
             "pictures",
             "nets",
         ),
@@ -57,7 +58,7 @@ FILES = {  # inside a package a file imports files to its left only
         *("reconstruction", "generation", "classes", "sample_sets"),
     ],
     "training": [
-        *("order", "optim", "loop", "adversary", "autoencoding", "tokenizer", "diffusion"),
+        *("order", "muon", "optim", "loop", "adversary", "autoencoding", "tokenizer", "diffusion"),
         "presets",
     ],
     "analysis": [
@@ -79,6 +80,7 @@ FILES = {  # inside a package a file imports files to its left only
             "published",
             "trial",
             "planner",
+            "time_left",
         )
     ],
     "workflow": [

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from maetok_lab.config import not_in_fingerprint
+from maetok_lab.cores import each_part
 from maetok_lab.data.images import ImageSource
 from maetok_lab.data.shards import (
     check_room,
@@ -203,23 +204,26 @@ def _encode_range(
     device: torch.device,
 ) -> np.ndarray:
     """Latents of images start .. stop - 1. -> (views, n, N, C)"""
+
+    def encoded(part: tuple[int, int]) -> np.ndarray:
+        first, view = part
+        last = min(first + config.batch_size, stop) - 1
+        indices = torch.arange(first, last + 1)
+        # a picture that must not be mirrored (letters, flags) is its own second view
+        flip = torch.full((len(indices),), view == 1)
+        batch, _ = images.batch(indices, flip=flip)
+        with autocast(device, config.precision):
+            latents = encode(batch.to(device)).float().to(DTYPES[config.dtype]).cpu()
+        if not latents.isfinite().all():  # in fp16 also when they are larger than 65504
+            raise ValueError(
+                f"latents of images {first} to {last} are not finite in {config.dtype}"
+            )
+        return to_array(latents, config.dtype)
+
     views = []
     for view in range(1 + config.flips):
-        chunks = []
-        for first in range(start, stop, config.batch_size):
-            last = min(first + config.batch_size, stop) - 1
-            indices = torch.arange(first, last + 1)
-            # a picture that must not be mirrored (letters, flags) is its own second view
-            flip = torch.full((len(indices),), view == 1)
-            batch, _ = images.batch(indices, flip=flip)
-            with autocast(device, config.precision):
-                latents = encode(batch.to(device)).float().to(DTYPES[config.dtype]).cpu()
-            if not latents.isfinite().all():  # in fp16 also when they are larger than 65504
-                raise ValueError(
-                    f"latents of images {first} to {last} are not finite in {config.dtype}"
-                )
-            chunks.append(to_array(latents, config.dtype))
-        views.append(np.concatenate(chunks))
+        parts = [(first, view) for first in range(start, stop, config.batch_size)]
+        views.append(np.concatenate(list(each_part(encoded, parts, device=device))))
     return np.stack(views)
 
 

@@ -62,7 +62,7 @@ def _lightningdit(
 
 DIFFUSION = {
     "test": _sit(32, 1, 2),
-    "tiny": _sit(192, 4, 6),
+    "tiny": _sit(128, 4, 4),
     "small": _sit(384, 8, 6),
     "sit-s": _sit(384, 12, 6),
     "sit-b": _sit(768, 12, 12),

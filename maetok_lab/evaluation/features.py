@@ -1,6 +1,5 @@
 """Images to features of a frozen network, and sets of real images to compare with."""
 
-import collections
 import dataclasses
 import importlib.metadata
 import re
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maetok_lab.cores import each_part
 from maetok_lab.evaluation.metrics import Statistics
 from maetok_lab.evaluation.pixels import round_to_uint8
 from maetok_lab.identity import DIGITS, hash_of, tensor_bytes
@@ -145,19 +145,24 @@ def _outputs(
 ) -> dict[str, Any]:
     """The outputs (n, D) of each image in float32, its digest (n, 32), and the image size."""
     device = device_of(net)
-    parts = collections.defaultdict(list)
-    for batch, count in image_batches(images, batch_size):
+
+    def measured(batch_and_count: tuple[Tensor, int]) -> dict[str, Tensor]:
+        batch, count = batch_and_count
         levels = round_to_uint8(batch)
-        parts["digests"].append(_digests(levels[:count]))
+        values = {"digests": _digests(levels[:count])}
         # channels last: convolutions on a CPU take half as long
         pixels = (levels / 127.5 - 1).float().to(device)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-        for name, values in _net_outputs(net, pixels, outputs).items():
-            parts[name].append(values[:count].float().cpu())
+        for name, output in _net_outputs(net, pixels, outputs).items():
+            values[name] = output[:count].float().cpu()
+        return values | {"image_size": batch.shape[-1]}
+
+    parts = list(each_part(measured, image_batches(images, batch_size), device=device))
     if not parts:
         raise ValueError("no images to take features of")
-    joined = {name: torch.cat(values) for name, values in parts.items()}
-    return joined | {"image_size": batch.shape[-1]}
+    size = parts[-1].pop("image_size")
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[-1]}
+    return joined | {"image_size": size}
 
 
 def _digests(levels: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ _NAMES, __getattr__, __dir__ = lazy_names(
         "generator": "open_generator",
         "cards": "card_run diffusion_loss generation_scores loss_by_time plain_name trained_card",
         "comparison": "compare_rows comparison_of gather",
+        "time_left": "forecast",
         "ladder": "Ladder climb",
         "planner": (
             "latent_cache_bytes measure_diffusion measure_tokenizer measured_table recipe_of"

@@ -44,7 +44,7 @@ def measure_tokenizer(
         changes["losses.perceptual_warmup"] = 0.0
     if config.losses.adversarial:
         changes |= {"losses.adversarial.trains_from": 0, "losses.adversarial.counts_from": 0}
-    images = _RandomImages(config.model.image_size)
+    images = RandomImages(config.model.image_size)
     weights = _count(lambda: Tokenizer(config.model)) * BYTES_A_PARAMETER
     return try_training(
         "tokenizer",
@@ -72,6 +72,8 @@ def measure_diffusion(
     # the loop reads a cache, so there is one: a random one, which takes as long as any
     with tempfile.TemporaryDirectory() as folder:
         latents = random_latents(Path(folder), tokenizer, device)
+        # memory and work are counted in this thread: no parts on other cores
+        changes = {"accumulate": 1} | changes
         config = diffusion_training(preset, latents, num_classes=num_classes, **changes)
         sizes = {
             "num_tokens": latents.num_tokens,
@@ -159,7 +161,7 @@ def _count(make: Callable[[], torch.nn.Module]) -> int:
 # Stand-ins for data -------------------------------------------------------------------------------
 
 
-class _RandomImages:
+class RandomImages:
     """As many of an ImageSource's traits as a training on images in memory uses."""
 
     fingerprint = ""
@@ -213,6 +215,6 @@ class _RandomTokenizer(torch.nn.Module):
 
 def random_latents(folder: Path, config: TokenizerConfig, device: torch.device) -> LatentDataset:
     """A cache of 512 random latents of a tokenizer's shape, written into `folder`."""
-    images = _RandomImages(8, count=512)
+    images = RandomImages(8, count=512)
     tokenizer = _RandomTokenizer(config)
     return cached_latents(tokenizer, images, "latents", flips=True, root=folder, device=device)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from maetok_lab.cores import each_part
 from maetok_lab.data.latents import LatentSpace
 from maetok_lab.device import Precision, autocast
 from maetok_lab.diffusion.cost import SamplingProgress, sampling_cost
@@ -25,12 +26,12 @@ def reconstruct(tokenizer: AnyTokenizer, images: Tensor, *, batch_size: int = 64
     """
     # no autocast: PSNR and SSIM are compared at full precision
     device = device_of(tokenizer)
-    reconstructions = []
+
+    def rebuilt(batch: Tensor) -> Tensor:
+        return tokenizer.decode(tokenizer.encode(batch.to(device))).cpu()
+
     with eval_mode(tokenizer):
-        for batch in images.split(batch_size):
-            latents = tokenizer.encode(batch.to(device))
-            reconstructions.append(tokenizer.decode(latents).cpu())
-    return torch.cat(reconstructions)
+        return torch.cat(list(each_part(rebuilt, images.split(batch_size), device=device)))
 
 
 def generate(
@@ -102,16 +103,24 @@ def draw(
 
     # the tokenizer may be on another device than the model
     device = device_of(model)
-    count = 0
-    for batch in rows.split(batch_size):
+
+    def drawn(batch: Tensor) -> Tensor:
         # One seed an image: image k is the same in any batch and any process.
         seeds = [seeds_for(seed, 1, start=row)[0] for row in batch.tolist()]
         noise = draw_noise(seeds, model.num_tokens, model.latent_dim, device=device)
-        with eval_mode(model, tokenizer), autocast(device, precision):
+        with autocast(device, precision):
             latents = sample(model, noise, labels[batch].to(device), seeds=seeds, **sampling)
             latents = space.denormalise(latents).to(device_of(tokenizer))
-            images = tokenizer.decode(latents).float().clamp(-1, 1)
-        count += len(batch)
-        if progress:
-            progress.update(count)
-        yield batch, images.cpu()
+            return tokenizer.decode(latents).float().clamp(-1, 1).cpu()
+
+    # A CPU's cores take batches of their own, small enough that even 16 images have two.
+    if device.type == "cpu":
+        batch_size = min(batch_size, max(8, min(32, -(-len(rows) // 2))))
+    batches = rows.split(batch_size)
+    count = 0
+    with eval_mode(model, tokenizer):
+        for batch, images in zip(batches, each_part(drawn, batches, device=device)):
+            count += len(batch)
+            if progress:
+                progress.update(count)
+            yield batch, images

@@ -78,8 +78,6 @@ class TokenizerConfig:
     overlap: int = 0
     # hidden channels of the convolutions that remove seams between patches; 0 (paper) has none
     refine: int = 0
-    # pixels a side that these convolutions see as one place; divides the patch
-    refine_block: int = 1
 
     def __post_init__(self):
         down, across = self.grid  # raises where patches do not fit the image
@@ -94,6 +92,11 @@ class TokenizerConfig:
                     'masked="drop" removes hidden patches, '
                     'which are the latents of latent_tokens="patches"'
                 )
+        if not 0 <= self.overlap <= self.patch_size // 2:
+            raise ValueError(
+                f"overlap must be in 0 .. patch_size / 2 = {self.patch_size // 2}, "
+                f"not {self.overlap}"
+            )
         if self.num_latent_tokens < 1 or self.latent_dim < 1:
             raise ValueError(
                 "need at least one latent token and channel, "

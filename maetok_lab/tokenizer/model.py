@@ -26,30 +26,31 @@ _BASE = TokenizerConfig(
 )
 # Emoji in minutes on a laptop: where it leaves the paper, short trainings were the reason.
 _TINY = TokenizerConfig(
-    image_size=32,
-    patch_size=4,
-    num_latent_tokens=16,
+    image_size=64,
+    patch_size=8,
+    num_latent_tokens=32,
     latent_dim=16,
     encoder=_tower(96, 2, 3, positions="rope+ape"),
     decoder=_tower(96, 2, 3, positions="rope+ape"),
     modulation_init=1.0,
     latent_init="grid",
-    refine=16,
+    overlap=4,
 )
 _SMALL_TOWER = _tower(256, 6, 4, positions="rope+ape")
 _TEST_TOWER = _tower(32, 1, 2)
 TOKENIZERS = {
     "test": override(
-        _TINY, {"encoder": _TEST_TOWER, "decoder": _TEST_TOWER, "latent_dim": 4, "refine": 8}
+        _TINY, {"encoder": _TEST_TOWER, "decoder": _TEST_TOWER, "latent_dim": 4}
     ),
     "tiny": _TINY,
     "small": override(
         _TINY,
         {
-            "image_size": 64,
-            "num_latent_tokens": 32,
+            "patch_size": 4,
             "encoder": _SMALL_TOWER,
             "decoder": _SMALL_TOWER,
+            "overlap": 0,
+            "refine": 16,
         },
     ),
     "maetok-b-128": _BASE,
@@ -100,9 +101,7 @@ class Tokenizer(nn.Module):
         self.decoder = LatentDecoder(config, config.decoder, modulation=config.decoder_modulation)
         reach = config.patch_size + 2 * config.overlap
         self.to_pixels = nn.Linear(config.decoder.width, 3 * reach**2)
-        self.refine = nn.Identity()
-        if config.refine:
-            self.refine = Refine(config.refine, block=config.refine_block)
+        self.refine = Refine(config.refine) if config.refine else nn.Identity()
         self.apply(init_weights)  # last: it draws every linear layer anew
 
     @property
@@ -154,16 +153,12 @@ class Tokenizer(nn.Module):
 
 
 class Refine(nn.Module):
-    """A residual pair of 3 x 3 convolutions across the seams of patches (ours, not the paper's).
+    """A residual pair of 3 x 3 convolutions across the seams of patches (ours, not the paper's)."""
 
-    They see `block` x `block` pixels as one place: a larger block reaches further, and costs less.
-    """
-
-    def __init__(self, hidden: int, *, block: int = 1):
+    def __init__(self, hidden: int):
         super().__init__()
-        self.block = block
-        self.conv1 = nn.Conv2d(3 * block**2, hidden, 3, padding=1)
-        self.conv2 = nn.Conv2d(hidden, 3 * block**2, 3, padding=1)
+        self.conv1 = nn.Conv2d(3, hidden, 3, padding=1)
+        self.conv2 = nn.Conv2d(hidden, 3, 3, padding=1)
         self.reset()
 
     def reset(self) -> None:
@@ -173,9 +168,7 @@ class Refine(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 3, H, W)"""
-        blocks = nn.functional.pixel_unshuffle(images, self.block)
-        blocks = self.conv2(nn.functional.gelu(self.conv1(blocks)))
-        return images + nn.functional.pixel_shuffle(blocks, self.block)
+        return images + self.conv2(nn.functional.gelu(self.conv1(images)))
 
 
 def num_parameters(module: nn.Module) -> int:

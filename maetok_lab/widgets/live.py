@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,18 +19,32 @@ from maetok_lab.training.loop import StepRecord
 from maetok_lab.widgets.front import WRAP, figure_widget, ipywidgets, is_live, png_image
 
 SECONDS_BETWEEN_VIEWS = 0.5  # of the panel: drawing the chart costs more than a small step
+STEPS_TO_TELL = 10  # before a stage's own speed says anything of the stages after it
 
 Training = Generator[StepRecord, None, None]
 
 
-async def follow(training: Training, title: str = "training", *, every: float = 10.0) -> None:
+class StudyForecast(Protocol):
+    """What knows how long the rest of a study takes (`experiments.time_left`)."""
+
+    def after(self, title: str, seconds: float) -> float:
+        """Seconds from the end of stage `title`, which takes `seconds`, to the end of all."""
+
+
+async def follow(
+    training: Training,
+    title: str = "training",
+    *,
+    every: float = 10.0,
+    forecast: StudyForecast | None = None,
+) -> None:
     """Run a training to its end, or until a person stops it; then the same line goes on from there.
 
     A live notebook shows a panel with a stop button; elsewhere a line is printed at most every
-    `every` seconds. A stop, an interrupt or a cancelled task closes the training's generator, which
-    frees its run and its readers.
+    `every` seconds. With a `forecast` both say how long is left to the end of the study. A stop, an
+    interrupt or a cancelled task closes the training's generator, which frees its run.
     """
-    live = LiveTraining(title, every=every)
+    live = LiveTraining(title, every=every, forecast=forecast)
     with contextlib.closing(training):
         for record in training:
             live.update(record)
@@ -60,9 +74,11 @@ class LiveTraining:
         every: float = 10.0,
         write: Callable[[str], None] = print,
         live: bool | None = None,
+        forecast: StudyForecast | None = None,
     ):
         self.title = title
         self.every = every
+        self.forecast = forecast
         self.write = write
         self.live = is_live() if live is None else live
         self.stopping = False
@@ -134,7 +150,12 @@ class LiveTraining:
         steps = max(record.step - self._first.step, 1)  # at the first record none is measured yet
         left = seconds / steps * (record.num_steps - record.step)
         speed = (record.images - self._first.images) / seconds
-        return f"{speed:.0f} images/s, {left:.0f} s left"
+        progress = f"{speed:.0f} images/s, {left:.0f} s left"
+        if self.forecast is None or record.step - self._first.step < STEPS_TO_TELL:
+            return progress
+        whole = seconds / steps * record.num_steps  # of this stage, at its present speed
+        to_the_end = left + self.forecast.after(self.title, whole)
+        return f"{progress}; about {to_the_end:.0f} s to the end of all"
 
     # View -----------------------------------------------------------------------------------------
 
