@@ -37,9 +37,9 @@ from maetok_lab.widgets.live import follow_to_end
 
 LABELS = "category-style"
 RUNG = "all"
-# the main job has 1400, 500 and 1800
-STEPS = {"tokenizer": 5600, "decoder": 1500, "diffusion": 5400}
-SAMPLING = {"num_steps": 40, "guidance": Guidance(3.0, 0.0, 0.75)}
+# the main job has 1000, 250 and 1000
+STEPS = {"tokenizer": 2400, "decoder": 600, "diffusion": 3000}
+SAMPLING = {"num_steps": 20, "guidance": Guidance(3.0, 0.0, 0.75)}
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", help="folder of its runs; runs/ beside the library by default")
     root = runs_root(parser.parse_args().runs)
-    images = open_splits("emoji", image_size=32, labels=LABELS)
+    images = open_splits("emoji", image_size=64, labels=LABELS)
     masked, tuned = train_tokenizer(images, root)
     tokenizer = load_tokenizer(tuned.folder)
     latents = {}
@@ -120,7 +120,7 @@ def train_generator(latents: dict[str, LatentDataset], num_classes: int, root: P
 def export(tuned: Run, cache: Run, diffusion: Run) -> None:
     """Both models as fp16 folders."""
     about = (
-        "Preset `tiny` of maetok_lab on its shipped emoji artwork (32 px), "
+        "Preset `tiny` of maetok_lab on its shipped emoji artwork (64 px), "
         "made by data/build_pretrained.py."
     )
     tokenizer = load_tokenizer(tuned.folder)

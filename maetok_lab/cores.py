@@ -6,10 +6,10 @@ bits of its result. Here each core has a part of the work to itself. Who splits 
 does so by the work alone, never by the number of cores.
 """
 
-import collections
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -18,13 +18,15 @@ from maetok_lab.device import usable_cores
 
 
 class Cores:
-    """Threads, each of which lets torch use one core only."""
+    """The calling thread and others beside it, each of which lets torch use one core only."""
 
     def __init__(self, count: int):
         self.count = count
-        self._pool = ThreadPoolExecutor(
-            count, "maetok-core", initializer=torch.set_num_threads, initargs=(1,)
-        )
+        self._others = None
+        if count > 1:
+            self._others = ThreadPoolExecutor(
+                count - 1, "maetok-core", initializer=torch.set_num_threads, initargs=(1,)
+            )
 
     def each(self, work: Callable[[Any], Any], parts: Iterable[Any]) -> Iterator[Any]:
         """Yield `work(part)` of every part, in order; as many at once as there are cores.
@@ -41,13 +43,12 @@ class Cores:
                 return work(part)
 
         # parts are taken as they are needed: they may be more than fit into memory
-        waiting: collections.deque[Future] = collections.deque()
-        for part in parts:
-            waiting.append(self._pool.submit(alike, part))
-            if len(waiting) > self.count:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        parts = iter(parts)
+        while together := list(itertools.islice(parts, self.count)):
+            futures = [self._others.submit(alike, part) for part in together[1:]]
+            yield work(together[0])
+            for future in futures:
+                yield future.result()
 
     def map(self, work: Callable[[Any], Any], parts: Iterable[Any]) -> list[Any]:
         """All that `each` yields."""
@@ -55,7 +56,8 @@ class Cores:
 
     def close(self) -> None:
         """End the threads; what has not begun does not begin."""
-        self._pool.shutdown(cancel_futures=True)
+        if self._others:
+            self._others.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """How long a study will take on this machine: some steps of each of its trainings, timed before.
 
-    expected = forecast("tiny", config, num_classes=26, device=device)
-    print(expected)
-    await follow(training, "tokenizer", forecast=expected)
+expected = forecast("tiny", config, num_classes=26, device=device)
+print(expected)
+await follow(training, "tokenizer", forecast=expected)
 """
 
 import contextlib

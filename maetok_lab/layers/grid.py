@@ -34,17 +34,35 @@ def unpatchify(
 ) -> Tensor:
     """The inverse of `patchify`; `grid` is patches down and across. -> (B, 3, H, W)
 
-    With `overlap` patches are that many pixels larger on each side, and are added up where they
-    meet: (B, patches, (patch_size + 2 overlap)^2 * 3).
+    With `overlap` each patch is that many pixels larger on every side, and where patches meet one
+    is faded into the other: (B, patches, (patch_size + 2 overlap)^2 * 3), float32.
     """
     h, w = grid
-    if overlap:
-        side = patch_size + 2 * overlap
-        columns = rearrange(patches, "b n (s c) -> b (c s) n", s=side**2)
+    if not overlap:
+        sizes = {"h": h, "w": w, "p": patch_size, "q": patch_size}
+        return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", **sizes)
+    side = patch_size + 2 * overlap
+    window = fading_window(patch_size, overlap, device=patches.device).flatten()[:, None]
+
+    def add_up(columns: Tensor) -> Tensor:
         size = (h * patch_size, w * patch_size)
-        return nn.functional.fold(columns.float(), size, side, padding=overlap, stride=patch_size)
-    sizes = {"h": h, "w": w, "p": patch_size, "q": patch_size}
-    return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", **sizes)
+        return nn.functional.fold(columns, size, side, padding=overlap, stride=patch_size)
+
+    columns = rearrange(patches.float(), "b n (s c) -> b c s n", s=side**2) * window
+    # at the edges of the image no neighbour adds its share
+    shares = add_up(window.expand(-1, h * w)[None])
+    return add_up(columns.flatten(1, 2)) / shares
+
+
+def fading_window(patch_size: int, overlap: int, *, device: torch.device | None = None) -> Tensor:
+    """Shares of a patch in its pixels: 1 inside, falling to 0 over `2 overlap`; those of neighbours
+    add up to 1. -> (patch_size + 2 overlap,) squared
+    """
+    ramp = torch.arange(2 * overlap, device=device) + 0.5
+    rising = (torch.pi / 2 * ramp / (2 * overlap)).sin().square()
+    inside = torch.ones(patch_size - 2 * overlap, device=device)
+    line = torch.cat([rising, inside, rising.flip(0)])
+    return line[:, None] * line
 
 
 # ---- fixed tables, added to the tokens ----

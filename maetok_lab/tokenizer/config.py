@@ -73,8 +73,8 @@ class TokenizerConfig:
     layer_scale: float | None = None
     # base of the RoPE wavelengths
     rope_theta: float = 10.0
-    # pixels by which each decoded patch reaches into its neighbours, where all are added up: it
-    # removes seams (ours, not the paper's)
+    # pixels by which each decoded patch reaches into its neighbours and is faded into them, so that
+    # no seams are seen (ours, not the paper's)
     overlap: int = 0
     # hidden channels of the convolutions that remove seams between patches; 0 (paper) has none
     refine: int = 0

@@ -34,14 +34,13 @@ _TINY = TokenizerConfig(
     decoder=_tower(96, 2, 3, positions="rope+ape"),
     modulation_init=1.0,
     latent_init="grid",
+    masked="drop",
     overlap=4,
 )
 _SMALL_TOWER = _tower(256, 6, 4, positions="rope+ape")
 _TEST_TOWER = _tower(32, 1, 2)
 TOKENIZERS = {
-    "test": override(
-        _TINY, {"encoder": _TEST_TOWER, "decoder": _TEST_TOWER, "latent_dim": 4}
-    ),
+    "test": override(_TINY, {"encoder": _TEST_TOWER, "decoder": _TEST_TOWER, "latent_dim": 4}),
     "tiny": _TINY,
     "small": override(
         _TINY,
@@ -49,6 +48,7 @@ TOKENIZERS = {
             "patch_size": 4,
             "encoder": _SMALL_TOWER,
             "decoder": _SMALL_TOWER,
+            "masked": "replace",
             "overlap": 0,
             "refine": 16,
         },

@@ -9,6 +9,7 @@ from maetok_lab.layers.grid import (
     AxialRope2d,
     MixedRope2d,
     Rope1d,
+    fading_window,
     grid_positions,
     grid_size,
     pad_rotation,
@@ -174,3 +175,27 @@ def test_a_patch_that_does_not_divide_the_image_is_refused():
     assert grid_size(8, 12, 4) == (2, 3)
     with pytest.raises(ValueError, match="patches of 5 px do not divide an image of 8 x 12 px"):
         patchify(torch.zeros(1, 3, 8, 12), 5)
+
+
+@pytest.mark.parametrize(("patch_size", "overlap"), [(8, 4), (8, 2), (4, 1)])
+def test_overlapping_patches_of_one_colour_make_an_image_of_it_up_to_its_edges(patch_size, overlap):
+    side = patch_size + 2 * overlap
+    colours = torch.tensor([0.7, -0.2, 0.1]).repeat(side**2)  # the channel is fastest
+    images = unpatchify(colours.expand(2, 6, -1), (2, 3), patch_size, overlap=overlap)
+    expected = torch.tensor([0.7, -0.2, 0.1]).view(3, 1, 1).expand(2, 3, 2 * patch_size, -1)
+    expected = expected.expand(2, 3, 2 * patch_size, 3 * patch_size)
+    torch.testing.assert_close(images, expected)
+
+
+def test_a_patch_is_faded_into_its_neighbours_and_whole_in_its_middle():
+    patch = torch.zeros(1, 9, 12, 12, 3)
+    patch[:, 4] = 1.0  # the middle one of 3 x 3 patches
+    images = unpatchify(patch.flatten(2), (3, 3), 8, overlap=2)
+    assert (images[:, :, 10:14, 10:14] == 1).all()
+    assert images[:, :, 6:18, 6:18].min() > 0
+    outside = images.clone()
+    outside[:, :, 6:18, 6:18] = 0
+    assert (outside == 0).all()
+    window = fading_window(8, 2)
+    torch.testing.assert_close(images[0, 0, 6:18, 6:18], window)
+    torch.testing.assert_close(window[:4] + window[8:], window[4:5].expand(4, -1))

@@ -19,8 +19,8 @@ from maetok_lab.tokenizer.discriminators import AdversarialConfig
 from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.model import TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig
-from maetok_lab.training.autoencoding import Objective, TokenizerTraining
-from maetok_lab.training.loop import join_parts, make_engine
+from maetok_lab.training.autoencoding import Objective, TokenizerTask, TokenizerTraining
+from maetok_lab.training.loop import goes_side_by_side, join_parts, make_engine
 from maetok_lab.training.optim import OptimizerConfig
 from maetok_lab.training.order import Share
 from maetok_lab.training.presets import TOKENIZER_TRAINING
@@ -133,6 +133,74 @@ def test_a_batch_that_cannot_be_split_is_refused_and_parts_are_no_part_of_the_fi
     assert fingerprint(dataclasses.replace(CONFIG, accumulate=2, compile=True)) == fingerprint(
         CONFIG
     )
+
+
+def without_critic(**changes) -> TokenizerTraining:
+    """A training whose parts are independent, in two of them."""
+    return override(CONFIG, {"losses.adversarial": None, "accumulate": 2, **changes})
+
+
+def same_bits(mine: Run, theirs: Run) -> None:
+    groups = mine.load_checkpoint().tensors, theirs.load_checkpoint().tensors
+    for group, tensors in groups[0].items():
+        for name, value in tensors.items():
+            assert torch.equal(value, groups[1][group][name]), (group, name)
+    losses = [run.metrics("train") for run in (mine, theirs)]
+    assert losses[0].equals(losses[1])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_one_core_and_several_give_the_same_bits_also_when_they_take_turns(
+    tmp_path, make_pictures, monkeypatch, optimizer
+):
+    images = make_pictures(10, 16)
+    config = without_critic(optimizer__name=optimizer)
+    threads = torch.get_num_threads()
+    runs = []
+    try:
+        for cores in (1, 2, 3):
+            monkeypatch.setattr("maetok_lab.cores.usable_cores", lambda cores=cores: cores)
+            torch.set_num_threads(3)
+            runs.append(trained(config, images, tmp_path / str(cores)))
+            assert torch.get_num_threads() == 3
+
+        # stopped on one core, finished on two
+        monkeypatch.setattr("maetok_lab.cores.usable_cores", lambda: 1)
+        run = Run.open("a", config, root=tmp_path / "stopped")
+        for record in train_tokenizer(config, images, run, cpu=True):
+            if record.step == 3:
+                record.stop()
+        run.close()
+        monkeypatch.setattr("maetok_lab.cores.usable_cores", lambda: 2)
+        runs.append(trained(config, images, tmp_path / "stopped"))
+    finally:
+        torch.set_num_threads(threads)
+    for run in runs[1:]:
+        same_bits(runs[0], run)
+
+
+def test_parts_side_by_side_are_the_step_of_parts_in_turn(tmp_path, make_pictures, monkeypatch):
+    images = make_pictures(10, 16)
+    at_once = trained(without_critic(), images, tmp_path / "at-once")
+    monkeypatch.setattr("maetok_lab.training.loop.goes_side_by_side", lambda task, engine: False)
+    in_turn = trained(without_critic(), images, tmp_path / "in-turn")
+    first, second = (run.load_checkpoint().tensors["model"] for run in (at_once, in_turn))
+    for name, value in first.items():
+        assert (value - second[name]).abs().max() < 1e-4, name
+
+
+def test_parts_that_draw_or_meet_a_discriminator_are_not_computed_at_once(make_pictures):
+    engine = Accelerator(cpu=True)
+    drops = without_critic(model__encoder__drop_path=0.1)
+    for config, expected in (
+        (without_critic(), True),
+        (without_critic(accumulate=1), False),
+        (override(CONFIG, {"accumulate": 2}), False),
+        (drops, False),
+    ):
+        task = TokenizerTask(config, make_pictures(10, 16))
+        task.build(torch.device("cpu"))
+        assert goes_side_by_side(task, engine) == expected
 
 
 @pytest.mark.slow
