@@ -58,7 +58,7 @@ FILES = {  # inside a package a file imports files to its left only
         *("reconstruction", "generation", "classes", "sample_sets"),
     ],
     "training": [
-        *("order", "muon", "optim", "loop", "adversary", "autoencoding", "tokenizer", "diffusion"),
+        *("order", "optim", "loop", "adversary", "autoencoding", "tokenizer", "diffusion"),
         "presets",
     ],
     "analysis": [

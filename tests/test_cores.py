@@ -1,4 +1,4 @@
-"""Parts of a work on a CPU's cores: in order, alike on any number of them, and nothing left behind."""
+"""Parts of a work on a CPU's cores: in order, alike on any number of them, and cleared away."""
 
 import itertools
 import threading

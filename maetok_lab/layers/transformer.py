@@ -13,7 +13,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from maetok_lab.layers.grid import Rotation, rotate
 
-
 # Up to so many tokens a CPU attends in bf16 by plain products.
 PLAIN_TOKENS = 256
 

@@ -19,10 +19,10 @@ from torch import nn
 from maetok_lab.cores import Cores, every_core
 from maetok_lab.rng import seed_step
 from maetok_lab.runs import Checkpoint, Run
-from maetok_lab.training.muon import Muon
 from maetok_lab.training.optim import (
     Ema,
     Guard,
+    Muon,
     OptimizerConfig,
     learning_rate_factor,
     load_optimizer_tensors,
@@ -328,16 +328,15 @@ def parts_side_by_side(state: State, batch: Any, parts: list[Share]) -> list[Ter
         # In turn, parts would add to `.grad`; at once, each needs a place of its own.
         return torch.autograd.grad(loss, state.parameters, allow_unused=True), terms
 
-    # Added up in the order of the parts, whoever came first: a sum's last bits depend on it.
+    # Added up in the order of the parts, whoever came first: a sum's last bits depend on it. Never
+    # in place: two parameters may have got one and the same tensor.
     results = state.cores.map(gradients, parts)
     for part_gradients, _ in results:
         for parameter, gradient in zip(state.parameters, part_gradients):
             if gradient is None:
                 continue
-            if parameter.grad is None:
-                parameter.grad = gradient
-            else:
-                parameter.grad += gradient
+            before = parameter.grad
+            parameter.grad = gradient if before is None else before + gradient
     return [terms for _, terms in results]
 
 

@@ -131,8 +131,8 @@ def ladder_training(
 # Diffusion models ---------------------------------------------------------------------------------
 
 _MUON = OptimizerConfig(
-    name="muon", learning_rate=2e-3, muon_learning_rate=0.03, betas=(0.9, 0.99), weight_decay=0.0, warmup=0.02,
-    final_fraction=0.02,
+    name="muon", learning_rate=2e-3, muon_learning_rate=0.03, betas=(0.9, 0.99), weight_decay=0.0,
+    warmup=0.02, final_fraction=0.02,
 )  # fmt: skip
 # The paper's. Both: constant rate, no weight decay. EMA, clipping, class dropout and logit-normal
 # times are the release's.
@@ -149,8 +149,8 @@ _LIGHTNING = _SIT | {
 }  # fmt: skip
 DIFFUSION_TRAINING: dict[str, dict[str, Any]] = {
     "test": {
-        "optimizer": _MUON, "num_steps": 20, "batch_size": 16, "accumulate": 2, "ema_decays": (0.9,),
-        "log_every": 5, "save_every": 10,
+        "optimizer": _MUON, "num_steps": 20, "batch_size": 16, "accumulate": 2,
+        "ema_decays": (0.9,), "log_every": 5, "save_every": 10,
     },
     "tiny": {
         "optimizer": _MUON, "num_steps": 1000, "batch_size": 64, "accumulate": 2,

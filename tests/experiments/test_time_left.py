@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from maetok_lab.experiments.time_left import REST, Forecast, clock, forecast
+from maetok_lab.training.loop import StepRecord
 from maetok_lab.training.presets import TOKENIZER_TRAINING
 from maetok_lab.widgets.live import LiveTraining
-from maetok_lab.training.loop import StepRecord
 
 
 def test_every_stage_is_timed_and_the_whole_is_said_in_minutes(tmp_path, capsys):

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 import maetok_lab
 from maetok_lab.config import override
+from maetok_lab.cores import every_core
 from maetok_lab.data.images import open_images
 from maetok_lab.identity import fingerprint
 from maetok_lab.rng import seed_step
@@ -20,7 +21,14 @@ from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.model import TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig
 from maetok_lab.training.autoencoding import Objective, TokenizerTask, TokenizerTraining
-from maetok_lab.training.loop import goes_side_by_side, join_parts, make_engine
+from maetok_lab.training.loop import (
+    State,
+    goes_side_by_side,
+    join_parts,
+    make_engine,
+    parts_in_turn,
+    parts_side_by_side,
+)
 from maetok_lab.training.optim import OptimizerConfig
 from maetok_lab.training.order import Share
 from maetok_lab.training.presets import TOKENIZER_TRAINING
@@ -179,14 +187,25 @@ def test_one_core_and_several_give_the_same_bits_also_when_they_take_turns(
         same_bits(runs[0], run)
 
 
-def test_parts_side_by_side_are_the_step_of_parts_in_turn(tmp_path, make_pictures, monkeypatch):
-    images = make_pictures(10, 16)
-    at_once = trained(without_critic(), images, tmp_path / "at-once")
-    monkeypatch.setattr("maetok_lab.training.loop.goes_side_by_side", lambda task, engine: False)
-    in_turn = trained(without_critic(), images, tmp_path / "in-turn")
-    first, second = (run.load_checkpoint().tensors["model"] for run in (at_once, in_turn))
-    for name, value in first.items():
-        assert (value - second[name]).abs().max() < 1e-4, name
+def test_parts_side_by_side_have_the_gradient_of_parts_in_turn(make_pictures):
+    task = TokenizerTask(without_critic(), make_pictures(10, 16))
+    engine = Accelerator(cpu=True)
+    state = State(task, engine)
+    share = Share(engine, 0, 6)
+    batch = next(task.batches(share))
+    gradients = []
+    with every_core() as cores:
+        for backward, used in ((parts_in_turn, None), (parts_side_by_side, cores)):
+            state.use(used)
+            terms = join_parts(backward(state, batch, share.parts(2)))
+            gradients.append([parameter.grad for parameter in state.parameters])
+            for parameter in state.parameters:
+                parameter.grad = None
+            assert set(terms) == {"pixel", "kl", "auxiliary/hog", "auxiliary/pixel"}
+    for first, second in zip(*gradients):
+        assert (first is None) == (second is None)
+        if first is not None:
+            torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-7)
 
 
 def test_parts_that_draw_or_meet_a_discriminator_are_not_computed_at_once(make_pictures):
@@ -240,4 +259,5 @@ def test_one_step_of_a_tokenizer_runs_through_few_files(tmp_path):
     next(steps)
     sys.settrace(None)
     ours = sorted(file for file in files if Path(file).is_relative_to(LIBRARY))
-    assert 10 < len(ours) <= 15, ours
+    # the sixteenth is cores.py, which an aim of fifteen did not know of
+    assert 10 < len(ours) <= 16, ours
