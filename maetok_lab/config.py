@@ -22,6 +22,14 @@ def not_in_fingerprint(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"fingerprint": False})
 
 
+def younger(default: Any) -> Any:
+    """A config field that runs on disk may lack: with `default` all is as it was without the field.
+
+    So at its default `identity.fingerprint` skips it, and `from_json` does without it.
+    """
+    return dataclasses.field(default=default, metadata={"younger": True})
+
+
 # Changes ------------------------------------------------------------------------------------------
 
 
@@ -91,7 +99,8 @@ def from_json(cls: type[Config], data: Mapping[str, Any]) -> Config:
     missing = []
     for field in dataclasses.fields(cls):
         # what changes no result may be younger than the run that wrote the config
-        if field.name not in data and field.metadata.get("fingerprint", True):
+        optional = not field.metadata.get("fingerprint", True) or "younger" in field.metadata
+        if field.name not in data and not optional:
             missing.append(field.name)
     values = {}
     for name, value in data.items():

@@ -68,8 +68,10 @@ def _identity(value: Any, hint: Any = Any) -> Any:
         hints = typing.get_type_hints(type(value))
         identity = {"class": type(value).__name__}
         for field in dataclasses.fields(value):
-            if field.metadata.get("fingerprint", True):
-                identity[field.name] = _identity(getattr(value, field.name), hints[field.name])
+            content = getattr(value, field.name)
+            as_before = "younger" in field.metadata and content == field.default
+            if field.metadata.get("fingerprint", True) and not as_before:
+                identity[field.name] = _identity(content, hints[field.name])
         return identity
     if isinstance(value, tuple | list):
         return [_identity(item, hint) for item in value]

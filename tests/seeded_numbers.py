@@ -224,7 +224,7 @@ def seeded_numbers(root: Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            labels = {"labels": "category-style", "image_size": 32}
+            labels = {"labels": "category-style", "image_size": 64}
             images = {
                 split: open_images("emoji", split=split, **labels)
                 for split in ("train", "val", "test")

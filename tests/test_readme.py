@@ -119,8 +119,8 @@ def test_its_python_runs_block_by_block_as_in_a_notebook(tmp_path, monkeypatch):
         answer = eval(code, names)
         if inspect.iscoroutine(answer):
             asyncio.run(answer)
-    assert names["latents"].shape == (8, 16, 16)
-    assert names["reconstructions"].shape == (8, 3, 32, 32)
+    assert names["latents"].shape == (8, 32, 16)
+    assert names["reconstructions"].shape == (8, 3, 64, 64)
     assert names["run"].finished
     assert names["run"].folder.parent == tmp_path
 

@@ -61,7 +61,7 @@ def state_of(run):
 def test_a_full_disk_stops_with_a_clear_error_and_the_last_good_checkpoint_intact(
     tmp_path, make_pictures
 ):
-    images = make_pictures(16, 32)
+    images = make_pictures(16, 64)
     whole = train(tmp_path / "whole", images)
     size = sum(
         path.stat().st_size for path in (whole.folder / "checkpoints" / "step-0000006").iterdir()
@@ -87,7 +87,7 @@ def test_a_file_size_limit_is_a_full_disk_too(tmp_path, make_pictures):
     """Where nothing can be mounted: the same error from the system, by a limit on the size of
     files.
     """
-    images = make_pictures(16, 32)
+    images = make_pictures(16, 64)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     with Run.open("a", TEST, root=tmp_path) as run:
@@ -153,7 +153,7 @@ def picture_folder(folder, count=24):
 def test_a_data_file_that_vanishes_is_named_and_training_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(images_module, "_IN_MEMORY", 0)
     folder = picture_folder(tmp_path / "pictures", 40)
-    images = open_images(folder, split="train", image_size=32)
+    images = open_images(folder, split="train", image_size=64)
     assert not images.in_memory
     gone = next((folder / "things").iterdir())
     gone.unlink()
@@ -165,7 +165,7 @@ def test_a_data_file_that_vanishes_is_named_and_training_goes_on(tmp_path, monke
 def test_a_data_set_that_vanishes_is_an_error_that_names_it(tmp_path, monkeypatch):
     monkeypatch.setattr(images_module, "_IN_MEMORY", 0)
     folder = picture_folder(tmp_path / "pictures", 60)
-    images = open_images(folder, split="train", image_size=32)
+    images = open_images(folder, split="train", image_size=64)
     shutil.rmtree(folder)
     config = override(TEST, {"workers": 0, "images": images.fingerprint})
     with (
@@ -174,13 +174,13 @@ def test_a_data_set_that_vanishes_is_an_error_that_names_it(tmp_path, monkeypatc
     ):
         train(tmp_path, images, config)
     with pytest.raises(FileNotFoundError, match=r"no source .*pictures"):
-        open_images(folder, split="train", image_size=32)
+        open_images(folder, split="train", image_size=64)
 
 
 def test_a_training_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_the_same(
     tmp_path, make_pictures
 ):
-    images = make_pictures(16, 32)
+    images = make_pictures(16, 64)
     whole = train(tmp_path / "whole", images)
     with Run.open("a", TEST, root=tmp_path) as run:
         for record in train_tokenizer(TEST, images, run, cpu=True):

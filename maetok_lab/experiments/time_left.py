@@ -7,9 +7,8 @@ await follow(training, "tokenizer", forecast=expected)
 
 import contextlib
 import dataclasses
-import statistics
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,15 @@ import torch
 
 from maetok_lab.config import override
 from maetok_lab.experiments.planner import RandomImages, random_latents
-from maetok_lab.experiments.trial import ENDLESS, Train
+from maetok_lab.experiments.trial import Train, try_batch
 from maetok_lab.runs import Run
 from maetok_lab.training.autoencoding import TokenizerTraining
 from maetok_lab.training.diffusion import train_diffusion
+from maetok_lab.training.loop import StepRecord
 from maetok_lab.training.presets import DECODER_TUNING, diffusion_training
-from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
+from maetok_lab.training.tokenizer import train_tokenizer
 
-WARM_UP = 2  # steps before the clock starts: they take memory and choose kernels
-TIMED = 4  # steps, of which the median counts
+TRIAL = 0.5  # seconds of steps that are timed, of each training
 # Everything but the trainings (caching, maps, samples, scores), as a share of them: what the main
 # notebook's own times gave at `tiny` (its run's summary). A guess at any other size.
 REST = 0.25
@@ -67,55 +66,36 @@ def forecast(
     device: torch.device,
     **diffusion_changes: Any,
 ) -> Forecast:
-    """Time steps of a tokenizer's training, its decoder's tuning and a diffusion training.
+    """Time steps of a tokenizer's training and of the preset's diffusion training.
 
-    They see random images and latents, so nothing need be there yet. Tuning and diffusion are the
-    preset's, the latter with `diffusion_changes`.
+    They see random images and latents, so nothing need be there yet. The decoder's tuning is taken
+    to be as fast as the tokenizer's training; it is faster, so the forecast errs towards more.
     """
     cpu = device.type == "cpu"
     images = RandomImages(config.model.image_size)
+
+    def tokenizer_steps(sized: Any, run: Run) -> Iterator[StepRecord]:
+        return train_tokenizer(sized, images, run, cpu=cpu)
+
     config = override(config, {"images": "", "workers": 0})
-    stages = {}
+    a_step = seconds_a_step(config, tokenizer_steps, device)
+    stages = {"tokenizer": a_step * config.num_steps}
+    stages["decoder tuning"] = a_step * DECODER_TUNING[preset]["num_steps"]
+
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        stages["tokenizer"] = seconds_of(
-            config, lambda sized, run: train_tokenizer(sized, images, run, cpu=cpu), root / "a"
-        )
-        # the tuning starts from weights, so one step leaves some
-        once = override(config, {"num_steps": 1, "losses.adversarial": None})
-        parent = Run.open("parent", once, root=root)
-        for _ in train_tokenizer(once, images, parent, cpu=cpu):
-            pass
-        second = decoder_tuning(config, parent=parent, **DECODER_TUNING[preset])
-        stages["decoder tuning"] = seconds_of(
-            second,
-            lambda sized, run: finetune_decoder(sized, images, run, parent=parent, cpu=cpu),
-            root / "b",
-        )
         with contextlib.redirect_stdout(None):  # of a cache that nobody will see
-            latents = random_latents(root / "c", config.model, device)
-        flow = diffusion_training(
-            preset, latents, num_classes=num_classes, precision=config.precision
-        )
+            latents = random_latents(Path(folder), config.model, device)
+        precision = {"precision": config.precision}
+        flow = diffusion_training(preset, latents, num_classes=num_classes, **precision)
         flow = override(flow, diffusion_changes)
-        stages["diffusion"] = seconds_of(
-            flow, lambda sized, run: train_diffusion(sized, latents, run, cpu=cpu), root / "d"
-        )
+
+        def diffusion_steps(sized: Any, run: Run) -> Iterator[StepRecord]:
+            return train_diffusion(sized, latents, run, cpu=cpu)
+
+        stages["diffusion"] = seconds_a_step(flow, diffusion_steps, device) * flow.num_steps
     return Forecast(stages)
 
 
-def seconds_of(config: Any, train: Train, root: Path) -> float:
-    """Seconds that `train(config, run)` will take, from the median of a few of its steps."""
-    endless = dict.fromkeys(("num_steps", "log_every", "save_every", "picture_every"), ENDLESS)
-    sized = override(config, endless)
-    times = []
-    with Run.open("trial", sized, root=root) as run, contextlib.closing(train(sized, run)) as steps:
-        for _ in range(WARM_UP):
-            next(steps)
-        for _ in range(TIMED):
-            begin = time.perf_counter()
-            next(steps)
-            if torch.cuda.is_available():  # a GPU returns from a step before it has done it
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - begin)
-    return config.num_steps * statistics.median(times)
+def seconds_a_step(config: Any, train: Train, device: torch.device) -> float:
+    """Seconds of one step of `train(config, run)` at the config's own batch size."""
+    return try_batch(config, config.batch_size, train, device=device, seconds=TRIAL).seconds

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 from typing import Literal
 
+from maetok_lab.config import younger
 from maetok_lab.layers.grid import grid_size
 from maetok_lab.layers.transformer import head_width
 
@@ -75,7 +76,7 @@ class TokenizerConfig:
     rope_theta: float = 10.0
     # pixels by which each decoded patch reaches into its neighbours and is faded into them, so that
     # no seams are seen (ours, not the paper's)
-    overlap: int = 0
+    overlap: int = younger(0)
     # hidden channels of the convolutions that remove seams between patches; 0 (paper) has none
     refine: int = 0
 

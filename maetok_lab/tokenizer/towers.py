@@ -224,6 +224,10 @@ class PatchEncoder(nn.Module):
                 raise ValueError(
                     f"mask must be bool {tuple(x.shape[:2])}, not {mask.dtype} {tuple(mask.shape)}"
                 )
+            # sequences of one length go together: where patches leave, images that hide as many
+            counts = mask.sum(1)
+            if self.config.masked == "drop" and (counts != counts[0]).any():
+                return self.by_count(images, mask, counts)
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
 
         # The class token comes in front, latent tokens come behind; both are never hidden.
@@ -249,6 +253,16 @@ class PatchEncoder(nn.Module):
             x = block(x, rotation)
         return self.norm(x[:, -(num_latents or patches) :])
 
+    def by_count(self, images: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
+        """`forward` for masks that hide `counts` (B,) patches, which differ. -> (B, N, D)"""
+        parts = []
+        places = []
+        for count in counts.unique():
+            rows = (counts == count).nonzero()[:, 0]
+            places.append(rows)
+            parts.append(self(images[rows], mask[rows]))
+        return torch.cat(parts)[torch.cat(places).argsort()]
+
     def embed_patches(self, images: Tensor) -> Tensor:
         """The convolution `patch_embed`. images (B, 3, H, W) -> (B, patches, D)"""
         # As patches do not overlap it is a linear layer, which a CPU does in a quarter of the time.
@@ -261,17 +275,11 @@ class PatchEncoder(nn.Module):
 def visible_places(mask: Tensor, *, before: int, after: int) -> Tensor:
     """Where the tokens stand that are not hidden, `before` and `after` the patches too.
 
-    mask (B, patches) -> (B, S'). Raises ValueError where images hide different numbers.
+    mask (B, patches), each row with as many hidden -> (B, S')
     """
-    hidden = mask.sum(1)
-    if (hidden != hidden[0]).any():
-        raise ValueError(
-            'masked="drop" needs the same number of hidden patches in every image of a batch, '
-            f"not {sorted(set(hidden.tolist()))}"
-        )
     # a stable sort leaves visible places (0) in their order and moves hidden ones (1) to the end
     whole = nn.functional.pad(mask, (before, after)).int()
-    return whole.argsort(dim=1, stable=True)[:, : whole.shape[1] - int(hidden[0])]
+    return whole.argsort(dim=1, stable=True)[:, : whole.shape[1] - int(mask[0].sum())]
 
 
 class LatentDecoder(nn.Module):

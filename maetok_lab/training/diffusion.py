@@ -217,7 +217,7 @@ class DiffusionTask:
         # The same noise and labels at every interval: what differs is what was learned.
         config = self.config
         labels = torch.linspace(0, max(config.num_classes - 1, 0), 16).long()
-        ((_, images),) = draw(
+        batches = draw(
             next(iter(emas.values())).module,
             self.tokenizer,
             self.latents.space,
@@ -229,6 +229,7 @@ class DiffusionTask:
             num_steps=PICTURE_STEPS,
             path=config.path,
         )
+        images = torch.cat([batch for _, batch in batches])
         path = run.sample_path(step)
         save_png(path, image_grid(images, columns=8), scale=max(1, 64 // images.shape[-1]))
         return str(path)

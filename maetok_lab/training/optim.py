@@ -74,9 +74,8 @@ def make_optimizers(
     for parameters, weight_decay in ((decayed, config.weight_decay), (free, 0.0)):
         if parameters:
             groups.append({"params": parameters, "weight_decay": weight_decay})
-    fused = all(parameter.device.type in ("cuda", "cpu") for parameter in decayed + free)
     optimizers: dict[str, torch.optim.Optimizer] = {
-        "adamw": torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
+        "adamw": torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
     }
     if muon:
         optimizers["muon"] = Muon(
@@ -281,27 +280,7 @@ class Guard:
             )
 
 
-@torch.no_grad()
 def step_unless(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
     """`optimizer.step()`, which changes nothing where `bad` () is true."""
-    if optimizer.defaults.get("fused"):
-        optimizer.found_inf = bad.float()  # the fused kernel's own way, made for gradient scalers
-        optimizer.step()
-        return
-    # An optimizer that is not fused, as AdamW on Apple's GPU, has no such way: what it changes is
-    # put back.
-    parameters = moved_parameters([optimizer])
-    before = [parameter.clone() for parameter in parameters]
-    states = []
-    for parameter in parameters:
-        state = optimizer.state[parameter]
-        states.append(
-            {key: value.clone() for key, value in state.items() if torch.is_tensor(value)}
-        )
+    optimizer.found_inf = bad.float()  # the fused kernels' own way, made for gradient scalers
     optimizer.step()
-    for parameter, old_parameter, old_state in zip(parameters, before, states):
-        parameter.copy_(torch.where(bad, old_parameter, parameter))
-        for key, value in optimizer.state[parameter].items():
-            if torch.is_tensor(value):
-                old_value = old_state.get(key, torch.zeros_like(value))
-                value.copy_(torch.where(bad, old_value, value))

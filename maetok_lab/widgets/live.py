@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -24,25 +24,14 @@ STEPS_TO_TELL = 10  # before a stage's own speed says anything of the stages aft
 Training = Generator[StepRecord, None, None]
 
 
-class StudyForecast(Protocol):
-    """What knows how long the rest of a study takes (`experiments.time_left`)."""
-
-    def after(self, title: str, seconds: float) -> float:
-        """Seconds from the end of stage `title`, which takes `seconds`, to the end of all."""
-
-
 async def follow(
-    training: Training,
-    title: str = "training",
-    *,
-    every: float = 10.0,
-    forecast: StudyForecast | None = None,
+    training: Training, title: str = "training", *, every: float = 10.0, forecast: Any = None
 ) -> None:
     """Run a training to its end, or until a person stops it; then the same line goes on from there.
 
     A live notebook shows a panel with a stop button; elsewhere a line is printed at most every
-    `every` seconds. With a `forecast` both say how long is left to the end of the study. A stop, an
-    interrupt or a cancelled task closes the training's generator, which frees its run.
+    `every` seconds. A `forecast` (`experiments.time_left`) adds how long all takes. At the end the
+    generator is closed, which frees its run.
     """
     live = LiveTraining(title, every=every, forecast=forecast)
     with contextlib.closing(training):
@@ -74,7 +63,7 @@ class LiveTraining:
         every: float = 10.0,
         write: Callable[[str], None] = print,
         live: bool | None = None,
-        forecast: StudyForecast | None = None,
+        forecast: Any = None,
     ):
         self.title = title
         self.every = every

@@ -12,23 +12,27 @@ from maetok_lab.analysis.masks import (
     ratio_curve,
     study_mask,
 )
+from maetok_lab.config import override
 from maetok_lab.evaluation.pixels import psnr
 from maetok_lab.tokenizer.anatomy import token_statistics
 from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig, AuxiliaryDecoder
 from maetok_lab.tokenizer.model import TOKENIZERS, Tokenizer
 from maetok_lab.tokenizer.targets import hog
 
+# 8 x 8 patches of 4 px
+MODEL = override(TOKENIZERS["test"], {"image_size": 32, "patch_size": 4, "overlap": 2})
+
 
 @pytest.fixture(scope="module")
 def tokenizer():
     torch.manual_seed(0)
-    return Tokenizer(TOKENIZERS["test"]).eval()
+    return Tokenizer(MODEL).eval()
 
 
 @pytest.fixture(scope="module")
 def decoders():
     torch.manual_seed(1)
-    return {"hog": AuxiliaryDecoder(AuxiliaryConfig(), TOKENIZERS["test"]).eval()}
+    return {"hog": AuxiliaryDecoder(AuxiliaryConfig(), MODEL).eval()}
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +126,7 @@ def test_a_study_is_the_tokenizers_own_answer(tokenizer, decoders, images):
 def test_what_was_computed_before_is_taken(tokenizer, decoders, images):
     statistics = token_statistics(tokenizer.encode(images).detach())
     mask = torch.zeros(64, dtype=torch.bool)
-    computed = {"whole": torch.zeros(16, 4), "targets": image_targets(decoders, images[1])}
+    computed = {"whole": torch.zeros(32, 4), "targets": image_targets(decoders, images[1])}
     study = study_mask(tokenizer, images[0], mask, statistics, decoders=decoders, **computed)
     torch.testing.assert_close(
         study.moved, (study.latents / statistics.std).square().mean(-1).sqrt()

@@ -18,7 +18,7 @@ from maetok_lab.training.tokenizer import train_tokenizer
 def root(tmp_path_factory):
     """Runs named as the main notebook names them, of two steps each."""
     root = tmp_path_factory.mktemp("runs")
-    images = open_images("emoji", split="val", image_size=32)
+    images = open_images("emoji", split="val", image_size=64)
     config = ladder_training("test", "ae", num_steps=2, precision="fp32")
     run = Run.open("tokenizer-test-s0-tuned", config, root=root)
     list(train_tokenizer(config, images, run, cpu=True))
@@ -45,7 +45,7 @@ def test_the_main_notebooks_models_are_found_and_draw_images(root):
     ]
     labels = torch.tensor([0, 5])
     models = (generator.model, generator.tokenizer, generator.space)
-    assert generate(*models, labels, num_steps=2).shape == (2, 3, 32, 32)
+    assert generate(*models, labels, num_steps=2).shape == (2, 3, 64, 64)
 
 
 def test_named_models_and_rates_go_before(root):

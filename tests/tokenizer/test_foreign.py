@@ -144,11 +144,11 @@ def test_without_diffusers_the_extra_is_named(monkeypatch):
 
 def test_our_own_and_the_released_weights_are_opened_by_the_same_call(tmp_path):
     ours = Tokenizer(TOKENIZERS["test"])
-    opened = open_tokenizer(export_tokenizer(ours, tmp_path / "ours"), image_size=32)
+    opened = open_tokenizer(export_tokenizer(ours, tmp_path / "ours"), image_size=64)
     assert isinstance(opened, AnyTokenizer)
-    assert opened.latent_shape == (16, 4) == tuple(opened.encode(images(2, 32)).shape[1:])
-    with pytest.raises(ValueError, match="takes images of 32 px, not 64"):
-        open_tokenizer(tmp_path / "ours", image_size=64)
+    assert opened.latent_shape == (32, 4) == tuple(opened.encode(images(2, 64)).shape[1:])
+    with pytest.raises(ValueError, match="takes images of 64 px, not 32"):
+        open_tokenizer(tmp_path / "ours", image_size=32)
     tower = TowerConfig(width=16, depth=1, num_heads=2, rope="mixed", positions="rope+ape")
     released = Tokenizer(
         TokenizerConfig(

@@ -140,12 +140,18 @@ def test_masks_that_do_not_fit_are_refused():
     uneven = MASK.clone()
     uneven[0, 1] = True
     tokenizer.encode(images, mask=uneven)
-    with pytest.raises(
-        ValueError,
-        match='masked="drop" needs the same number of hidden patches '
-        "in every image of a batch, not",
-    ):
-        make({"masked": "drop"}).encode(images, mask=uneven)
+
+
+def test_images_of_one_batch_may_drop_different_numbers_of_patches():
+    tokenizer = make({"masked": "drop"})
+    images = noise(5, 3, 16, 16)
+    mask = torch.zeros(5, 16, dtype=torch.bool)
+    for row, count in enumerate([3, 0, 9, 3, 1]):
+        mask[row, :count] = True
+    together = tokenizer.encode(images, mask=mask)
+    for row in range(5):
+        alone = tokenizer.encode(images[row : row + 1], mask=mask[row : row + 1])
+        torch.testing.assert_close(together[row], alone[0])
 
 
 # ---- Sizes ----

@@ -176,7 +176,7 @@ def test_our_own_tokenizer_is_exported_with_a_card_and_comes_back_the_same(tmp_p
     assert same(back.state_dict(), tokenizer.state_dict())
     card = (folder / "README.md").read_text()
     assert "Of the tests." in card
-    assert "Images of 32 px in [-1, 1] to 16 tokens of 4 channels" in card
+    assert "Images of 64 px in [-1, 1] to 32 tokens of 4 channels" in card
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["README.md", "config.json", "model.safetensors"]
 

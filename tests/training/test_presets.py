@@ -142,7 +142,7 @@ def test_twenty_steps_of_a_rung_equal_nine_a_stop_and_eleven_against_a_discrimin
     config = ladder_training(
         "test", rung, batch_size=2, save_every=9, precision="fp32", losses__adversarial=critic
     )
-    images = make_pictures(10, 32)
+    images = make_pictures(10, 64)
     whole = Run.open("whole", config, root=tmp_path)
     list(train_tokenizer(config, images, whole, cpu=True))
     cut = Run.open("cut", config, root=tmp_path)

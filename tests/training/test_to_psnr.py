@@ -31,7 +31,7 @@ def train(config, pictures, root, target, name="a"):
 
 
 def test_it_stops_at_the_first_checkpoint_that_reaches_the_target(tmp_path, make_pictures, config):
-    pictures = make_pictures(12, 32)
+    pictures = make_pictures(12, 64)
     run, steps = train(config, pictures, tmp_path, 0.0)
     assert steps == [1, 2]
     assert run.summary["steps"] == 2
@@ -44,14 +44,14 @@ def test_it_stops_at_the_first_checkpoint_that_reaches_the_target(tmp_path, make
 
 
 def test_a_target_that_is_never_reached_leaves_a_whole_training(tmp_path, make_pictures, config):
-    run, steps = train(config, make_pictures(12, 32), tmp_path, 99.0)
+    run, steps = train(config, make_pictures(12, 64), tmp_path, 99.0)
     assert steps == list(range(1, 9))
     assert run.finished
     assert "target_psnr" not in run.summary
 
 
 def test_a_stop_between_checkpoint_and_summary_is_made_good(tmp_path, make_pictures, config):
-    pictures = make_pictures(12, 32)
+    pictures = make_pictures(12, 64)
     run, _ = train(config, pictures, tmp_path, 0.0)
     (run.folder / "summary.json").unlink()
     again, steps = train(config, pictures, tmp_path, 0.0)

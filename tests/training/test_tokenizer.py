@@ -153,8 +153,8 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
 
 
 def test_the_loss_falls_on_eight_images(tmp_path, make_pictures):
-    images = make_pictures(8, 32)
-    images.images = open_images("emoji", split="val", image_size=32).batch(range(8))[0]
+    images = make_pictures(8, 64)
+    images.images = open_images("emoji", split="val", image_size=64).batch(range(8))[0]
     changes = {
         "num_steps": 40,
         "log_every": 1,

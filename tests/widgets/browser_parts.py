@@ -17,11 +17,11 @@ def parts() -> SimpleNamespace:
     torch.set_num_threads(1)  # the same sums in the same order in both processes
     tokenizer = Tokenizer(TOKENIZERS["test"]).eval()
     decoders = {"hog": AuxiliaryDecoder(AuxiliaryConfig(), TOKENIZERS["test"]).eval()}
-    source = open_images("emoji", split="val", image_size=32)
+    source = open_images("emoji", split="val", image_size=64)
     with torch.inference_mode():
         latents = tokenizer.encode(source.batch(torch.arange(len(source)))[0])
     model = DiffusionTransformer(
-        DIFFUSION["test"], num_tokens=16, latent_dim=4, num_classes=3
+        DIFFUSION["test"], num_tokens=32, latent_dim=4, num_classes=3
     ).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -82,7 +82,7 @@ async def live_training():
     from maetok_lab.widgets.live import follow
 
     torch.set_num_threads(1)
-    images = open_images("emoji", split="val", image_size=32)
+    images = open_images("emoji", split="val", image_size=64)
     config = ladder_training("test", "hog", images=images.fingerprint, num_steps=100_000)
     run = Run.open("live", config, root="runs")
     await follow(train_tokenizer(config, images, run, cpu=True), "live")

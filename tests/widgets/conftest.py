@@ -20,9 +20,9 @@ def pixels():
 
 @pytest.fixture(scope="session")
 def small_images():
-    """Twelve images of blobs on white (12, 3, 32, 32): flat, soft and busy patches."""
+    """Twelve images of blobs on white (12, 3, 64, 64): flat, soft and busy patches."""
     draw = torch.Generator().manual_seed(0)
-    images = torch.ones(12, 3, 32, 32)
-    images[:, :, 4:28, 4:20] = torch.rand(12, 3, 1, 1, generator=draw) * 2 - 1
-    images[:, :, 12:24, 12:30] = torch.rand(12, 3, 12, 18, generator=draw) * 2 - 1
+    images = torch.ones(12, 3, 64, 64)
+    images[:, :, 8:56, 8:40] = torch.rand(12, 3, 1, 1, generator=draw) * 2 - 1
+    images[:, :, 24:48, 24:60] = torch.rand(12, 3, 24, 36, generator=draw) * 2 - 1
     return images

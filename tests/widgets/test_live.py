@@ -214,7 +214,7 @@ def test_the_stop_button_ends_a_real_training_with_a_checkpoint_and_the_same_lin
     views = []
     monkeypatch.setattr(display, "display", views.append)
     monkeypatch.setattr(live_module, "is_live", lambda: True)
-    images = open_images("emoji", split="val", image_size=32)
+    images = open_images("emoji", split="val", image_size=64)
     config = override(
         TOKENIZER_TRAINING["test"],
         {"num_steps": 4, "batch_size": 2, "log_every": 1, "images": images.fingerprint},

@@ -62,7 +62,7 @@ def shows(studio, name, expected):
 def assert_shows_mask(studio, image, mask):
     """All pictures that depend on the mask are those of this image and this mask."""
     reconstruction = reconstruct(studio, image, mask)
-    assert shows(studio, "patches", masked_picture(image, mask, 4))
+    assert shows(studio, "patches", masked_picture(image, mask, 8))
     assert shows(studio, "reconstruction", picture_of(reconstruction))
     assert shows(studio, "error", heat_picture(error_map(image, reconstruction), limit=ERROR_LIMIT))
     with torch.inference_mode():
@@ -78,11 +78,11 @@ def assert_shows_mask(studio, image, mask):
 
 def test_ratio_kind_and_seed_draw_the_mask_that_is_shown(studio, small_images):
     see, now = studio.controls, {"ratio": 0.5, "kind": "random", "seed": 0}
-    assert_shows_mask(studio, small_images[0], draw_masks(small_images[:1], 4, **now)[0])
+    assert_shows_mask(studio, small_images[0], draw_masks(small_images[:1], 8, **now)[0])
     for name, value in {"ratio": 0.75, "kind": "block", "seed": 7}.items():
         getattr(see, name).value = value
         now[name] = value
-        assert_shows_mask(studio, small_images[0], draw_masks(small_images[:1], 4, **now)[0])
+        assert_shows_mask(studio, small_images[0], draw_masks(small_images[:1], 8, **now)[0])
     see.kind.value = "busy"
     expected = ratio_curve(studio.tokenizer, small_images, kind="busy")
     assert list(studio.chart.figure.data[0].y) == expected["psnr"].tolist()
@@ -90,7 +90,7 @@ def test_ratio_kind_and_seed_draw_the_mask_that_is_shown(studio, small_images):
 
 def test_another_image_is_shown_under_a_mask(studio, small_images):
     studio.controls.image.value = 5
-    assert_shows_mask(studio, small_images[5], draw_masks(small_images[5:6], 4, ratio=0.5)[0])
+    assert_shows_mask(studio, small_images[5], draw_masks(small_images[5:6], 8, ratio=0.5)[0])
     assert shows(studio, "hog: target", hog_picture(studio.targets["hog"], (8, 8)))
 
 
@@ -101,7 +101,7 @@ def test_brushed_patches_are_hidden_and_the_ratio_takes_over_again(studio, small
     mask[hidden] = True
     assert_shows_mask(studio, small_images[0], mask)
     studio.controls.ratio.value = 0.25
-    assert_shows_mask(studio, small_images[0], draw_masks(small_images[:1], 4, ratio=0.25)[0])
+    assert_shows_mask(studio, small_images[0], draw_masks(small_images[:1], 8, ratio=0.25)[0])
 
 
 def test_a_picked_patch_shows_the_tokens_that_carry_it_and_a_picked_token_where_it_draws(
@@ -109,18 +109,18 @@ def test_a_picked_patch_shows_the_tokens_that_carry_it_and_a_picked_token_where_
 ):
     see, image = studio.controls, small_images[0]
     moved = studio.study.moved
-    assert shows(studio, "tokens", heat_picture(moved.view(4, 4)))
+    assert shows(studio, "tokens", heat_picture(moved.view(4, 8)))
     see.touch.value = "pick"
     assert see.patches.mode == "pick"
     see.patches.last, see.patches.selection = 18, [18]
-    carried = occlusion(studio.tokenizer, image, patch_size=4, std=studio.statistics.std)
-    assert shows(studio, "tokens", heat_picture(carried[:, 18].view(4, 4)))
+    carried = occlusion(studio.tokenizer, image, patch_size=8, std=studio.statistics.std)
+    assert shows(studio, "tokens", heat_picture(carried[:, 18].view(4, 8)))
     see.tokens.last, see.tokens.selection = 6, [2, 6]
-    drawn = footprint(studio.tokenizer, studio.whole, studio.statistics.mean, patch_size=4)
+    drawn = footprint(studio.tokenizer, studio.whole, studio.statistics.mean, patch_size=8)
     assert shows(studio, "draws", heat_picture(drawn[6].view(8, 8)))
     assert "where token 6 draws" in studio.pictures["draws"].caption.value
     see.touch.value = "brush"
-    assert shows(studio, "tokens", heat_picture(moved.view(4, 4)))
+    assert shows(studio, "tokens", heat_picture(moved.view(4, 8)))
 
 
 @pytest.mark.parametrize("kind", ["drop", "swap", "interpolate", "noise"])
@@ -129,7 +129,7 @@ def test_surgery_decodes_the_changed_tokens(studio, small_images, kind):
     see.tokens.last, see.tokens.selection = 3, [0, 3]
     see.other.value, see.amount.value, see.surgery.value = 4, 0.75, kind
     with torch.inference_mode():
-        mask = draw_masks(small_images[:1], 4, ratio=0.5)
+        mask = draw_masks(small_images[:1], 8, ratio=0.5)
         latents = studio.tokenizer.encode(small_images[:1], mask=mask)[0]
         other = studio.tokenizer.encode(small_images[4:5])[0]
         surgery = Surgery(kind=kind, tokens=(0, 3), amount=0.75)
@@ -150,12 +150,12 @@ def upload(studio, content, name="mine.png", length=None):
 
 def test_an_uploaded_picture_is_studied(studio):
     stream = io.BytesIO()
-    colours = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    colours = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     Image.fromarray(colours).save(stream, "PNG")
     upload(studio, stream.getvalue())
     assert studio.controls.image.value == OWN
     assert np.array_equal(picture_of(studio.image), colours)
-    assert_shows_mask(studio, studio.image, draw_masks(studio.image[None], 4, ratio=0.5)[0])
+    assert_shows_mask(studio, studio.image, draw_masks(studio.image[None], 8, ratio=0.5)[0])
     studio.controls.image.value = 0
     assert studio.message.value == ""
 
@@ -186,7 +186,7 @@ def test_ten_quick_moves_compute_at_most_three_reconstructions_and_the_last_is_s
 
     asyncio.run(moves())
     assert studio.computed - before <= 3
-    assert_shows_mask(studio, small_images[0], draw_masks(small_images[:1], 4, ratio=0.5)[0])
+    assert_shows_mask(studio, small_images[0], draw_masks(small_images[:1], 8, ratio=0.5)[0])
 
 
 @pytest.mark.slow
