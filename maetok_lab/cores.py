@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from maetok_lab.device import usable_cores
 
@@ -70,6 +71,21 @@ def every_core() -> Iterator[Cores]:
         yield cores
     finally:
         cores.close()
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch, and for the libraries under numpy and scikit-learn.
+
+    For what is not worth splitting, and must be the same bits on any number of cores.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
         torch.set_num_threads(threads)
 
 

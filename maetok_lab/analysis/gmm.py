@@ -6,6 +6,7 @@ normalised, so its numbers are no likelihoods), PCA and scales come from the tra
 and the held-out NLL stands beside the training one.
 """
 
+import contextlib
 import dataclasses
 import math
 import tempfile
@@ -29,6 +30,7 @@ from maetok_lab.analysis.preprocess import (
     width_of,
 )
 from maetok_lab.config import to_json
+from maetok_lab.cores import one_thread
 from maetok_lab.files import read_json, write_json
 from maetok_lab.identity import fingerprint
 from maetok_lab.rng import generator
@@ -40,6 +42,8 @@ COLUMNS = [
 MEMORY = 2 << 30  # bytes of scores kept in memory; more of them go to a memory-mapped file
 # Rows x components x width up to which ten restarts are affordable: ImageNet has 2.6e11, gets 3.
 TEN_RESTARTS = 1e10
+# and up to which one thread is enough: then a fit is the same bits on any number of cores
+ONE_THREAD = 1e8
 
 
 def gmm_curve(
@@ -178,8 +182,10 @@ def _fit_row(
     data: _Data, protocol: GmmProtocol, components: int, path: Path | None
 ) -> dict[str, Any]:
     """Fit `components` Gaussians, score them, and keep the row at `path`."""
-    mixture = fit_gmm(data.train, components, protocol, device=data.heldout.device)
     count, width = data.train.shape
+    small = count * width * components < ONE_THREAD
+    with one_thread() if small else contextlib.nullcontext():
+        mixture = fit_gmm(data.train, components, protocol, device=data.heldout.device)
     heldout_nll = math.nan
     if len(data.heldout):
         heldout_nll = -float(mixture.log_prob(data.heldout).mean())

@@ -25,6 +25,7 @@ from maetok_lab.analysis.preprocess import (
     take_rows,
 )
 from maetok_lab.config import to_json
+from maetok_lab.cores import one_thread
 from maetok_lab.hints import check_choice
 from maetok_lab.neighbours import nearest_neighbours
 from maetok_lab.rng import generator
@@ -96,9 +97,11 @@ def fit_projection(
     if labels is not None:
         labels = _checked_labels(labels, rows)
     data = data_hash(check_latents(latents))
-    reducer = _fit_pca(latents, settings)
-    scores = reducer.transform(latents).cpu().numpy()
-    points, mapper = _embed(scores, settings, settings.seed)
+    # the last bit of a sum decides where a point of a map comes to lie
+    with one_thread():
+        reducer = _fit_pca(latents, settings)
+        scores = reducer.transform(latents).cpu().numpy()
+        points, mapper = _embed(scores, settings, settings.seed)
 
     # `row` says which latents a map of part of them is made of
     frame = pd.DataFrame({"x": points[:, 0], "y": points[:, 1], "row": rows.numpy()})
