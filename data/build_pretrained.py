@@ -37,7 +37,7 @@ from maetok_lab.widgets.live import follow_to_end
 
 LABELS = "category-style"
 RUNG = "all"
-# the main job has 1000, 250 and 1000
+# the main job has 950, 220 and 950
 STEPS = {"tokenizer": 2400, "decoder": 600, "diffusion": 3000}
 SAMPLING = {"num_steps": 20, "guidance": Guidance(3.0, 0.0, 0.75)}
 

@@ -24,7 +24,7 @@ from maetok_lab.training.loop import StepRecord
 from maetok_lab.training.presets import DECODER_TUNING, diffusion_training
 from maetok_lab.training.tokenizer import train_tokenizer
 
-TRIAL = 0.5  # seconds of steps that are timed, of each training
+TRIAL = 0.3  # seconds of steps that are timed, of each training
 # Everything but the trainings (caching, maps, samples, scores), as a share of them: what the main
 # notebook's own times gave at `tiny` (its run's summary). A guess at any other size.
 REST = 0.25

@@ -25,7 +25,7 @@ _TINY = TokenizerTraining(
     # At this size a perceptual term only slows both stages down.
     losses=LossConfig(perceptual="none", perceptual_weight=0.01, perceptual_warmup=0.0),
     # two parts whatever the machine: a CPU's cores take one each, and one core gives the same bits
-    num_steps=1000, batch_size=32, accumulate=2, ema_decay=0.998, log_every=50, save_every=250,
+    num_steps=950, batch_size=32, accumulate=2, ema_decay=0.998, log_every=50, save_every=250,
     picture_every=250,
 )  # fmt: skip
 # Emoji at 64 px on one GPU, about 590 times through the training images. Not tuned yet.
@@ -93,7 +93,7 @@ _SMALL_TUNING = {"losses.perceptual": "squeezenet", "latent_noise": 0.4}
 _TINY_TUNING = {"losses.perceptual": "none", "latent_noise": 0.4}
 DECODER_TUNING: dict[str, dict[str, Any]] = {
     "test": {"num_steps": 10, **_TINY_TUNING},
-    "tiny": {"num_steps": 250, **_TINY_TUNING},
+    "tiny": {"num_steps": 220, **_TINY_TUNING},
     "small": {"num_steps": 5000, **_SMALL_TUNING},
     "maetok-b-128": _PAPER_TUNING,
     "maetok-b-128-512": _PAPER_TUNING,
@@ -153,7 +153,7 @@ DIFFUSION_TRAINING: dict[str, dict[str, Any]] = {
         "ema_decays": (0.9,), "log_every": 5, "save_every": 10,
     },
     "tiny": {
-        "optimizer": _MUON, "num_steps": 1000, "batch_size": 64, "accumulate": 2,
+        "optimizer": _MUON, "num_steps": 950, "batch_size": 64, "accumulate": 2,
         "ema_decays": (0.998,), "save_every": 250, "picture_every": 500,
     },
     "small": {  # not tuned yet
