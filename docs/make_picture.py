@@ -31,7 +31,7 @@ def main() -> None:
 
     # eight samples of each class, a row a category: its styles stand side by side
     labels = torch.arange(test.num_classes).repeat_interleave(8)
-    sampling = {"num_steps": 40, "guidance": lab.Guidance(3.0, 0.0, 0.75)}
+    sampling = {"num_steps": 20, "guidance": lab.Guidance(3.0, 0.0, 0.75)}
     samples = lab.generate(model, tokenizer, space, labels, seed=0, **sampling)
     parts = {}
     for class_name, images in zip(test.class_names, samples.split(8)):
