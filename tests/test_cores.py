@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from maetok_lab import cores as cores_module
+from maetok_lab.analysis.gmm import gmm_curve
+from maetok_lab.analysis.projection import project
 from maetok_lab.cores import Cores, each_part, every_core
 
 CPU = torch.device("cpu")
@@ -91,3 +93,21 @@ def test_a_process_that_was_given_one_thread_uses_one_core(monkeypatch):
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(threads)
+
+
+def test_maps_and_small_mixtures_are_the_same_bits_for_any_number_of_threads():
+    latents = torch.randn(1500, 512, generator=torch.Generator().manual_seed(0))
+    latents[:750] += 2 * torch.randn(512, generator=torch.Generator().manual_seed(1))
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            latent_map = project(latents, method="tsne", seed=0)
+            curve = gmm_curve(latents, components=[1, 8], dimensions=64, restarts=2, seed=0)
+            results.append((latent_map[["x", "y"]], curve["heldout_nll"]))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    for one, two in zip(*results):
+        assert one.equals(two)

@@ -43,7 +43,7 @@ MEMORY = 2 << 30  # bytes of scores kept in memory; more of them go to a memory-
 # Rows x components x width up to which ten restarts are affordable: ImageNet has 2.6e11, gets 3.
 TEN_RESTARTS = 1e10
 # and up to which one thread is enough: then a fit is the same bits on any number of cores
-ONE_THREAD = 1e8
+ONE_THREAD = 1e9
 
 
 def gmm_curve(
@@ -84,16 +84,17 @@ def gmm_curve(
         seed=seed,
         **settings,
     )
-    data = _standardise(latents, heldout_latents, counts[-1], protocol, device)
-
+    small = latents.shape[0] * width_of(latents) * counts[-1] < ONE_THREAD
     rows = []
-    for count in counts:
-        # ImageNet takes hours a row: each is kept as soon as it is finished
-        path = None if folder is None else _row_path(Path(folder), data, protocol, count)
-        if path is None or not path.exists():
-            rows.append(_fit_row(data, protocol, count, path))
-        else:
-            rows.append(_read_row(path))
+    with one_thread() if small else contextlib.nullcontext():
+        data = _standardise(latents, heldout_latents, counts[-1], protocol, device)
+        for count in counts:
+            # ImageNet takes hours a row: each is kept as soon as it is finished
+            path = None if folder is None else _row_path(Path(folder), data, protocol, count)
+            if path is None or not path.exists():
+                rows.append(_fit_row(data, protocol, count, path))
+            else:
+                rows.append(_read_row(path))
     table = pd.DataFrame(rows, columns=COLUMNS)
     table.attrs = {"protocol": to_json(protocol), **data.facts}
     return table
@@ -182,10 +183,8 @@ def _fit_row(
     data: _Data, protocol: GmmProtocol, components: int, path: Path | None
 ) -> dict[str, Any]:
     """Fit `components` Gaussians, score them, and keep the row at `path`."""
+    mixture = fit_gmm(data.train, components, protocol, device=data.heldout.device)
     count, width = data.train.shape
-    small = count * width * components < ONE_THREAD
-    with one_thread() if small else contextlib.nullcontext():
-        mixture = fit_gmm(data.train, components, protocol, device=data.heldout.device)
     heldout_nll = math.nan
     if len(data.heldout):
         heldout_nll = -float(mixture.log_prob(data.heldout).mean())
