@@ -3,7 +3,7 @@
     python data/build_pretrained.py [--runs FOLDER]
 
 The main job's trainings (preset `tiny`, seed 0), with the semantic target beside HOG and more
-steps: half an hour on two quiet cores, less what is in the runs folder already. The models are
+steps: half an hour on one core, less what is in the runs folder already. The models are
 rounded to fp16, and scored as they are shipped: index.json has the scores with their protocol,
 the sha256 of every file, and what the trainings record about themselves.
 """

@@ -62,16 +62,24 @@ class Cores:
 
 
 @contextlib.contextmanager
-def every_core() -> Iterator[Cores]:
-    """As many cores as torch would use threads; inside, the calling thread too uses one only."""
+def one_torch_thread() -> Iterator[int]:
+    """The calling thread lets torch use one core; yields how many it used before."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    cores = Cores(min(threads, usable_cores()))
     try:
-        yield cores
+        yield threads
     finally:
-        cores.close()
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def every_core() -> Iterator[Cores]:
+    """As many cores as torch would use threads; inside, the calling thread too uses one only."""
+    with (
+        one_torch_thread() as threads,
+        contextlib.closing(Cores(min(threads, usable_cores()))) as cores,
+    ):
+        yield cores
 
 
 @contextlib.contextmanager
@@ -80,13 +88,8 @@ def one_thread() -> Iterator[None]:
 
     For what is not worth splitting, and must be the same bits on any number of cores.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    with one_torch_thread(), threadpool_limits(1):
+        yield
 
 
 def each_part(

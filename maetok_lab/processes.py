@@ -72,7 +72,11 @@ def share_rows(count: int, work: Callable[[Tensor], dict[str, Any]]) -> dict[str
             parts.append(result)
     if not parts:
         raise ValueError("no rows to share among processes: there must be at least one")
-    # facts, such as an image size, are the same in all parts
+    return join_rows(parts)
+
+
+def join_rows(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Tensors of all parts by name, one behind the other; facts are the same in every part."""
     joined = dict(parts[0])
     for name, value in joined.items():
         if isinstance(value, Tensor):

@@ -206,6 +206,7 @@ def _encode_range(
     """Latents of images start .. stop - 1. -> (views, n, N, C)"""
 
     def encoded(part: tuple[int, int]) -> np.ndarray:
+        """Latents of one view of a batch, from its first image on. -> (b, N, C)"""
         first, view = part
         last = min(first + config.batch_size, stop) - 1
         indices = torch.arange(first, last + 1)

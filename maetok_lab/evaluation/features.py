@@ -14,7 +14,7 @@ from maetok_lab.evaluation.metrics import Statistics
 from maetok_lab.evaluation.pixels import round_to_uint8
 from maetok_lab.identity import DIGITS, hash_of, tensor_bytes
 from maetok_lab.inference import device_of
-from maetok_lab.processes import share_images
+from maetok_lab.processes import join_rows, share_images
 from maetok_lab.protocols import Images, Net
 
 SHORT_NAMES = {
@@ -146,23 +146,22 @@ def _outputs(
     """The outputs (n, D) of each image in float32, its digest (n, 32), and the image size."""
     device = device_of(net)
 
-    def measured(batch_and_count: tuple[Tensor, int]) -> dict[str, Tensor]:
+    def measured(batch_and_count: tuple[Tensor, int]) -> dict[str, Any]:
+        """The same of one batch, whose first `count` images are no padding."""
         batch, count = batch_and_count
         levels = round_to_uint8(batch)
-        values = {"digests": _digests(levels[:count])}
+        values = {"digests": _digests(levels[:count]), "image_size": batch.shape[-1]}
         # channels last: convolutions on a CPU take half as long
         pixels = (levels / 127.5 - 1).float().to(device)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         for name, output in _net_outputs(net, pixels, outputs).items():
             values[name] = output[:count].float().cpu()
-        return values | {"image_size": batch.shape[-1]}
+        return values
 
     parts = list(each_part(measured, image_batches(images, batch_size), device=device))
     if not parts:
         raise ValueError("no images to take features of")
-    size = parts[-1].pop("image_size")
-    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[-1]}
-    return joined | {"image_size": size}
+    return join_rows(parts)
 
 
 def _digests(levels: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """How long a study will take on this machine: some steps of each of its trainings, timed before.
 
-expected = forecast("tiny", config, num_classes=26, device=device)
-print(expected)
-await follow(training, "tokenizer", forecast=expected)
+What `forecast` gives is printed, and goes to `widgets.live.follow`:
+
+    expected = forecast("tiny", config, num_classes=26, device=device)
+    print(expected)
+    await follow(training, "tokenizer", forecast=expected)
 """
 
 import contextlib
@@ -18,6 +20,7 @@ from maetok_lab.config import override
 from maetok_lab.experiments.planner import RandomImages, random_latents
 from maetok_lab.experiments.trial import Train, try_batch
 from maetok_lab.runs import Run
+from maetok_lab.runs.provenance import clock
 from maetok_lab.training.autoencoding import TokenizerTraining
 from maetok_lab.training.diffusion import train_diffusion
 from maetok_lab.training.loop import StepRecord
@@ -37,9 +40,9 @@ class Forecast:
     stages: dict[str, float]
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {clock(seconds)}" for name, seconds in self.stages.items())
+        parts = ", ".join(f"{name} {about(seconds)}" for name, seconds in self.stages.items())
         trainings = sum(self.stages.values())
-        return f"about {clock(trainings * (1 + REST))} on this machine in all: {parts}"
+        return f"about {about(trainings * (1 + REST))} on this machine in all: {parts}"
 
     def after(self, title: str, seconds: float) -> float:
         """Seconds from the end of stage `title` to the end of all; it takes `seconds` itself.
@@ -52,10 +55,9 @@ class Forecast:
         return (later + rest) * seconds / self.stages[title]
 
 
-def clock(seconds: float) -> str:
-    """Seconds as m:ss, to five of them: nobody can know it better."""
-    minutes, seconds = divmod(5 * round(seconds / 5), 60)
-    return f"{minutes}:{seconds:02}"
+def about(seconds: float) -> str:
+    """Minutes and seconds, to five of them: nobody can know it better."""
+    return clock(5 * round(seconds / 5))
 
 
 def forecast(

@@ -1,5 +1,6 @@
 """Images out of models, whatever the batch size and however many processes share the work."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -28,6 +29,7 @@ def reconstruct(tokenizer: AnyTokenizer, images: Tensor, *, batch_size: int = 64
     device = device_of(tokenizer)
 
     def rebuilt(batch: Tensor) -> Tensor:
+        """One batch, encoded and decoded."""
         return tokenizer.decode(tokenizer.encode(batch.to(device))).cpu()
 
     with eval_mode(tokenizer):
@@ -105,6 +107,7 @@ def draw(
     device = device_of(model)
 
     def drawn(batch: Tensor) -> Tensor:
+        """The images of these rows, on the CPU."""
         # One seed an image: image k is the same in any batch and any process.
         seeds = [seeds_for(seed, 1, start=row)[0] for row in batch.tolist()]
         noise = draw_noise(seeds, model.num_tokens, model.latent_dim, device=device)
@@ -115,7 +118,7 @@ def draw(
 
     # A CPU's cores take batches of their own, small enough that even 16 images have two.
     if device.type == "cpu":
-        batch_size = min(batch_size, max(8, min(32, -(-len(rows) // 2))))
+        batch_size = min(batch_size, max(8, min(32, math.ceil(len(rows) / 2))))
     batches = rows.split(batch_size)
     count = 0
     with eval_mode(model, tokenizer):

@@ -215,19 +215,21 @@ class PatchEncoder(nn.Module):
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """images (B, 3, H, W) in [-1, 1], mask (B, patches) bool, True = hidden -> (B, N, D)"""
         grid = grid_size(*images.shape[-2:], self.config.patch_size)
-        x = self.embed_patches(images)  # (B, patches, D)
-        patches = x.shape[1]
-
-        # Hidden patches become the mask token before positions are added: it knows where it is.
+        patches = math.prod(grid)
         if mask is not None:
-            if mask.shape != x.shape[:2] or mask.dtype != torch.bool:
+            if mask.shape != (len(images), patches) or mask.dtype != torch.bool:
                 raise ValueError(
-                    f"mask must be bool {tuple(x.shape[:2])}, not {mask.dtype} {tuple(mask.shape)}"
+                    f"mask must be bool {(len(images), patches)}, "
+                    f"not {mask.dtype} {tuple(mask.shape)}"
                 )
-            # sequences of one length go together: where patches leave, images that hide as many
+            # where hidden patches leave, only sequences of one length go together
             counts = mask.sum(1)
             if self.config.masked == "drop" and (counts != counts[0]).any():
                 return self.by_count(images, mask, counts)
+
+        # Hidden patches become the mask token before positions are added: it knows where it is.
+        x = self.embed_patches(images)  # (B, patches, D)
+        if mask is not None:
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
 
         # The class token comes in front, latent tokens come behind; both are never hidden.

@@ -323,6 +323,7 @@ def parts_side_by_side(state: State, batch: Any, parts: list[Share]) -> list[Ter
     """The same on a CPU's cores: each has parts of its own, in one thread. -> each part's terms"""
 
     def gradients(part: Share) -> tuple[tuple[torch.Tensor | None, ...], Terms]:
+        """Of one part: the gradient of every parameter, and its terms."""
         loss, terms = state.task.loss(state.forward, batch, part)
         loss = loss / len(parts)
         # In turn, parts would add to `.grad`; at once, each needs a place of its own.

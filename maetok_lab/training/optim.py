@@ -15,7 +15,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 STACK = 4  # matrices at most in one stack, so that there is something to share
 
-Spread = Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]
+Spread = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,11 +125,6 @@ def load_optimizer_tensors(optimizers: Optimizers, tensors: Mapping[str, torch.T
         optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def one_by_one(work: Callable[[Any], Any], parts: Iterable[Any]) -> list[Any]:
-    """`[work(part) for part in parts]`."""
-    return [work(part) for part in parts]
-
-
 def orthogonalise(matrices: Tensor) -> Tensor:
     """The nearest matrices with orthogonal rows, roughly: singular values in 0.7 .. 1.2.
 
@@ -156,13 +151,14 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self, parameters: list[nn.Parameter], *, lr: float, weight_decay: float, momentum: float
     ):
-        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "fused": True}
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
         super().__init__(parameters, defaults)
         self.found_inf: Tensor | None = None
-        self.spread: Spread = one_by_one  # how stacks are worked on; `Cores.map` for all at once
+        self.spread: Spread = map  # how stacks are worked on; `Cores.map` for all at once
 
     @torch.no_grad()
     def step(self) -> None:
+        """Move every matrix that has a gradient."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             gradients = [p.grad for p in parameters]

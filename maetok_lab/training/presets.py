@@ -88,13 +88,12 @@ _PAPER_TUNING = {
     "losses.adversarial.trains_from": 0,
     "losses.adversarial.counts_from": 5000,
 }
-_SMALL_TUNING = {"losses.perceptual": "squeezenet", "latent_noise": 0.4}
 # Without a perceptual term, which takes half of a step here and leaves a weave in so few steps.
 _TINY_TUNING = {"losses.perceptual": "none", "latent_noise": 0.4}
 DECODER_TUNING: dict[str, dict[str, Any]] = {
     "test": {"num_steps": 10, **_TINY_TUNING},
     "tiny": {"num_steps": 220, **_TINY_TUNING},
-    "small": {"num_steps": 5000, **_SMALL_TUNING},
+    "small": {"num_steps": 5000, "losses.perceptual": "squeezenet", "latent_noise": 0.4},
     "maetok-b-128": _PAPER_TUNING,
     "maetok-b-128-512": _PAPER_TUNING,
 }

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from maetok_lab.files import read_json, write_bytes
-from maetok_lab.workflow.execute import clock
+from maetok_lab.runs.provenance import clock
 from maetok_lab.workflow.run import NotebookCall, NotebookResult, stored_result
 from maetok_lab.workflow.spec import SweepSpec
 

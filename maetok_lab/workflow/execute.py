@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from maetok_lab.files import write_bytes, write_json
-from maetok_lab.runs.provenance import now
+from maetok_lab.runs.provenance import clock, now
 
 SECONDS_BETWEEN_UPDATES = 5.0  # of a progress bar, and of heartbeat.json
 KERNEL_START_SECONDS = 300  # a loaded machine may take minutes
@@ -159,13 +159,6 @@ def write_html(notebook: Any, path: Path, *, folder: Path) -> None:
     style = STYLE + HtmlFormatter().get_style_defs(".highlight")
     page = PAGE.format(title=html.escape(path.parent.name), style=style, body=body)
     write_bytes(path, page.encode())
-
-
-def clock(seconds: float) -> str:
-    """Seconds as m:ss, or h:mm:ss."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def _on_screen(line: str) -> str:

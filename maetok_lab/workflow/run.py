@@ -24,9 +24,9 @@ from maetok_lab.files import read_json, write_bytes, write_json
 from maetok_lab.identity import fingerprint_of
 from maetok_lab.runs import runs_root
 from maetok_lab.runs.locks import lock_folder
-from maetok_lab.runs.provenance import now
+from maetok_lab.runs.provenance import clock, now
 from maetok_lab.workflow.code import code_hash
-from maetok_lab.workflow.execute import NotebookFailed, Progress, clock, execute, write_html
+from maetok_lab.workflow.execute import NotebookFailed, Progress, execute, write_html
 from maetok_lab.workflow.inputs import changed_inputs, content_of_inputs
 from maetok_lab.workflow.parameters import check_parameters, read_cells, read_defaults
 from maetok_lab.workflow.summary import as_text, collect

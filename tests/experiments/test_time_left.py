@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from maetok_lab.experiments.time_left import REST, Forecast, clock, forecast
+from maetok_lab.experiments.time_left import REST, Forecast, about, forecast
 from maetok_lab.training.loop import StepRecord
 from maetok_lab.training.presets import TOKENIZER_TRAINING
 from maetok_lab.widgets.live import LiveTraining
@@ -41,7 +41,7 @@ def test_what_a_stage_takes_corrects_the_stages_after_it():
     assert expected.after("a", 100.0) == pytest.approx(100 + 200 * REST)
     assert expected.after("a", 150.0) == pytest.approx(1.5 * (100 + 200 * REST))
     assert expected.after("c", 60.0) == pytest.approx(200 * REST)
-    assert [clock(seconds) for seconds in (0, 62, 63, 299)] == ["0:00", "1:00", "1:05", "5:00"]
+    assert [about(seconds) for seconds in (0, 62, 63, 299)] == ["0:00", "1:00", "1:05", "5:00"]
 
 
 def test_a_followed_training_says_how_long_is_left_to_the_end_of_all(monkeypatch):
