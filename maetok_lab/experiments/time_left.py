@@ -18,7 +18,7 @@ import torch
 
 from maetok_lab.config import override
 from maetok_lab.experiments.planner import RandomImages, random_latents
-from maetok_lab.experiments.trial import Train, try_batch
+from maetok_lab.experiments.trial import Train, endless_steps, seconds_of_steps
 from maetok_lab.runs import Run
 from maetok_lab.runs.provenance import clock
 from maetok_lab.training.autoencoding import TokenizerTraining
@@ -100,4 +100,6 @@ def forecast(
 
 def seconds_a_step(config: Any, train: Train, device: torch.device) -> float:
     """Seconds of one step of `train(config, run)` at the config's own batch size."""
-    return try_batch(config, config.batch_size, train, device=device, seconds=TRIAL).seconds
+    with endless_steps(config, config.batch_size, train) as steps:
+        next(steps)  # the first one makes what all others use
+        return seconds_of_steps(steps, device=device, seconds=TRIAL)

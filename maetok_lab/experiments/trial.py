@@ -147,28 +147,39 @@ def try_batch(
     config: Any, batch: int, train: Train, *, device: torch.device, seconds: float
 ) -> Trial:
     """Two steps for counting memory and work, then steps for the clock, two at least."""
-    endless = dict.fromkeys(("num_steps", "log_every", "save_every", "picture_every"), ENDLESS)
-    sized = override(config, {"batch_size": batch, **endless})
-    times: list[float] = []
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        run = stack.enter_context(Run.open("trial", sized, root=folder))
-        steps = stack.enter_context(contextlib.closing(train(sized, run)))
+    with endless_steps(config, batch, train) as steps:
         with count_memory(device) as memory:
             with FlopCounterMode(display=False) as counter:
                 next(steps)
             next(steps)  # now with the optimizer's state
-
-        # a GPU returns from a step before it has done it
-        end = time.perf_counter() + seconds
-        while len(times) < 2 or (len(times) < MOST_STEPS and time.perf_counter() < end):
-            begin = time.perf_counter()
-            next(steps)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - begin)
+        a_step = seconds_of_steps(steps, device=device, seconds=seconds)
     gc.collect()  # the model of this batch, before the next one is built
-    return Trial(batch, *memory, counter.get_total_flops(), statistics.median(times))
+    return Trial(batch, *memory, counter.get_total_flops(), a_step)
+
+
+@contextlib.contextmanager
+def endless_steps(config: Any, batch: int, train: Train) -> Iterator[Iterator[StepRecord]]:
+    """The steps of a training with batches of `batch`, as many as are asked for; nothing is kept."""
+    endless = dict.fromkeys(("num_steps", "log_every", "save_every", "picture_every"), ENDLESS)
+    sized = override(config, {"batch_size": batch, **endless})
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        run = stack.enter_context(Run.open("trial", sized, root=folder))
+        yield stack.enter_context(contextlib.closing(train(sized, run)))
+
+
+def seconds_of_steps(steps: Iterator[StepRecord], *, device: torch.device, seconds: float) -> float:
+    """The median time of a step, of two at least and of as many as `seconds` allow."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 2 or (len(times) < MOST_STEPS and time.perf_counter() < end):
+        begin = time.perf_counter()
+        next(steps)
+        # a GPU returns from a step before it has done it
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
 
 
 def next_size(
