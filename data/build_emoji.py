@@ -228,7 +228,7 @@ def collect(
                     style == "fluent" and record["category"] == "Flags"
                 ):
                     continue
-                pixels = np.asarray(pad_square(read_rgb(images[package][path], name=path), SIZE))
+                pixels = np.asarray(pad_square(read_rgb(images[package][path]), SIZE))
                 if pixels.tobytes() in seen:
                     continue
                 seen.add(pixels.tobytes())

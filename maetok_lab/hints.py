@@ -1,7 +1,7 @@
 """Refuse an unknown name with the one that was probably meant."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 LISTED = 60  # names that a message can hold; of more, such as all of timm's, only the nearest
@@ -27,3 +27,13 @@ def choose(name: str, choices: Mapping[str, Any], kind: str) -> Any:
     """`choices[name]`, after `check_choice`."""
     check_choice(name, choices, kind)
     return choices[name]
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 picture", "2,000 pictures"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """A few of many names, for a message."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

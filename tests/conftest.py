@@ -26,6 +26,12 @@ def _one_thread_a_worker() -> None:
         torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _digests_of_these_tests_alone(tmp_path_factory) -> None:
+    """What was read from images is kept beside them, not in the user's own cache."""
+    os.environ["MAETOK_LAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout."""

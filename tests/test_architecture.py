@@ -43,7 +43,8 @@ FILES = {  # inside a package a file imports files to its left only
         *("locks", "events", "provenance", "weights", "checkpoints", "run", "tables", "prune")
     ],
     "data": [
-        *("readers", "listing", "folders", "parquet", "tars", "sources", "images", "loading"),
+        *("readers", "splits", "walking", "digests", "listing", "folders", "parquet", "tars"),
+        *("sources", "images", "loading"),
         *("shards", "latents", "caching"),
     ],
     "layers": ["norm", "grid", "transformer", "conditioning"],

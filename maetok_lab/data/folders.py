@@ -1,74 +1,69 @@
-"""Image folders: one folder a class, with or without a folder a split."""
+"""Image folders: one folder a class, with or without folders for splits (see `splits`)."""
 
 import os
-import re
-from pathlib import Path
+from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
-from maetok_lab.data.listing import SPLITS, Listing, split_by_name
-from maetok_lab.data.readers import SUFFIXES
-from maetok_lab.identity import text_hash
+from maetok_lab.data.digests import Contents, file_digest
+from maetok_lab.data.listing import Listing
+from maetok_lab.data.splits import Patterns, leave_out_strays, place_pictures
+from maetok_lab.data.walking import Names, Walk, printable
 
 
-def list_folder(root: Path) -> Listing:
-    """List root/class/*, root/train/class/* beside root/val/class/*, or a flat root/*.
+class FolderImages(Sequence):
+    """The pictures of a folder: [i] -> path."""
 
-    The class of a flat folder is `all`. Raises ValueError for a folder without images, and for one
-    with images beside its class folders or split folders.
+    def __init__(self, root: str, names: Names):
+        self.root = root
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> str:
+        """Give the path of one picture."""
+        return f"{self.root}/{self.names[i]}"
+
+    def hash_file(self, i: int) -> bytes:
+        """The digest of one picture."""
+        return file_digest(self[i])
+
+
+def list_folder(walked: Walk, patterns: Patterns) -> Listing:
+    """List the pictures that were found in a folder: root/class/*, root/train/class/*, root/*.
+
+    The class of pictures in no folder of their own is `all`. Raises ValueError when most pictures
+    lie beside class folders.
     """
-    files = []
-    for folder, _, names in os.walk(root, followlinks=True):
-        for name in names:
-            file = Path(folder, name)
-            if file.suffix.lower() in SUFFIXES and not name.startswith("."):
-                files.append(file)
-    files.sort()  # a folder's own order differs between machines
-    if not files:
-        kinds = "no *.parquet, no *.tar (compressed ones must be unpacked)"
-        raise ValueError(f"{root} has no images: {kinds} and none of {', '.join(sorted(SUFFIXES))}")
+    placed = place_pictures(walked.folders, walked.names, patterns)
+    leave_out_strays(placed, walked.folders, walked.names)
 
-    # one folder named train or val makes the folders of the first level splits
-    paths = [file.relative_to(root).as_posix() for file in files]
-    split_folders = set()
-    for path in paths:
-        folder, inside, _ = path.partition("/")
-        if inside and _without_year(folder) in {"train", "val", "valid", "validation"}:
-            split_folders.add(folder)
-
-    # the class is the next folder: "" for a picture that is in none
-    splits = []
-    classes = []
-    for path in paths:
-        folders = path.split("/")[:-1]
-        if split_folders:
-            first = folders.pop(0) if folders else ""
-            split = SPLITS.get(_without_year(first))
-            if split is None:
-                raise ValueError(
-                    f"{root} has folders {sorted(split_folders)},"
-                    f" but {path} is in no split's folder"
-                )
-        else:
-            split = split_by_name(path)
-        splits.append(split)
-        classes.append(folders[0] if folders else "")
-    if "" in classes and len(set(classes)) > 1:
-        beside = paths[classes.index("")]
-        raise ValueError(f"{root} mixes class folders with images beside them ({beside})")
-
-    classes = [name or "all" for name in classes]
+    # a split whose pictures are in no class, beside others that are, has no labels
+    has_classes = any(placed.classes)
+    categories = []
     captions = []
-    parts = []
-    for file, path, name in zip(files, paths, classes):
-        captions.append(file.stem if name == "all" else f"{name}/{file.stem}")
-        parts += [path, file.stat().st_size]
-    records = {"path": paths, "split": splits, "category": classes, "caption": captions}
+    for name, category in zip(walked.names, placed.classes):
+        stem = name.rpartition(".")[0]
+        captions.append(printable(f"{category}/{stem}" if category else stem))
+        categories.append(printable(category) or (None if has_classes else "all"))
+
+    paths = [walked.path(i) for i in range(len(walked.names))]
+    columns = {
+        "path": list(map(printable, paths)),
+        "split": placed.splits,
+        "category": categories,
+        "caption": captions,
+    }
+    names = Names(paths)
+    files = FolderImages(os.path.abspath(walked.root), names)
+    ones = np.ones(len(paths), np.int64)
     return Listing(
-        name=str(root), records=pd.DataFrame(records), files=files, identity=text_hash(parts)
+        name=str(walked.root),
+        records=pd.DataFrame(columns),
+        files=files,
+        contents=Contents(files.root, names, ones, files.hash_file),
+        drawn=placed.drawn,
+        notices=(*walked.notices(), *placed.notices),
     )
-
-
-def _without_year(folder: str) -> str:
-    """COCO's val2017 is val."""
-    return re.sub(r"20\d\d$", "", folder)

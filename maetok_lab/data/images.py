@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from maetok_lab.data.digests import picture_digests
 from maetok_lab.data.listing import Listing
 from maetok_lab.data.readers import CROPS, RESIZES, BrokenImageError, read_rgb, scale_crop
 from maetok_lab.data.sources import list_source
-from maetok_lab.hints import check_choice
-from maetok_lab.identity import DIGITS, text_hash
+from maetok_lab.data.splits import SPLITS, stand_in
+from maetok_lab.hints import check_choice, counted, some
+from maetok_lab.identity import DIGITS, hash_of, text_hash
 
 _IN_MEMORY = 1 << 30  # a split of fewer decoded bytes is kept in memory
 _NOT_LABELS = ("path", "split", "caption", "text")  # columns of the records that are no class
@@ -32,26 +34,18 @@ def open_images(
     labels: str = "category",
     crop: str = "center",
     max_broken: int | None = None,
+    split_names: Mapping[str, str | Sequence[str]] | None = None,
 ) -> "ImageSource":
     """Open one split of "emoji", of an image folder, or of Parquet or tar shards.
 
     `labels` is a column of the records, or "category-style"; `crop` is "center" (ADM's) or "pad"
-    (the whole picture on a white square). At most `max_broken` pictures (10 or 1%, whichever is
-    more) may be unreadable. Raises ValueError for what the source does not have.
+    (the whole picture on white). `max_broken` pictures (10 or 1%, whichever is more) may be
+    unreadable. `split_names`, {"val": "dev*"}, names splits by hand. Raises ValueError for what the
+    source does not have.
     """
-    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
-        raise ValueError(f"image_size must be a whole number of pixels >= 1, got {image_size!r}")
-    check_choice(split, ("train", "val", "test"), "split")
-    check_choice(crop, CROPS, "crop")
-    listing = list_source(source)
-    if listing.max_size and image_size > listing.max_size:
-        raise ValueError(
-            f"{listing.name} has images of {listing.max_size} px,"
-            f" so image_size={image_size} is too large"
-        )
-    return ImageSource(
-        listing, split=split, image_size=image_size, labels=labels, crop=crop, max_broken=max_broken
-    )
+    reading = {"crop": crop, "max_broken": max_broken, "split_names": split_names}
+    opened = open_splits(source, image_size=image_size, labels=labels, splits=(split,), **reading)
+    return opened[split]
 
 
 def open_splits(
@@ -59,13 +53,29 @@ def open_splits(
     *,
     image_size: int,
     labels: str = "category",
-    splits: Sequence[str] = ("train", "val", "test"),
+    splits: Sequence[str] = SPLITS,
+    crop: str = "center",
+    max_broken: int | None = None,
+    split_names: Mapping[str, str | Sequence[str]] | None = None,
 ) -> "dict[str, ImageSource]":
-    """Several splits of one source by name, each as `open_images` opens it."""
-    return {
-        split: open_images(source, split=split, image_size=image_size, labels=labels)
-        for split in splits
-    }
+    """Several splits of one source by name, each as `open_images` opens it.
+
+    The source is listed once, and what was left out of it is said once.
+    """
+    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
+        raise ValueError(f"image_size must be a whole number of pixels >= 1, got {image_size!r}")
+    for split in splits:
+        check_choice(split, SPLITS, "split")
+    check_choice(crop, CROPS, "crop")
+    listing = list_source(source, split_names)
+    if listing.max_size and image_size > listing.max_size:
+        raise ValueError(
+            f"{listing.name} has images of {listing.max_size} px,"
+            f" so image_size={image_size} is too large"
+        )
+    _tell(listing.name, listing.notices)
+    options = {"image_size": image_size, "labels": labels, "crop": crop, "max_broken": max_broken}
+    return {split: ImageSource(listing, split=split, **options) for split in splits}
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,13 +111,30 @@ class ImageSource(Dataset):
     ):
         # classes are numbered over all splits, so that each has the same numbers
         values, self.class_names = _label_values(listing, labels)
-        rows = np.flatnonzero(listing.records["split"] == split)
+        splits = listing.records["split"].to_numpy(object)
+        split, notice = stand_in(split, splits, values >= 0)
+        rows = np.flatnonzero(splits == split)
         if not len(rows):
-            splits = ", ".join(sorted(listing.records["split"].unique()))
-            raise ValueError(f"{listing.name} has no images in split {split!r}; it has {splits}")
-        unlabelled = int((values[rows] < 0).sum())
-        if unlabelled:
-            raise ValueError(f"{listing.name}: {unlabelled} rows of {split} have no {labels}")
+            there = ", ".join(sorted(set(splits) - {""}))
+            raise ValueError(
+                f"{listing.name} has no images in split {split!r}; it has {there}."
+                ' split_names={"SPLIT": "PATTERN"} names others by hand'
+            )
+        unlabelled = rows[values[rows] < 0]
+        if len(unlabelled) == len(rows):
+            raise ValueError(
+                f"{listing.name}: no picture of {split} has a {labels}; name a column that all"
+                ' have with labels="COLUMN"'
+            )
+        notices = [notice] if notice else []
+        if len(unlabelled):
+            rows = rows[values[rows] >= 0]
+            examples = some(listing.records["path"].iloc[unlabelled[:4]].tolist())
+            notices.append(
+                f"{counted(len(unlabelled), 'picture')} of {split} without a {labels}"
+                f" left out ({examples})"
+            )
+        _tell(listing.name, notices)
 
         self.split = split
         self.image_size = image_size
@@ -122,7 +149,6 @@ class ImageSource(Dataset):
         self._rows = rows  # of the listing: those of this split
         self._values = values  # class numbers of all rows of the listing, -1 for none
         self._label_by = labels
-        self._left_out: tuple[str, ...] = ()
 
         # uint8 pixels of the split, and which of them were decoded already
         self._pixels = self._ready = None
@@ -141,7 +167,6 @@ class ImageSource(Dataset):
             raise ValueError(
                 f"{self._listing.name}: not one image of split {self.split!r} can be read"
             )
-        self._left_out = tuple(self.broken)
         self._rows = self._rows[self._ready.numpy()]
         self._pixels = self._pixels[self._ready]
         self._ready = self._ready[self._ready]
@@ -163,11 +188,10 @@ class ImageSource(Dataset):
 
         It is cut by `crop` (scale, down, across), or by the source's own crop without one.
         """
-        path = self._listing.records["path"].iloc[row]
         try:
-            image = read_rgb(self._listing.files[row], name=path)
+            image = read_rgb(self._listing.files[row])
         except BrokenImageError as error:
-            return error
+            return BrokenImageError(f"{self._listing.records['path'].iloc[row]}: {error}")
         if crop is None:
             image = CROPS[self.crop](image, self.image_size)
         else:
@@ -340,11 +364,32 @@ class ImageSource(Dataset):
         directed = category.isin(self._listing.keep_direction)  # emoji symbols and flags
         return torch.from_numpy(~directed.to_numpy(dtype=bool))
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Short hash of the content, split, size, crop, labels and what was left out."""
-        parts = [self._listing.identity, self.split, self.image_size, self.crop, self._label_by]
-        return text_hash([*parts, *self.class_names, *self._left_out])[:DIGITS]
+        """Short hash of the pictures' bytes and classes in their order, of size and crop."""
+        listing = self._listing
+        if listing.identity:
+            parts = [listing.identity, self.split, self.image_size, self.crop, self._label_by]
+            return text_hash([*parts, *self.class_names])[:DIGITS]
+        parts = [text_hash([self.image_size, self.crop, *self.class_names]).encode()]
+        parts += [picture_digests(listing.contents, self._rows), self._values[self._rows]]
+        return hash_of(parts)[:DIGITS]
+
+    @cached_property
+    def content(self) -> str:
+        """Short hash of the pictures' bytes and classes, whatever their order and container."""
+        digests = picture_digests(self._listing.contents, self._rows)
+        pairs = [
+            digest.tobytes() + self.class_names[label].encode()
+            for digest, label in zip(digests, self.labels.tolist())
+        ]
+        return hash_of(sorted(pairs))[:DIGITS]
+
+
+def _tell(name: str, notices: Sequence[str]) -> None:
+    """Say in one warning what was left out or guessed."""
+    if notices:
+        warnings.warn(f"{name}: {'; '.join(notices)}", stacklevel=4)
 
 
 def _label_values(listing: Listing, labels: str) -> tuple[np.ndarray, list[str]]:

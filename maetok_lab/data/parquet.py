@@ -2,48 +2,90 @@
 
 import bisect
 import json
-import os
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import types
 
-from maetok_lab.data.listing import SPLITS, Listing, split_by_name
-from maetok_lab.identity import text_hash
+from maetok_lab.data.digests import Contents, digest, file_digest
+from maetok_lab.data.listing import Listing, whole_shards
+from maetok_lab.data.splits import (
+    LEFT_OUT,
+    Patterns,
+    drawn_split,
+    matched_split,
+    named_split,
+    split_of_shards,
+)
+from maetok_lab.data.walking import Names
+from maetok_lab.hints import counted, some
 
 _IN_MEMORY = 2 << 30  # a source of at most so many bytes stays in memory once it was read
+LABELS = ("category", "label", "labels", "class")  # columns that may say the class, best first
 
 
 class ParquetImages:
-    """The encoded pictures of Parquet shards: [i] -> bytes.
+    """The encoded pictures of Parquet shards: [i] -> bytes, or the path of a file.
 
     They are kept in memory when they are small, else read by row group with a small cache.
     """
 
-    def __init__(self, shards: list[Path], column: str, field: str | None):
+    def __init__(self, shards: list[Path], column: str, root: Path):
+        self.shards = shards
         self.column = column
-        self.field = field  # of the column, where it is a struct
-        self.groups: list[tuple[Path, int]] = []  # shard and number of each row group
+        self.root = root  # paths inside a shard are relative to it, or to the shard
+        self.groups: list[tuple[int, int]] = []  # shard and number of each row group
         self.starts: list[int] = []  # the first row of each, counted over all shards
-        rows = num_bytes = 0
-        for shard in shards:
+        self.counts: list[int] = []  # rows of each shard
+        num_bytes = 0
+        for number, shard in enumerate(shards):
             metadata = pq.read_metadata(shard)
-            for number in range(metadata.num_row_groups):
-                group = metadata.row_group(number)
-                self.groups.append((shard, number))
+            rows = sum(self.counts)
+            for part in range(metadata.num_row_groups):
+                group = metadata.row_group(part)
+                self.groups.append((number, part))
                 self.starts.append(rows)
                 rows += group.num_rows
                 num_bytes += group.total_byte_size
+            self.counts.append(metadata.num_rows)
         self.cached_groups = len(self.groups) if num_bytes <= _IN_MEMORY else 8
         self.cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
 
-    def __getitem__(self, index: int) -> bytes | None:
-        """Read the encoded bytes of one row."""
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def __getitem__(self, index: int) -> bytes | Path | None:
+        """Read the encoded bytes of one row, or say in which file they are."""
         group = bisect.bisect_right(self.starts, index) - 1
-        return self._read_group(group)[index - self.starts[group]].as_py()
+        shard, _ = self.groups[group]
+        return self._picture(shard, self._read_group(group)[index - self.starts[group]].as_py())
+
+    def hash_file(self, shard: int) -> bytes:
+        """The digests of a shard's pictures, joined."""
+        digests = []
+        with pq.ParquetFile(self.shards[shard]) as file:
+            for batch in file.iter_batches(64, columns=[self.column]):
+                for value in batch.column(0).to_pylist():
+                    picture = self._picture(shard, value)
+                    is_file = isinstance(picture, Path)
+                    digests.append(file_digest(picture) if is_file else digest(picture))
+        return b"".join(digests)
+
+    def _picture(self, shard: int, value: bytes | dict | None) -> bytes | Path | None:
+        """What a row holds: bytes, {bytes, path}, or a path of which the bytes lie in a file."""
+        if not isinstance(value, dict):
+            return value
+        if value["bytes"] is None and value["path"]:
+            for folder in (self.shards[shard].parent, self.root):
+                file = folder / value["path"]
+                if file.is_file():
+                    return file
+        return value["bytes"]
 
     def _read_group(self, group: int) -> pa.ChunkedArray:
         """The pictures of one row group, from the file or the cache."""
@@ -51,10 +93,8 @@ class ParquetImages:
         column = self.cache.pop(group, None)
         if column is None:
             shard, number = self.groups[group]
-            with pq.ParquetFile(shard) as file:
+            with pq.ParquetFile(self.shards[shard]) as file:
                 column = file.read_row_group(number, columns=[self.column]).column(self.column)
-            if self.field:
-                column = pa.chunked_array([chunk.field(self.field) for chunk in column.chunks])
         # at the end of the order again: the group that was not read for longest goes first
         self.cache[group] = column
         if len(self.cache) > self.cached_groups:
@@ -62,66 +102,71 @@ class ParquetImages:
         return column
 
 
-def list_parquet(shards: list[Path], *, root: Path, name: str) -> Listing:
+def list_parquet(shards: list[Path], *, root: Path, name: str, patterns: Patterns) -> Listing:
     """List Parquet shards with an image column {bytes, path}, as the hub's, or of plain bytes.
 
     Columns of labels and of splits are optional. Raises ValueError for shards without images.
     """
-    # all shards are as the first one
+    shards, notices = whole_shards(shards, b"PAR1", "Parquet")
     schema = pq.read_schema(shards[0])
-    column, field = _image_column(schema, shards[0])
-    simple = [f.name for f in schema if f.name != column and _is_plain(f.type)]
-    frames = []
-    parts = []
-    for shard in shards:
-        relative = shard.relative_to(root).as_posix()
-        frame = _read_records(shard, relative, simple, column if field else None)
-        frame["split"] = _splits_of(frame, relative)
-        frames.append(frame)
-        parts += [relative, shard.stat().st_size, _footer(shard)]
-    records = _with_category(pd.concat(frames, ignore_index=True), schema)
+    column = _image_column(schema, shards[0])
+    relative = [shard.relative_to(root).as_posix() for shard in shards]
+    files = ParquetImages(shards, column, root)
+    records = _read_records(shards, relative, column)
+    drawn = _find_splits(records, relative, files.counts, patterns, notices)
+    _find_category(records, schema)
 
-    # what the shipped set says of itself; other files are known by their names, sizes and footers
+    # what the shipped set says of itself
     facts = json.loads((schema.metadata or {}).get(b"maetok_lab", b"{}"))
+    counts = np.array(files.counts, np.int64)
     return Listing(
         name=name,
         records=records,
-        files=ParquetImages(shards, column, field),
-        identity=facts.get("content") or text_hash(parts),
+        files=files,
+        contents=Contents(str(root.absolute()), Names(relative), counts, files.hash_file),
+        identity=facts.get("content"),
+        drawn=drawn,
+        notices=tuple(notices),
         max_size=facts.get("max_size"),
         keep_direction=tuple(facts.get("keep_direction", ())),
     )
 
 
-def _read_records(
-    shard: Path, relative: str, simple: list[str], column: str | None
-) -> pd.DataFrame:
-    """The plain columns of a shard, and a path for each row; pictures themselves are not read.
+def _read_records(shards: list[Path], relative: list[str], column: str) -> pd.DataFrame:
+    """The plain columns of all shards, and a path for each row; pictures themselves are not read.
 
-    `column` is that of the pictures, if it is a struct: the paths inside it are taken over.
+    A column that a shard lacks, as test splits lack labels, has no value there.
     """
-    columns = [*simple, f"{column}.path"] if column else simple
-    with pq.ParquetFile(shard) as file:
-        table = file.read(columns=columns)
-    frame = table.select(simple).to_pandas()
-    if not simple:  # pandas loses the number of rows of a table without columns
-        frame = pd.DataFrame(index=range(pq.read_metadata(shard).num_rows))
-    paths = [f"{relative}:{row}" for row in range(len(frame))]
-    if column:
-        inside = table.column(column).combine_chunks().field("path").to_pylist()
-        for row, path in enumerate(inside):
-            if path:
-                paths[row] += f":{path}"
-    frame["path"] = paths
+    tables = []
+    for shard, name in zip(shards, relative):
+        with pq.ParquetFile(shard) as file:
+            schema = file.schema_arrow
+            if column not in schema.names:
+                raise ValueError(
+                    f"{shard} has no image column {column!r}, as the others have;"
+                    f" it has {schema.names}"
+                )
+            plain = [f.name for f in schema if f.name != column and _is_plain(f.type)]
+            is_struct = types.is_struct(schema.field(column).type)
+            table = file.read(columns=[*plain, f"{column}.path"] if is_struct else plain)
+            rows = file.metadata.num_rows
+        # a path of its own, where the picture has one
+        paths = [f"{name}:{row}" for row in range(rows)]
+        if is_struct:
+            inside = table.column(column).combine_chunks().field("path").to_pylist()
+            paths = [f"{path}:{own}" if own else path for path, own in zip(paths, inside)]
+        table = table.select([name for name in plain if name != "path"])
+        tables.append(table.append_column("path", pa.array(paths, pa.string())))
+    return _to_pandas(pa.concat_tables(tables, promote_options="permissive"))
+
+
+def _to_pandas(table: pa.Table) -> pd.DataFrame:
+    """A frame whose whole numbers stay whole, where some are missing too."""
+    frame = table.to_pandas()
+    for name, column in zip(table.column_names, table.columns):
+        if column.null_count and types.is_integer(column.type):
+            frame[name] = pd.array(column.to_pylist(), dtype="Int64")
     return frame
-
-
-def _footer(shard: Path) -> str:
-    """The end of a Parquet file, in hex: place, size and extremes of every piece of a column."""
-    size = pq.read_metadata(shard).serialized_size
-    with open(shard, "rb") as file:
-        file.seek(-size - 8, os.SEEK_END)  # behind it are its length and "PAR1"
-        return file.read(size).hex()
 
 
 def _is_plain(kind: pa.DataType) -> bool:
@@ -132,8 +177,8 @@ def _is_plain(kind: pa.DataType) -> bool:
     return text or types.is_integer(kind) or types.is_boolean(kind)
 
 
-def _image_column(schema: pa.Schema, shard: Path) -> tuple[str, str | None]:
-    """Find the column of pictures, and its field of bytes where it is a struct."""
+def _image_column(schema: pa.Schema, shard: Path) -> str:
+    """Find the column of pictures."""
     # the hub's pictures are structs {bytes, path}; such a column goes before plain bytes
     structs = []
     binaries = []
@@ -150,41 +195,82 @@ def _image_column(schema: pa.Schema, shard: Path) -> tuple[str, str | None]:
             f"{shard} has no image column {{bytes, path}} and no binary column;"
             f" it has {schema.names}"
         )
-    column = "image" if "image" in columns else columns[0]
-    return column, "bytes" if structs else None
+    return "image" if "image" in columns else columns[0]
 
 
-def _splits_of(frame: pd.DataFrame, relative: str) -> list[str]:
-    """The split of every row of a shard."""
-    # a column may say it
-    if "split" in frame:
-        unknown = sorted(set(frame["split"]) - set(SPLITS), key=str)
-        if unknown:
-            raise ValueError(
-                f"{relative}: unknown split {unknown[0]!r} in column split;"
-                f" choose from {list(SPLITS)}"
-            )
-        return frame["split"].map(SPLITS).tolist()
-    # else the hub's names of files or folders say it, such as `train-00000-of-00004.parquet`
-    for part in relative.split("/"):
-        word = part.removesuffix(".parquet").split("-")[0].split("_")[0]
-        if word in SPLITS:
-            return [SPLITS[word]] * len(frame)
-    return [split_by_name(path) for path in frame["path"]]
+def _find_splits(
+    records: pd.DataFrame,
+    relative: Sequence[str],
+    counts: Sequence[int],
+    patterns: Patterns,
+    notices: list[str],
+) -> bool:
+    """Give every row its split: by a column `split`, else by its shard's name, else by its own.
+
+    -> whether they were dealt out by names
+    """
+    by_shard, said = split_of_shards(relative, patterns)
+    splits = [split for split, count in zip(by_shard, counts) for _ in range(count)]
+
+    # a column may say it, in the same words; what a person wrote by hand may name its values
+    if "split" in records:
+        of_value = {}
+        for value in records["split"].unique():
+            word = "" if pd.isna(value) else str(value)
+            match = matched_split([word], patterns)
+            of_value[value] = match[0] if match else (None if patterns else named_split(word))
+        if any(of_value.values()):
+            unknown = sorted(str(value) for value, split in of_value.items() if split is None)
+            splits = [of_value[value] or LEFT_OUT for value in records["split"]]
+            said = []
+            if unknown:
+                notices.append(
+                    f"{counted(splits.count(LEFT_OUT), 'row')} left out: split"
+                    f" {some(unknown)} is none of train, val and test; split_names ="
+                    f' {{"val": "{unknown[0]}", ...}} makes it one'
+                )
+    notices += said
+    drawn = None in splits and not patterns
+    if drawn:
+        splits = [drawn_split(path) for path in records["path"]]
+    records["split"] = [split or LEFT_OUT for split in splits]
+    return drawn
 
 
-def _with_category(records: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
-    """Give records a category (else `all`) and a caption (else the category)."""
-    columns = ("category", "label", "labels", "class")
-    label = next((column for column in columns if column in records), None)
+def _find_category(records: pd.DataFrame, schema: pa.Schema) -> None:
+    """Give records a category (else `all`) and a caption (else the category).
+
+    A label of -1 is none: so the hub's sets mark pictures whose classes are secret.
+    """
+    label = next((column for column in LABELS if column in records), None)
     if label is None:
         records["category"] = "all"
     elif label != "category":
         # the hub's ClassLabel: the file may say the names of its numbers
         hub = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         names = hub.get("info", {}).get("features", {}).get(label, {}).get("names")
-        values = records[label]
-        records["category"] = pd.Categorical.from_codes(values, names) if names else values
+        if pd.api.types.is_integer_dtype(records[label]):
+            records[label] = _without_secrets(records[label], records["split"], bool(names))
+        records["category"] = _named(records, label, names) if names else records[label]
     if "caption" not in records:
         records["caption"] = records.get("text", records["category"].astype(str))
-    return records
+
+
+def _without_secrets(values: pd.Series, splits: pd.Series, are_classes: bool) -> pd.Series:
+    """Labels with nothing in place of -1, where that is no class like others."""
+    is_secret = values == -1
+    if not are_classes:  # plain numbers may be below zero: unless a split has nothing but -1
+        is_secret &= is_secret.groupby(splits).transform("all")
+    return values.astype("Int64").mask(is_secret.fillna(False)) if is_secret.any() else values
+
+
+def _named(records: pd.DataFrame, label: str, names: list[str]) -> pd.Categorical:
+    """Numbers of classes by their names. Raises ValueError for a number that has none."""
+    numbers = records[label].fillna(-1).astype(np.int64)
+    odd = np.flatnonzero((numbers < -1) | (numbers >= len(names)))
+    if len(odd):
+        raise ValueError(
+            f"{records['path'][odd[0]]}: {label} {numbers[odd[0]]} is none of the"
+            f" {len(names)} classes that the file names"
+        )
+    return pd.Categorical.from_codes(numbers, names)

@@ -4,62 +4,144 @@ Everything odd about picture files ends here.
 """
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, UnidentifiedImageError, features
 
+# by how pictures are called; those that this Pillow cannot open are in UNREAD
+_KINDS = {
+    ".avif": "avif",
+    ".bmp": None,
+    ".gif": None,
+    ".jfif": "jpg",
+    ".jp2": "jpg_2000",
+    ".jpe": "jpg",
+    ".jpeg": "jpg",
+    ".jpg": "jpg",
+    ".pbm": None,
+    ".pgm": None,
+    ".png": "zlib",
+    ".ppm": None,
+    ".tif": None,
+    ".tiff": None,
+    ".webp": "webp",
+}
+_PLUGINS = (".heic", ".heif")  # of Pillow, where a person installed and registered one
+_OTHERS = (".cr2", ".dng", ".exr", ".jxl", ".nef", ".psd", ".svg", ".tga")
 SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+    [suffix for suffix, feature in _KINDS.items() if feature is None or features.check(feature)]
+    + [suffix for suffix in _PLUGINS if suffix in Image.registered_extensions()]
 )
+UNREAD = frozenset([*_KINDS, *_PLUGINS, *_OTHERS]) - SUFFIXES
+
+_TURNS = {  # EXIF's orientation -> what undoes it
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
+_BITS_A_SAMPLE = 258  # TIFF's tag
 
 
 class BrokenImageError(ValueError):
-    """A file or row that cannot be read as a picture; the message names it."""
+    """A file or row that cannot be read as a picture."""
 
 
-def read_rgb(file: Path | str | bytes | None, *, name: str | None = None) -> Image.Image:
+def read_rgb(file: Path | str | bytes | None) -> Image.Image:
     """Read a picture of any mode as RGB on white, turned as its EXIF says.
 
-    Of an animation it is the first frame. `name` stands for the file in messages. Raises
-    BrokenImageError.
+    Of an animation it is the first frame. Raises BrokenImageError, whose message says why.
     """
     # a Parquet row may hold no picture
     if file is None:
-        raise BrokenImageError(f"{name}: no image bytes")
+        raise BrokenImageError("no image bytes")
     if isinstance(file, bytes):
-        name = name or f"{len(file)} bytes"
         file = io.BytesIO(file)
     try:
         with Image.open(file) as image:
             image.seek(0)  # the first frame
-            return to_rgb(ImageOps.exif_transpose(image))
+            image.load()  # a TIFF is turned by this
+            _say_profile(image)
+            return upright(to_rgb(image), _orientation(image))
+    # its own text would hold a path, or an address in memory
+    except UnidentifiedImageError as error:
+        raise BrokenImageError("no picture of a kind that can be read") from error
     # Pillow's decoders raise many kinds of error for damaged files (struct.error, IndexError, ...),
     # so the kind goes into the message
     except Exception as error:
-        name = name or file
-        raise BrokenImageError(f"{name}: {type(error).__name__}: {error}") from error
+        raise BrokenImageError(f"{type(error).__name__}: {error}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert to 8-bit RGB: transparency goes on white, 16-bit grey is scaled.
+    """Convert to 8-bit RGB: transparency goes on white, 12-bit and 16-bit grey is scaled.
 
     Raises ValueError for 32-bit pixels.
     """
-    if image.mode == "F":
+    if image.mode == "F" or _bits(image) == 32:
         raise ValueError(
-            "32-bit float pixels have no agreed range; save the picture with 8 or 16 bits"
+            "32-bit grey pixels have no agreed range; save the picture with 8 or 16 bits"
         )
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
             raise ValueError(f"grey values {grey.min()}..{grey.max()} are not 16-bit")
+        most = 4095 if _bits(image) == 12 else 65535
         # Pillow's own conversion would clip at 255
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+        scaled = ((grey * 255 + most // 2) // most).clip(max=255)
+        transparent = image.info.get("transparency")
+        if isinstance(transparent, int):
+            scaled[grey == transparent] = 255
+        image = Image.fromarray(scaled.astype(np.uint8))
     if image.has_transparency_data:  # of palettes too
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Turn a picture as its EXIF orientation (1 to 8) says; any other number leaves it."""
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """What EXIF or XMP says; 1 where they are damaged: the pixels are good all the same."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return 1
+
+
+def _bits(image: Image.Image) -> int | None:
+    """Bits of a TIFF's grey sample; None for other kinds, whose mode says it."""
+    bits = getattr(image, "tag_v2", {}).get(_BITS_A_SAMPLE)
+    return bits[0] if bits and len(bits) == 1 else None
+
+
+def _say_profile(image: Image.Image) -> None:
+    """Warn, once for each kind, of a colour profile that is not sRGB: it is not applied.
+
+    Nor do ADM and torch-fidelity apply it: with it, no score would be comparable.
+    """
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return
+    try:
+        name = ImageCms.getProfileDescription(io.BytesIO(profile)).strip()
+    except (ImageCms.PyCMSError, OSError):
+        name = "that cannot be read"
+    if "srgb" not in name.lower() and image.mode in ("RGB", "RGBA", "CMYK"):
+        warnings.warn(
+            f"the colour profile {name} of some pictures is ignored: their pixels are read as"
+            " sRGB, as everybody's scores are computed; convert the files if colours matter",
+            stacklevel=2,
+        )
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:

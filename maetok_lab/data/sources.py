@@ -4,27 +4,38 @@ To add a format: give it a file beside `folders`, `parquet` and `tars` that make
 name its suffix here.
 """
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from maetok_lab.data.folders import list_folder
 from maetok_lab.data.listing import Listing
 from maetok_lab.data.parquet import list_parquet
+from maetok_lab.data.readers import SUFFIXES, UNREAD
+from maetok_lab.data.splits import LEFT_OUT, cut_val, is_plain, named_split, read_patterns
 from maetok_lab.data.tars import COMPRESSED, list_tars
+from maetok_lab.data.walking import Walk, printable, walk
+from maetok_lab.hints import some
 
 EMOJI = Path(__file__).resolve().parents[2] / "data" / "emoji.parquet"
+SHARDS = (".parquet", ".tar")
 
 
-def list_source(source: str | Path) -> Listing:
+def list_source(
+    source: str | Path, split_names: Mapping[str, str | Sequence[str]] | None = None
+) -> Listing:
     """List "emoji" (the shipped set), an image folder, or Parquet files or tar shards.
 
-    `source` is a file or a folder. Raises FileNotFoundError or ValueError for what is none of them.
+    `source` is a file or a folder; `split_names` names by hand what belongs to each split. Raises
+    FileNotFoundError or ValueError for what is none of them.
     """
+    patterns = read_patterns(split_names)
     if source == "emoji":
         if not EMOJI.exists():
             raise FileNotFoundError(
                 f"the shipped set is missing: {EMOJI}; make it with `python data/build_emoji.py`"
             )
-        return list_parquet([EMOJI], root=EMOJI.parent, name="emoji")
+        return list_parquet([EMOJI], root=EMOJI.parent, name="emoji", patterns=patterns)
     path = Path(source).expanduser()
     if not path.exists():
         raise FileNotFoundError(
@@ -32,31 +43,88 @@ def list_source(source: str | Path) -> Listing:
             " it must be 'emoji', an image folder, or Parquet or tar file(s)"
         )
 
-    # shards may lie in the folder itself or in one folder a split
-    root = path
-    files = [*path.glob("*"), *path.glob("*/*")]
-    if path.is_file():
-        root = path.parent
-        files = [path]
-    shards = {".parquet": [], ".tar": []}
-    for file in files:
-        suffix = file.suffix.lower()
-        if suffix in shards and file.is_file():
-            shards[suffix].append(file)
+    listing = _list_path(path, patterns)
+    actual = listing.records["split"].to_numpy(object)
+    notices = list(listing.notices)
+    if not (actual != LEFT_OUT).any():
+        raise ValueError(
+            f"{path}: split_names = {dict(split_names or {})} fits no name of a file or folder;"
+            f" there is {some(listing.records['path'].tolist())}"
+        )
+    if notice := cut_val(actual, listing.records["path"]):
+        notices.append(notice)
+    if listing.drawn and is_plain(path.stem):
+        notices.append(
+            f"the source is called {path.name}, but names inside it say no split: its pictures are"
+            f" dealt out as train, val and test. The folder around it, or"
+            f' split_names={{"{named_split(path.stem)}": "*"}}, keeps them together'
+        )
+    listing.records["split"] = actual
+    return dataclasses.replace(listing, notices=tuple(notices))
 
-    parquet, tars = map(sorted, shards.values())
-    if parquet and tars:
+
+def _list_path(path: Path, patterns: dict[str, list[str]]) -> Listing:
+    """List a file or a folder that is there."""
+    name = str(path)
+    if path.is_file():
+        if path.suffix.lower() == ".parquet":
+            return list_parquet([path], root=path.parent, name=name, patterns=patterns)
+        if path.suffix.lower() == ".tar":
+            return list_tars([path], root=path.parent, name=name, patterns=patterns)
+        if path.name.lower().endswith(COMPRESSED):
+            raise ValueError(
+                f"{path} is compressed; pictures are read at random, so unpack it to a plain .tar"
+            )
+        raise ValueError(f"{path} is neither a folder nor a .parquet or .tar file")
+
+    pictures, shards = _sorted_out(walk(path))
+    parquet, tars = shards[".parquet"], shards[".tar"]
+    # Pictures in folders of their own go before a tar that lies beside them: it may be the archive
+    # that they came from. Parquet has a few pictures beside it for its page on the hub.
+    in_folders = any(pictures.folders)
+    if parquet and tars and not in_folders:
         raise ValueError(
             f"{path} holds both Parquet and tar shards; name a file or folder of one kind"
         )
     if parquet:
-        return list_parquet(parquet, root=root, name=str(path))
-    if tars:
-        return list_tars(tars, root=root, name=str(path))
-    if path.is_dir():
-        return list_folder(path)
-    if path.name.lower().endswith(COMPRESSED):
+        listing = list_parquet(parquet, root=path, name=name, patterns=patterns)
+        if len(listing.records) >= len(pictures.names):
+            return _beside(listing, pictures, tars)
+    elif tars and not in_folders:
+        return _beside(list_tars(tars, root=path, name=name, patterns=patterns), pictures, [])
+    if not pictures.names:
+        kinds = "no *.parquet, no *.tar (compressed ones must be unpacked)"
+        said = "".join(f"; {notice}" for notice in pictures.notices())
         raise ValueError(
-            f"{path} is compressed; pictures are read at random, so unpack it to a plain .tar"
+            f"{path} has no images: {kinds} and none of {', '.join(sorted(SUFFIXES))}{said}"
         )
-    raise ValueError(f"{path} is neither a folder nor a .parquet or .tar file")
+    for shard in (*parquet, *tars):
+        pictures.leave_out("shards beside folders of pictures", shard.name)
+    return list_folder(pictures, patterns)
+
+
+def _sorted_out(walked: Walk) -> tuple[Walk, dict[str, list[Path]]]:
+    """What was found, as pictures and shards; kinds that cannot be read are left out."""
+    pictures = Walk(walked.root, left_out=walked.left_out)
+    shards: dict[str, list[Path]] = {suffix: [] for suffix in SHARDS}
+    for i, (folder, name) in enumerate(zip(walked.folders, walked.names)):
+        suffix = f".{name.rpartition('.')[2].lower()}"
+        if suffix in SUFFIXES:
+            pictures.folders.append(folder)
+            pictures.names.append(name)
+        elif suffix in shards:
+            shards[suffix].append(walked.root / walked.path(i))
+        elif suffix in UNREAD:
+            pictures.leave_out(f"files of kind {suffix}, which is not read,", walked.path(i))
+    return pictures, shards
+
+
+def _beside(listing: Listing, pictures: Walk, tars: list[Path]) -> Listing:
+    """A listing of shards, with notices of what lies beside them."""
+    notices = [*listing.notices, *pictures.notices()]
+    beside = [*pictures.names, *(tar.name for tar in tars)]
+    if beside:
+        notices.append(
+            f"{len(beside)} files beside the shards left out ({printable(some(beside))})"
+        )
+    return dataclasses.replace(listing, notices=tuple(notices))

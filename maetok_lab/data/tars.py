@@ -7,18 +7,27 @@ read-only.
 
 import functools
 import json
-import re
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from maetok_lab.data.listing import SPLITS, Listing, split_by_name
+from maetok_lab.data.digests import Contents, digest
+from maetok_lab.data.listing import Listing, whole_shards
 from maetok_lab.data.readers import SUFFIXES
-from maetok_lab.identity import text_hash
+from maetok_lab.data.splits import (
+    Patterns,
+    Placement,
+    leave_out_strays,
+    place_pictures,
+    split_of_shards,
+)
+from maetok_lab.data.walking import Names, is_hidden, printable
+from maetok_lab.hints import counted, some
 
 COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -30,75 +39,97 @@ _READERS = 8  # shards whose headers are read at once: that is mostly waiting fo
 class TarImages:
     """The encoded pictures of tar shards: [i] -> bytes. Safe in threads, forks and pickles."""
 
-    def __init__(
-        self, shards: list[Path], shard_of: np.ndarray, offset: np.ndarray, size: np.ndarray
-    ):
+    def __init__(self, shards: list[Path], frames: list[pd.DataFrame]):
         self.shards = shards
-        self.shard_of = shard_of  # (n,) the number of the shard that holds picture i
-        self.offset = offset  # (n,) the first byte of the picture inside that shard
-        self.size = size  # (n,) the number of its bytes
+        self.counts = np.array([len(frame) for frame in frames], np.int64)  # of pictures, by shard
+        index = pd.concat(frames, ignore_index=True)
+        self.offset = index["offset"].to_numpy(np.int64)  # (n,) where picture i starts in its shard
+        self.size = index["size"].to_numpy(np.int64)  # (n,) bytes
+        self._ends = np.cumsum(self.counts)
+
+    def __len__(self) -> int:
+        return len(self.offset)
 
     def __getitem__(self, index: int) -> bytes:
         """Read the encoded bytes of one picture."""
         # opened anew every time: an open file has one position, which threads would share
-        with open(self.shards[self.shard_of[index]], "rb", buffering=0) as file:
+        shard = self.shards[np.searchsorted(self._ends, index, side="right")]
+        with open(shard, "rb", buffering=0) as file:
             file.seek(int(self.offset[index]))
             return file.read(int(self.size[index]))
 
+    def hash_file(self, shard: int) -> bytes:
+        """The digests of a shard's pictures, joined."""
+        start = self._ends[shard] - self.counts[shard]
+        return b"".join(digest(self[index]) for index in range(start, self._ends[shard]))
 
-def list_tars(shards: list[Path], *, root: Path, name: str) -> Listing:
-    """List webdataset's tar shards; split by shard name, else by key.
+
+def list_tars(shards: list[Path], *, root: Path, name: str, patterns: Patterns) -> Listing:
+    """List webdataset's tar shards; split by shard name, else by the names inside.
 
     The category is what .cls or .json say (a number where all are), else the picture's folder, else
     `all`. Raises ValueError for shards without images.
     """
-    # a shard's name says its split; where it does not, each key is drawn into one
-    frames = index_shards(shards)
-    parts = []
-    for shard, frame in zip(shards, frames):
-        relative = shard.relative_to(root).as_posix()
-        part = frame[["category", "caption"]].copy()
-        part.insert(0, "path", relative + ":" + frame["member"])
-        part["split"] = _split_of_shard(relative) or [split_by_name(key) for key in frame["key"]]
-        parts.append(part)
-    records = pd.concat(parts, ignore_index=True)
-    index = pd.concat(frames, ignore_index=True)
-    if not len(records):
+    shards, notices = whole_shards(shards, b"", "tar")
+    indexes = index_shards(shards)
+    frames = [index.pictures for index in indexes]
+    relative = [shard.relative_to(root).as_posix() for shard in shards]
+    if not any(map(len, frames)):
         raise ValueError(
             f"{name}: {shards[0].name} holds no images ({', '.join(sorted(SUFFIXES))});"
             " move other archives away"
         )
+    skipped = [f"{shard}:{name}" for shard, one in zip(relative, indexes) for name in one.skipped]
+    if skipped:
+        notices.append(f"{counted(len(skipped), 'member')} of tars left out ({some(skipped)})")
+    index = pd.concat(frames, ignore_index=True)
+    files = TarImages(shards, frames)
+    paths = (
+        np.repeat([f"{printable(shard)}:" for shard in relative], files.counts) + index["member"]
+    )
+
+    # a shard's name says its split; where it does not, the folders and names inside it do
+    folders = [key.rpartition("/")[0] for key in index["key"]]
+    names = [key.rpartition("/")[2] for key in index["key"]]
+    placed = place_pictures(folders, names, patterns)
+    by_shard, said = split_of_shards(relative, patterns)
+    if any(by_shard):
+        placed = Placement(list(np.repeat(by_shard, files.counts)), placed.classes, said)
 
     # no .cls or .json says a class: the folder inside the shard does
-    if records["category"].isna().all():
-        folders = index["key"].str.rpartition("/")[0].str.rpartition("/")[2]
-        records["category"] = folders.where(folders != "", "all")
-    elif records["category"].str.fullmatch(r"\d+").all():
-        records["category"] = records["category"].astype(int)
-    records["caption"] = records["caption"].fillna(records["category"].astype(str))
-
-    rows = zip(records["path"], index["size"], records["category"], records["caption"])
-    identity = text_hash(map(str, rows))
-    shard_of = np.repeat(np.arange(len(shards)), [len(frame) for frame in frames])
-    offset = index["offset"].to_numpy(np.int64)
-    size = index["size"].to_numpy(np.int64)
-    files = TarImages(shards, shard_of, offset, size)
-    return Listing(name=name, records=records, files=files, identity=identity)
-
-
-def _split_of_shard(relative: str) -> str | None:
-    """Find the split in names as `train-0001.tar`, `val/0001.tar`, `imagenet1k-train-0001.tar`."""
-    for word in re.split(r"[-_./]", relative):
-        if word in SPLITS:
-            return SPLITS[word]
-    return None
+    categories = index["category"]
+    if categories.isna().all():
+        leave_out_strays(placed, folders, names)
+        has_classes = any(placed.classes)
+        categories = [name or (None if has_classes else "all") for name in placed.classes]
+    elif categories.str.fullmatch(r"\d+").all():
+        categories = categories.astype(int)
+    columns = {"path": paths, "split": placed.splits, "category": categories}
+    records = pd.DataFrame(columns)
+    records["caption"] = index["caption"].fillna(records["category"].astype(str))
+    return Listing(
+        name=name,
+        records=records,
+        files=files,
+        contents=Contents(str(root.absolute()), Names(relative), files.counts, files.hash_file),
+        drawn=placed.drawn,
+        notices=(*notices, *placed.notices),
+    )
 
 
-def index_shards(shards: list[Path]) -> list[pd.DataFrame]:
-    """Index every shard: one row a picture, columns `key, member, offset, size, category, caption`.
+class ShardIndex(NamedTuple):
+    """What one shard holds, by its headers."""
 
-    The last two are None where the shard does not say. Raises ValueError for a compressed, damaged
-    or ambiguous shard, by its name.
+    # a row a picture: `key, member, offset, size, category, caption`; the last two None where the
+    # shard does not say
+    pictures: pd.DataFrame
+    skipped: list[str]  # members that are neither pictures nor texts about one
+
+
+def index_shards(shards: list[Path]) -> list[ShardIndex]:
+    """Index every shard.
+
+    Raises ValueError for a compressed, damaged or ambiguous shard, by its name.
     """
     sizes = []
     changes = []
@@ -111,11 +142,12 @@ def index_shards(shards: list[Path]) -> list[pd.DataFrame]:
 
 
 @functools.cache  # the three splits of a source share the index; a changed shard has another key
-def _index_shard(shard: Path, num_bytes: int, changed: int) -> pd.DataFrame:
+def _index_shard(shard: Path, num_bytes: int, changed: int) -> ShardIndex:
     """Index one shard by its headers; the small texts beside the pictures are read on the way."""
     # by kind of file, then by key: the pictures' places, and the texts themselves
     places: dict[str, tuple[str, int, int]] = {}
     texts: dict[str, dict[str, str]] = {kind: {} for kind in _TEXTS}
+    skipped = []
     for name, offset, size, text in _members(shard):
         folder, _, base = name.rpartition("/")
         stem, _, kind = base.partition(".")  # webdataset's key ends at the first dot
@@ -128,7 +160,11 @@ def _index_shard(shard: Path, num_bytes: int, changed: int) -> pd.DataFrame:
         if f".{kind}" in SUFFIXES:
             entries = places
             content = (name, offset, size)
-        if entries is None or not stem:  # of another kind, or a hidden file
+        # what a program left in a folder before it was packed
+        if any(map(is_hidden, name.split("/"))):
+            continue
+        if entries is None:
+            skipped.append(name)
             continue
         if key in entries:
             raise ValueError(
@@ -141,7 +177,8 @@ def _index_shard(shard: Path, num_bytes: int, changed: int) -> pd.DataFrame:
     rows = []
     for key, place in places.items():
         rows.append((key, *place, *_describe(shard, key, texts)))
-    return pd.DataFrame(rows, columns=["key", "member", "offset", "size", "category", "caption"])
+    columns = ["key", "member", "offset", "size", "category", "caption"]
+    return ShardIndex(pd.DataFrame(rows, columns=columns), skipped)
 
 
 def _members(shard: Path) -> Iterator[tuple[str, int, int, str]]:
@@ -166,7 +203,8 @@ def _members(shard: Path) -> Iterator[tuple[str, int, int, str]]:
                     if kind in _TEXTS and member.size <= _LONGEST_TEXT:
                         file.seek(member.offset_data)  # tarfile seeks to the next header itself
                         text = file.read(member.size).decode("utf-8", "replace").strip()
-                    yield member.name.removeprefix("./"), member.offset_data, member.size, text
+                    name = printable(member.name.removeprefix("./"))
+                    yield name, member.offset_data, member.size, text
                 # tarfile takes a damaged header for the end; the real end is a block of zeros, or
                 # the end of the file
                 file.seek(tar.offset)

@@ -1,7 +1,15 @@
 """One run, one folder: what everything that takes time writes into, and is found in again."""
 
 from maetok_lab.runs.checkpoints import Checkpoint
-from maetok_lab.runs.run import Run, changes_suffix, checked_name, find_run, run_suffix, runs_root
+from maetok_lab.runs.run import (
+    Run,
+    changes_suffix,
+    checked_name,
+    find_run,
+    run_suffix,
+    runs_root,
+    usual_labels,
+)
 from maetok_lab.runs.tables import list_runs
 
 __all__ = [
@@ -13,4 +21,5 @@ __all__ = [
     "list_runs",
     "run_suffix",
     "runs_root",
+    "usual_labels",
 ]

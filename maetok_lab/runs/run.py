@@ -9,6 +9,7 @@ from a run can execute code: safetensors and JSON.
 """
 
 import json
+import os
 import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping
@@ -22,7 +23,7 @@ from filelock import SoftFileLease
 from maetok_lab.config import differing_fields, from_json, to_json
 from maetok_lab.files import finite, read_json, read_json_lines, write_bytes, write_json
 from maetok_lab.hints import did_you_mean
-from maetok_lab.identity import fingerprint, fingerprint_of
+from maetok_lab.identity import fingerprint, fingerprint_of, hash_of
 from maetok_lab.runs.checkpoints import (
     Checkpoint,
     delete_checkpoint,
@@ -299,13 +300,28 @@ def checked_name(name: str) -> str:
     return name
 
 
-def run_suffix(preset: str, seed: int, source: str | Path = "emoji") -> str:
-    """How the names of a notebook's runs end: "tiny-s0"; "tiny-my-photos-s0" for other images."""
-    if str(source) == "emoji":
-        return f"{preset}-s{seed}"
-    # the images' folder or file, cleaned of what no run's name may hold
-    stem = re.sub(r"[^A-Za-z0-9._]+", "-", Path(source).resolve().stem).strip("-.") or "images"
-    return f"{preset}-{stem[:60]}-s{seed}"
+def usual_labels(source: str | Path) -> str:
+    """What images are labelled by where nobody says it: "category-style" for the shipped ones."""
+    return "category-style" if str(source) == "emoji" else "category"
+
+
+def run_suffix(
+    preset: str, seed: int, source: str | Path = "emoji", labels: str | None = None
+) -> str:
+    """How the names of a notebook's runs end: "tiny-s0"; "tiny-photos-3f2a91-s0" for other images.
+
+    The digits are of the images' place, so that two folders of one name keep apart. Labels other
+    than the usual ones are named too.
+    """
+    words = [preset]
+    if str(source) != "emoji":
+        # the images' folder or file, cleaned of what no run's name may hold
+        place = Path(source).expanduser().resolve()
+        stem = re.sub(r"[^A-Za-z0-9._]+", "-", place.name).strip("-.") or "images"
+        words += [stem[:60], hash_of([os.fsencode(place)])[:6]]
+    if labels not in (None, usual_labels(source)):
+        words.append(re.sub(r"[^A-Za-z0-9._]+", "-", labels))
+    return "-".join([*words, f"s{seed}"])
 
 
 def changes_suffix(changes: Mapping[str, Any]) -> str:

@@ -39,7 +39,7 @@ def read_upload(
         )
     # the same reading and cropping as a data set's own images
     try:
-        square = center_crop(read_rgb(content, name=name), image_size)
+        square = center_crop(read_rgb(content), image_size)
     except BrokenImageError:
         raise ValueError(f"{name} is a damaged picture: it cannot be read to its end") from None
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).float().div(127.5).sub(1)

@@ -15,9 +15,10 @@ from maetok_lab.rng import generator
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """15 pictures of 20 x 16 px in two classes."""
-    for i in range(15):
-        path = tmp_path / "images" / "train" / "ab"[i % 2] / f"{i:02d}.png"
+    """15 pictures of 20 x 16 px in two classes, and one for val."""
+    for i in range(16):
+        split = "train" if i < 15 else "val"
+        path = tmp_path / "images" / split / "ab"[i % 2] / f"{i:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(i).integers(0, 256, (16, 20, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path)

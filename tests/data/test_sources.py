@@ -61,8 +61,9 @@ def test_parquet_shards_with_the_hubs_names_keep_their_splits_and_class_numbers(
     expected = torch.from_numpy(np.array(center_crop(picture(8, (12, 10)), 10))).permute(2, 0, 1)
     assert source[8][0].equal(expected.float() / 127.5 - 1)
     assert open_images(tmp_path, split="val", image_size=10).labels.tolist() == [1, 1, 1]
-    with pytest.raises(ValueError, match=r"no images in split 'test'; it has train, val"):
-        open_images(tmp_path, split="test", image_size=10)
+    with pytest.warns(UserWarning, match="it has no split test: val stands for it"):
+        test = open_images(tmp_path, split="test", image_size=10)
+    assert (len(test), test.split) == (3, "val")
 
 
 def test_one_parquet_file_with_text_labels_and_a_split_column(tmp_path):
@@ -92,6 +93,7 @@ def test_parquet_without_labels_or_splits_is_split_by_row_name(tmp_path):
 
 def test_parquet_too_large_for_memory_reads_row_groups(tmp_path, monkeypatch):
     write_parquet(tmp_path / "train.parquet", 60, hub=False)
+    write_parquet(tmp_path / "val.parquet", 1, hub=False)
     whole = open_images(tmp_path, image_size=8).batch(slice(None))[0]
     monkeypatch.setattr(parquet, "_IN_MEMORY", 0)
     monkeypatch.setattr(images_module, "_IN_MEMORY", 0)
@@ -120,6 +122,7 @@ def test_parquet_shards_have_one_fingerprint_and_changed_ones_another(tmp_path, 
 def test_parquet_with_a_missing_picture_leaves_it_out(tmp_path):
     rows = [{"bytes": png(picture(0)), "path": "a.png"}, {"bytes": None, "path": "b.png"}]
     pq.write_table(pa.table({"image": rows}), tmp_path / "train.parquet")
+    write_parquet(tmp_path / "val.parquet", 1, hub=False)
     with pytest.warns(UserWarning, match=r"b\.png: no image bytes"):
         assert len(open_images(tmp_path, image_size=8)) == 1
 
@@ -133,14 +136,15 @@ def test_folders_and_files_that_do_not_fit_are_errors(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"neither a folder nor a \.parquet or \.tar file"):
         open_images(tmp_path / "file.txt", image_size=8)
     classes_of(tmp_path, ["a"], 2)
-    picture(0).save(tmp_path / "beside.png")
+    for name in ("x", "y", "z"):
+        picture(0).save(tmp_path / f"{name}.png")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "val" / "a").mkdir(parents=True)
+    for file in (tmp_path / "a", *tmp_path.glob("*.png")):
+        file.rename(tmp_path / "train" / file.name)
+    picture(0).save(tmp_path / "val" / "a" / "0.png")
     with pytest.raises(
-        ValueError, match=r"mixes class folders with images beside them \(beside\.png\)"
-    ):
-        open_images(tmp_path, image_size=8)
-    (tmp_path / "a").rename(tmp_path / "train")
-    with pytest.raises(
-        ValueError, match=r"has folders \['train'\], but beside\.png is in no split's folder"
+        ValueError, match=r"3 of 5 pictures of train lie beside class folders \(train/x\.png\)"
     ):
         open_images(tmp_path, image_size=8)
     monkeypatch.setattr(sources, "EMOJI", tmp_path / "emoji.parquet")
@@ -159,8 +163,11 @@ def test_parquet_files_that_do_not_fit_are_errors(tmp_path):
     path = write_parquet(
         tmp_path / "odd.parquet", 2, hub=False, split=["train", "holdout"], label=["a", None]
     )
-    with pytest.raises(ValueError, match="unknown split 'holdout'"):
-        open_images(path, image_size=8)
-    write_parquet(path, 2, hub=False, split=["train", "train"], label=["a", None])
-    with pytest.raises(ValueError, match="1 rows of train have no category"):
-        open_images(path, image_size=8)
+    with pytest.warns(UserWarning, match="1 row left out: split holdout is none of train, val"):
+        assert len(open_images(path, image_size=8)) == 1
+    by_hand = {"train": "train", "val": "holdout"}
+    with pytest.raises(ValueError, match=r"no picture of val has a category; name a column"):
+        open_images(path, split="val", image_size=8, split_names=by_hand)
+    write_parquet(path, 3, hub=False, split=["train", "train", "val"], label=["a", None, "b"])
+    with pytest.warns(UserWarning, match=r"1 picture of train without a category left out \(odd"):
+        assert len(open_images(path, image_size=8)) == 1

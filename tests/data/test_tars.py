@@ -15,8 +15,8 @@ from PIL import Image
 from maetok_lab.data import images as images_module
 from maetok_lab.data import tars
 from maetok_lab.data.images import open_images
-from maetok_lab.data.listing import split_by_name
 from maetok_lab.data.readers import center_crop
+from maetok_lab.data.splits import drawn_split
 
 
 def picture(seed: int) -> Image.Image:
@@ -98,13 +98,14 @@ def test_shuffled_shards_in_folders_give_every_picture_with_its_label_and_captio
 
 
 def test_headers_are_read_once_and_again_only_when_a_shard_changed(tmp_path, monkeypatch):
+    write_tar(tmp_path / "val.tar", samples(9, 1))
     path = write_tar(tmp_path / "train.tar", samples(0, 2))
-    first = open_images(path, split="train", image_size=8)
+    first = open_images(tmp_path, split="train", image_size=8)
     with monkeypatch.context() as patch:
         patch.setattr(tars, "_members", lambda shard: pytest.fail("headers were read again"))
-        assert open_images(path, split="train", image_size=8).fingerprint == first.fingerprint
+        assert open_images(tmp_path, split="train", image_size=8).fingerprint == first.fingerprint
     write_tar(path, samples(0, 3))
-    assert len(open_images(path, split="train", image_size=8)) == 3
+    assert len(open_images(tmp_path, split="train", image_size=8)) == 3
 
 
 def test_json_tells_label_and_caption_where_there_is_no_text_and_the_folder_is_the_last_resort(
@@ -120,14 +121,18 @@ def test_json_tells_label_and_caption_where_there_is_no_text_and_the_folder_is_t
         "c.seg.png": b"",
         "._a.jpg": b"",
     }
-    source = open_images(write_tar(tmp_path / "train-a.tar", fields), split="train", image_size=8)
+    write_tar(tmp_path / "a" / "train.tar", fields)
+    write_tar(tmp_path / "a" / "val.tar", samples(0, 1))
+    with pytest.warns(UserWarning, match=r"1 member of tars left out \(train\.tar:c\.seg\.png\)"):
+        source = open_images(tmp_path / "a", split="train", image_size=8)
     assert source.records["category"].tolist() == ["cat", "dog"]
     assert source.captions == ["a cat", "a dog"]
-    folders = write_tar(
-        tmp_path / "train-b.tar", {"x/cow/1.png": png(0), "x/ant/2.png": png(1), "3.png": png(2)}
-    )
-    source = open_images(folders, split="train", image_size=8)
-    assert source.records["category"].tolist() == source.captions == ["cow", "ant", "all"]
+    folders = {"x/cow/1.png": png(0), "x/ant/2.png": png(1), "3.png": png(2)}
+    write_tar(tmp_path / "b" / "train.tar", folders)
+    write_tar(tmp_path / "b" / "val.tar", folders)
+    with pytest.warns(UserWarning, match=r"beside the class folders of train left out \(3\)"):
+        source = open_images(tmp_path / "b", split="train", image_size=8)
+    assert source.records["category"].tolist() == source.captions == ["cow", "ant"]
 
 
 def test_the_split_is_in_the_shards_name_else_drawn_from_the_key(tmp_path):
@@ -141,15 +146,16 @@ def test_the_split_is_in_the_shards_name_else_drawn_from_the_key(tmp_path):
     }
     for split, source in actual.items():
         assert source.captions == [
-            f"number {i}" for i in range(40) if split_by_name(f"{i:06d}") == split
+            f"number {i}" for i in range(40) if drawn_split(f"{i:06d}") == split
         ]
 
 
 def test_a_broken_member_is_named_and_left_out(tmp_path):
     members = samples(0, 3) | {"000001.png": png(1)[:60]}
-    path = write_tar(tmp_path / "train.tar", members)
+    write_tar(tmp_path / "train.tar", members)
+    write_tar(tmp_path / "val.tar", samples(9, 1))
     with pytest.warns(UserWarning, match=r"skipped a broken image: train\.tar:000001\.png: "):
-        source = open_images(path, split="train", image_size=8)
+        source = open_images(tmp_path, split="train", image_size=8)
     assert source.captions == ["number 0", "number 2"]
 
 

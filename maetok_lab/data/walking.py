@@ -1,0 +1,110 @@
+"""Every file below a folder, once and in an order that is the same on every machine."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from maetok_lab.hints import some
+
+# what file servers, archivers and desktops put between pictures; names with a leading dot as well
+_HIDDEN = {"@eadir", "__macosx", "#recycle", "$recycle.bin", "system volume information"}
+
+
+@dataclass
+class Walk:
+    """Files by folder and name, relative to the root: "a/b" and "c.png", "" for the root's own."""
+
+    root: Path
+    folders: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    # what was not read, by kind: "hidden folders" -> relative paths
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave_out(self, kind: str, path: str) -> None:
+        """Remember why a path is not among the files."""
+        self.left_out.setdefault(kind, []).append(path)
+
+    def notices(self) -> list[str]:
+        """A line for each kind of thing that was left out."""
+        lines = []
+        for kind, paths in self.left_out.items():
+            lines.append(f"{len(paths):,} {kind} left out ({printable(some(paths))})")
+        return lines
+
+    def path(self, i: int) -> str:
+        """The path of a file relative to the root."""
+        return f"{self.folders[i]}/{self.names[i]}" if self.folders[i] else self.names[i]
+
+
+class Names(Sequence):
+    """Many file names in one piece of memory.
+
+    Strings of their own would be copied, bit by bit, into every process that reads pictures: each
+    look at one changes its count of references.
+    """
+
+    def __init__(self, names: Iterable[str]):
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        self.joined = b"\0".join(encoded)
+        self._ends = np.cumsum([len(name) + 1 for name in encoded])
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, i: int) -> str:
+        """Give one name."""
+        start = self._ends[i - 1] if i else 0
+        return self.joined[start : self._ends[i] - 1].decode("utf-8", "surrogateescape")
+
+
+def walk(root: Path) -> Walk:
+    """Walk through `root` and what is linked into it; a link to a folder above is not followed.
+
+    Hidden folders and files, links to nowhere and folders that may not be read are left out.
+    """
+    found = Walk(root)
+    _enter(os.fspath(root), "", (), found)
+    return found
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder was put there by a program: `.ipynb_checkpoints`, `@eaDir`."""
+    return name.startswith(".") or name.lower() in _HIDDEN
+
+
+def printable(name: str) -> str:
+    r"""A file name as text: bytes that are none, as old archives leave them, become `\xe9`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _enter(path: str, relative: str, above: tuple[tuple[int, int], ...], found: Walk) -> None:
+    """Add the files of one folder and, in the order of names, of those in it."""
+    try:
+        status = os.stat(path)
+        with os.scandir(path) as listed:
+            entries = sorted(listed, key=lambda entry: entry.name)
+    except PermissionError:
+        found.leave_out("unreadable folders", relative)
+        return
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        found.leave_out("links to a folder above", relative)
+        return
+
+    for entry in entries:
+        inside = f"{relative}/{entry.name}" if relative else entry.name
+        is_folder = entry.is_dir()
+        if is_hidden(entry.name):
+            # hidden files are counted by nobody: every Mac and every server leaves some
+            if is_folder:
+                found.leave_out("hidden folders", inside)
+        elif is_folder:
+            _enter(entry.path, inside, (*above, here), found)
+        elif entry.is_symlink() and not os.path.exists(entry.path):
+            found.leave_out("links to nowhere", inside)
+        else:
+            found.folders.append(relative)
+            found.names.append(entry.name)

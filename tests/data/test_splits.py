@@ -1,0 +1,235 @@
+"""Splits and classes are what names say, by one rule for folders, Parquet and tars."""
+
+import io
+import tarfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from maetok_lab.data.images import open_images, open_splits
+from maetok_lab.data.splits import named_split, place_pictures
+
+
+def png(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def fill(root: Path, folders: list[str], count: int = 4) -> Path:
+    for number, folder in enumerate(folders):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            (root / folder / f"{i}.png").write_bytes(png(100 * number + i))
+    return root
+
+
+def write_parquet(path: Path, count: int, **columns) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [{"bytes": png(i), "path": None} for i in range(count)]
+    pq.write_table(pa.table({"image": images} | columns), path)
+
+
+def write_tar(path: Path, names: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for number, name in enumerate(names):
+            info = tarfile.TarInfo(name)
+            info.size = len(png(number))
+            tar.addfile(info, io.BytesIO(png(number)))
+
+
+def sizes(source: Path, **options) -> dict[str, int]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        opened = open_splits(source, image_size=8, **options)
+    return {opened[name].split if name == "test" else name: len(opened[name]) for name in opened}
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train", "train"),
+        ("Training", "train"),
+        ("cifar10-train", "train"),
+        ("split=test", "test"),
+        ("val2017", "val"),
+        ("imagenet1k_VALIDATION.0001", "val"),
+        ("dev set", "val"),
+        ("eval", "test"),
+        ("trainer", None),
+        ("étrain", None),
+        ("testimony", None),
+        ("train-and-test", None),
+        ("cat", None),
+    ],
+)
+def test_a_keyword_between_what_are_no_letters_names_a_split(name, split):
+    assert named_split(name) == split
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ["Train/cat", "Train/dog", "Test/cat", "Test/dog", "valid/cat", "valid/dog"],
+        ["x/training/cat", "x/training/dog", "x/testing/cat", "x/testing/dog", "x/dev/dog"],
+        ["cat/train", "cat/val", "cat/test", "dog/train", "dog/val", "dog/test"],
+        ["train2017/a/cat", "train2017/a/dog", "val2017/a/cat", "test2017/a/dog"],
+    ],
+)
+def test_folders_of_splits_may_have_any_case_place_and_number(tmp_path, folders):
+    images = open_splits(fill(tmp_path / "root", folders), image_size=8)
+    assert {part.split for part in images.values()} == {"train", "val", "test"}
+    assert sum(map(len, images.values())) == 4 * len(folders)
+    assert images["train"].class_names == ["cat", "dog"]
+
+
+def test_a_class_called_train_is_one_beside_others_and_a_split_beside_val(tmp_path):
+    flat = fill(tmp_path / "flat", ["bus", "car", "train"], 12)
+    with pytest.warns(UserWarning, match="train is read as a class, since other folders beside it"):
+        images = open_splits(flat, image_size=8)
+    assert images["train"].class_names == ["bus", "car", "train"]
+    assert sum(map(len, images.values())) == 36
+    nested = [f"{split}/{name}" for split in ("train", "val", "test") for name in ("bus", "train")]
+    images = open_splits(fill(tmp_path / "nested", nested), image_size=8)
+    assert [len(part) for part in images.values()] == [8, 8, 8]
+    assert images["val"].class_names == ["bus", "train"]
+
+
+def test_splits_of_shards_are_in_their_names_or_their_folders(tmp_path):
+    for train, test in (("cifar10-train", "cifar10-test"), ("split=train/0", "split=test/0")):
+        root = tmp_path / train.replace("/", "_")
+        write_parquet(root / f"{train}.parquet", 40)
+        write_parquet(root / f"{test}.parquet", 20)
+        actual = sizes(root)
+        assert actual["test"] == 20
+        assert actual["train"] + actual["val"] == 40
+    write_tar(tmp_path / "years" / "train2017.tar", [f"cat/{i}.png" for i in range(30)])
+    write_tar(tmp_path / "years" / "val2017.tar", [f"cat/{i}.png" for i in range(5)])
+    assert sizes(tmp_path / "years") == {"train": 30, "val": 5}
+    members = [f"set/{split}/{name}/{i}.png" for split in ("train", "val") for name in "ab"
+               for i in range(4)]  # fmt: skip
+    write_tar(tmp_path / "one.tar", members)
+    assert sizes(tmp_path / "one.tar") == {"train": 8, "val": 8}
+
+
+def test_a_shard_that_names_no_split_among_others_that_do_is_left_out(tmp_path):
+    write_parquet(tmp_path / "train.parquet", 10)
+    write_parquet(tmp_path / "val.parquet", 10)
+    write_parquet(tmp_path / "extra.parquet", 10)
+    with pytest.warns(UserWarning, match=r"1 shard left out \(extra\.parquet\): the names of"):
+        assert len(open_images(tmp_path, split="train", image_size=8)) == 10
+    by_hand = {"train": ["train*", "extra*"], "val": "VAL"}
+    assert sizes(tmp_path, split_names=by_hand) == {"train": 20, "val": 10}
+
+
+def test_forms_of_one_set_have_the_same_images_splits_labels_and_identity(tmp_path):
+    root, hub, tars = tmp_path / "folder", tmp_path / "hub", tmp_path / "tars"
+    for split, count in (("train", 6), ("val", 4), ("test", 2)):
+        names = [f"{label}/{i}" for label in ("ant", "bee") for i in range(count)]
+        encoded = [png(hash((split, number)) % 1000) for number in range(len(names))]
+        rows = [{"bytes": data, "path": None} for data in encoded]
+        labels = [name.split("/")[0] for name in names]
+        hub.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"image": rows, "label": labels}), hub / f"{split}.parquet")
+        tars.mkdir(exist_ok=True)
+        with tarfile.open(tars / f"{split}-0.tar", "w") as tar:
+            for name, data in reversed(list(zip(names, encoded))):
+                info = tarfile.TarInfo(f"{name}.png")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        for name, data in zip(names, encoded):
+            path = root / split / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+    forms = [open_splits(source, image_size=8) for source in (root, hub, tars)]
+    for split in ("train", "val", "test"):
+        folder, parquet, tar = (form[split] for form in forms)
+        assert folder.fingerprint == parquet.fingerprint != tar.fingerprint  # of another order
+        assert folder.content == parquet.content == tar.content
+        assert folder.class_names == parquet.class_names == tar.class_names == ["ant", "bee"]
+        assert folder.labels.equal(parquet.labels)
+        assert folder.batch(slice(None))[0].equal(parquet.batch(slice(None))[0])
+        assert tar.batch(slice(None))[0].flip(0).equal(folder.batch(slice(None))[0])
+
+
+# Splits that are not there ------------------------------------------------------------------------
+
+
+def test_a_set_without_val_gives_a_tenth_of_train_and_one_without_test_gives_val(tmp_path):
+    cifar = fill(tmp_path / "cifar", ["train/a", "train/b", "test/a", "test/b"], 50)
+    with pytest.warns(UserWarning, match=r"no split val: \d+ pictures of train, drawn by name"):
+        images = open_splits(cifar, image_size=8)
+    assert 3 <= len(images["val"]) <= 20
+    assert len(images["train"]) + len(images["val"]) == 100
+    assert not set(images["train"].records["path"]) & set(images["val"].records["path"])
+    assert set(images["val"].records["split"]) == {"val"}
+    imagenet = fill(tmp_path / "imagenet", ["train/a", "train/b", "val/a", "val/b"])
+    with pytest.warns(UserWarning, match="it has no split test: val stands for it"):
+        images = open_splits(imagenet, image_size=8)
+    assert images["test"].split == "val"
+    assert images["test"].fingerprint == images["val"].fingerprint
+
+
+def test_a_test_split_without_labels_is_stood_for_by_val(tmp_path):
+    for split, label in (("train", [0, 1, 1]), ("validation", [1, 0, 1]), ("test", [-1, -1, -1])):
+        write_parquet(tmp_path / f"{split}.parquet", 3, label=label)
+    with pytest.warns(UserWarning, match="its test pictures have no labels: val stands for it"):
+        images = open_splits(tmp_path, image_size=8)
+    assert images["train"].class_names == ["0", "1"]
+    assert images["test"].labels.tolist() == [1, 0, 1]
+    folders = fill(tmp_path / "folders", ["train/a", "train/b", "val/a", "val/b", "test"])
+    assert open_splits(folders, image_size=8)["test"].split == "val"
+
+
+def test_what_is_in_no_split_is_left_out_with_its_number(tmp_path):
+    root = fill(tmp_path, ["train/a", "val/a", "masks"])
+    with pytest.warns(UserWarning, match=r"4 pictures in no split left out \(masks/0\.png\)"):
+        assert len(open_images(root, image_size=8)) == 4
+
+
+def test_a_source_that_is_a_split_itself_is_not_dealt_out_without_a_word(tmp_path):
+    root = fill(tmp_path / "train", ["a", "b"], 20)
+    with pytest.warns(
+        UserWarning, match='called train, but names inside it say no split: .*"train'
+    ):
+        open_images(root, image_size=8)
+    with pytest.warns(UserWarning, match="it has no split val"):
+        images = open_splits(root, image_size=8, split_names={"train": "*"})
+    assert len(images["train"]) + len(images["val"]) == 40
+
+
+def test_names_by_hand_that_fit_nothing_are_an_error(tmp_path):
+    root = fill(tmp_path, ["a", "b"])
+    with pytest.raises(ValueError, match=r"fits no name of a file or folder; there is a/0\.png"):
+        open_images(root, image_size=8, split_names={"train": "nowhere"})
+    with pytest.raises(ValueError, match="unknown key of split_names 'trian'; did you mean"):
+        open_images(root, image_size=8, split_names={"trian": "a"})
+
+
+def test_values_of_a_split_column_can_be_named_by_hand(tmp_path):
+    path = tmp_path / "fer.parquet"
+    write_parquet(path, 6, split=["Training", "PublicTest", "PrivateTest"] * 2)
+    by_hand = {"train": "Training", "val": "PublicTest", "test": "PrivateTest"}
+    assert sizes(path, split_names=by_hand) == {"train": 2, "val": 2, "test": 2}
+
+
+def test_folders_around_all_classes_are_no_class():
+    placed = place_pictures(["set/v2/cat", "set/v2/dog"], ["1.png", "2.png"], {})
+    assert placed.classes == ["cat", "dog"]
+    assert place_pictures(["cat", "cat"], ["1.png", "2.png"], {}).classes == ["cat", "cat"]
+
+
+def test_file_names_say_a_split_when_all_of_them_do():
+    names = ["train_1.png", "val_1.png", "test_1.png"]
+    assert place_pictures([""] * 3, names, {}).splits == ["train", "val", "test"]
+    placed = place_pictures([""] * 3, ["train_1.png", "b.png", "c.png"], {})
+    assert placed.drawn
+    assert placed.notices[0].startswith("some file names say a split (train_1.png), others do not")
