@@ -91,10 +91,10 @@ def share_images(images: Any, work: Callable[[Any], dict[str, Any]]) -> dict[str
     """
     if not (isinstance(images, Tensor) or hasattr(images, "batch")) or process_group()[1] == 1:
         return work(images)
-    return share_rows(len(images), lambda rows: work(_Subset(images, rows)))
+    return share_rows(len(images), lambda rows: work(Subset(images, rows)))
 
 
-class _Subset:
+class Subset:
     """Some images of a tensor or of `Images`, as `Images`."""
 
     def __init__(self, images: Any, rows: Tensor):
@@ -105,6 +105,7 @@ class _Subset:
         return len(self.rows)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """indices (B,) among the rows -> images (B, 3, H, W), labels (B,)."""
         rows = self.rows[indices]
         if isinstance(self.images, Tensor):
             return self.images[rows], rows  # a tensor has no labels, and nobody uses these

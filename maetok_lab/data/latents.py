@@ -6,8 +6,9 @@ caching goes on with those that are missing. View 0 is the image, view 1 its mir
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from maetok_lab.config import not_in_fingerprint
 from maetok_lab.cores import each_part
-from maetok_lab.data.images import ImageSource
+from maetok_lab.data.images import ImageSource, Pictures
+from maetok_lab.data.loading import Request, read_ahead
 from maetok_lab.data.shards import (
     check_room,
     complete,
@@ -144,12 +146,13 @@ def write_latents(
     run: Run,
     *,
     device: torch.device,
+    workers: int | None = None,
 ) -> Iterator[tuple[int, int]]:
     """Encode every image (and its mirror image) once into `run`.
 
-    Yields (images so far, images in all) after each shard; finished shards are kept. Raises
-    ValueError for other images or another tokenizer than the config's, and when latents are not
-    finite, OSError when the disk is full.
+    Yields (images so far, images in all) after each shard; finished shards are kept. `workers`: see
+    `read_ahead`. Raises ValueError for other images or another tokenizer than the config's, and
+    when latents are not finite, OSError when the disk is full.
     """
     if run.finished:
         return
@@ -170,16 +173,25 @@ def write_latents(
     total = len(images)
     num_shards = math.ceil(total / config.shard_size)
     (run.folder / "latents").mkdir(exist_ok=True)
+    batches = {}  # by shard: the rows of each batch, none where the shard is there
+    for number in own_share(num_shards):
+        rows = torch.arange(total)[number * config.shard_size :][: config.shard_size]
+        is_there = is_sound(shard_path(run.folder, number))
+        batches[number] = () if is_there else rows.split(config.batch_size)
+
+    # one stream of pictures for all shards, each of which is encoded as it comes
+    requests = (Request(rows) for shard in batches.values() for rows in shard)
+    pictures = read_ahead(images, requests, workers=workers)
     with eval_mode(tokenizer):
-        for number in own_share(num_shards):
-            start = number * config.shard_size
-            stop = min(start + config.shard_size, total)
-            path = shard_path(run.folder, number)
-            if not is_sound(path):
-                shard = _encode_range(tokenizer.encode, images, start, stop, config, device)
+        for number, shard_rows in batches.items():
+            stop = min((number + 1) * config.shard_size, total)
+            if shard_rows:
+                together = itertools.islice(pictures, len(shard_rows))
+                shard = _encode(tokenizer.encode, images, together, config, device)
+                path = shard_path(run.folder, number)
                 write_shard(path, shard)
                 # the first shard tells how much the others need
-                check_room(path.parent, shard.nbytes * (total - stop) // (stop - start))
+                check_room(path.parent, shard.nbytes * (total - stop) // shard.shape[1])
             yield stop, total
 
     # what belongs to all shards, once all of them are there
@@ -195,37 +207,36 @@ def write_latents(
 
 
 @torch.inference_mode()
-def _encode_range(
+def _encode(
     encode: Callable,
     images: ImageSource,
-    start: int,
-    stop: int,
+    batches: Iterable[Pictures],
     config: LatentCaching,
     device: torch.device,
 ) -> np.ndarray:
-    """Latents of images start .. stop - 1. -> (views, n, N, C)"""
+    """Latents of batches of pictures, one behind the other. -> (views, n, N, C)"""
 
-    def encoded(part: tuple[int, int]) -> np.ndarray:
-        """Latents of one view of a batch, from its first image on. -> (b, N, C)"""
-        first, view = part
-        last = min(first + config.batch_size, stop) - 1
-        indices = torch.arange(first, last + 1)
+    def encoded(pictures: Pictures) -> np.ndarray:
+        """Latents of each view of a batch. -> (views, b, N, C)"""
+        batch = pictures.images.to(device)
+        views = [batch]
         # a picture that must not be mirrored (letters, flags) is its own second view
-        flip = torch.full((len(indices),), view == 1)
-        batch, _ = images.batch(indices, flip=flip)
-        with autocast(device, config.precision):
-            latents = encode(batch.to(device)).float().to(DTYPES[config.dtype]).cpu()
+        if config.flips:
+            flippable = images.flippable[pictures.indices].to(device)[:, None, None, None]
+            views.append(torch.where(flippable, batch.flip(-1), batch))
+        latents = []
+        for view in views:
+            with autocast(device, config.precision):
+                latents.append(encode(view).float().to(DTYPES[config.dtype]).cpu())
+        latents = torch.stack(latents)
         if not latents.isfinite().all():  # in fp16 also when they are larger than 65504
+            first, last = pictures.indices[0], pictures.indices[-1]
             raise ValueError(
                 f"latents of images {first} to {last} are not finite in {config.dtype}"
             )
         return to_array(latents, config.dtype)
 
-    views = []
-    for view in range(1 + config.flips):
-        parts = [(first, view) for first in range(start, stop, config.batch_size)]
-        views.append(np.concatenate(list(each_part(encoded, parts, device=device))))
-    return np.stack(views)
+    return np.concatenate(list(each_part(encoded, batches, device=device)), axis=1)
 
 
 def statistics(shards: list[np.ndarray], config: LatentCaching) -> LatentSpace:

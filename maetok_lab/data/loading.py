@@ -5,11 +5,17 @@ import pickle
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from maetok_lab.data.images import ImageSource, Pictures
+from maetok_lab.device import usable_cores
+from maetok_lab.processes import Subset
+from maetok_lab.protocols import Images
 from maetok_lab.rng import generator
+
+MOST_WORKERS = 16  # more wait for the disk, or for the device that takes what they decode
 
 
 class Request(NamedTuple):
@@ -21,13 +27,15 @@ class Request(NamedTuple):
 
 
 def read_ahead(
-    images: ImageSource, requests: Iterable[Request], *, workers: int, seed: int = 0
+    images: ImageSource, requests: Iterable[Request], *, workers: int | None = None, seed: int = 0
 ) -> Iterator[Pictures]:
     """Pictures of every request, in order; `workers` processes decode ahead where that takes time.
 
-    The number of workers changes nothing but the speed. Broken pictures are named and counted
-    here; too many raise ValueError (see `ImageSource`).
+    None are as many as there are cores. Their number changes nothing but the speed. Broken pictures
+    are named and counted here; too many raise ValueError (see `ImageSource`).
     """
+    if workers is None:
+        workers = min(usable_cores(), MOST_WORKERS)
     requests = iter(requests)
     first = next(requests, None)
     if first is None:
@@ -52,6 +60,24 @@ def read_ahead(
     for pictures in reader:
         images.count_broken(pictures.broken)
         yield pictures
+
+
+def batches_in_order(
+    images: Images, batch_size: int, *, workers: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images (B, 3, H, W) in [-1, 1] and labels (B,), decoded ahead as `read_ahead` does it."""
+    source = images
+    rows = torch.arange(len(images))
+    if isinstance(images, Subset):
+        source = images.images
+        rows = images.rows
+    if not isinstance(source, ImageSource) or source.in_memory:
+        for indices in torch.arange(len(images)).split(batch_size):
+            yield images.batch(indices)
+        return
+    requests = (Request(indices) for indices in rows.split(batch_size))
+    for pictures in read_ahead(source, requests, workers=workers):
+        yield pictures.images, source.labels[pictures.indices]
 
 
 def _read(images: ImageSource, request: Request) -> Pictures:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from maetok_lab.cores import each_part
+from maetok_lab.data.loading import batches_in_order
 from maetok_lab.evaluation.metrics import Statistics
 from maetok_lab.evaluation.pixels import round_to_uint8
 from maetok_lab.identity import DIGITS, hash_of, tensor_bytes
@@ -115,8 +116,8 @@ def _parts(images: AnyImages, batch_size: int) -> Iterator[Tensor]:
     if isinstance(images, Tensor):
         yield from images.split(batch_size)
     elif hasattr(images, "batch"):
-        for indices in torch.arange(len(images)).split(batch_size):
-            yield images.batch(indices)[0]
+        for part, _ in batches_in_order(images, batch_size):
+            yield part
     else:
         yield from images
 

@@ -159,7 +159,7 @@ def try_batch(
 
 @contextlib.contextmanager
 def endless_steps(config: Any, batch: int, train: Train) -> Iterator[Iterator[StepRecord]]:
-    """The steps of a training with batches of `batch`, as many as are asked for; nothing is kept."""
+    """The steps of a training with batches of `batch`; nothing is kept."""
     endless = dict.fromkeys(("num_steps", "log_every", "save_every", "picture_every"), ENDLESS)
     sized = override(config, {"batch_size": batch, **endless})
     with contextlib.ExitStack() as stack:
