@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from filelock import FileLock
@@ -24,6 +25,7 @@ WIDTH = 16  # bytes of a digest that are kept: 128 bits
 _THREADS = 8  # that read and hash: both happen outside of Python's lock
 _CHUNK = 256  # small files that a thread takes at once
 _WORTH_A_WORD = 2 << 30  # so many bytes take a while to read
+_GONE = SimpleNamespace(st_size=-1, st_mtime_ns=-1, st_ctime_ns=-1)
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,6 @@ class Contents:
     names: Names  # of the files, relative to it
     counts: np.ndarray  # int64 (files,): pictures in each
     hash_file: Callable[[int], bytes]  # number of a file -> the digests of its pictures, joined
-
-    def path(self, number: int) -> str:
-        """Where a file lies."""
-        return f"{self.root}/{self.names[number]}"
 
 
 def digest(data: bytes | None) -> bytes:
@@ -57,12 +55,14 @@ def file_digest(path: str | Path) -> bytes:
 def picture_digests(contents: Contents, rows: np.ndarray) -> np.ndarray:
     """Digests of pictures, counted over all files in their order. rows (n,) -> uint8 (n, WIDTH)"""
     ends = np.cumsum(contents.counts)
-    files = np.unique(np.searchsorted(ends, rows, side="right"))
+    is_read = np.zeros(len(ends), bool)
+    is_read[np.searchsorted(ends, rows, side="right")] = True
+    files = np.flatnonzero(is_read)
     place = kept_folder() / f"digests-{hash_of([os.fsencode(contents.root)])[:DIGITS]}.npz"
     # one process hashes; others, such as the ranks of a training, wait and find it done
     with _lock(place):
         facts, digests = _kept(contents, place)
-        now = np.array([_facts(contents.path(number)) for number in files])
+        now = _facts(contents, files)
         stale = files[(facts[files] != now).any(axis=1)]
         if len(stale):
             _hash(contents, stale, now[np.searchsorted(files, stale), 0].sum(), ends, digests)
@@ -79,13 +79,24 @@ def kept_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maetok_lab"
 
 
-def _facts(path: str) -> tuple[int, int, int]:
-    """What changes when a file is written: size, and times that no person can set back."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return -1, -1, -1
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+def _facts(contents: Contents, files: np.ndarray) -> np.ndarray:
+    """What changes when a file is written: size, and two times, one of which nobody can set back.
+
+    -> int64 (files, 3), -1 for one that cannot be read
+    """
+    names = contents.names.all()
+    sizes = []
+    changes = []
+    updates = []
+    for number in files.tolist():
+        try:
+            status = os.stat(f"{contents.root}/{names[number]}")
+        except OSError:
+            status = _GONE
+        sizes.append(status.st_size)
+        changes.append(status.st_mtime_ns)
+        updates.append(status.st_ctime_ns)
+    return np.array([sizes, changes, updates]).T
 
 
 def _hash(
@@ -125,7 +136,7 @@ def _kept(contents: Contents, place: Path) -> tuple[np.ndarray, np.ndarray]:
     old_ends = np.cumsum(counts)
     old_number = {name: number for number, name in enumerate(old_names)}
     ends = np.cumsum(contents.counts)
-    for number, name in enumerate(contents.names):
+    for number, name in enumerate(contents.names.all()):
         old = old_number.get(name)
         if old is not None and counts[old] == contents.counts[number]:
             facts[number] = old_facts[old]

@@ -41,19 +41,18 @@ def list_folder(walked: Walk, patterns: Patterns) -> Listing:
     leave_out_strays(placed, walked.folders, walked.names)
 
     # a split whose pictures are in no class, beside others that are, has no labels
-    has_classes = any(placed.classes)
-    categories = []
+    nameless = None if any(placed.classes) else "all"
+    category_of = {name: printable(name) or nameless for name in set(placed.classes)}
     captions = []
     for name, category in zip(walked.names, placed.classes):
         stem = name.rpartition(".")[0]
         captions.append(printable(f"{category}/{stem}" if category else stem))
-        categories.append(printable(category) or (None if has_classes else "all"))
 
-    paths = [walked.path(i) for i in range(len(walked.names))]
+    paths = walked.paths()
     columns = {
         "path": list(map(printable, paths)),
         "split": placed.splits,
-        "category": categories,
+        "category": [category_of[name] for name in placed.classes],
         "caption": captions,
     }
     names = Names(paths)

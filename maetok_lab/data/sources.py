@@ -107,15 +107,16 @@ def _sorted_out(walked: Walk) -> tuple[Walk, dict[str, list[Path]]]:
     """What was found, as pictures and shards; kinds that cannot be read are left out."""
     pictures = Walk(walked.root, left_out=walked.left_out)
     shards: dict[str, list[Path]] = {suffix: [] for suffix in SHARDS}
-    for i, (folder, name) in enumerate(zip(walked.folders, walked.names)):
-        suffix = f".{name.rpartition('.')[2].lower()}"
+    for folder, name in zip(walked.folders, walked.names):
+        suffix = name[name.rfind(".") :].lower()
         if suffix in SUFFIXES:
             pictures.folders.append(folder)
             pictures.names.append(name)
         elif suffix in shards:
-            shards[suffix].append(walked.root / walked.path(i))
+            shards[suffix].append(walked.root / folder / name)
         elif suffix in UNREAD:
-            pictures.leave_out(f"files of kind {suffix}, which is not read,", walked.path(i))
+            kind = f"files of kind {suffix}, which is not read,"
+            pictures.leave_out(kind, f"{folder}/{name}".lstrip("/"))
     return pictures, shards
 
 

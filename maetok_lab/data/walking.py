@@ -1,7 +1,7 @@
 """Every file below a folder, once and in an order that is the same on every machine."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,9 +34,11 @@ class Walk:
             lines.append(f"{len(paths):,} {kind} left out ({printable(some(paths))})")
         return lines
 
-    def path(self, i: int) -> str:
-        """The path of a file relative to the root."""
-        return f"{self.folders[i]}/{self.names[i]}" if self.folders[i] else self.names[i]
+    def paths(self) -> list[str]:
+        """The paths of all files, relative to the root."""
+        return [
+            f"{folder}/{name}" if folder else name for folder, name in zip(self.folders, self.names)
+        ]
 
 
 class Names(Sequence):
@@ -46,10 +48,14 @@ class Names(Sequence):
     look at one changes its count of references.
     """
 
-    def __init__(self, names: Iterable[str]):
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        self.joined = b"\0".join(encoded)
-        self._ends = np.cumsum([len(name) + 1 for name in encoded])
+    def __init__(self, names: Sequence[str]):
+        self.joined = "\0".join(names).encode("utf-8", "surrogateescape")
+        marks = np.flatnonzero(np.frombuffer(self.joined + b"\0", np.uint8) == 0)
+        self._ends = marks + 1 if names else marks[:0]
+
+    def all(self) -> list[str]:
+        """All names at once."""
+        return self.joined.decode("utf-8", "surrogateescape").split("\0") if len(self) else []
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -72,11 +78,13 @@ def walk(root: Path) -> Walk:
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder was put there by a program: `.ipynb_checkpoints`, `@eaDir`."""
-    return name.startswith(".") or name.lower() in _HIDDEN
+    return name[0] in ".@_#$Ss" and (name[0] == "." or name.lower() in _HIDDEN)
 
 
 def printable(name: str) -> str:
     r"""A file name as text: bytes that are none, as old archives leave them, become `\xe9`."""
+    if name.isascii():
+        return name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

@@ -114,8 +114,7 @@ def test_an_archive_beside_class_folders_is_left_out_and_pictures_beside_shards_
 def test_pictures_in_two_folders_of_one_name_keep_their_order(tmp_path):
     for folder in ("b", "a-z", "a"):
         fill(tmp_path / folder, 2)
-    walked = walk(tmp_path)
-    assert [walked.path(i) for i in range(6)] == [
+    assert walk(tmp_path).paths() == [
         *("a/000.png", "a/001.png", "a-z/000.png", "a-z/001.png", "b/000.png", "b/001.png")
     ]
 
