@@ -19,7 +19,8 @@ each room below has more: `dir(lab.plots)` lists what a room offers.
     figures      lab.plots; to be touched: lab.widgets          plots/, widgets/
     studies      lab.experiments: ladder, comparison, settings, what fits, open_generator
                  (the models of a finished study)               experiments/
-    runs         Run, list_runs, run_suffix, changes_suffix, runs_root                  runs/
+    runs         Run, list_runs, run_suffix, changes_suffix, usual_labels,
+                 runs_root                                      runs/
     notebooks    report, run_notebook, sweep                    workflow/
     machine      pick_device, pick_precision, describe; settings: override
 
@@ -44,7 +45,7 @@ _NAMES, __getattr__, __dir__ = lazy_names(
         ),
         "config": "override",
         "device": "describe pick_device pick_precision",
-        "runs": "Run changes_suffix list_runs run_suffix runs_root",
+        "runs": "Run changes_suffix list_runs run_suffix runs_root usual_labels",
         "data.images": "open_images open_splits",
         "data.caching": "cached_latents",
         "data.latents": "load_latent_space",

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import math
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from maetok_lab.analysis.preprocess import (
     as_rows,
     check_latents,
     data_hash,
+    first_of_copies,
     fit_reducer,
     float64_device,
     row_hashes,
@@ -62,9 +64,9 @@ def gmm_curve(
 ) -> pd.DataFrame:
     """Mixture NLL in nats per image after PCA and standardisation: latents (n, ...) -> `COLUMNS`.
 
-    One row for each number of components. `settings` are further fields of `GmmProtocol`; rows
-    finished before are read from `folder`. Raises ValueError for NaN, constant, duplicated or too
-    few latents, and more components than training rows.
+    One row for each number of components that there are enough training rows for; copies of a
+    latent are left out. `settings` are further fields of `GmmProtocol`; rows finished before are
+    read from `folder`. Raises ValueError for NaN and too few latents.
     """
     # Curves compare only at one number of dimensions: `common_dimensions` finds it.
     latents = as_rows(latents)
@@ -87,8 +89,8 @@ def gmm_curve(
     small = latents.shape[0] * width_of(latents) * counts[-1] < ONE_THREAD
     rows = []
     with one_thread() if small else contextlib.nullcontext():
-        data = _standardise(latents, heldout_latents, counts[-1], protocol, device)
-        for count in counts:
+        data = _standardise(latents, heldout_latents, protocol, device)
+        for count in _possible(counts, len(data.train)):
             # ImageNet takes hours a row: each is kept as soon as it is finished
             path = None if folder is None else _row_path(Path(folder), data, protocol, count)
             if path is None or not path.exists():
@@ -98,6 +100,20 @@ def gmm_curve(
     table = pd.DataFrame(rows, columns=COLUMNS)
     table.attrs = {"protocol": to_json(protocol), **data.facts}
     return table
+
+
+def _possible(counts: Sequence[int], rows: int) -> list[int]:
+    """Those numbers of components that there are enough training rows for."""
+    possible = [count for count in counts if count <= rows]
+    if not possible:
+        raise ValueError(f"{counts[0]} components for {rows} training rows: take fewer components")
+    if len(possible) < len(counts):
+        warnings.warn(
+            f"mixtures of {', '.join(map(str, counts[len(possible) :]))} components are left out:"
+            f" there are {rows} training rows",
+            stacklevel=3,
+        )
+    return possible
 
 
 # Data ---------------------------------------------------------------------------------------------
@@ -114,24 +130,20 @@ class _Data:
 
 
 def _standardise(
-    latents: Any,
-    heldout_latents: Any,
-    most_components: int,
-    protocol: GmmProtocol,
-    device: torch.device | str | None,
+    latents: Any, heldout_latents: Any, protocol: GmmProtocol, device: torch.device | str | None
 ) -> _Data:
-    """Split off the held-out rows, fit PCA and scales to the others, and transform both."""
+    """Leave out copies, split off held-out rows, fit PCA and scales to the rest, transform both."""
     device = float64_device(latents, device)
     hashes = check_latents(latents)
-    train = torch.ones(len(hashes), dtype=torch.bool)
-    shuffled = torch.randperm(len(hashes), generator=generator(protocol.seed, "gmm", "heldout"))
-    train[shuffled[: round(protocol.heldout * len(hashes))]] = False
+    is_first = first_of_copies(hashes) == torch.arange(len(hashes))
+    distinct = is_first.nonzero()[:, 0]
+    copies = len(hashes) - len(distinct)
+    if copies:
+        warnings.warn(f"{copies} of {len(hashes)} latents are copies and left out", stacklevel=3)
+    shuffled = torch.randperm(len(distinct), generator=generator(protocol.seed, "gmm", "heldout"))
+    train = is_first.clone()
+    train[distinct[shuffled[: round(protocol.heldout * len(distinct))]]] = False
     train_rows = int(train.sum())
-    if most_components > train_rows:
-        raise ValueError(
-            f"{most_components} components for {train_rows} training rows; "
-            "there can be no more than rows"
-        )
     reducer = fit_reducer(
         latents,
         dimensions=protocol.dimensions,
@@ -145,7 +157,7 @@ def _standardise(
     scores = _empty_scores(train_rows, reducer.dimensions, protocol, device, scratch)
     reducer.transform(latents, selection=train, out=scores)
     if heldout_latents is None:
-        heldout = reducer.transform(latents, selection=~train)
+        heldout = reducer.transform(latents, selection=is_first & ~train)
     else:
         heldout = reducer.transform(heldout_latents)
         hashes = torch.cat([hashes, row_hashes(as_rows(heldout_latents))])
@@ -153,6 +165,7 @@ def _standardise(
         "data": data_hash(hashes),
         "rows": train_rows,
         "heldout_rows": len(heldout),
+        "copies": copies,
         "explained": reducer.explained,
     }
     return _Data(scores, heldout.to(scores.dtype), facts, scratch)

@@ -20,7 +20,6 @@ from maetok_lab.identity import DIGITS, hash_of, tensor_bytes
 from maetok_lab.rng import generator
 
 CHUNK_VALUES = 1 << 23  # numbers in one chunk: 64 MB of float64
-DUPLICATES = 0.05  # share of rows that may be copies of another row
 
 
 # Rows ---------------------------------------------------------------------------------------------
@@ -113,24 +112,29 @@ def data_hash(hashes: Tensor) -> str:
 def check_latents(latents: Any) -> Tensor:
     """`row_hashes`, after refusing latents that no density can be fitted to.
 
-    Raises ValueError for fewer than 10 rows, NaN, rows that are all the same, and more than 5 %
-    exact copies.
+    Raises ValueError for fewer than 10 distinct rows, and for NaN.
     """
     latents = as_rows(latents)
     width_of(latents)
-    if latents.shape[0] < 10:
-        raise ValueError(f"too few latents: {latents.shape[0]} rows, at least 10 are needed")
     hashes = row_hashes(latents)
     distinct = len(hashes.unique())
-    if distinct == 1:
-        raise ValueError(f"latents are constant: all {len(hashes)} rows are the same")
-    # Copies on both sides of a held-out split would make the held-out number a training number.
-    if distinct < (1 - DUPLICATES) * len(hashes):
+    if distinct < 10:
         raise ValueError(
-            f"duplicated latents: only {distinct} of {len(hashes)} rows are distinct; "
-            "drop the copies"
+            f"too few latents: {distinct} distinct ones in {len(hashes)} rows, at least 10 are"
+            " needed"
         )
     return hashes
+
+
+def first_of_copies(hashes: Tensor) -> Tensor:
+    """For every row (n,) the first row that is equal to it, by `row_hashes`; its own where none is.
+
+    Copies on both sides of a held-out split would make the held-out number a training number.
+    """
+    _, group = hashes.unique(return_inverse=True)
+    rows = torch.arange(len(hashes))
+    first = torch.full((len(hashes),), len(hashes)).scatter_reduce(0, group, rows, "amin")
+    return first[group]
 
 
 # Principal components -----------------------------------------------------------------------------

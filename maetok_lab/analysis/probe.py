@@ -8,6 +8,7 @@ to show that difference.
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -56,8 +57,8 @@ def linear_probe(
     """Multinomial logistic regression on flattened (or pooled), standardised latents.
 
     latents (n, N, C), labels (n,). The strength that does best on `validation` (latents, labels),
-    or on held-out training rows, is fitted to all of them. Raises ValueError for NaN or constant
-    latents, one class only, or lengths that do not match.
+    or on held-out training rows, is fitted to all of them. Of one class alone all is NaN. Raises
+    ValueError for NaN or constant latents, or lengths that do not match.
     """
     if not strengths or min(strengths) <= 0:
         raise ValueError(f"strengths must be numbers > 0, not {list(strengths)}")
@@ -67,10 +68,8 @@ def linear_probe(
     train = check(latents, labels)
     test = check(test_latents, test_labels)
     if len(train.labels.unique()) < 2:
-        only = int(train.labels[0])
-        raise ValueError(
-            f"a probe needs at least two classes among the training labels, not only {only}"
-        )
+        warnings.warn("one class alone has no linear probe: its accuracy is NaN", stacklevel=2)
+        return _no_result(train, test, pool)
     basis = _Basis.of(train.rows)
     train = basis(train)
     classes = _class_count(train, test)
@@ -100,6 +99,13 @@ def linear_probe(
         heldout_top1=scores[best][0],
         pooled=pool,
     )
+
+
+def _no_result(train: "_Labelled", test: "_Labelled", pooled: bool) -> ProbeResult:
+    """What is said of one class alone."""
+    unknown = ("top1", "top5", "standard_error", "majority", "strength", "heldout_top1")
+    facts = {"train_images": len(train.rows), "test_images": len(test.rows), "classes": 1}
+    return ProbeResult(**dict.fromkeys(unknown, math.nan), **facts, pooled=pooled)
 
 
 def knn_probe(

@@ -21,6 +21,7 @@ from maetok_lab.analysis.preprocess import (
     as_rows,
     check_latents,
     data_hash,
+    first_of_copies,
     fit_reducer,
     take_rows,
 )
@@ -88,7 +89,7 @@ def fit_projection(
     """Flatten, PCA to 50 dimensions, then UMAP (seeded, one thread), t-SNE or nothing more.
 
     latents (n, ...), labels (n,); `settings` are fields of `ProjectionSettings`. Raises ValueError
-    for NaN, constant or too few latents, ImportError without umap-learn.
+    for NaN or too few latents, ImportError without umap-learn.
     """
     settings = ProjectionSettings(**settings)
     latents = as_rows(latents)
@@ -96,12 +97,13 @@ def fit_projection(
     latents = take_rows(latents, rows)
     if labels is not None:
         labels = _checked_labels(labels, rows)
-    data = data_hash(check_latents(latents))
+    hashes = check_latents(latents)
+    data = data_hash(hashes)
     # the last bit of a sum decides where a point of a map comes to lie
     with one_thread():
         reducer = _fit_pca(latents, settings)
         scores = reducer.transform(latents).cpu().numpy()
-        points, mapper = _embed(scores, settings, settings.seed)
+        points, mapper = _embed_distinct(scores, first_of_copies(hashes), settings, settings.seed)
 
     # `row` says which latents a map of part of them is made of
     frame = pd.DataFrame({"x": points[:, 0], "y": points[:, 1], "row": rows.numpy()})
@@ -113,7 +115,7 @@ def fit_projection(
         # does another seed give another map?
         maps = [points]
         for seed in (settings.seed + 1, settings.seed + 2):
-            maps.append(_embed(scores, settings, seed)[0])
+            maps.append(_embed_distinct(scores, first_of_copies(hashes), settings, seed)[0])
         quality["disparity"] = _disparity(maps)
     frame.attrs = {"settings": to_json(settings), "data": data, "quality": quality}
     return Projection(frame, data, settings, reducer, mapper)
@@ -146,6 +148,18 @@ def _fit_pca(latents: Any, settings: ProjectionSettings) -> Reducer:
     return dataclasses.replace(
         full, components=full.components[:dimensions], scale=full.scale[:dimensions]
     )
+
+
+def _embed_distinct(
+    scores: np.ndarray, first: Tensor, settings: ProjectionSettings, seed: int
+) -> tuple[np.ndarray, Any]:
+    """`_embed` of distinct scores, each copy (see `first_of_copies`) at the place of its first.
+
+    With copies a seeded UMAP is another map every time.
+    """
+    distinct, place = first.unique(return_inverse=True)
+    points, mapper = _embed(scores[distinct.numpy()], settings, seed)
+    return points[place.numpy()], mapper
 
 
 def _embed(scores: np.ndarray, settings: ProjectionSettings, seed: int) -> tuple[np.ndarray, Any]:
@@ -205,7 +219,9 @@ def map_quality(
 
 
 def _knn_accuracy(points: np.ndarray, labels: np.ndarray, neighbours: int) -> float:
-    """Leave-one-out vote of the nearest other points, in [0, 1]."""
+    """Leave-one-out vote of the nearest other points, in [0, 1]; NaN where there is one class."""
+    if len(np.unique(labels)) < 2:
+        return math.nan
     nearest = nearest_neighbours(torch.from_numpy(points), neighbours=neighbours).indices
     votes = torch.from_numpy(labels[nearest.numpy()]).mode(dim=1).values.numpy()
     return float((votes == labels).mean())

@@ -372,16 +372,19 @@ class ImageSource(Dataset):
             parts = [listing.identity, self.split, self.image_size, self.crop, self._label_by]
             return text_hash([*parts, *self.class_names])[:DIGITS]
         parts = [text_hash([self.image_size, self.crop, *self.class_names]).encode()]
-        parts += [picture_digests(listing.contents, self._rows), self._values[self._rows]]
-        return hash_of(parts)[:DIGITS]
+        return hash_of([*parts, self.digests, self._values[self._rows]])[:DIGITS]
+
+    @cached_property
+    def digests(self) -> np.ndarray:
+        """A hash of the bytes of each picture: uint8 (n, 16)."""
+        return picture_digests(self._listing.contents, self._rows)
 
     @cached_property
     def content(self) -> str:
         """Short hash of the pictures' bytes and classes, whatever their order and container."""
-        digests = picture_digests(self._listing.contents, self._rows)
         pairs = [
             digest.tobytes() + self.class_names[label].encode()
-            for digest, label in zip(digests, self.labels.tolist())
+            for digest, label in zip(self.digests, self.labels.tolist())
         ]
         return hash_of(sorted(pairs))[:DIGITS]
 

@@ -327,6 +327,11 @@ class LatentDataset:
         labels = self._labels[indices.to(self.place)].to(self.device)
         return self._space.normalise(self.latents(indices, view=view)), labels
 
+    def check(self, *, tokenizer: str | None = None) -> str:
+        """`LatentSpace.check` of up to 512 latents, evenly from all: classes lie one by one."""
+        spread = torch.linspace(0, len(self) - 1, min(512, len(self))).round().long()
+        return self.space.check(self.batch(spread)[0], tokenizer=tokenizer)
+
     def all_latents(self) -> Tensor:
         """Every image's raw latent, unmirrored, float32 on the CPU. -> (n, N, C)"""
         shards = [from_array(np.array(shard[0]), self._dtype) for shard in self._shards]

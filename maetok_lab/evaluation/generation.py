@@ -244,12 +244,14 @@ def _floor(
         target = _rows(reference, other_half)
 
     floor = {}
+    distances = [metric for metric in metrics if metric != "is"]
+    if second is not None:  # few images have none: it is NaN, so that tables keep their columns
+        floor = dict.fromkeys(distances, math.nan)
     if second is not None and min(second.count, target.count or second.count) >= MIN_IMAGES:
-        distances = [metric for metric in metrics if metric != "is"]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of too few images: the samples have been warned of
             estimates = _estimates(second, target, distances, 0, seed)
-        floor = {metric: estimate.value for metric, estimate in estimates.items()}
+        floor |= {metric: estimate.value for metric, estimate in estimates.items()}
     if "is" in metrics and reference.logits is not None:
         floor["is"] = _score(reference.logits, seed).value
     return floor

@@ -14,6 +14,7 @@ _NAMES, __getattr__, __dir__ = lazy_names(
             "latent_cache_bytes measure_diffusion measure_tokenizer measured_table recipe_of"
             " without_downloads"
         ),
+        "needs": "shortfalls",
         "published": "claims_checked control_checked equal_psnr order_by paper_table",
         "ready": "find_tokenizer ready_tokenizer",
         "settings": "Scorer Setting load_score setting_grid settings_table",

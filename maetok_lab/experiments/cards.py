@@ -5,7 +5,7 @@ What is finished is not done again. Several notebooks share these parts.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,13 @@ def loss_by_time(run: Run) -> dict[str, float]:
     return losses
 
 
-def generation_scores(root: str | Path | None = None) -> pd.DataFrame:
+def generation_scores(
+    root: str | Path | None = None, *, tokenizers: Collection[str] | None = None
+) -> pd.DataFrame:
     """Kernel distances of samples to test images, by the run of the tokenizer that decoded them.
 
-    -> index `tokenizer`, columns `kid_efflite2` and the like: the newest evaluation of each, from
-    finished runs that keep `samples-to-test.json`. Raises ValueError where they were made under
+    -> index `tokenizer` (of all, or those named), columns `kid_efflite2` and the like: the newest
+    evaluation of each, from finished runs that keep `samples-to-test.json`. Raises ValueError where they were made under
     different protocols: they share no figure.
     """
     results: dict[str, EvalResult] = {}
@@ -75,6 +77,8 @@ def generation_scores(root: str | Path | None = None) -> pd.DataFrame:
         # an evaluation's parents are a tokenizer, a diffusion model and perhaps a cache
         for parent in run.provenance["parents"]:
             folder = runs_root(root) / parent["run"]
+            if tokenizers is not None and parent["run"] not in tokenizers:
+                continue
             if (folder / "config.json").exists() and Run(folder).class_name == "TokenizerTraining":
                 results[parent["run"]] = EvalResult.load(file)
     if not results:

@@ -40,6 +40,7 @@ def open_generator(
     *,
     seed: int = 0,
     source: str | Path = "emoji",
+    labels: str | None = None,
     tokenizer: str | None = None,
     diffusion: str | None = None,
     latents: str | None = None,
@@ -47,13 +48,13 @@ def open_generator(
     root: str | Path | None = None,
     device: torch.device | str = "cpu",
 ) -> Generator:
-    """Named models, or those that `00_start_here` made with this preset, seed and source.
+    """Named models, or those that `00_start_here` made with this preset, seed, source and labels.
 
     `latents` names what holds the statistics: a cache, or a released tokenizer, whose weights hold
     their own. `ema_rates` () are all that the run kept. Raises what the loaders raise.
     """
     # What is not named is what the main notebook made; a released tokenizer has its statistics.
-    name = run_suffix(preset, seed, source)
+    name = run_suffix(preset, seed, source, labels)
     places = {
         "tokenizer": tokenizer or f"tokenizer-{name}-tuned",
         "diffusion": diffusion or f"diffusion-{name}",

@@ -10,6 +10,7 @@ finished is found again.
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -37,7 +38,8 @@ COLUMNS = {"psnr": "{:.2f}", "perceptual": "{:.3f}", "probe_top1": "{:.3f}"}  # 
 class Ladder:
     """Every rung of `LADDER` at one preset and seed, on the same images and as many of them.
 
-    `labels` is what the probe reads off the latents; `teacher`, `weights`: see `ladder_training`.
+    `labels` is what the probe reads off the latents; `teacher`, `weights`: see `ladder_training`;
+    `reading`: see `open_splits`.
     """
 
     # The budget is the preset's first stage and its decoder tuning together. A rung without tuning
@@ -54,6 +56,7 @@ class Ladder:
         weights: str | None = None,
         root: str | Path | None = None,
         device: str = "auto",
+        **reading: Any,
     ):
         base = choose(preset, TOKENIZER_TRAINING, "preset")
         self.preset = preset
@@ -61,7 +64,8 @@ class Ladder:
         self.root = root
         self.device = pick_device(device)
         self.suffix = run_suffix(preset, seed, source)
-        self.images = open_splits(source, image_size=base.model.image_size, labels=labels)
+        size = base.model.image_size
+        self.images = open_splits(source, image_size=size, labels=labels, **reading)
 
         # So that rows differ by rung and stage only: no noise is put on latents, as in the paper
         # (the small presets' tuning does), and both stages have the second one's perceptual term.

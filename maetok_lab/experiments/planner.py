@@ -170,6 +170,7 @@ class RandomImages:
     def __init__(self, image_size: int, count: int = 64):
         self.image_size = image_size
         self.labels = torch.zeros(count, dtype=torch.long)
+        self.flippable = torch.ones(count, dtype=torch.bool)
         self.captions = ["a picture"] * count
         shape = (count, 3, image_size, image_size)
         draws = generator(0, "planner")

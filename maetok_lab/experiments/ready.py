@@ -9,7 +9,7 @@ import torch
 from maetok_lab.config import override
 from maetok_lab.data.images import ImageSource, open_splits
 from maetok_lab.device import pick_precision
-from maetok_lab.runs import Run, run_suffix, runs_root
+from maetok_lab.runs import Run, run_suffix, runs_root, usual_labels
 from maetok_lab.runs.weights import SHIPPED
 from maetok_lab.training.autoencoding import TokenizerTraining
 from maetok_lab.training.presets import DECODER_TUNING, tokenizer_training
@@ -20,14 +20,19 @@ SHIPPED_TRAINING = ("tiny", 0, "emoji")  # preset, seed and images of the shippe
 
 
 def find_tokenizer(
-    preset: str, *, seed: int = 0, source: str | Path = "emoji", root: str | Path | None = None
+    preset: str,
+    *,
+    seed: int = 0,
+    source: str | Path = "emoji",
+    labels: str | None = None,
+    root: str | Path | None = None,
 ) -> Path | None:
     """The folder of a decoder-tuned tokenizer of `00_start_here`, if its run is finished.
 
     Else the shipped weights, if they are of that training; else None.
     """
     # a run that is not finished has no summary yet: its weights are not to be shown as the result
-    run = runs_root(root) / f"tokenizer-{run_suffix(preset, seed, source)}-tuned"
+    run = runs_root(root) / f"tokenizer-{run_suffix(preset, seed, source, labels)}-tuned"
     if (run / "summary.json").exists():
         return run
     shipped = SHIPPED / "tokenizer"
@@ -41,26 +46,29 @@ def ready_tokenizer(
     *,
     seed: int = 0,
     source: str | Path = "emoji",
-    labels: str = "category-style",
+    labels: str | None = None,
     root: str | Path | None = None,
     device: torch.device | str = "cpu",
+    **reading: Any,
 ) -> Path:
     """What `find_tokenizer` finds; where it finds nothing, both stages are trained. -> a folder
 
     They are trained as `00_start_here` does it, into the same runs: it takes them for its own.
+    `reading` are further arguments of `open_splits`.
     """
-    folder = find_tokenizer(preset, seed=seed, source=source, root=root)
+    folder = find_tokenizer(preset, seed=seed, source=source, labels=labels, root=root)
     if folder is not None:
         print(f"tokenizer: {folder.name}")
         return folder
-    name = f"tokenizer-{run_suffix(preset, seed, source)}"
+    name = f"tokenizer-{run_suffix(preset, seed, source, labels)}"
     print(f"there is no trained tokenizer {name}-tuned yet: it is trained first, and kept")
 
     # as the main notebook changes the preset: the runs' fingerprints must be the same
     precision = pick_precision(torch.device(device))
     config = tokenizer_training(preset, seed=seed, precision=precision)
     size = config.model.image_size
-    images = open_splits(source, image_size=size, labels=labels, splits=("train", "val"))
+    reading |= {"labels": labels or usual_labels(source), "splits": ("train", "val")}
+    images = open_splits(source, image_size=size, **reading)
     _, tuned = train_both_stages(
         name,
         override(config, {"images": images["train"].fingerprint}),

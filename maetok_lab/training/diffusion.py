@@ -134,8 +134,7 @@ class DiffusionTask:
             raise ValueError(
                 f"the cache has labels {low} .. {high}, but num_classes is {config.num_classes}"
             )
-        x, _ = latents.batch(torch.arange(min(256, len(latents))))
-        latents.space.check(x, tokenizer=config.tokenizer or None)
+        latents.check(tokenizer=config.tokenizer or None)
 
     def build(self, device: torch.device) -> None:
         """Fresh weights."""

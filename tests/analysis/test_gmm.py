@@ -122,15 +122,15 @@ def test_finished_numbers_are_read_only_for_the_same_data_and_protocol(tmp_path)
 def test_bad_input_is_refused_with_a_reason():
     x = modes(3, 100)
     for bad, message in [
-        (torch.ones(100, 4), "constant"),
-        (x[:5].repeat(20, 1, 1), "duplicated"),
+        (torch.ones(100, 4), "1 distinct ones in 100 rows"),
+        (x[:5].repeat(20, 1, 1), "5 distinct ones in 100 rows"),
         (torch.where(torch.arange(6).view(2, 3) == 0, math.nan, x), "NaN"),
         (x[:6], "too few latents"),
     ]:
         with pytest.raises(ValueError, match=message):
             gmm_curve(bad, [2])
     with pytest.raises(ValueError, match="81 components for 80 training rows"):
-        gmm_curve(x, [1, 81])
+        gmm_curve(x, [81, 90])
     for variance in (0.0, -0.1, 1.5, math.nan):
         with pytest.raises(ValueError, match=r"variance must be in \(0, 1\]"):
             gmm_curve(x, [2], variance=variance)
@@ -142,3 +142,22 @@ def test_bad_input_is_refused_with_a_reason():
         )
     with pytest.raises(TypeError, match="tolerence"):
         gmm_curve(x, [2], tolerence=1)
+
+
+def test_copies_are_left_out_and_counted():
+    x = modes(3, 100)
+    expected = gmm_curve(x, [1, 3])
+    blank = torch.cat([x, x[:1].expand(12, *x.shape[1:])])
+    with pytest.warns(UserWarning, match="12 of 112 latents are copies and left out"):
+        actual = gmm_curve(blank, [1, 3])
+    pd.testing.assert_frame_equal(actual, expected)
+    assert (actual.attrs["copies"], actual.attrs["rows"]) == (12, 80)
+
+
+def test_mixtures_of_more_components_than_rows_are_left_out():
+    x = modes(3, 100)
+    with pytest.warns(
+        UserWarning, match="mixtures of 81, 200 components are left out: there are 80"
+    ):
+        actual = gmm_curve(x, [1, 3, 81, 200])
+    assert actual["components"].tolist() == [1, 3]

@@ -108,9 +108,15 @@ def test_errors_say_what_came():
         linear_probe(x, y[:40], x, y)
     with pytest.raises(ValueError, match="whole numbers"):
         linear_probe(x, y.float(), x, y)
-    with pytest.raises(ValueError, match="two classes"):
-        linear_probe(x, torch.full_like(y, 3), x, y)
     with pytest.raises(ValueError, match="can be pooled"):
         linear_probe(x.flatten(1), y, x.flatten(1), y, pool=True)
     with pytest.raises(ValueError, match="strengths"):
         linear_probe(x, y, x, y, strengths=(-1.0,))
+
+
+def test_one_class_has_no_linear_probe():
+    x, y = labelled()
+    with pytest.warns(UserWarning, match="one class alone has no linear probe"):
+        result = linear_probe(x, torch.full_like(y, 3), x, torch.full_like(y, 3))
+    assert math.isnan(result.top1)
+    assert (result.classes, result.train_images) == (1, len(x))

@@ -119,3 +119,15 @@ def test_umap_is_seeded_and_places_new_latents():
     assert first.frame.attrs["quality"]["knn_accuracy"] > 0.95
     moved = first.transform(x[:20]).to_numpy() - first.frame[["x", "y"]][:20].to_numpy()
     assert np.abs(moved).max() < 2
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne", "umap"])
+def test_a_map_with_copies_is_seeded_and_copies_lie_together(method):
+    if method == "umap":
+        pytest.importorskip("umap")
+    x = torch.randn(200, 4, 4, generator=generator(1, "copies"))
+    x[:16] = x[0]
+    one, two = (project(x, method=method, seed=0)[["x", "y"]].to_numpy() for _ in range(2))
+    assert np.array_equal(one, two)
+    assert (one[:16] == one[0]).all()
+    assert len(np.unique(one, axis=0)) == 185

@@ -2,11 +2,12 @@
 
 import io
 import struct
+import warnings
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from maetok_lab.data.readers import BrokenImageError, center_crop, pad_square, read_rgb, scale_crop
 
@@ -96,3 +97,104 @@ def test_a_scale_crop_shows_its_share_of_the_short_side_at_its_place():
         np.asarray(scale_crop(columns, 80, scale=0.8, down=0, across=a))[0, 0].item()
         for a in (0, 1)
     ] == [0, 120]
+
+
+# What is odd about picture files ------------------------------------------------------------------
+
+
+def saved(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def corner() -> Image.Image:
+    """A black picture, 32 wide and 16 high, whose upper left quarter is white."""
+    image = Image.new("RGB", (32, 16))
+    image.paste("white", (0, 0, 16, 8))
+    return image
+
+
+def oriented(number: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = number
+    return exif
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("number", range(1, 9))
+def test_every_orientation_is_undone_in_every_kind_of_file(kind, number):
+    actual = read_rgb(saved(corner(), kind, exif=oriented(number)))
+    # where the white quarter is in a picture that is to be turned like that
+    turned = {5: (16, 32), 6: (16, 32), 7: (16, 32), 8: (16, 32)}.get(number, (32, 16))
+    corners = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1)}
+    across, down = corners.get(number, (0, 1))
+    width, height = turned
+    assert actual.size == turned
+    place = (width * (1 + 2 * across) // 4, height * (1 + 2 * down) // 4)
+    assert min(actual.getpixel(place)) > 200
+    opposite = (width * (3 - 2 * across) // 4, height * (3 - 2 * down) // 4)
+    assert max(actual.getpixel(opposite)) < 50
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"]
+)
+def test_damaged_or_odd_exif_costs_no_picture(exif):
+    assert read_rgb(saved(corner(), "JPEG", exif=exif)).size == (32, 16)
+    for number in (0, 9, 600):
+        assert read_rgb(saved(corner(), "JPEG", exif=oriented(number))).size == (32, 16)
+
+
+def test_an_orientation_in_xmp_alone_counts():
+    xmp = (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-'
+        'syntax-ns#"><rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" '
+        'tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+    )
+    assert read_rgb(saved(corner(), "JPEG", xmp=xmp.encode())).size == (16, 32)
+
+
+def test_grey_of_12_bits_is_scaled_by_12_and_of_32_is_refused():
+    ramp = np.array([[0, 1606, 4095]], dtype=np.uint16)
+    twelve = tiff_of_12_bits(ramp)
+    assert np.asarray(read_rgb(twelve))[0, :, 0].tolist() == [0, 100, 255]
+    for mode, kind in (("I", np.int32), ("F", np.float32)):
+        image = Image.fromarray(np.array([[0, 200]], dtype=kind), mode=None)
+        assert image.mode == mode
+        with pytest.raises(BrokenImageError, match="32-bit grey pixels have no agreed range"):
+            read_rgb(saved(image, "TIFF"))
+
+
+def tiff_of_12_bits(values: np.ndarray) -> bytes:
+    """An uncompressed grey TIFF; two 12-bit samples are three bytes, rows are padded."""
+    height, width = values.shape
+    rows = b""
+    for row in values.tolist():
+        bits = "".join(f"{value:012b}" for value in row)
+        bits += "0" * (-len(bits) % 8)
+        rows += int(bits, 2).to_bytes(len(bits) // 8, "big")
+    tags = [(256, width), (257, height), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1)]
+    tags += [(278, height), (279, len(rows))]
+    entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value)
+                       for tag, value in tags)  # fmt: skip
+    start = 8 + len(rows)
+    header = b"II*\0" + struct.pack("<I", start)
+    return header + rows + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+
+
+def test_transparent_16_bit_grey_is_on_white():
+    grey = Image.fromarray(np.array([[300, 25700]], dtype=np.uint16))
+    actual = read_rgb(saved(grey, "PNG", transparency=300))
+    assert np.asarray(actual)[0, :, 0].tolist() == [255, 100]
+
+
+def test_a_colour_profile_that_is_not_srgb_is_said_to_be_ignored():
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain = read_rgb(saved(corner(), "PNG", icc_profile=srgb))
+    other = srgb.replace(b"s\0R\0G\0B\0", b"W\0i\0d\0e\0").replace(b"sRGB", b"Wide")
+    with pytest.warns(UserWarning, match="colour profile .* of some pictures is ignored"):
+        actual = read_rgb(saved(corner(), "PNG", icc_profile=other))
+    assert np.array_equal(actual, plain)

@@ -149,3 +149,6 @@ def test_generation_scores_go_by_the_tokenizer_that_decoded_the_samples(tmp_path
     other.save(tmp_path / "evaluation-b" / "samples-to-test.json")
     with pytest.raises(ValueError, match="different protocols"):
         generation_scores(tmp_path)
+    # those of other images do not stand in the way of a tokenizer's own
+    actual = generation_scores(tmp_path, tokenizers=["a"])
+    assert actual.to_dict() == {"kid_efflite2": {"a": 0.5}}

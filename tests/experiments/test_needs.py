@@ -1,0 +1,57 @@
+"""What a study will do without is said by the images, before anything is trained."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maetok_lab.data.images import open_images, open_splits
+from maetok_lab.experiments.needs import shortfalls
+
+
+def fill(folder: Path, count: int, *, blank: bool = False) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(list(str(folder).encode()))
+    for i in range(count):
+        pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels * (not blank)).save(folder / f"{'blank' * blank}{i:03}.png")
+
+
+def test_enough_images_have_no_shortfalls(tmp_path):
+    for split in ("train", "val", "test"):
+        for name in "ab":
+            fill(tmp_path / split / name, 30)
+    images = open_splits(tmp_path, image_size=8)
+    assert shortfalls(images, components=[1, 50]) == []
+    emoji = {split: open_images("emoji", split=split, image_size=8) for split in ("train", "test")}
+    assert shortfalls(emoji, components=[1, 50]) == []
+
+
+def test_each_shortfall_is_a_line(tmp_path):
+    fill(tmp_path / "train", 30)
+    fill(tmp_path / "train", 5, blank=True)
+    fill(tmp_path / "val", 30)
+    fill(tmp_path / "test", 12)
+    images = open_splits(tmp_path, image_size=8)
+    lines = shortfalls(images, components=[1, 20, 50, 100], score_every=2)
+    assert lines == [
+        "one class: no linear probe, and no accuracy of maps",
+        *(
+            f"{count} images of {split} to score: a KID needs 8 a side, and its floor, of two"
+            " halves, 16"
+            for split, count in (("val", 15), ("test", 6))
+        ),
+        "4 training images copied from others: mixtures and maps take one of each",
+        "28 distinct images to fit: no mixtures of 50, 100 Gaussians",
+    ]
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_only_splits_that_are_scored_have_to_be_large(tmp_path, split):
+    for name in ("train", "val", "test"):
+        for label in "ab":
+            fill(tmp_path / name / label, 20 if name != split else 2)
+    images = open_splits(tmp_path, image_size=8)
+    (line,) = shortfalls(images)
+    assert line.startswith(f"4 images of {split} to score")
