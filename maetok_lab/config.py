@@ -30,6 +30,14 @@ def younger(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"younger": True})
 
 
+def content_counts(default: str | None = None) -> Any:
+    """A config field that names a local file: `identity.fingerprint` takes what is in the file.
+
+    So it may lie elsewhere on another machine, and is another one when its content is.
+    """
+    return dataclasses.field(default=default, metadata={"file": True})
+
+
 # Changes ------------------------------------------------------------------------------------------
 
 

@@ -69,6 +69,8 @@ def _identity(value: Any, hint: Any = Any) -> Any:
         identity = {"class": type(value).__name__}
         for field in dataclasses.fields(value):
             content = getattr(value, field.name)
+            if field.metadata.get("file") and content and Path(content).is_file():
+                content = file_hash(content)
             as_before = "younger" in field.metadata and content == field.default
             if field.metadata.get("fingerprint", True) and not as_before:
                 identity[field.name] = _identity(content, hints[field.name])

@@ -15,6 +15,7 @@ from maetok_lab import identity
 from maetok_lab.identity import (
     check_owner,
     file_hash,
+    fingerprint,
     fingerprint_of,
     hash_of,
     remember_name,
@@ -25,8 +26,11 @@ from maetok_lab.identity import (
     weights_fingerprint,
 )
 from maetok_lab.protocols import AnyTokenizer
+from maetok_lab.runs import Run
+from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig
 from maetok_lab.tokenizer.foreign import GridTokenizer, RawPixels
 from maetok_lab.tokenizer.loading import export_tokenizer, load_tokenizer
+from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.model import TOKENIZERS, Tokenizer
 
 MAKE = """
@@ -221,3 +225,25 @@ def test_an_earlier_name_counts_for_as_long_as_the_weights_are_the_same():
             check_owner(tokenizer, name, "latent space")
     torch.nn.init.zeros_(tokenizer.to_pixels.bias)  # as it was
     assert same_weights(tokenizer, "run a, step 10")
+
+
+def test_a_file_that_a_config_names_counts_by_its_content_not_by_its_place(tmp_path):
+    here, there = tmp_path / "here.safetensors", tmp_path / "there.safetensors"
+    for place in (here, there):
+        place.write_bytes(b"weights")
+    configs = [
+        *(LossConfig(perceptual_weights=str(place)) for place in (here, there)),
+        *(AuxiliaryConfig(target="semantic", weights=str(place)) for place in (here, there)),
+    ]
+    before = [fingerprint(config) for config in configs]
+    assert before[0] == before[1] != fingerprint(LossConfig())
+    assert before[2] == before[3]
+    here.write_bytes(b"others!")
+    assert fingerprint(configs[0]) != before[0]
+    assert fingerprint(configs[2]) != before[2]
+    # a run that was made with the file as it was then is told from one with it as it is now
+    run = Run.open("run", configs[1], root=tmp_path)
+    run.close()
+    there.write_bytes(b"others!")
+    with pytest.raises(ValueError, match="a file that one of them names has another content"):
+        Run.open("run", configs[1], root=tmp_path)

@@ -23,7 +23,7 @@ VALUES = tomllib.loads(Path(__file__).with_name("notebook_values.toml").read_tex
 LONGEST_CELL = (
     15  # lines; the design's 12, and brackets that the formatter sets on lines of their own
 )
-MOST_PARAMETERS = 18  # a table: one a line, each with its comment
+MOST_PARAMETERS = 20  # a table: one a line, each with its comment
 LONGEST_FUNCTION = 5
 LONGEST_LINE = 95
 MOST_IMPORTS = 4

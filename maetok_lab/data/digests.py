@@ -17,9 +17,9 @@ from types import SimpleNamespace
 import numpy as np
 from filelock import FileLock
 
-from maetok_lab.data.walking import Names
 from maetok_lab.files import atomic_path
 from maetok_lab.identity import DIGITS, hash_of
+from maetok_lab.walking import Names
 
 WIDTH = 16  # bytes of a digest that are kept: 128 bits
 _THREADS = 8  # that read and hash: both happen outside of Python's lock

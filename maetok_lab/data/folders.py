@@ -9,7 +9,7 @@ import pandas as pd
 from maetok_lab.data.digests import Contents, file_digest
 from maetok_lab.data.listing import Listing
 from maetok_lab.data.splits import Patterns, leave_out_strays, place_pictures
-from maetok_lab.data.walking import Names, Walk, printable
+from maetok_lab.walking import Names, Walk, printable
 
 
 class FolderImages(Sequence):

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -76,6 +77,13 @@ def open_splits(
     _tell(listing.name, listing.notices)
     options = {"image_size": image_size, "labels": labels, "crop": crop, "max_broken": max_broken}
     return {split: ImageSource(listing, split=split, **options) for split in splits}
+
+
+class Blocks(NamedTuple):
+    """Images that lie together in their files, and are best read together."""
+
+    number: Tensor  # (n,) of each image's block
+    at_once: int  # so many blocks are held
 
 
 @dataclass(frozen=True, eq=False)
@@ -336,6 +344,14 @@ class ImageSource(Dataset):
     def in_memory(self) -> bool:
         """Whether the split is small enough to be kept decoded."""
         return self._pixels is not None
+
+    @cached_property
+    def blocks(self) -> Blocks | None:
+        """How a random order should go through the images; None where any order is as good."""
+        files = self._listing.files
+        if self.in_memory or getattr(files, "at_once", None) is None:
+            return None
+        return Blocks(torch.from_numpy(files.groups_of(self._rows)), files.at_once)
 
     @property
     def resize(self) -> str:

@@ -22,10 +22,12 @@ from maetok_lab.data.splits import (
     named_split,
     split_of_shards,
 )
-from maetok_lab.data.walking import Names
 from maetok_lab.hints import counted, some
+from maetok_lab.walking import Names
 
 _IN_MEMORY = 2 << 30  # a source of at most so many bytes stays in memory once it was read
+_AT_ONCE = 16  # row groups of a larger one that are held, if they have no more than these bytes
+_HELD = 256 << 20
 LABELS = ("category", "label", "labels", "class")  # columns that may say the class, best first
 
 
@@ -53,7 +55,12 @@ class ParquetImages:
                 rows += group.num_rows
                 num_bytes += group.total_byte_size
             self.counts.append(metadata.num_rows)
-        self.cached_groups = len(self.groups) if num_bytes <= _IN_MEMORY else 8
+        # how many groups an order should stay within, None for any (see `training.order`)
+        self.at_once = None
+        self.cached_groups = len(self.groups)
+        if num_bytes > _IN_MEMORY:
+            self.at_once = max(1, min(_AT_ONCE, _HELD * len(self.groups) // num_bytes))
+            self.cached_groups = self.at_once + 1
         self.cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
 
     def __len__(self) -> int:
@@ -64,6 +71,10 @@ class ParquetImages:
         group = bisect.bisect_right(self.starts, index) - 1
         shard, _ = self.groups[group]
         return self._picture(shard, self._read_group(group)[index - self.starts[group]].as_py())
+
+    def groups_of(self, rows: np.ndarray) -> np.ndarray:
+        """The number of each row's row group."""
+        return np.searchsorted(self.starts, rows, side="right") - 1
 
     def hash_file(self, shard: int) -> bytes:
         """The digests of a shard's pictures, joined."""

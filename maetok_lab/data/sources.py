@@ -14,8 +14,8 @@ from maetok_lab.data.parquet import list_parquet
 from maetok_lab.data.readers import SUFFIXES, UNREAD
 from maetok_lab.data.splits import LEFT_OUT, cut_val, is_plain, named_split, read_patterns
 from maetok_lab.data.tars import COMPRESSED, list_tars
-from maetok_lab.data.walking import Walk, printable, walk
 from maetok_lab.hints import some
+from maetok_lab.walking import Walk, printable, walk
 
 EMOJI = Path(__file__).resolve().parents[2] / "data" / "emoji.parquet"
 SHARDS = (".parquet", ".tar")

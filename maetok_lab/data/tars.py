@@ -26,8 +26,8 @@ from maetok_lab.data.splits import (
     place_pictures,
     split_of_shards,
 )
-from maetok_lab.data.walking import Names, is_hidden, printable
 from maetok_lab.hints import counted, some
+from maetok_lab.walking import Names, is_hidden, printable
 
 COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}

@@ -65,8 +65,8 @@ def generation_scores(
     """Kernel distances of samples to test images, by the run of the tokenizer that decoded them.
 
     -> index `tokenizer` (of all, or those named), columns `kid_efflite2` and the like: the newest
-    evaluation of each, from finished runs that keep `samples-to-test.json`. Raises ValueError where they were made under
-    different protocols: they share no figure.
+    evaluation of each, from finished runs that keep `samples-to-test.json`. Raises ValueError where
+    they were made under different protocols: they share no figure.
     """
     results: dict[str, EvalResult] = {}
     files = runs_root(root).glob(f"*/{SAMPLES_FILE}")

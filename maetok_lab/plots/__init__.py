@@ -7,7 +7,7 @@ _NAMES, __getattr__, __dir__ = lazy_names(
     {
         "card": "plot_card",
         "compare": "plot_against plot_loss_curves plot_mean_norms",
-        "curves": "axes finish plot_losses",
+        "curves": "axes drawable finish plot_losses",
         "gmm": "plot_gmm_curve",
         "images": "plot_images plot_reconstructions plot_rows show_sheet",
         "masks": "plot_mask_study plot_ratio_curve plot_ratio_curves plot_token_map",

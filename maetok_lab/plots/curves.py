@@ -1,5 +1,6 @@
 """Lines over training steps, and what all figures share: axes, frame, and the colour of a name."""
 
+import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ RUNGS = {"ae": 0, "kl": 4, "ae-mask": 5, "hog": 2, "semantic": 3, "all": 1}
 MARKERS = "osD^vP*X"
 FEW_POINTS = 20  # up to so many points a line marks each of them
 X_LABELS = {"step": "training step", "images": "training images seen", "hours": "hours"}
+WIDE_FONTS = {"Arial Unicode MS", "Hiragino Sans", "Malgun Gothic", "SimHei", "Yu Gothic"}
 Tables = Mapping[str, pd.DataFrame]  # one line or colour for each, by the name in the legend
 
 
@@ -52,6 +54,28 @@ def new_figure(width: float, height: float) -> Any:
             "figures need matplotlib: pip install 'maetok-lab[notebooks]'"
         ) from problem
     return pyplot.figure(figsize=(width, height), layout="constrained")
+
+
+@functools.cache
+def _drawn_characters() -> frozenset[int]:
+    """The code points that matplotlib's fonts have, those for other scripts included."""
+    from matplotlib import font_manager, rcParams
+
+    # the usual font, then whatever this machine has for Chinese, Japanese and Korean
+    installed = {font.name: font.fname for font in font_manager.fontManager.ttflist}
+    families = [name for name in sorted(installed) if "CJK" in name or name in WIDE_FONTS]
+    rcParams["font.family"] = [*rcParams["font.family"], *families[:2]]
+    paths = [font_manager.findfont("DejaVu Sans"), *(installed[name] for name in families[:2])]
+    return frozenset().union(*(font_manager.get_font(path).get_charmap() for path in paths))
+
+
+def drawable(name: str) -> str:
+    r"""A name for a figure: no formula between dollars, `\u5199` for what no font here can draw."""
+    letters = []
+    for letter in str(name).replace("$", r"\$"):
+        has_glyph = letter.isascii() or ord(letter) in _drawn_characters()
+        letters.append(letter if has_glyph else letter.encode("unicode_escape").decode())
+    return "".join(letters)
 
 
 def axes(ax: Any = None, *, size: tuple[float, float] = (5.2, 3.6)) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from maetok_lab.pictures import image_grid
-from maetok_lab.plots.curves import axes
+from maetok_lab.plots.curves import axes, drawable
 
 TITLE_SIZE = 9  # points
 PADDING = 2  # pixels between images
@@ -54,7 +54,7 @@ def plot_images(
         row, column = divmod(i, columns)
         x = PADDING + column * (width + PADDING) + width / 2
         y = PADDING + row * (height + blank + PADDING) + 0.85 * blank
-        ax.text(x, y, title, ha="center", va="bottom", fontsize=TITLE_SIZE)
+        ax.text(x, y, drawable(title), ha="center", va="bottom", fontsize=TITLE_SIZE)
     return ax
 
 
@@ -67,7 +67,7 @@ def plot_rows(rows: Mapping[str, Tensor], *, padding: int = PADDING, ax: Any = N
     offset = {"xytext": (-4, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
     for i, name in enumerate(rows):
         middle = padding + (i + 0.5) * row_height
-        ax.annotate(name, (0, middle), fontsize=TITLE_SIZE, **offset)
+        ax.annotate(drawable(name), (0, middle), fontsize=TITLE_SIZE, **offset)
     return ax
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from maetok_lab.plots.curves import MARKERS, PALETTE, axes
+from maetok_lab.plots.curves import MARKERS, PALETTE, axes, drawable
 
 METHODS = {"umap": "UMAP", "tsne": "t-SNE", "pca": "PCA"}
 # how far a map can be trusted: entries of its `quality`
@@ -51,7 +51,7 @@ def plot_projection(
         colour = PALETTE[index % len(PALETTE)]
         marker = MARKERS[index // len(PALETTE) % len(MARKERS)]
         style = {"s": size, "color": colour, "marker": marker, "alpha": 0.65}
-        name = class_names[index]
+        name = drawable(class_names[index])
         points[name] = ax.scatter(rows["x"], rows["y"], linewidths=0, **style)
     if 1 < len(classes) <= legend:
         # beside the map, so that it hides no point

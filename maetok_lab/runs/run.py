@@ -122,6 +122,7 @@ class Run:
         as_stored = json.loads(json.dumps(finite(record["config"])))
         if record["class"] == self.class_name:
             lines = differing_fields(as_stored, self.config)
+            lines = lines or ["the same, but a file that one of them names has another content"]
         else:  # another kind of run: its fields say nothing
             lines = [f"class: {record['class']}, not {self.class_name}"]
         raise ValueError(

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from maetok_lab.config import content_counts
 from maetok_lab.hints import check_choice
 from maetok_lab.nets import check_timm_name
 from maetok_lab.tokenizer.config import TokenizerConfig, TowerConfig
@@ -37,7 +38,7 @@ class AuxiliaryConfig:
     # factor of its loss
     weight: float = 1.0
     # a local file for the target's network, instead of the shipped one or the hub's
-    weights: str | None = None
+    weights: str | None = content_counts()
     # of the decoder; None: as `shallow_tower` says; depth 0: one linear layer
     tower: TowerConfig | None = None
     # patches whose error counts; no matter for "text", which has one error an image

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
+from maetok_lab.config import content_counts
 from maetok_lab.hints import choose
 from maetok_lab.nets import FeatureNet, load_net
 
@@ -51,7 +52,7 @@ class AdversarialConfig:
     # of its AdamW
     betas: tuple[float, float] = (0.9, 0.95)
     # a local file with DINO's weights, instead of the hub's
-    weights: str | None = None
+    weights: str | None = content_counts()
     # PatchGAN: of weights, or of activations
     norm: Literal["spectral", "group"] = "spectral"
     # PatchGAN: channels of the first layer; they double up to eightfold

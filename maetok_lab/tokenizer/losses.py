@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
 
+from maetok_lab.config import content_counts
 from maetok_lab.tokenizer.discriminators import AdversarialConfig
 
 
@@ -25,7 +26,7 @@ class LossConfig:
     # share of the steps over which it rises linearly from 0; 10,000 of 500,000 in the release
     perceptual_warmup: float = 0.02
     # a local file with the network's weights, instead of the shipped or cached ones
-    perceptual_weights: str | None = None
+    perceptual_weights: str | None = content_counts()
     # of the KL summed over tokens and channels, for the `kl` bottleneck only; the release's
     kl_weight: float = 1e-6
     # the discriminator's term; None has no discriminator

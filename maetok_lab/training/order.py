@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from accelerate import Accelerator
 
-from maetok_lab.data.images import ImageSource
+from maetok_lab.data.images import Blocks, ImageSource
 from maetok_lab.data.loading import Request, read_ahead
 from maetok_lab.rng import generator
 
@@ -50,17 +50,34 @@ class Share:
 
 @functools.lru_cache(maxsize=4)  # a batch may hold the end of an epoch and the next one's start
 def epoch_order(
-    seed: int, epoch: int, count: int, device: torch.device | str = "cpu"
+    seed: int,
+    epoch: int,
+    count: int,
+    device: torch.device | str = "cpu",
+    blocks: Blocks | None = None,
 ) -> torch.Tensor:
     """The order in which epoch `epoch` visits `count` items, kept on `device`. -> (count,)"""
     # Drawn on the CPU: other devices have other generators, and would visit in another order.
-    return torch.randperm(count, generator=generator(seed, "order", epoch)).to(device)
+    draws = generator(seed, "order", epoch)
+    order = torch.randperm(count, generator=draws)
+    if blocks is not None:
+        # blocks come in a random order, some of them together, whose items are mixed: a stable sort
+        # leaves the items of each group of blocks in the order that was drawn above
+        turn = torch.randperm(int(blocks.number.max()) + 1, generator=draws)
+        group = turn[blocks.number] // blocks.at_once
+        order = order[group[order].argsort(stable=True)]
+    return order.to(device)
 
 
 def batch_indices(
-    seed: int, step: int, batch_size: int, count: int, device: torch.device | str = "cpu"
+    seed: int,
+    step: int,
+    batch_size: int,
+    count: int,
+    device: torch.device | str = "cpu",
+    blocks: Blocks | None = None,
 ) -> torch.Tensor:
-    """Which items the global batch of `step` holds. -> (batch_size,)
+    """Which items the global batch of `step` holds, as `blocks` ask for it. -> (batch_size,)
 
     Batches are consecutive pieces of the epochs' orders, so one may hold the end of an epoch and
     the beginning of the next.
@@ -70,7 +87,7 @@ def batch_indices(
     end = place + batch_size
     while place < end:
         epoch, first = divmod(place, count)
-        pieces.append(epoch_order(seed, epoch, count, device)[first : first + end - place])
+        pieces.append(epoch_order(seed, epoch, count, device, blocks)[first : first + end - place])
         place += len(pieces[-1])
     return torch.cat(pieces)
 
@@ -103,14 +120,14 @@ def image_batches(
     that took a broken one's place. Raises ValueError for too many broken pictures.
     """
     steps = range(start_step, config.num_steps)
-    requests = (image_request(config, step, len(images), rows) for step in steps)
+    requests = (image_request(config, step, images, rows) for step in steps)
     reader = read_ahead(images, requests, workers=config.workers, seed=config.seed)
     for step, pictures in zip(steps, reader):
         labels = images.labels[pictures.indices]
         yield ImageBatch(step, pictures.images, labels, pictures.indices)
 
 
-def image_request(config: ReadingConfig, step: int, count: int, rows: slice) -> Request:
+def image_request(config: ReadingConfig, step: int, images: ImageSource, rows: slice) -> Request:
     """What a process reads at a step: drawn for the global batch, then the process's rows of it."""
     size = config.batch_size
     flip = torch.rand(size, generator=generator(config.seed, "flip", step)) < 0.5
@@ -118,7 +135,9 @@ def image_request(config: ReadingConfig, step: int, count: int, rows: slice) -> 
     if config.crop == "scale":
         draws = generator(config.seed, "crop", step)
         scale_crops = draw_scale_crops(size, generator=draws)[rows]
-    return Request(batch_indices(config.seed, step, size, count)[rows], flip[rows], scale_crops)
+    blocks = getattr(images, "blocks", None)  # images that are drawn have none
+    indices = batch_indices(config.seed, step, size, len(images), blocks=blocks)
+    return Request(indices[rows], flip[rows], scale_crops)
 
 
 def draw_scale_crops(count: int, *, generator: torch.Generator) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 from maetok_lab.files import read_json
 from maetok_lab.identity import fingerprint_of
 from maetok_lab.runs import Run, runs_root
+from maetok_lab.walking import walk
 
 
 def content_of_inputs(
@@ -56,17 +57,11 @@ def content(place: Path) -> str:
     if (place / "provenance.json").exists():
         run = Run(place)
         return f"{run.fingerprint} {run.checkpoint_hash()}"
-    files = [place]
-    for folder, _, names in os.walk(place, followlinks=True):
-        files += [Path(folder, name) for name in names]
-
     # Sizes and times, not bytes: ImageNet is 150 GB. So a file that is only touched counts too.
     facts = []
-    for file in sorted(files):
-        if file.is_file():
-            status = file.stat()
-            name = file.relative_to(place).as_posix()
-            facts.append([name, status.st_size, status.st_mtime_ns])
+    for name in walk(place).paths() if place.is_dir() else ["."]:
+        status = (place / name).stat()
+        facts.append([name, status.st_size, status.st_mtime_ns])
     return fingerprint_of(facts)
 
 

@@ -15,6 +15,7 @@ from maetok_lab.data import images as images_module
 from maetok_lab.data import parquet, sources
 from maetok_lab.data.images import open_images
 from maetok_lab.data.readers import center_crop
+from maetok_lab.training.order import epoch_order
 
 SPLITS = ("train", "val", "test")
 
@@ -100,7 +101,34 @@ def test_parquet_too_large_for_memory_reads_row_groups(tmp_path, monkeypatch):
     source = open_images(tmp_path, image_size=8)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
     assert source.batch(order)[0].equal(whole[order])
-    assert len(source._listing.files.cache) == 8
+    assert source.blocks.number.tolist() == [row // 4 for row in range(60)]
+    assert source.blocks.at_once == 16
+    monkeypatch.setattr(parquet, "_HELD", 0)
+    assert open_images(tmp_path, image_size=8).blocks.at_once == 1
+
+
+def test_a_training_reads_each_row_group_once_an_epoch(tmp_path, monkeypatch):
+    write_parquet(tmp_path / "train.parquet", 60, hub=False)
+    write_parquet(tmp_path / "val.parquet", 1, hub=False)
+    monkeypatch.setattr(parquet, "_IN_MEMORY", 0)
+    monkeypatch.setattr(parquet, "_AT_ONCE", 3)
+    monkeypatch.setattr(images_module, "_IN_MEMORY", 0)
+    source = open_images(tmp_path, image_size=8)
+    reads = []
+    read = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pq.ParquetFile,
+        "read_row_group",
+        lambda file, number, **o: reads.append(number) or read(file, number, **o),
+    )
+    order = epoch_order(0, 0, 60, blocks=source.blocks)
+    for indices in order.split(7):
+        source.read(indices)
+    assert len(reads) <= 20  # 15 groups, and some twice where a batch lies across two stretches
+    reads.clear()
+    for indices in epoch_order(0, 0, 60).split(7):
+        source.read(indices)
+    assert len(reads) > 40
 
 
 def test_parquet_shards_have_one_fingerprint_and_changed_ones_another(tmp_path, monkeypatch):

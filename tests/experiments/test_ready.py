@@ -50,7 +50,7 @@ def test_without_either_both_stages_are_trained_as_the_main_notebook_does(
     source = "\n".join("".join(cell["source"]) for cell in cells)
     for line in (
         'Run.open(f"tokenizer-{suffix}", config, root=runs)',
-        'labels = "category-style"',
+        "column = labels or lab.usual_labels(source)",
         "changed = lab.training.DECODER_TUNING[preset]",
     ):
         assert line in source, "the main notebook must find these runs and take them for its own"

@@ -12,7 +12,14 @@ import torch
 
 from maetok_lab.config import not_in_fingerprint
 from maetok_lab.identity import fingerprint_of
-from maetok_lab.runs import Run, changes_suffix, checked_name, list_runs, runs_root
+from maetok_lab.runs import (
+    Run,
+    changes_suffix,
+    checked_name,
+    list_runs,
+    run_suffix,
+    runs_root,
+)
 from maetok_lab.runs.locks import RunLocked
 
 
@@ -225,3 +232,23 @@ def test_a_run_of_another_kind_is_one_line(tmp_path):
     Run.open("a", Job(), root=tmp_path).close()
     with pytest.raises(ValueError, match=r"another config[^\n]*\n  class: Model, not Job$"):
         Run.open("a", Model(), root=tmp_path)
+
+
+# Names --------------------------------------------------------------------------------------------
+
+
+def test_names_of_runs_tell_sources_and_labels_apart():
+    sources = [
+        *("/a/train", "/b/train", "/a/photos.v1", "/a/photos.v2", "/a/写真", "/a/фото"),
+        *("/a/x.parquet", "/a/x", "emoji"),
+    ]
+    names = [run_suffix("tiny", 0, source) for source in sources]
+    assert len(set(names)) == len(names)
+    assert names[-1] == "tiny-s0"
+    assert re.fullmatch(r"tiny-photos\.v1-[0-9a-f]{6}-s0", names[2])
+    for name in names:
+        checked_name(f"tokenizer-{name}-tuned")
+    assert run_suffix("tiny", 0, "emoji", "category-style") == "tiny-s0"
+    assert run_suffix("tiny", 0, "emoji", "category") == "tiny-category-s0"
+    assert run_suffix("tiny", 0, "/a/x", "category") == run_suffix("tiny", 0, "/a/x")
+    assert run_suffix("tiny", 0, "/a/x", "grade/b") == run_suffix("tiny", 0, "/a/x", "grade-b")

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from maetok_lab.data import images as images_module
-from maetok_lab.data.images import open_images
+from maetok_lab.data.images import Blocks, open_images
 from maetok_lab.identity import fingerprint
 from maetok_lab.rng import generator
-from maetok_lab.training.order import batch_indices, draw_scale_crops, image_batches
+from maetok_lab.training.order import batch_indices, draw_scale_crops, epoch_order, image_batches
 from maetok_lab.training.presets import TOKENIZER_TRAINING
 
 
@@ -30,9 +30,10 @@ class Config:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """15 pictures of 20 x 16 px in two classes."""
-    for i in range(15):
-        path = tmp_path / "images" / "train" / "ab"[i % 2] / f"{i:02d}.png"
+    """15 pictures of 20 x 16 px in two classes, and one for val."""
+    for i in range(16):
+        split = "train" if i < 15 else "val"
+        path = tmp_path / "images" / split / "ab"[i % 2] / f"{i:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(
             np.random.default_rng(i).integers(0, 256, (16, 20, 3), dtype=np.uint8)
@@ -171,3 +172,22 @@ def test_a_batch_may_be_larger_than_the_set():
     counts = torch.bincount(batch_indices(0, 1, 25, 4), minlength=4)
     assert counts.sum() == 25
     assert counts.min() >= 5
+
+
+def test_blocks_are_read_some_at_a_time_in_an_order_of_their_own():
+    blocks = Blocks(torch.arange(100) // 5, at_once=4)
+    epochs = [
+        epoch_order(seed, epoch, 100, blocks=blocks) for seed, epoch in ((0, 0), (0, 1), (1, 0))
+    ]
+    for order in epochs:
+        assert order.sort().values.equal(torch.arange(100))
+        # five stretches of twenty: four blocks each, their items mixed
+        groups = [set(stretch.tolist()) for stretch in blocks.number[order].split(20)]
+        assert [len(group) for group in groups] == [4] * 5
+        assert len(set.union(*groups)) == 20
+        assert not order[:20].sort().values.equal(order[:20])
+    assert not epochs[0].equal(epochs[1])
+    assert not epochs[0].equal(epochs[2])
+    # a batch is a piece of it, so that a resumed training goes on with the same images
+    indices = [batch_indices(0, step, 30, 100, blocks=blocks) for step in range(4)]
+    assert torch.cat(indices).equal(torch.cat([epochs[0], epochs[1][:20]]))

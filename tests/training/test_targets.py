@@ -55,9 +55,10 @@ TRAINING = TokenizerTraining(
 
 @pytest.fixture
 def images(tmp_path, monkeypatch):
-    """Ten pictures in a folder that are decoded when asked."""
-    for i in range(10):
-        path = tmp_path / "images" / "train" / "ab"[i % 2] / f"red apple {i}.png"
+    """Ten pictures in a folder that are decoded when asked, and one for val."""
+    for i in range(11):
+        split = "train" if i < 10 else "val"
+        path = tmp_path / "images" / split / "ab"[i % 2] / f"red apple {i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(
             np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)

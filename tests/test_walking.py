@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from maetok_lab.data.images import open_images, open_splits
-from maetok_lab.data.walking import Names, walk
+from maetok_lab.walking import Names, walk
 
 
 def fill(folder: Path, count: int = 10, suffix: str = "png") -> Path:
@@ -67,7 +67,7 @@ def test_a_split_may_be_a_link_to_another(tmp_path):
 
 
 def test_a_folder_that_may_not_be_read_is_named(root):
-    code = f"from maetok_lab.data.walking import walk; print(walk({str(root)!r}).notices())"
+    code = f"from maetok_lab.walking import walk; print(walk({str(root)!r}).notices())"
     command = [sys.executable, "-c", code]
     if os.getuid() == 0:  # the superuser may read everything, unless that is taken away
         powers = "-dac_override,-dac_read_search"
