@@ -222,8 +222,10 @@ def _encode(
         views = [batch]
         # a picture that must not be mirrored (letters, flags) is its own second view
         if config.flips:
-            flippable = images.flippable[pictures.indices].to(device)[:, None, None, None]
-            views.append(torch.where(flippable, batch.flip(-1), batch))
+            mirrored = batch.flip(-1)
+            fixed = ~images.flippable[pictures.indices].to(device)
+            mirrored[fixed] = batch[fixed]
+            views.append(mirrored)
         latents = []
         for view in views:
             with autocast(device, config.precision):

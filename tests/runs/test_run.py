@@ -12,14 +12,7 @@ import torch
 
 from maetok_lab.config import not_in_fingerprint
 from maetok_lab.identity import fingerprint_of
-from maetok_lab.runs import (
-    Run,
-    changes_suffix,
-    checked_name,
-    list_runs,
-    run_suffix,
-    runs_root,
-)
+from maetok_lab.runs import Run, changes_suffix, checked_name, list_runs, run_suffix, runs_root
 from maetok_lab.runs.locks import RunLocked
 
 
