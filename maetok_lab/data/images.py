@@ -16,15 +16,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from maetok_lab.data.digests import picture_digests
-from maetok_lab.data.listing import Listing
+from maetok_lab.data.listing import Listing, label_values, labelled_rows
 from maetok_lab.data.readers import CROPS, RESIZES, BrokenImageError, read_rgb, scale_crop
 from maetok_lab.data.sources import list_source
-from maetok_lab.data.splits import SPLITS, stand_in
-from maetok_lab.hints import check_choice, counted, some
+from maetok_lab.data.splits import SPLITS
+from maetok_lab.hints import check_choice
 from maetok_lab.identity import DIGITS, hash_of, text_hash
 
 _IN_MEMORY = 1 << 30  # a split of fewer decoded bytes is kept in memory
-_NOT_LABELS = ("path", "split", "caption", "text")  # columns of the records that are no class
 
 
 def open_images(
@@ -39,10 +38,9 @@ def open_images(
 ) -> "ImageSource":
     """Open one split of "emoji", of an image folder, or of Parquet or tar shards.
 
-    `labels` is a column of the records, or "category-style"; `crop` is "center" (ADM's), "pad" (all
-    of it, on white) or "center-fast". `max_broken` pictures (10 or 1%, whichever is more) may be
-    unreadable. `split_names`, {"val": "dev*"}, names splits by hand. Raises ValueError for what the
-    source does not have.
+    `labels` is a column of the records or "category-style", `crop` "center" (ADM's), "pad" (on
+    white) or "center-fast". `max_broken` pictures (10 or 1%, whichever is more) may be unreadable;
+    `split_names`, {"val": "dev*"}, names splits by hand. Raises ValueError for what is not there.
     """
     reading = {"crop": crop, "max_broken": max_broken, "split_names": split_names}
     opened = open_splits(source, image_size=image_size, labels=labels, splits=(split,), **reading)
@@ -118,30 +116,8 @@ class ImageSource(Dataset):
         max_broken: int | None,
     ):
         # classes are numbered over all splits, so that each has the same numbers
-        values, self.class_names = _label_values(listing, labels)
-        splits = listing.records["split"].to_numpy(object)
-        split, notice = stand_in(split, splits, values >= 0)
-        rows = np.flatnonzero(splits == split)
-        if not len(rows):
-            there = ", ".join(sorted(set(splits) - {""}))
-            raise ValueError(
-                f"{listing.name} has no images in split {split!r}; it has {there}."
-                ' split_names={"SPLIT": "PATTERN"} names others by hand'
-            )
-        unlabelled = rows[values[rows] < 0]
-        if len(unlabelled) == len(rows):
-            raise ValueError(
-                f"{listing.name}: no picture of {split} has a {labels}; name a column that all"
-                ' have with labels="COLUMN"'
-            )
-        notices = [notice] if notice else []
-        if len(unlabelled):
-            rows = rows[values[rows] >= 0]
-            examples = some(listing.records["path"].iloc[unlabelled[:4]].tolist())
-            notices.append(
-                f"{counted(len(unlabelled), 'picture')} of {split} without a {labels}"
-                f" left out ({examples})"
-            )
+        values, self.class_names = label_values(listing, labels)
+        split, rows, notices = labelled_rows(listing, split, values, labels)
         _tell(listing.name, notices)
 
         self.split = split
@@ -411,24 +387,3 @@ def _tell(name: str, notices: Sequence[str]) -> None:
     """Say in one warning what was left out or guessed."""
     if notices:
         warnings.warn(f"{name}: {'; '.join(notices)}", stacklevel=4)
-
-
-def _label_values(listing: Listing, labels: str) -> tuple[np.ndarray, list[str]]:
-    """Number the label of every row of the listing -> int64 (rows,), -1 for none; class names."""
-    records = listing.records
-    choices = [name for name in records.columns if name not in _NOT_LABELS]
-    if {"category", "style"} <= set(choices):
-        choices.append("category-style")
-    check_choice(labels, choices, f"labels for {listing.name}")
-    if labels in records:
-        column = records[labels]
-    else:
-        column = records["category"] + " / " + records["style"]
-
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        # the file's own numbering, classes without images included
-        values = column.cat.codes.to_numpy()
-        names = column.cat.categories
-    else:
-        values, names = pd.factorize(column, sort=True)
-    return values.astype(np.int64), [str(name) for name in names]

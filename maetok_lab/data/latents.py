@@ -156,16 +156,7 @@ def write_latents(
     """
     if run.finished:
         return
-    if images.fingerprint != config.images:
-        raise ValueError(
-            f"the cache was configured for images {config.images},"
-            f" but these are {images.fingerprint}; other images need another run"
-        )
-    if not same_weights(tokenizer, config.tokenizer):
-        raise ValueError(
-            f"the cache was configured for tokenizer {config.tokenizer},"
-            f" but this is {tokenizer.fingerprint}; another one needs another run"
-        )
+    _check_origin(tokenizer, images, config)
 
     # Each process encodes its own shards. Only the first may write to the run itself: the others
     # have a `Run` that only reads.
@@ -204,6 +195,20 @@ def write_latents(
         space.save(run.folder / "latent_space.safetensors")
         run.finish({"images": total, "views": 1 + config.flips, "shards": num_shards})
     wait_for_all()
+
+
+def _check_origin(tokenizer: AnyTokenizer, images: ImageSource, config: LatentCaching) -> None:
+    """ValueError unless these are the images and the tokenizer that the config names."""
+    if images.fingerprint != config.images:
+        raise ValueError(
+            f"the cache was configured for images {config.images},"
+            f" but these are {images.fingerprint}; other images need another run"
+        )
+    if not same_weights(tokenizer, config.tokenizer):
+        raise ValueError(
+            f"the cache was configured for tokenizer {config.tokenizer},"
+            f" but this is {tokenizer.fingerprint}; another one needs another run"
+        )
 
 
 @torch.inference_mode()
@@ -264,6 +269,11 @@ def statistics(shards: list[np.ndarray], config: LatentCaching) -> LatentSpace:
         raise ValueError("the latents are constant in some channel: there is nothing to normalise")
     std = torch.tensor(variance).sqrt().float()
     return LatentSpace(config.tokenizer, torch.tensor(mean).float(), std)
+
+
+def spread_rows(count: int) -> Tensor:
+    """Up to 512 of `count` rows, evenly from all: the first ones may be of one class."""
+    return torch.linspace(0, count - 1, min(512, count)).round().long()
 
 
 class LatentDataset:
@@ -329,10 +339,9 @@ class LatentDataset:
         labels = self._labels[indices.to(self.place)].to(self.device)
         return self._space.normalise(self.latents(indices, view=view)), labels
 
-    def check(self, *, tokenizer: str | None = None) -> str:
-        """`LatentSpace.check` of up to 512 latents, evenly from all: classes lie one by one."""
-        spread = torch.linspace(0, len(self) - 1, min(512, len(self))).round().long()
-        return self.space.check(self.batch(spread)[0], tokenizer=tokenizer)
+    def check(self) -> str:
+        """`LatentSpace.check` of some of the latents, evenly from all."""
+        return self.space.check(self.batch(spread_rows(len(self)))[0])
 
     def all_latents(self) -> Tensor:
         """Every image's raw latent, unmirrored, float32 on the CPU. -> (n, N, C)"""

@@ -4,9 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from maetok_lab.data.digests import Contents
+from maetok_lab.data.splits import LEFT_OUT, stand_in
+from maetok_lab.hints import check_choice, counted, some
+
+_NOT_LABELS = ("path", "split", "caption", "text")  # columns of the records that are no class
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -30,6 +35,7 @@ def whole_shards(shards: list[Path], magic: bytes, kind: str) -> tuple[list[Path
 
     Raises ValueError when none does.
     """
+    # the first bytes of a file say what it is
     whole = []
     problems = []
     for shard in shards:
@@ -46,3 +52,59 @@ def whole_shards(shards: list[Path], magic: bytes, kind: str) -> tuple[list[Path
     if not whole:
         raise ValueError(problems[0])
     return whole, [f"left out: {problem}" for problem in problems]
+
+
+def label_values(listing: Listing, labels: str) -> tuple[np.ndarray, list[str]]:
+    """Number the label of every row of the listing -> int64 (rows,), -1 for none; class names."""
+    records = listing.records
+    choices = [name for name in records.columns if name not in _NOT_LABELS]
+    if {"category", "style"} <= set(choices):
+        choices.append("category-style")
+    check_choice(labels, choices, f"labels for {listing.name}")
+    if labels in records:
+        column = records[labels]
+    else:
+        column = records["category"] + " / " + records["style"]
+
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        # the file's own numbering, classes without images included
+        values = column.cat.codes.to_numpy()
+        names = column.cat.categories
+    else:
+        values, names = pd.factorize(column, sort=True)
+    return values.astype(np.int64), [str(name) for name in names]
+
+
+def labelled_rows(
+    listing: Listing, split: str, values: np.ndarray, labels: str
+) -> tuple[str, np.ndarray, list[str]]:
+    """The split that is read for `split`, its rows that have a label, and notices.
+
+    `values` are those of `label_values`. Raises ValueError for a split that is not there.
+    """
+    splits = listing.records["split"].to_numpy(object)
+    split, notice = stand_in(split, splits, values >= 0)
+    rows = np.flatnonzero(splits == split)
+    if not len(rows):
+        there = ", ".join(sorted(set(splits) - {LEFT_OUT}))
+        raise ValueError(
+            f"{listing.name} has no images in split {split!r}; it has {there}."
+            ' split_names={"SPLIT": "PATTERN"} names others by hand'
+        )
+
+    # what has no label is left out, unless that is all
+    has_label = values[rows] >= 0
+    if not has_label.any():
+        raise ValueError(
+            f"{listing.name}: no picture of {split} has a {labels}; name a column that all"
+            ' have with labels="COLUMN"'
+        )
+    notices = [notice] if notice else []
+    unlabelled = rows[~has_label]
+    if len(unlabelled):
+        examples = some(listing.records["path"].iloc[unlabelled[:4]].tolist())
+        notices.append(
+            f"{counted(len(unlabelled), 'picture')} of {split} without a {labels}"
+            f" left out ({examples})"
+        )
+    return split, rows[has_label], notices

@@ -30,6 +30,7 @@ def list_source(
     FileNotFoundError or ValueError for what is none of them.
     """
     patterns = read_patterns(split_names)
+    # the shipped set lies in the checkout
     if source == "emoji":
         if not EMOJI.exists():
             raise FileNotFoundError(
@@ -43,6 +44,7 @@ def list_source(
             " it must be 'emoji', an image folder, or Parquet or tar file(s)"
         )
 
+    # what is in no split is in the records, but never read
     listing = _list_path(path, patterns)
     actual = listing.records["split"].to_numpy(object)
     notices = list(listing.notices)

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from maetok_lab.config import not_in_fingerprint
-from maetok_lab.data.latents import LatentDataset, LatentSpace
+from maetok_lab.data.latents import LatentDataset, LatentSpace, spread_rows
 from maetok_lab.device import Precision, autocast
 from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer, describe_model
 from maetok_lab.diffusion.path import PathName, TimeSampling, draw_times, velocity_loss
@@ -134,7 +134,8 @@ class DiffusionTask:
             raise ValueError(
                 f"the cache has labels {low} .. {high}, but num_classes is {config.num_classes}"
             )
-        latents.check(tokenizer=config.tokenizer or None)
+        x, _ = latents.batch(spread_rows(len(latents)))
+        latents.space.check(x, tokenizer=config.tokenizer or None)
 
     def build(self, device: torch.device) -> None:
         """Fresh weights."""
