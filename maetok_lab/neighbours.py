@@ -9,6 +9,7 @@ from torch import Tensor
 from maetok_lab.device import wide
 
 CHUNK = 1024  # rows at a time: their distances to all points are held at once
+HELD = 1 << 27  # distances at most: 1 GB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +41,9 @@ def nearest_neighbours(
     # dimension (analysis.geometry) is computed from just those: inside one set, no product.
     mode = "donot_use_mm_for_euclid_dist" if same_set else "use_mm_for_euclid_dist_if_necessary"
     indices, distances = [], []
-    for start in range(0, len(rows), CHUNK):
-        chunk = rows[start : start + CHUNK]
+    size = max(1, min(CHUNK, HELD // len(points)))
+    for start in range(0, len(rows), size):
+        chunk = rows[start : start + size]
         if cosine:
             apart = -(chunk @ points.T)  # (chunk, m)
         else:

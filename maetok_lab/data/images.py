@@ -22,6 +22,7 @@ from maetok_lab.data.sources import list_source
 from maetok_lab.data.splits import SPLITS
 from maetok_lab.hints import check_choice
 from maetok_lab.identity import DIGITS, hash_of, text_hash
+from maetok_lab.processes import Subset
 
 _IN_MEMORY = 1 << 30  # a split of fewer decoded bytes is kept in memory
 
@@ -230,6 +231,10 @@ class ImageSource(Dataset):
         """Give one image and its label."""
         images, labels = self.batch([index])
         return images[0], int(labels[0])
+
+    def select(self, rows: Tensor) -> Subset:
+        """Some of the images, rows (n,), for what takes `Images`: they are read when asked for."""
+        return Subset(self, rows)
 
     def batch(
         self,

@@ -35,10 +35,12 @@ from maetok_lab.device import DTYPES, Precision, autocast, free_memory
 from maetok_lab.files import atomic_path
 from maetok_lab.identity import same_weights, tensors_fingerprint
 from maetok_lab.inference import eval_mode
-from maetok_lab.processes import join_group, own_share, wait_for_all
+from maetok_lab.processes import join_group, own_share, process_group, wait_for_all
 from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.runs import Run, find_run
 from maetok_lab.runs.weights import read_weights
+
+SHARED_BYTES = 256 << 20  # a larger cache is mapped where several processes read it on CPUs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -280,8 +282,8 @@ class LatentDataset:
     """A finished cache as normalised latents: `batch(indices)`.
 
     It is held in memory on `device` when it needs at most `memory_limit` bytes (None: half of what
-    is free there), else mapped. Opening reads all of it once. Raises ValueError for a cache that is
-    unfinished, incomplete or damaged.
+    is free there, less for several processes on a CPU), else mapped. Opening reads all of it once.
+    Raises ValueError for a cache that is unfinished, incomplete or damaged.
     """
 
     def __init__(
@@ -311,15 +313,26 @@ class LatentDataset:
         self.place = torch.device("cpu")
         if memory_limit is None:
             memory_limit = free_memory(self.device) / 2
+            # processes of one machine share what is mapped, and not what each of them holds
+            if self.device.type == "cpu" and process_group()[1] > 1:
+                memory_limit = min(memory_limit, SHARED_BYTES)
         if sum(shard.nbytes for shard in self._shards) <= memory_limit:
-            shards = [from_array(np.array(shard), self._dtype) for shard in self._shards]
-            self._all = torch.cat(shards, dim=1).to(self.device)
+            self._all = self._held()
             self.place = self.device
         self._space = self.space.to(self.device)
         self._labels = self.labels.to(self.place)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def _held(self) -> Tensor:
+        """All latents as they are stored, on the device: (views, n, N, C)."""
+        shape = (self.views, len(self), self.num_tokens, self.latent_dim)
+        held = torch.empty(shape, dtype=DTYPES[self._dtype], device=self.device)
+        for start, shard in zip(self._starts, self._shards):
+            # shard by shard, so that no second copy of all is ever there
+            held[:, start : start + shard.shape[1]] = from_array(np.array(shard), self._dtype)
+        return held
 
     def latents(self, indices: Tensor, *, view: Tensor | int = 0) -> Tensor:
         """Raw latents, float32 on the device. indices (B,), view () or (B,) -> (B, N, C)"""

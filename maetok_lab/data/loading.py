@@ -66,11 +66,12 @@ def batches_in_order(
     images: Images, batch_size: int, *, workers: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All images (B, 3, H, W) in [-1, 1] and labels (B,), decoded ahead as `read_ahead` does it."""
+    # of a part of a source, or of a part of that, the source itself is read
     source = images
     rows = torch.arange(len(images))
-    if isinstance(images, Subset):
-        source = images.images
-        rows = images.rows
+    while isinstance(source, Subset):
+        rows = source.rows[rows]
+        source = source.images
     if not isinstance(source, ImageSource) or source.in_memory:
         for indices in torch.arange(len(images)).split(batch_size):
             yield images.batch(indices)

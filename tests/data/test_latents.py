@@ -3,8 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from maetok_lab.data.latents import LatentDataset, LatentSpace, load_latent_space, write_latents
+from maetok_lab.data import images as images_module
+from maetok_lab.data import latents as latents_module
+from maetok_lab.data.images import open_images
+from maetok_lab.data.latents import (
+    LatentCaching,
+    LatentDataset,
+    LatentSpace,
+    load_latent_space,
+    spread_rows,
+    write_latents,
+)
 from maetok_lab.runs import Run
 
 CPU = torch.device("cpu")
@@ -225,3 +236,73 @@ def test_latents_that_are_not_finite_are_an_error_that_names_the_images(
         "shard-00000.npy",
         "shard-00000.sha256",
     ]  # kept
+
+
+def test_each_image_is_decoded_once_and_workers_change_no_bit(tmp_path, tokenizer, monkeypatch):
+    random = np.random.default_rng(0)
+    for i in range(23):
+        folder = tmp_path / "set" / ("train" if i < 20 else "val") / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, (10, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02}.png")
+    monkeypatch.setattr(images_module, "_IN_MEMORY", 0)
+    images = open_images(tmp_path / "set", split="train", image_size=8)
+    decoded = []
+    decode = images_module.ImageSource._decode
+    monkeypatch.setattr(
+        images_module.ImageSource,
+        "_decode",
+        lambda source, row, *crop: decoded.append(row) or decode(source, row, *crop),
+    )
+    caches = []
+    for workers in (0, 1, 2):
+        config = LatentCaching(
+            tokenizer="weights", images=images.fingerprint, shard_size=8, batch_size=3
+        )
+        run = Run.open(f"cache-{workers}", config, root=tmp_path)
+        steps = list(write_latents(tokenizer, images, config, run, device=CPU, workers=workers))
+        assert steps == [(8, 20), (16, 20), (20, 20)]
+        if workers == 0:  # the others decode in processes of their own
+            assert sorted(decoded) == sorted(images._rows.tolist())
+        caches.append(LatentDataset(run))
+    for view in (0, 1):
+        first, *others = (cache.latents(torch.arange(20), view=view) for cache in caches)
+        assert all(torch.equal(first, other) for other in others)
+
+
+def test_a_cache_that_was_stopped_decodes_only_what_is_missing(
+    tmp_path, tokenizer, pictures, caching
+):
+    config = caching()
+    run = Run.open("stopped", config, root=tmp_path)
+    steps = write_latents(tokenizer, pictures, config, run, device=CPU, workers=0)
+    assert next(steps) == (8, 22)
+    steps.close()
+    read = pictures.read
+    rows = []
+    pictures.read = lambda indices, **o: rows.extend(indices.tolist()) or read(indices, **o)
+    run.close()
+    run = Run.open("stopped", config, root=tmp_path)
+    assert list(write_latents(tokenizer, pictures, config, run, device=CPU)) == [
+        *((8, 22), (16, 22), (22, 22))
+    ]
+    assert rows == list(range(8, 22))
+
+
+def test_processes_on_one_cpu_map_a_large_cache_and_do_not_hold_it_each(cache, monkeypatch):
+    path = cache().run.folder
+    monkeypatch.setattr(latents_module, "process_group", lambda: (0, 2))
+    monkeypatch.setattr(latents_module, "SHARED_BYTES", 100)
+    mapped = LatentDataset(Run(path))
+    assert mapped._all is None
+    monkeypatch.setattr(latents_module, "process_group", lambda: (0, 1))
+    held = LatentDataset(Run(path))
+    assert torch.equal(held.latents(torch.arange(22)), mapped.latents(torch.arange(22)))
+
+
+def test_the_check_of_a_cache_takes_latents_of_all_classes():
+    assert spread_rows(5).tolist() == [0, 1, 2, 3, 4]
+    rows = spread_rows(1400)
+    assert len(rows) == 512
+    assert 0.45 < (rows < 700).float().mean() < 0.55
+    assert rows[-1] == 1399

@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from maetok_lab.data import images as images_module
+from maetok_lab.data import loading
 from maetok_lab.data.images import open_images
-from maetok_lab.data.loading import Request, read_ahead
+from maetok_lab.data.loading import Request, batches_in_order, read_ahead
+from maetok_lab.processes import Subset
 from maetok_lab.rng import generator
 
 
@@ -108,3 +110,32 @@ def test_truncated_pictures_are_named_and_counted_up_to_the_limit(folder, large,
     message = r"more than max_broken=2 broken images; the last one: train/"
     with pytest.warns(UserWarning, match="broken"), pytest.raises(ValueError, match=message):
         list(read_ahead(large, twice, workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_all_images_come_in_order_whole_or_in_part(large, workers):
+    whole = list(batches_in_order(large, 4, workers=workers))
+    assert [len(images) for images, _ in whole] == [4, 4, 4, 3]
+    expected, labels = large.batch(slice(None))
+    assert torch.cat([images for images, _ in whole]).equal(expected)
+    assert torch.cat([numbers for _, numbers in whole]).equal(labels)
+    rows = torch.tensor([7, 3, 11])
+    (part,) = batches_in_order(large.select(rows), 4, workers=workers)
+    assert part[0].equal(expected[rows])
+    assert part[1].equal(labels[rows])
+    inner = Subset(large.select(rows), torch.tensor([2, 0]))
+    (part,) = batches_in_order(inner, 4, workers=workers)
+    assert part[0].equal(expected[[11, 7]])
+
+
+def test_as_many_processes_decode_as_there_are_cores_where_nobody_says(large, monkeypatch):
+    counts = []
+    loader = loading.DataLoader
+    monkeypatch.setattr(loading, "usable_cores", lambda: 2)
+    monkeypatch.setattr(
+        loading, "DataLoader", lambda *a, **o: counts.append(o["num_workers"]) or loader(*a, **o)
+    )
+    list(batches_in_order(large, 8))
+    monkeypatch.setattr(loading, "usable_cores", lambda: 100)
+    next(read_ahead(large, draw(1)))
+    assert counts == [2, loading.MOST_WORKERS]
