@@ -1,12 +1,14 @@
 """Tar shards as webdataset writes them: `key.jpg` beside `key.cls`, `key.json` and `key.txt`.
 
-Pictures are read at random by offset. The headers are read once a process, with the standard
-library (about a minute for a million pictures); nothing is written beside the shards, which may be
-read-only.
+Pictures are read at random by offset. The headers are read once, with the standard library (about a
+minute for a million pictures), and kept where digests are; nothing is written beside the shards,
+which may be read-only.
 """
 
+import contextlib
 import functools
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from maetok_lab.data.digests import Contents, digest
+from maetok_lab.data.digests import Contents, digest, kept_folder
 from maetok_lab.data.listing import Listing, whole_shards
 from maetok_lab.data.readers import SUFFIXES
 from maetok_lab.data.splits import (
@@ -26,13 +28,16 @@ from maetok_lab.data.splits import (
     place_pictures,
     split_of_shards,
 )
+from maetok_lab.files import atomic_path
 from maetok_lab.hints import counted, some
+from maetok_lab.identity import DIGITS, hash_of
 from maetok_lab.walking import Names, is_hidden, printable
 
 COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _TEXTS = ("cls", "json", "txt")  # label, anything, caption
 _LONGEST_TEXT = 1 << 20  # bytes; what describes one picture is far shorter
+_WORTH_KEEPING = 64 << 20  # bytes of a shard whose headers take a while to read
 _READERS = 8  # shards whose headers are read at once: that is mostly waiting for the disk
 
 
@@ -143,6 +148,23 @@ def index_shards(shards: list[Path]) -> list[ShardIndex]:
 
 @functools.cache  # the three splits of a source share the index; a changed shard has another key
 def _index_shard(shard: Path, num_bytes: int, changed: int) -> ShardIndex:
+    """The index of one shard: that of a large one is kept for other processes."""
+    if num_bytes < _WORTH_KEEPING:
+        return _read_index(shard)
+    key = hash_of([os.fsencode(shard.absolute()), f"{num_bytes} {changed}".encode()])[:DIGITS]
+    kept = kept_folder() / f"tar-{key}.parquet"
+    try:
+        pictures = pd.read_parquet(kept)
+        return ShardIndex(pictures, pictures.attrs["skipped"])
+    except (OSError, ValueError, KeyError):  # none yet, or a damaged one
+        index = _read_index(shard)
+    index.pictures.attrs["skipped"] = index.skipped
+    with contextlib.suppress(OSError), atomic_path(kept) as temporary:
+        index.pictures.to_parquet(temporary)
+    return index
+
+
+def _read_index(shard: Path) -> ShardIndex:
     """Index one shard by its headers; the small texts beside the pictures are read on the way."""
     # by kind of file, then by key: the pictures' places, and the texts themselves
     places: dict[str, tuple[str, int, int]] = {}

@@ -17,7 +17,7 @@ from PIL import Image
 
 from maetok_lab.config import differing_fields, to_json
 from maetok_lab.data.latents import LatentSpace
-from maetok_lab.data.readers import read_rgb
+from maetok_lab.data.readers import BrokenImageError, read_rgb
 from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.diffusion.sampling import Guidance
 from maetok_lab.evaluation.npz import write_npz
@@ -190,5 +190,8 @@ def image_path(run: Run, row: int) -> Path:
 
 def _read(path: Path) -> torch.Tensor:
     """One PNG as images (1, 3, H, W) in [-1, 1]."""
-    pixels = torch.from_numpy(np.array(read_rgb(path)))
+    try:
+        pixels = torch.from_numpy(np.array(read_rgb(path)))
+    except BrokenImageError as problem:
+        raise BrokenImageError(f"{path}: {problem}") from problem
     return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1

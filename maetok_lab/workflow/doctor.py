@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from maetok_lab.device import describe, has_fast_bf16, pick_device, pick_precision, usable_cores
+from maetok_lab.rng import generator
 from maetok_lab.runs import Run, runs_root
 from maetok_lab.workflow import collective
 
@@ -156,19 +157,22 @@ def check_disk(options: Examination) -> Verdict:
 
 
 def check_data(options: Examination, open_images: Callable[..., Any]) -> Verdict:
-    """How many images a second the source gives to one process."""
+    """What opening the source costs, and how many images a second it gives to one process."""
+    started = time.perf_counter()
     images = open_images(options.source, split="train", image_size=options.image_size)
+    listed = time.perf_counter() - started
     images.batch(torch.arange(min(BATCH, len(images))))  # the first reading may fill a cache
 
-    # For a second, from the start again where the images end.
+    # for a second, in a random order as in training, from the start again where the images end
     num_images = 0
+    order = torch.randperm(len(images), generator=generator(0, "doctor"))
     started = time.perf_counter()
     while time.perf_counter() - started < DATA_SECONDS:
-        images.batch((torch.arange(BATCH) + num_images) % len(images))
+        images.batch(order[(torch.arange(BATCH) + num_images) % len(images)])
         num_images += BATCH
     rate = num_images / (time.perf_counter() - started)
     facts = (
-        f"{len(images)} training images of {options.source}, "
+        f"{len(images)} training images of {options.source}, opened in {listed:.1f} s, "
         f"{rate:,.0f} a second in one process at {options.image_size} px"
     )
     if rate < SLOW_IMAGES:

@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -106,6 +107,27 @@ def test_headers_are_read_once_and_again_only_when_a_shard_changed(tmp_path, mon
         assert open_images(tmp_path, split="train", image_size=8).fingerprint == first.fingerprint
     write_tar(path, samples(0, 3))
     assert len(open_images(tmp_path, split="train", image_size=8)) == 3
+
+
+def test_the_headers_of_large_shards_are_kept_for_other_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAETOK_LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tars, "_WORTH_KEEPING", 0)
+    write_tar(tmp_path / "set" / "val.tar", samples(9, 1))
+    members = samples(0, 3) | {"odd.seg.png": b""}
+    path = write_tar(tmp_path / "set" / "train.tar", members)
+    first = tars.index_shards([path])[0]
+    tars._index_shard.cache_clear()  # as in another process
+    with monkeypatch.context() as patch:
+        patch.setattr(tars, "_members", lambda shard: pytest.fail("headers were read again"))
+        again = tars.index_shards([path])[0]
+    pd.testing.assert_frame_equal(again.pictures, first.pictures)
+    assert again.skipped == first.skipped == ["odd.seg.png"]
+    write_tar(path, samples(0, 4))
+    assert len(open_images(tmp_path / "set", split="train", image_size=8)) == 4
+    for kept in (tmp_path / "cache").glob("tar-*"):
+        kept.write_bytes(b"damaged")
+    tars._index_shard.cache_clear()
+    assert len(open_images(tmp_path / "set", split="train", image_size=8)) == 4
 
 
 def test_json_tells_label_and_caption_where_there_is_no_text_and_the_folder_is_the_last_resort(
