@@ -26,7 +26,7 @@ class Listing:
     files: Sequence  # [row] -> the path or the encoded bytes of the picture
     contents: Contents | None = None  # the same pictures by file, for their digests
     identity: str | None = None  # of a source that states a hash of its content instead
-    draw_names: Sequence[str]  # [row] -> what its split is drawn by, where it has to be
+    draw_names: Callable[[], Sequence[str]]  # what each row's split is drawn by, if it has to be
     drawn: bool = False  # no name says the splits: they were dealt out by name
     facts: Mapping[str, Any] = field(default_factory=dict)  # what a set of ours says of itself
     notices: tuple[str, ...] = ()  # what was left out or guessed, to be said once

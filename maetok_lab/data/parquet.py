@@ -157,7 +157,7 @@ def list_parquet(shards: list[Path], *, root: Path, name: str, patterns: Pattern
         records=records,
         files=files,
         contents=contents,
-        draw_names=draw_names,
+        draw_names=lambda: draw_names,
         drawn=drawn,
         facts=facts,
         notices=tuple(notices),

@@ -40,7 +40,7 @@ def list_source(
                 f"the shipped set is missing: {EMOJI}; make it with `python data/build_emoji.py`"
             )
         emoji = list_parquet([EMOJI], root=EMOJI.parent, name="emoji", patterns=patterns)
-        return dataclasses.replace(emoji, identity=emoji.facts["content"])
+        return dataclasses.replace(emoji, identity=emoji.facts["content"], draw_names=list)
     path = Path(os.path.expanduser(source)) if isinstance(source, str | Path) else None
     if path is None or not path.exists():
         raise FileNotFoundError(
@@ -68,7 +68,8 @@ def list_source(
             " keeps them together"
         )
     listing.records["split"] = actual
-    return dataclasses.replace(listing, notices=tuple(notices))
+    # nobody draws from here on, and worker processes would be sent all the names
+    return dataclasses.replace(listing, notices=tuple(notices), draw_names=list)
 
 
 def _list_file(path: Path, patterns: dict[str, list[str]]) -> Listing:

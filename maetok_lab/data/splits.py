@@ -6,7 +6,7 @@ out by name, 80:10:10; what names one anywhere is never dealt out without a word
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
@@ -43,8 +43,8 @@ class Placement:
     classes: list[str]  # "" where no folder says one
     notices: list[str] = field(default_factory=list)
     drawn: bool = False  # no name says the splits: they were dealt out
-    # what splits are drawn by: class folder and file, without what is around all classes
-    draw_names: list[str] = field(default_factory=list)
+    # what splits are drawn by, where they have to be: class folder and file of each picture
+    draw_names: Callable[[], list[str]] = list
 
 
 def named_split(name: str) -> str | None:
@@ -119,11 +119,14 @@ def place_pictures(folders: Sequence[str], names: Sequence[str], patterns: Patte
         splits, level = _by_name(folders, names, parts, notices)
     rest = _below_the_split(parts, level)
     class_of = {folder: inside[0] if inside else "" for folder, inside in rest.items()}
-    draw_names = [
-        printable("/".join([*rest[folder], name])) for folder, name in zip(folders, names)
-    ]
+
+    def draw_names() -> list[str]:
+        """Class folder and file of every picture."""
+        prefix = {folder: "".join(f"{part}/" for part in inside) for folder, inside in rest.items()}
+        return [printable(prefix[folder] + name) for folder, name in zip(folders, names)]
+
     return Placement(
-        splits or list(map(drawn_split, draw_names)),
+        splits or list(map(drawn_split, draw_names())),
         [class_of[folder] for folder in folders],
         notices,
         splits is None,
@@ -312,7 +315,7 @@ def split_of_shards(paths: Sequence[str], patterns: Patterns) -> tuple[list[str 
 # Splits that are not there -----------------------------------------------------------------------
 
 
-def cut_val(splits: np.ndarray, paths: Sequence[str]) -> str | None:
+def cut_val(splits: np.ndarray, draw_names: Callable[[], Sequence[str]]) -> str | None:
     """Give a source without `val` one: a tenth of `train`, drawn by name; -> a notice of it.
 
     splits (n,) are changed in place.
@@ -320,7 +323,8 @@ def cut_val(splits: np.ndarray, paths: Sequence[str]) -> str | None:
     train = np.flatnonzero(splits == "train")
     if (splits == "val").any() or len(train) < 2:
         return None
-    places = np.array([place_of(paths[row]) for row in train])
+    names = draw_names()
+    places = np.array([place_of(names[row]) for row in train])
     chosen = (places >= 0.8) & (places < 0.9)
     if not chosen.any():
         chosen[np.abs(places - 0.85).argmin()] = True
