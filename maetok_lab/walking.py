@@ -1,5 +1,6 @@
 """Every file below a folder, once and in an order that is the same on every machine."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ import numpy as np
 from maetok_lab.hints import some
 
 # what file servers, archivers and desktops put between pictures; names with a leading dot as well
+DEEPEST = 200  # folders in each other
 _HIDDEN = {"@eadir", "__macosx", "#recycle", "$recycle.bin", "system volume information"}
 
 
@@ -69,16 +71,21 @@ class Names(Sequence):
 def walk(root: Path) -> Walk:
     """Walk through `root` and what is linked into it; a link to a folder above is not followed.
 
-    Hidden folders and files, links to nowhere and folders that may not be read are left out.
+    Hidden folders and files, links to nowhere, what is neither a file nor a folder, and folders
+    that cannot be read are left out.
     """
     found = Walk(root)
-    _enter(os.fspath(root), "", (), found)
+    above = []
+    for folder in Path(root).resolve().parents:
+        with contextlib.suppress(OSError):
+            above.append(_identity(os.stat(folder)))
+    _enter(os.fspath(root), "", tuple(above), found)
     return found
 
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder was put there by a program: `.ipynb_checkpoints`, `@eaDir`."""
-    return name[0] in ".@_#$Ss" and (name[0] == "." or name.lower() in _HIDDEN)
+    return name[:1] in ".@_#$Ss" and (name.startswith(".") or name.lower() in _HIDDEN)
 
 
 def printable(name: str) -> str:
@@ -88,31 +95,44 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
 def _enter(path: str, relative: str, above: tuple[tuple[int, int], ...], found: Walk) -> None:
     """Add the files of one folder and, in the order of names, of those in it."""
     try:
-        status = os.stat(path)
+        here = _identity(os.stat(path))
         with os.scandir(path) as listed:
             entries = sorted(listed, key=lambda entry: entry.name)
-    except PermissionError:
+    except OSError:  # locked, gone since it was listed, a path that is too long
         found.leave_out("unreadable folders", relative)
         return
-    here = (status.st_dev, status.st_ino)
     if here in above:
         found.leave_out("links to a folder above", relative)
+        return
+    if len(above) > DEEPEST:
+        found.leave_out(f"folders more than {DEEPEST} deep", relative)
         return
 
     for entry in entries:
         inside = f"{relative}/{entry.name}" if relative else entry.name
-        is_folder = entry.is_dir()
+        try:
+            is_folder = entry.is_dir()
+            is_file = not is_folder and entry.is_file()
+            is_lost = not is_folder and not is_file and not os.path.exists(entry.path)
+        except OSError:  # a link to itself, or into a locked folder
+            found.leave_out("links that cannot be followed", inside)
+            continue
         if is_hidden(entry.name):
             # hidden files are counted by nobody: every Mac and every server leaves some
             if is_folder:
                 found.leave_out("hidden folders", inside)
         elif is_folder:
             _enter(entry.path, inside, (*above, here), found)
-        elif entry.is_symlink() and not os.path.exists(entry.path):
-            found.leave_out("links to nowhere", inside)
-        else:
+        elif is_file:
             found.folders.append(relative)
             found.names.append(entry.name)
+        else:
+            kind = "links to nowhere" if is_lost else "pipes, sockets and devices"
+            found.leave_out(kind, inside)

@@ -130,3 +130,39 @@ def test_unread_pictures_alone_are_an_error_that_names_them(tmp_path):
     (tmp_path / "photo.heic").write_bytes(b"")
     with pytest.raises(ValueError, match=r"has no images: .* 1 files of kind \.heic"):
         open_images(tmp_path, image_size=8)
+
+
+def test_odd_entries_stop_nothing_and_are_counted(root, tmp_path):
+    os.mkfifo(root / "cat" / "pipe.png")
+    os.mkfifo(root / "pipe.parquet")
+    (root / "cat" / "zero.png").symlink_to("/dev/zero")
+    (root / "cat" / "self.png").symlink_to("self.png")
+    (root / "dog" / "folder.png").mkdir()
+    fill(tmp_path / "other", 3)
+    (root / "cat" / "up").symlink_to("../..")  # above the root, where other sets lie
+    deep = root / "cat"
+    for _ in range(230):
+        deep /= "d"
+    os.makedirs(deep)
+    with pytest.warns(UserWarning, match="left out") as told:
+        assert opened(root) == 20
+    message = str(told[0].message)
+    for kind in (
+        "3 pipes, sockets and devices",
+        "1 links that cannot be followed",
+        "1 links to a folder above",
+        "1 folders more than 200 deep",
+    ):
+        assert f"{kind} left out" in message, kind
+
+
+def test_a_folder_that_goes_away_while_it_is_walked_through_is_left_out(root, monkeypatch):
+    scandir = os.scandir
+
+    def vanishing(path):
+        if str(path).endswith("dog"):
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert walk(root).notices() == ["1 unreadable folders left out (dog)"]

@@ -4,12 +4,13 @@ Hashing reads everything once. What it gave is kept outside of the source, by th
 times of each file, so that later processes hash only what is new or was changed.
 """
 
+import contextlib
 import hashlib
 import os
+import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,8 @@ class Contents:
     names: Names  # of the files, relative to it
     counts: np.ndarray  # int64 (files,): pictures in each
     hash_file: Callable[[int], bytes]  # number of a file -> the digests of its pictures, joined
+    # files whose pictures partly lie in others, as `hash_file` finds out: these are read every time
+    outside: Collection[int] = ()
 
 
 def digest(data: bytes | None) -> bytes:
@@ -67,6 +70,7 @@ def picture_digests(contents: Contents, rows: np.ndarray) -> np.ndarray:
         if len(stale):
             _hash(contents, stale, now[np.searchsorted(files, stale), 0].sum(), ends, digests)
             facts[files] = now
+            facts[list(contents.outside)] = 0
             _keep(contents, facts, digests, place)
     return digests[rows]
 
@@ -76,7 +80,11 @@ def kept_folder() -> Path:
     place = os.environ.get("MAETOK_LAB_CACHE")
     if place:
         return Path(place)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maetok_lab"
+    try:
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # a container's user may have no home
+        caches = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
+    return Path(caches) / "maetok_lab"
 
 
 def _facts(contents: Contents, files: np.ndarray) -> np.ndarray:
@@ -155,12 +163,17 @@ def _keep(contents: Contents, facts: np.ndarray, digests: np.ndarray, place: Pat
         pass
 
 
-def _lock(place: Path) -> AbstractContextManager:
+@contextlib.contextmanager
+def _lock(place: Path) -> Iterator[None]:
     """A lock among processes, where there is a place for one."""
+    lock = FileLock(f"{place}.lock", mode=0o666)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return nullcontext()
-    if not os.access(place.parent, os.W_OK):
-        return nullcontext()
-    return FileLock(f"{place}.lock")
+        lock.acquire()
+    except OSError:  # nothing can be written there, or the lock is another person's
+        lock = None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()

@@ -8,7 +8,7 @@ import pandas as pd
 
 from maetok_lab.data.digests import Contents, file_digest
 from maetok_lab.data.listing import Listing
-from maetok_lab.data.splits import Patterns, leave_out_strays, place_pictures
+from maetok_lab.data.splits import LEFT_OUT, Patterns, leave_out_strays, place_pictures
 from maetok_lab.walking import Names, Walk, printable
 
 
@@ -41,7 +41,8 @@ def list_folder(walked: Walk, patterns: Patterns) -> Listing:
     leave_out_strays(placed, walked.folders, walked.names)
 
     # a split whose pictures are in no class, beside others that are, has no labels
-    nameless = None if any(placed.classes) else "all"
+    in_classes = [name for name, split in zip(placed.classes, placed.splits) if split != LEFT_OUT]
+    nameless = None if any(in_classes) else "all"
     category_of = {name: printable(name) or nameless for name in set(placed.classes)}
     captions = []
     for name, category in zip(walked.names, placed.classes):
@@ -64,5 +65,6 @@ def list_folder(walked: Walk, patterns: Patterns) -> Listing:
         files=files,
         contents=Contents(files.root, names, ones, files.hash_file),
         drawn=placed.drawn,
+        draw_names=placed.draw_names,
         notices=(*walked.notices(), *placed.notices),
     )

@@ -64,9 +64,14 @@ def open_splits(
     """
     if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
         raise ValueError(f"image_size must be a whole number of pixels >= 1, got {image_size!r}")
+    if max_broken is not None and (type(max_broken) is not int or max_broken < 0):
+        raise ValueError(
+            f"max_broken must be None or a number of pictures >= 0, got {max_broken!r}"
+        )
     for split in splits:
         check_choice(split, SPLITS, "split")
     check_choice(crop, CROPS, "crop")
+    # the shipped artwork was drawn at one size
     listing = list_source(source, split_names)
     if listing.max_size and image_size > listing.max_size:
         raise ValueError(
@@ -125,13 +130,12 @@ class ImageSource(Dataset):
         self.image_size = image_size
         # artwork has hard edges and is square already: Lanczos, as when the set was made
         self.crop = "pad" if listing.max_size else crop
-        self.max_broken = max_broken
-        if max_broken is None:
-            self.max_broken = max(10, len(rows) // 100)
+        self.max_broken = max(10, len(rows) // 100) if max_broken is None else max_broken
         self.broken: list[str] = []  # a message for each unreadable picture, once
 
         self._listing = listing
         self._rows = rows  # of the listing: those of this split
+        self._all_rows = rows  # broken ones included: what is broken is so in every process
         self._values = values  # class numbers of all rows of the listing, -1 for none
         self._label_by = labels
 
@@ -177,13 +181,14 @@ class ImageSource(Dataset):
         at_least = self.image_size if crop is None and self.crop == "center-fast" else None
         try:
             image = read_rgb(self._listing.files[row], at_least=at_least)
-        except BrokenImageError as error:
-            return BrokenImageError(f"{self._listing.records['path'].iloc[row]}: {error}")
-        if crop is None:
-            image = CROPS[self.crop](image, self.image_size)
-        else:
-            scale, down, across = crop
-            image = scale_crop(image, self.image_size, scale=scale, down=down, across=across)
+            if crop is None:
+                image = CROPS[self.crop](image, self.image_size)
+            else:
+                scale, down, across = crop
+                image = scale_crop(image, self.image_size, scale=scale, down=down, across=across)
+        except (BrokenImageError, OSError, MemoryError) as error:  # of the picture, shard or crop
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            return BrokenImageError(f"{self._listing.records['path'].iloc[row]}: {reason}")
         # Pillow's (H, W, 3) to torch's (3, H, W)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
@@ -371,19 +376,19 @@ class ImageSource(Dataset):
             parts = [listing.identity, self.split, self.image_size, self.crop, self._label_by]
             return text_hash([*parts, *self.class_names])[:DIGITS]
         parts = [text_hash([self.image_size, self.crop, *self.class_names]).encode()]
-        return hash_of([*parts, self.digests, self._values[self._rows]])[:DIGITS]
+        return hash_of([*parts, self.digests, self._values[self._all_rows]])[:DIGITS]
 
     @cached_property
     def digests(self) -> np.ndarray:
-        """A hash of the bytes of each picture: uint8 (n, 16)."""
-        return picture_digests(self._listing.contents, self._rows)
+        """A hash of the bytes of each picture, broken ones included: uint8 (n, 16)."""
+        return picture_digests(self._listing.contents, self._all_rows)
 
     @cached_property
     def content(self) -> str:
         """Short hash of the pictures' bytes and classes, whatever their order and container."""
         pairs = [
             digest.tobytes() + self.class_names[label].encode()
-            for digest, label in zip(self.digests, self.labels.tolist())
+            for digest, label in zip(self.digests, self._values[self._all_rows])
         ]
         return hash_of(sorted(pairs))[:DIGITS]
 

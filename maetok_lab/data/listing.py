@@ -1,8 +1,9 @@
 """What a source is once it was looked through, before any picture is decoded."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pandas as pd
 from maetok_lab.data.digests import Contents
 from maetok_lab.data.splits import LEFT_OUT, stand_in
 from maetok_lab.hints import check_choice, counted, some
+from maetok_lab.walking import printable
 
 _NOT_LABELS = ("path", "split", "caption", "text")  # columns of the records that are no class
 
@@ -24,34 +26,41 @@ class Listing:
     files: Sequence  # [row] -> the path or the encoded bytes of the picture
     contents: Contents | None = None  # the same pictures by file, for their digests
     identity: str | None = None  # of a source that states a hash of its content instead
+    draw_names: Callable[[], Sequence[str]]  # what each row's split is drawn by, if it has to be
     drawn: bool = False  # no name says the splits: they were dealt out by name
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what a set of ours says of itself
     notices: tuple[str, ...] = ()  # what was left out or guessed, to be said once
     max_size: int | None = None  # pixels of artwork that was drawn at one size
     keep_direction: tuple[str, ...] = ()  # categories whose pictures must not be mirrored
 
 
-def whole_shards(shards: list[Path], magic: bytes, kind: str) -> tuple[list[Path], list[str]]:
-    """Those of `shards` that start with `magic`, and notices of the others.
+def sound_shards(
+    shards: list[Path], read: Callable[[Path], Any]
+) -> tuple[list[Path], list[Any], list[str]]:
+    """Those of `shards` that `read` can read, what it gives of each, and notices of the others.
 
-    Raises ValueError when none does.
+    Raises the ValueError of the first one when none can be read.
     """
-    # the first bytes of a file say what it is
-    whole = []
+    sound = []
+    contents = []
     problems = []
     for shard in shards:
-        with open(shard, "rb") as file:
-            start = file.read(64)
-        if start.startswith(b"version https://git-lfs"):
-            problems.append(
-                f"{shard} is a pointer of Git LFS, not the data: `git lfs pull` gets it"
-            )
-        elif start.startswith(magic):
-            whole.append(shard)
-        else:
-            problems.append(f"{shard} is no {kind} file")
-    if not whole:
+        try:
+            with open(shard, "rb") as file:
+                start = file.read(64)
+            if start.startswith(b"version https://git-lfs"):
+                raise ValueError(
+                    f"{shard} is a pointer of Git LFS, not the data: `git lfs pull` gets it"
+                )
+            contents.append(read(shard))
+            sound.append(shard)
+        # libraries raise many kinds of error for files that are cut off or damaged
+        except Exception as problem:
+            text = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+            problems.append(text if str(shard) in text else f"{shard}: {text}")
+    if not sound:
         raise ValueError(problems[0])
-    return whole, [f"left out: {problem}" for problem in problems]
+    return sound, contents, [f"left out: {printable(problem)}" for problem in problems]
 
 
 def label_values(listing: Listing, labels: str) -> tuple[np.ndarray, list[str]]:
@@ -66,6 +75,8 @@ def label_values(listing: Listing, labels: str) -> tuple[np.ndarray, list[str]]:
     else:
         column = records["category"] + " / " + records["style"]
 
+    # what is in no split makes no class
+    column = column.where(records["split"] != LEFT_OUT)
     if isinstance(column.dtype, pd.CategoricalDtype):
         # the file's own numbering, classes without images included
         values = column.cat.codes.to_numpy()

@@ -58,6 +58,8 @@ def read_ahead(
 
     # the workers' copies of the source are not ours, so only here is anything counted
     for pictures in reader:
+        if isinstance(pictures, Exception):
+            raise pictures
         images.count_broken(pictures.broken)
         yield pictures
 
@@ -91,5 +93,9 @@ class _Reader(Dataset):
     def __init__(self, images: ImageSource):
         self.images = images
 
-    def __getitem__(self, packed: bytes) -> Pictures:
-        return _read(self.images, Request(*pickle.loads(packed)))
+    def __getitem__(self, packed: bytes) -> Pictures | Exception:
+        # raised here, it would come with the traces of two processes
+        try:
+            return _read(self.images, Request(*pickle.loads(packed)))
+        except (ValueError, OSError) as problem:
+            return problem

@@ -1,10 +1,13 @@
 """Parquet shards with pictures in a column, as in the shipped set and in data sets of the hub."""
 
 import bisect
+import contextlib
 import json
+import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,17 +16,18 @@ import pyarrow.parquet as pq
 from pyarrow import types
 
 from maetok_lab.data.digests import Contents, digest, file_digest
-from maetok_lab.data.listing import Listing, whole_shards
+from maetok_lab.data.listing import Listing, sound_shards
 from maetok_lab.data.splits import (
     LEFT_OUT,
     Patterns,
     drawn_split,
     matched_split,
     named_split,
+    place_pictures,
     split_of_shards,
 )
 from maetok_lab.hints import counted, some
-from maetok_lab.walking import Names
+from maetok_lab.walking import Names, printable
 
 _IN_MEMORY = 2 << 30  # a source of at most so many bytes stays in memory once it was read
 _AT_ONCE = 16  # row groups of a larger one that are held, if they have no more than these bytes
@@ -45,8 +49,10 @@ class ParquetImages:
         self.starts: list[int] = []  # the first row of each, counted over all shards
         self.counts: list[int] = []  # rows of each shard
         num_bytes = 0
+        self.outside: set[int] = set()  # shards some of whose pictures lie in other files
         for number, shard in enumerate(shards):
-            metadata = pq.read_metadata(shard)
+            with open_shard(shard) as file:
+                metadata = file.metadata
             rows = sum(self.counts)
             for part in range(metadata.num_row_groups):
                 group = metadata.row_group(part)
@@ -79,12 +85,18 @@ class ParquetImages:
     def hash_file(self, shard: int) -> bytes:
         """The digests of a shard's pictures, joined."""
         digests = []
-        with pq.ParquetFile(self.shards[shard]) as file:
-            for batch in file.iter_batches(64, columns=[self.column]):
-                for value in batch.column(0).to_pylist():
-                    picture = self._picture(shard, value)
-                    is_file = isinstance(picture, Path)
-                    digests.append(file_digest(picture) if is_file else digest(picture))
+        try:
+            with open_shard(self.shards[shard]) as file:
+                for batch in file.iter_batches(64, columns=[self.column]):
+                    for value in batch.column(0).to_pylist():
+                        picture = self._picture(shard, value)
+                        if isinstance(picture, Path):
+                            self.outside.add(shard)
+                            digests.append(file_digest(picture))
+                        else:
+                            digests.append(digest(picture))
+        except OSError:  # a damaged page: what is behind it cannot be read
+            digests += [digest(None)] * (self.counts[shard] - len(digests))
         return b"".join(digests)
 
     def _picture(self, shard: int, value: bytes | dict | None) -> bytes | Path | None:
@@ -94,7 +106,7 @@ class ParquetImages:
         if value["bytes"] is None and value["path"]:
             for folder in (self.shards[shard].parent, self.root):
                 file = folder / value["path"]
-                if file.is_file():
+                if os.path.isfile(file):  # unlike Path.is_file, never raises
                     return file
         return value["bytes"]
 
@@ -104,7 +116,7 @@ class ParquetImages:
         column = self.cache.pop(group, None)
         if column is None:
             shard, number = self.groups[group]
-            with pq.ParquetFile(self.shards[shard]) as file:
+            with open_shard(self.shards[shard]) as file:
                 column = file.read_row_group(number, columns=[self.column]).column(self.column)
         # at the end of the order again: the group that was not read for longest goes first
         self.cache[group] = column
@@ -113,44 +125,59 @@ class ParquetImages:
         return column
 
 
+@contextlib.contextmanager
+def open_shard(shard: Path) -> Iterator[pq.ParquetFile]:
+    """A Parquet file, whatever bytes its name holds: pyarrow's own opening takes text alone."""
+    with open(shard, "rb") as file, pq.ParquetFile(file) as parquet:
+        yield parquet
+
+
 def list_parquet(shards: list[Path], *, root: Path, name: str, patterns: Patterns) -> Listing:
     """List Parquet shards with an image column {bytes, path}, as the hub's, or of plain bytes.
 
     Columns of labels and of splits are optional. Raises ValueError for shards without images.
     """
-    shards, notices = whole_shards(shards, b"PAR1", "Parquet")
-    schema = pq.read_schema(shards[0])
-    column = _image_column(schema, shards[0])
+    shards, columns, notices = sound_shards(shards, _image_column)
+    column = columns[0]
     relative = [shard.relative_to(root).as_posix() for shard in shards]
     files = ParquetImages(shards, column, root)
-    records = _read_records(shards, relative, column)
-    drawn = _find_splits(records, relative, files.counts, patterns, notices)
-    _find_category(records, schema)
+    records, metadata = _read_records(shards, relative, column, notices)
+    draw_names = records.pop("draw_name").tolist()
+    drawn = _find_splits(records, draw_names, relative, files.counts, patterns, notices)
+    _find_category(records, _hub_names(metadata))
 
     # what the shipped set says of itself
-    facts = json.loads((schema.metadata or {}).get(b"maetok_lab", b"{}"))
+    facts = _json_in(metadata[0], b"maetok_lab")
     counts = np.array(files.counts, np.int64)
+    contents = Contents(
+        str(root.absolute()), Names(relative), counts, files.hash_file, files.outside
+    )
     return Listing(
         name=name,
         records=records,
         files=files,
-        contents=Contents(str(root.absolute()), Names(relative), counts, files.hash_file),
-        identity=facts.get("content"),
+        contents=contents,
+        draw_names=lambda: draw_names,
         drawn=drawn,
+        facts=facts,
         notices=tuple(notices),
         max_size=facts.get("max_size"),
         keep_direction=tuple(facts.get("keep_direction", ())),
     )
 
 
-def _read_records(shards: list[Path], relative: list[str], column: str) -> pd.DataFrame:
-    """The plain columns of all shards, and a path for each row; pictures themselves are not read.
+def _read_records(
+    shards: list[Path], relative: list[str], column: str, notices: list[str]
+) -> tuple[pd.DataFrame, list[Mapping[bytes, bytes]]]:
+    """The plain columns of all shards with a path for each row, and each shard's metadata.
 
-    A column that a shard lacks, as test splits lack labels, has no value there.
+    Pictures themselves are not read. A column that a shard lacks, as test splits lack labels, has
+    no value there.
     """
     tables = []
-    for shard, name in zip(shards, relative):
-        with pq.ParquetFile(shard) as file:
+    metadata = []
+    for shard, name in zip(shards, map(printable, relative)):
+        with open_shard(shard) as file:
             schema = file.schema_arrow
             if column not in schema.names:
                 raise ValueError(
@@ -161,35 +188,91 @@ def _read_records(shards: list[Path], relative: list[str], column: str) -> pd.Da
             is_struct = types.is_struct(schema.field(column).type)
             table = file.read(columns=[*plain, f"{column}.path"] if is_struct else plain)
             rows = file.metadata.num_rows
-        # a path of its own, where the picture has one
+            metadata.append(schema.metadata or {})
+        # a picture's own path, where it has one, is what the other forms of a set call it
         paths = [f"{name}:{row}" for row in range(rows)]
+        own = [None] * rows
         if is_struct:
-            inside = table.column(column).combine_chunks().field("path").to_pylist()
-            paths = [f"{path}:{own}" if own else path for path, own in zip(paths, inside)]
-        table = table.select([name for name in plain if name != "path"])
-        tables.append(table.append_column("path", pa.array(paths, pa.string())))
-    return _to_pandas(pa.concat_tables(tables, promote_options="permissive"))
+            own = table.column(column).combine_chunks().field("path").to_pylist()
+        names = pa.array([inside or path for path, inside in zip(paths, own)], pa.string())
+        paths = [f"{path}:{inside}" if inside else path for path, inside in zip(paths, own)]
+        table = table.select([name for name in plain if name not in ("path", "draw_name")])
+        table = _decoded(table).append_column("path", pa.array(paths, pa.string()))
+        tables.append(table.append_column("draw_name", names))
+    return _to_pandas(_joined(tables, notices)), metadata
+
+
+def _decoded(table: pa.Table) -> pa.Table:
+    """Dictionaries of plain values as those values, unless their order is the file's own say."""
+    for place, field in enumerate(table.schema):
+        if types.is_dictionary(field.type) and not field.type.ordered:
+            values = table.column(place).cast(field.type.value_type)
+            table = table.set_column(place, field.name, values)
+    return table
+
+
+def _joined(tables: list[pa.Table], notices: list[str]) -> pa.Table:
+    """All tables in one; a column that has text in one and numbers in another becomes text."""
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowTypeError, pa.ArrowInvalid):
+        notices.append("columns differ in type among the shards: all are read as text")
+    texts = []
+    for table in tables:
+        columns = {name: table.column(name).cast(pa.string()) for name in table.column_names}
+        texts.append(pa.table(columns))
+    return pa.concat_tables(texts, promote_options="permissive")
 
 
 def _to_pandas(table: pa.Table) -> pd.DataFrame:
-    """A frame whose whole numbers stay whole, where some are missing too."""
+    """A frame whose whole numbers stay whole, where some are missing or were written as floats."""
     frame = table.to_pandas()
     for name, column in zip(table.column_names, table.columns):
-        if column.null_count and types.is_integer(column.type):
-            frame[name] = pd.array(column.to_pylist(), dtype="Int64")
+        if types.is_floating(column.type) or (column.null_count and types.is_integer(column.type)):
+            try:
+                frame[name] = pd.array(column.to_pylist(), dtype="Int64")
+            except (TypeError, ValueError, OverflowError):  # fractions, or numbers past 64 bits
+                frame[name] = frame[name].map(str, na_action="ignore")
     return frame
+
+
+def _json_in(metadata: Mapping[bytes, bytes], key: bytes) -> dict[str, Any]:
+    """A dict that a file's metadata hold as JSON; {} where there is none that can be read."""
+    try:
+        content = json.loads(metadata.get(key, b"{}"))
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _hub_names(metadata: list[Mapping[bytes, bytes]]) -> dict[str, list[str]]:
+    """The names of classes by column, as the hub's files say them; any shard may."""
+    names_of: dict[str, list[str]] = {}
+    for part in metadata:
+        content = _json_in(part, b"huggingface")
+        for key in ("info", "features"):
+            content = content.get(key)
+            content = content if isinstance(content, dict) else {}
+        for column, feature in content.items():
+            names = feature.get("names") if isinstance(feature, dict) else None
+            if isinstance(names, list) and names and len(set(map(str, names))) == len(names):
+                names_of.setdefault(column, list(map(str, names)))
+    return names_of
 
 
 def _is_plain(kind: pa.DataType) -> bool:
     """Whether a column may be a label: text, numbers, truth values, or a dictionary of them."""
     if types.is_dictionary(kind):
         kind = kind.value_type
-    text = types.is_string(kind) or types.is_large_string(kind)
-    return text or types.is_integer(kind) or types.is_boolean(kind)
+    text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    number = types.is_integer(kind) or types.is_floating(kind)  # pandas writes 1.0 beside a null
+    return text or number or types.is_boolean(kind)
 
 
-def _image_column(schema: pa.Schema, shard: Path) -> str:
-    """Find the column of pictures."""
+def _image_column(shard: Path) -> str:
+    """Find the column of pictures. Raises ValueError for a file without one."""
+    with open_shard(shard) as file:
+        schema = file.schema_arrow
     # the hub's pictures are structs {bytes, path}; such a column goes before plain bytes
     structs = []
     binaries = []
@@ -211,6 +294,7 @@ def _image_column(schema: pa.Schema, shard: Path) -> str:
 
 def _find_splits(
     records: pd.DataFrame,
+    draw_names: Sequence[str],
     relative: Sequence[str],
     counts: Sequence[int],
     patterns: Patterns,
@@ -241,28 +325,38 @@ def _find_splits(
                     f' {{"val": "{unknown[0]}", ...}} makes it one'
                 )
     notices += said
-    drawn = None in splits and not patterns
-    if drawn:
-        splits = [drawn_split(path) for path in records["path"]]
+    drawn = False
+    if None in splits:  # the pictures' own paths may
+        folders = [name.rpartition("/")[0] for name in draw_names]
+        placed = place_pictures(folders, [name.rpartition("/")[2] for name in draw_names], patterns)
+        drawn = placed.drawn
+        notices += placed.notices
+        splits = placed.splits
+        if drawn:  # by the whole path: a column says the class, no folder
+            splits = list(map(drawn_split, draw_names))
     records["split"] = [split or LEFT_OUT for split in splits]
     return drawn
 
 
-def _find_category(records: pd.DataFrame, schema: pa.Schema) -> None:
+def _find_category(records: pd.DataFrame, names_of: Mapping[str, list[str]]) -> None:
     """Give records a category (else `all`) and a caption (else the category).
 
-    A label of -1 is none: so the hub's sets mark pictures whose classes are secret.
+    `names_of` are the hub's ClassLabels. A label of -1 is none: so the hub's sets mark pictures
+    whose classes are secret.
     """
     label = next((column for column in LABELS if column in records), None)
+    for column in {*names_of, label} & set(records.columns):
+        if pd.api.types.is_integer_dtype(records[column]):
+            names = names_of.get(column)
+            records[column] = _without_secrets(records[column], records["split"], bool(names))
+            if names and column != label:
+                records[column] = _named(records, column, names)
     if label is None:
         records["category"] = "all"
+    elif label in names_of and pd.api.types.is_integer_dtype(records[label]):
+        records["category"] = _named(records, label, names_of[label])
     elif label != "category":
-        # the hub's ClassLabel: the file may say the names of its numbers
-        hub = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        names = hub.get("info", {}).get("features", {}).get(label, {}).get("names")
-        if pd.api.types.is_integer_dtype(records[label]):
-            records[label] = _without_secrets(records[label], records["split"], bool(names))
-        records["category"] = _named(records, label, names) if names else records[label]
+        records["category"] = records[label]
     if "caption" not in records:
         records["caption"] = records.get("text", records["category"].astype(str))
 

@@ -46,7 +46,8 @@ _TURNS = {  # EXIF's orientation -> what undoes it
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
-_BITS_A_SAMPLE = 258  # TIFF's tag
+_BITS_A_SAMPLE = 258  # TIFF's tags
+_PHOTOMETRIC = 262
 
 
 class BrokenImageError(ValueError):
@@ -97,6 +98,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         most = 4095 if _bits(image) == 12 else 65535
         # Pillow's own conversion would clip at 255
         scaled = ((grey * 255 + most // 2) // most).clip(max=255)
+        if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # white is zero
+            scaled = 255 - scaled
         transparent = image.info.get("transparency")
         if isinstance(transparent, int):
             scaled[grey == transparent] = 255

@@ -6,7 +6,7 @@ out by name, 80:10:10; what names one anywhere is never dealt out without a word
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from maetok_lab.hints import check_choice, counted, some
 from maetok_lab.identity import hash_of
+from maetok_lab.walking import printable
 
 SPLITS = ("train", "val", "test")
 KEYWORDS = {
@@ -42,6 +43,8 @@ class Placement:
     classes: list[str]  # "" where no folder says one
     notices: list[str] = field(default_factory=list)
     drawn: bool = False  # no name says the splits: they were dealt out
+    # what splits are drawn by, where they have to be: class folder and file of each picture
+    draw_names: Callable[[], list[str]] = list
 
 
 def named_split(name: str) -> str | None:
@@ -49,9 +52,14 @@ def named_split(name: str) -> str | None:
 
     Case does not matter, and digits delimit as well.
     """
-    words = re.split(r"[\W\d_]+", name.lower())
-    splits = {KEYWORDS[word] for word in words if word in KEYWORDS}
+    splits = _keywords_in(name)
     return splits.pop() if len(splits) == 1 else None
+
+
+def _keywords_in(name: str) -> set[str]:
+    """All splits that the words of a name say."""
+    words = re.split(r"[\W\d_]+", name.lower())
+    return {KEYWORDS[word] for word in words if word in KEYWORDS}
 
 
 def drawn_split(name: str) -> str:
@@ -69,10 +77,18 @@ def place_of(name: str) -> float:
 
 def read_patterns(split_names: Mapping[str, str | Sequence[str]] | None) -> dict[str, list[str]]:
     """What a person wrote as `split_names`, as lists. Raises ValueError for what is no split."""
+    if split_names is not None and not isinstance(split_names, Mapping):
+        raise ValueError(f'split_names must be like {{"val": "dev*"}}, not {split_names!r}')
     patterns = {}
     for split, names in (split_names or {}).items():
         check_choice(split, SPLITS, "key of split_names")
-        patterns[split] = [names] if isinstance(names, str) else list(map(str, names))
+        patterns[split] = [names] if isinstance(names, str) else names
+        if not isinstance(names, str | list | tuple) or not all(
+            isinstance(name, str) for name in patterns[split]
+        ):
+            raise ValueError(
+                f"split_names[{split!r}] must be a name or a list of them, not {names!r}"
+            )
     return patterns
 
 
@@ -94,28 +110,46 @@ def place_pictures(folders: Sequence[str], names: Sequence[str], patterns: Patte
     `folders` "a/b" and `names` "c.png" of every picture, relative to the source. The class is the
     first folder that is neither the split's nor around all of them.
     """
+    # there are far fewer folders than pictures: what a path says is found out once for each
     parts = {folder: folder.split("/") if folder else [] for folder in set(folders)}
     notices: list[str] = []
-    drawn = False
     if patterns:
         splits, level = _by_hand(folders, names, parts, patterns)
     else:
         splits, level = _by_name(folders, names, parts, notices)
-        drawn = splits is None
-        if drawn:
-            splits = _drawn(folders, names)
-    return Placement(splits, _classes(folders, parts, level), notices, drawn)
+    rest = _below_the_split(parts, level)
+    class_of = {folder: inside[0] if inside else "" for folder, inside in rest.items()}
+
+    def draw_names() -> list[str]:
+        """Class folder and file of every picture."""
+        prefix = {folder: "".join(f"{part}/" for part in inside) for folder, inside in rest.items()}
+        return [printable(prefix[folder] + name) for folder, name in zip(folders, names)]
+
+    return Placement(
+        splits or list(map(drawn_split, draw_names())),
+        [class_of[folder] for folder in folders],
+        notices,
+        splits is None,
+        draw_names,
+    )
 
 
 def leave_out_strays(placed: Placement, folders: Sequence[str], names: Sequence[str]) -> None:
     """Leave out pictures that are in no split, or beside the class folders of theirs.
 
-    Raises ValueError when most pictures of a split lie beside its class folders.
+    Raises ValueError when they are most of all pictures, or of a split's.
     """
-    strays = [i for i, split in enumerate(placed.splits) if split == LEFT_OUT]
+    count = len(placed.splits)
+    strays = [i for i in range(count) if placed.splits[i] == LEFT_OUT]
+    if 2 * len(strays) > count:
+        raise ValueError(
+            f"{len(strays)} of {count} pictures are in no split"
+            f" ({_path(folders, names, strays[0])}): {_ADVICE}"
+        )
     _say_strays(placed, folders, names, strays, "in no split")
-    for split in SPLITS:
-        rows = [i for i, actual in enumerate(placed.splits) if actual == split]
+    # pictures that were dealt out lie in the same folders, whatever split they came to
+    for split in ["train, val and test"] if placed.drawn else SPLITS:
+        rows = [i for i in range(count) if placed.drawn or placed.splits[i] == split]
         beside = [i for i in rows if not placed.classes[i]]
         if not beside or len(beside) == len(rows):
             continue
@@ -163,11 +197,11 @@ def _by_name(
         return splits, {}
 
     # they will be dealt out: if something names a split after all, it is said
-    odd = sorted({part for inside in parts.values() for part in inside if named_split(part)})
+    odd = sorted({part for inside in parts.values() for part in inside if _keywords_in(part)})
     if odd:
         notices.append(
-            f"{some(odd)} is read as a class, since other folders beside it name no split;"
-            f" splits are drawn by file name, 80:10:10. If that is wrong, {_ADVICE}"
+            f"{some(odd)} is read as a class, since it says no one split, or other folders beside"
+            f" it say none: splits are drawn by file name, 80:10:10. If that is wrong, {_ADVICE}"
         )
     elif any(splits):
         odd = [name for name, split in zip(names, splits) if split]
@@ -178,26 +212,26 @@ def _by_name(
     return None, {}
 
 
-def _drawn(folders: Sequence[str], names: Sequence[str]) -> list[str]:
-    """A split for every picture, of its name alone."""
-    return [
-        drawn_split(f"{folder}/{name}" if folder else name) for folder, name in zip(folders, names)
-    ]
-
-
 def _split_level(trees: list[list[str]]) -> int | None:
-    """The depth at which folders are splits: the first one where all of them name one.
+    """The depth at which folders are splits: where all of them name one, and the most different.
 
-    Beside `train` and `val` as such, other folders may lie: they are in no split.
+    Beside `train` and `val` as such, other folders may lie, and files beside any: they are in no
+    split.
     """
+    best = None
+    most = 0
+    deep = [tree for tree in trees if tree]
     for level in range(max(map(len, trees))):
-        names = {tree[level] for tree in trees if len(tree) > level}
+        names = {tree[level] for tree in deep if len(tree) > level}
         splits = {name: named_split(name) for name in names}
-        reached = all(len(tree) > level for tree in trees)
+        reached = all(len(tree) > level for tree in deep)
         plain = {split for name, split in splits.items() if is_plain(name)}
-        if (reached and all(splits.values())) or len(plain) > 1:
-            return level
-    return None
+        is_level = (reached and all(splits.values())) or len(plain) > 1
+        count = len(set(splits.values()) - {None})
+        if is_level and count > most:
+            best = level
+            most = count
+    return best
 
 
 def is_plain(name: str) -> bool:
@@ -215,21 +249,25 @@ def _say_what_was_guessed(level: int, parts: Mapping[str, list[str]], notices: l
         notices.append(f"folders are read as splits: {words}. If they are none, {_ADVICE}")
 
 
-def _classes(
-    folders: Sequence[str], parts: Mapping[str, list[str]], level: Mapping[str, int]
-) -> list[str]:
-    """The class of every picture: "" for one in no folder but that of its split."""
+def _below_the_split(
+    parts: Mapping[str, list[str]], level: Mapping[str, int]
+) -> dict[str, list[str]]:
+    """By folder, what is left of its path without the split's part and what is around all classes.
+
+    A folder around all class folders, as archives have it when they are unpacked, is no class.
+    """
     rest = {}
     for folder, inside in parts.items():
         place = level.get(folder, len(inside))
         rest[folder] = inside[:place] + inside[place + 1 :]
-    # a folder around all class folders, as archives have it when they are unpacked, is none
-    deep = [inside for inside in rest.values() if inside]
-    while deep and all(len(inside) > 1 and inside[0] == deep[0][0] for inside in deep):
-        rest = {folder: inside[1:] for folder, inside in rest.items()}
+    while True:
         deep = [inside for inside in rest.values() if inside]
-    class_of = {folder: inside[0] if inside else "" for folder, inside in rest.items()}
-    return [class_of[folder] for folder in folders]
+        inner = [inside[1] for inside in deep if len(inside) > 1]
+        # one folder with another inside it is a class; one with several around pictures is not
+        is_around = len({inside[0] for inside in deep}) == 1
+        if not is_around or not (len(set(inner)) > 1 or (inner and len(inner) == len(deep))):
+            return rest
+        rest = {folder: inside[1:] for folder, inside in rest.items()}
 
 
 def _say_strays(
@@ -277,7 +315,7 @@ def split_of_shards(paths: Sequence[str], patterns: Patterns) -> tuple[list[str 
 # Splits that are not there -----------------------------------------------------------------------
 
 
-def cut_val(splits: np.ndarray, paths: Sequence[str]) -> str | None:
+def cut_val(splits: np.ndarray, draw_names: Callable[[], Sequence[str]]) -> str | None:
     """Give a source without `val` one: a tenth of `train`, drawn by name; -> a notice of it.
 
     splits (n,) are changed in place.
@@ -285,7 +323,8 @@ def cut_val(splits: np.ndarray, paths: Sequence[str]) -> str | None:
     train = np.flatnonzero(splits == "train")
     if (splits == "val").any() or len(train) < 2:
         return None
-    places = np.array([place_of(paths[row]) for row in train])
+    names = draw_names()
+    places = np.array([place_of(names[row]) for row in train])
     chosen = (places >= 0.8) & (places < 0.9)
     if not chosen.any():
         chosen[np.abs(places - 0.85).argmin()] = True

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import os
+import posixpath
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,15 +20,9 @@ import numpy as np
 import pandas as pd
 
 from maetok_lab.data.digests import Contents, digest, kept_folder
-from maetok_lab.data.listing import Listing, whole_shards
+from maetok_lab.data.listing import Listing, sound_shards
 from maetok_lab.data.readers import SUFFIXES
-from maetok_lab.data.splits import (
-    Patterns,
-    Placement,
-    leave_out_strays,
-    place_pictures,
-    split_of_shards,
-)
+from maetok_lab.data.splits import Patterns, leave_out_strays, place_pictures, split_of_shards
 from maetok_lab.files import atomic_path
 from maetok_lab.hints import counted, some
 from maetok_lab.identity import DIGITS, hash_of
@@ -75,8 +70,8 @@ def list_tars(shards: list[Path], *, root: Path, name: str, patterns: Patterns) 
     The category is what .cls or .json say (a number where all are), else the picture's folder, else
     `all`. Raises ValueError for shards without images.
     """
-    shards, notices = whole_shards(shards, b"", "tar")
-    indexes = index_shards(shards)
+    index_shards(shards)
+    shards, indexes, notices = sound_shards(shards, index_shard)
     frames = [index.pictures for index in indexes]
     relative = [shard.relative_to(root).as_posix() for shard in shards]
     if not any(map(len, frames)):
@@ -94,21 +89,25 @@ def list_tars(shards: list[Path], *, root: Path, name: str, patterns: Patterns) 
     )
 
     # a shard's name says its split; where it does not, the folders and names inside it do
-    folders = [key.rpartition("/")[0] for key in index["key"]]
-    names = [key.rpartition("/")[2] for key in index["key"]]
+    folders = [key.rpartition("/")[0] for key in index["member"]]
+    names = [key.rpartition("/")[2] for key in index["member"]]
     placed = place_pictures(folders, names, patterns)
     by_shard, said = split_of_shards(relative, patterns)
-    if any(by_shard):
-        placed = Placement(list(np.repeat(by_shard, files.counts)), placed.classes, said)
+    if any(by_shard) and len(set(by_shard)) >= len(set(placed.splits) if not placed.drawn else ()):
+        placed.splits = list(np.repeat(by_shard, files.counts))
+        placed.notices = said
+        placed.drawn = False
 
     # no .cls or .json says a class: the folder inside the shard does
-    categories = index["category"]
-    if categories.isna().all():
+    categories = index["category"].replace("", None)
+    is_there = categories.notna()
+    if not is_there.any():
         leave_out_strays(placed, folders, names)
         has_classes = any(placed.classes)
         categories = [name or (None if has_classes else "all") for name in placed.classes]
-    elif categories.str.fullmatch(r"\d+").all():
-        categories = categories.astype(int)
+    elif categories[is_there].str.fullmatch(r"-?\d{1,18}").all():
+        # the hub's sets mark pictures whose classes are secret with -1
+        categories = pd.array(categories.where(is_there, None).map(_whole), dtype="Int64")
     columns = {"path": paths, "split": placed.splits, "category": categories}
     records = pd.DataFrame(columns)
     records["caption"] = index["caption"].fillna(records["category"].astype(str))
@@ -117,9 +116,15 @@ def list_tars(shards: list[Path], *, root: Path, name: str, patterns: Patterns) 
         records=records,
         files=files,
         contents=Contents(str(root.absolute()), Names(relative), files.counts, files.hash_file),
+        draw_names=placed.draw_names,
         drawn=placed.drawn,
         notices=(*notices, *placed.notices),
     )
+
+
+def _whole(text: str | None) -> int | None:
+    """A class number; None for none and for -1."""
+    return None if pd.isna(text) or int(text) < 0 else int(text)
 
 
 class ShardIndex(NamedTuple):
@@ -131,19 +136,24 @@ class ShardIndex(NamedTuple):
     skipped: list[str]  # members that are neither pictures nor texts about one
 
 
-def index_shards(shards: list[Path]) -> list[ShardIndex]:
-    """Index every shard.
+def index_shards(shards: list[Path]) -> None:
+    """Read the headers of many shards at once: afterwards `index_shard` gives each without waiting.
 
-    Raises ValueError for a compressed, damaged or ambiguous shard, by its name.
+    What is wrong with a shard, `index_shard` says.
     """
-    sizes = []
-    changes = []
-    for shard in shards:
-        facts = shard.stat()
-        sizes.append(facts.st_size)
-        changes.append(facts.st_mtime_ns)
+
+    def read(shard: Path) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            index_shard(shard)
+
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(_index_shard, shards, sizes, changes))
+        list(pool.map(read, shards))
+
+
+def index_shard(shard: Path) -> ShardIndex:
+    """Index one shard. Raises ValueError, with its name, for a compressed or damaged one."""
+    facts = shard.stat()
+    return _index_shard(shard, facts.st_size, facts.st_mtime_ns)
 
 
 @functools.cache  # the three splits of a source share the index; a changed shard has another key
@@ -168,43 +178,50 @@ def _read_index(shard: Path) -> ShardIndex:
     """Index one shard by its headers; the small texts beside the pictures are read on the way."""
     # by kind of file, then by key: the pictures' places, and the texts themselves
     places: dict[str, tuple[str, int, int]] = {}
+    doubtful: list[tuple[str, str, tuple[str, int, int]]] = []
     texts: dict[str, dict[str, str]] = {kind: {} for kind in _TEXTS}
     skipped = []
     for name, offset, size, text in _members(shard):
         folder, _, base = name.rpartition("/")
         stem, _, kind = base.partition(".")  # webdataset's key ends at the first dot
-        key = stem
-        if folder:
-            key = f"{folder}/{stem}"
+        key = f"{folder}/{stem}" if folder else stem
         kind = kind.lower()
-        entries = texts.get(kind)
-        content = text
-        if f".{kind}" in SUFFIXES:
-            entries = places
-            content = (name, offset, size)
-        # what a program left in a folder before it was packed
-        if any(map(is_hidden, name.split("/"))):
-            continue
-        if entries is None:
+        place = (name, offset, size)
+        last = f".{kind.rpartition('.')[2]}"
+        if offset < 0 or any(map(is_hidden, name.split("/"))):
             skipped.append(name)
-            continue
-        if key in entries:
-            raise ValueError(
-                f"{shard} holds {key!r} twice ({name});"
-                " every key needs one picture and one text of a kind"
-            )
-        entries[key] = content
+        elif kind in texts:
+            texts[kind][key] = text
+        elif f".{kind}" in SUFFIXES:
+            # an updated member stands further behind; of two kinds of one picture the first counts
+            if key in places and places[key][0] != name:
+                skipped.append(name)
+            else:
+                places[key] = place
+        elif last in SUFFIXES:
+            doubtful.append((key, name, place))
+        else:
+            skipped.append(name)
+    # `a.seg.png` beside `a.jpg` is something about it; `cat.0.png` alone is a picture
+    for key, name, place in doubtful:
+        if key in places:
+            skipped.append(name)
+        else:
+            places[name.rpartition(".")[0]] = place
 
     # a text without a picture describes nothing
     rows = []
     for key, place in places.items():
-        rows.append((key, *place, *_describe(shard, key, texts)))
+        rows.append((key, *place, *_describe(key, texts)))
     columns = ["key", "member", "offset", "size", "category", "caption"]
     return ShardIndex(pd.DataFrame(rows, columns=columns), skipped)
 
 
 def _members(shard: Path) -> Iterator[tuple[str, int, int, str]]:
-    """Walk the plain files of a shard: name, offset of the data, size, and what small texts say."""
+    """Walk the files of a shard: name, offset of the data, size, and what small texts say.
+
+    A hard link has its target's offset, any other link -1.
+    """
     with open(shard, "rb") as file:
         start = file.read(8)
         for magic, packing in _MAGIC.items():
@@ -214,19 +231,25 @@ def _members(shard: Path) -> Iterator[tuple[str, int, int, str]]:
                     " pictures are read at random, so unpack it to a plain .tar"
                 )
         file.seek(0)
+        places: dict[str, tuple[int, int]] = {}
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     tar.members = []  # else tarfile keeps an object for every file
-                    if not member.isreg():
+                    if member.isreg():
+                        places[member.name] = member.offset_data, member.size
+                    elif not member.islnk() and not member.issym():
                         continue
+                    offset, size = places.get(
+                        member.name if member.isreg() else member.linkname, (-1, 0)
+                    )
                     text = ""
                     kind = member.name.rpartition(".")[2].lower()
-                    if kind in _TEXTS and member.size <= _LONGEST_TEXT:
-                        file.seek(member.offset_data)  # tarfile seeks to the next header itself
-                        text = file.read(member.size).decode("utf-8", "replace").strip()
-                    name = printable(member.name.removeprefix("./"))
-                    yield name, member.offset_data, member.size, text
+                    if kind in _TEXTS and size <= _LONGEST_TEXT and offset >= 0:
+                        file.seek(offset)  # tarfile seeks to the next header itself
+                        text = file.read(size).decode("utf-8", "replace").strip()
+                    name = posixpath.normpath(printable(member.name)).lstrip("/")
+                    yield name, -1 if member.issym() else offset, size, text
                 # tarfile takes a damaged header for the end; the real end is a block of zeros, or
                 # the end of the file
                 file.seek(tar.offset)
@@ -236,18 +259,13 @@ def _members(shard: Path) -> Iterator[tuple[str, int, int, str]]:
             raise ValueError(f"{shard} is no whole tar file: {error}") from error
 
 
-def _describe(
-    shard: Path, key: str, texts: dict[str, dict[str, str]]
-) -> tuple[str | None, str | None]:
-    """Find label and caption: .cls and .txt first, then the fields of .json."""
+def _describe(key: str, texts: dict[str, dict[str, str]]) -> tuple[str | None, str | None]:
+    """Find label and caption: .cls and .txt first, then the fields of .json, if it can be read."""
     fields = {}
-    if key in texts["json"]:
-        try:
-            fields = json.loads(texts["json"][key])
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{shard}:{key}.json is no JSON: {error}") from error
-        if not isinstance(fields, dict):  # a bare number or name
-            fields = {"label": fields}
+    with contextlib.suppress(json.JSONDecodeError):
+        fields = json.loads(texts["json"].get(key) or "{}")
+    if not isinstance(fields, dict):  # a bare number or name
+        fields = {"label": fields}
     label = texts["cls"].get(key, _first(fields, "label", "cls", "class", "category"))
     return label, texts["txt"].get(key, _first(fields, "caption", "text"))
 
@@ -256,5 +274,5 @@ def _first(fields: dict, *names: str) -> str | None:
     """Give the first of the fields that is there, as text."""
     for name in names:
         if fields.get(name) is not None:
-            return str(fields[name])
+            return str(fields[name]).encode("utf-8", "replace").decode()  # half an emoji is none
     return None

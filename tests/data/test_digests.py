@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from maetok_lab.data import digests
+from maetok_lab.data import digests, sources
 from maetok_lab.data.images import open_images
 
 
@@ -139,4 +139,51 @@ def test_what_was_kept_may_be_lost_damaged_or_impossible_to_write(tmp_path, monk
     assert fingerprint(tmp_path / "set") == before
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MAETOK_LAB_CACHE", str(tmp_path / "file"))
+    assert fingerprint(tmp_path / "set") == before
+
+
+def test_pictures_that_a_parquet_only_names_are_read_and_hashed_where_they_lie(tmp_path):
+    for i, data in enumerate(pictures(0, False)):
+        (tmp_path / f"{i}.bmp").write_bytes(data)
+    rows = [{"bytes": None, "path": f"{i}.bmp"} for i in range(6)]
+    for split in ("train", "val"):
+        pq.write_table(pa.table({"image": rows}), tmp_path / f"{split}.parquet")
+    before = fingerprint(tmp_path)
+    assert fingerprint(tmp_path) == before
+    (tmp_path / "3.bmp").write_bytes(encoded(99, "BMP"))
+    assert fingerprint(tmp_path) != before
+
+
+def test_a_broken_picture_is_part_of_the_content_whatever_is_held_in_memory(tmp_path, monkeypatch):
+    as_folder(tmp_path, pictures(0, True), "train")
+    as_folder(tmp_path, pictures(10, False), "val")
+    before = fingerprint(tmp_path)
+    monkeypatch.setattr("maetok_lab.data.images._IN_MEMORY", 0)
+    assert fingerprint(tmp_path) == before
+
+
+def test_a_file_made_of_the_shipped_one_has_its_own_identity(tmp_path):
+    table = pq.read_table(sources.EMOJI).slice(0, 40)
+    pq.write_table(table, tmp_path / "own.parquet")
+    before = fingerprint(tmp_path)
+    pq.write_table(table.slice(0, 39), tmp_path / "own.parquet")
+    assert fingerprint(tmp_path) != before
+
+
+def test_without_a_home_there_is_a_place_for_digests(monkeypatch):
+    monkeypatch.delenv("MAETOK_LAB_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert digests.kept_folder().name == "maetok_lab"
+
+
+def test_another_persons_lock_stops_nobody(tmp_path, monkeypatch):
+    as_folder(tmp_path / "set", pictures(0, False), "train")
+    as_folder(tmp_path / "set", pictures(10, False), "val")
+    before = fingerprint(tmp_path / "set")
+
+    def refuse(lock):
+        raise PermissionError("another's")
+
+    monkeypatch.setattr(digests.FileLock, "acquire", refuse)
     assert fingerprint(tmp_path / "set") == before

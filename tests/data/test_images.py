@@ -225,6 +225,7 @@ def test_too_many_broken_images_are_an_error(tmp_path):
     options = {"split": "train", "image_size": 8}
     (root / "train").mkdir()
     (root / "a").rename(root / "train" / "a")
+    classes_of(root / "val", ["a"], 1)
     with pytest.warns(UserWarning, match="broken image"):
         assert len(open_images(root, **options)) == 2
     message = "more than max_broken=1 broken images; the last"

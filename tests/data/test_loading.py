@@ -1,5 +1,6 @@
 """What is read ahead is what would have been read here, for any number of workers."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -139,3 +140,17 @@ def test_as_many_processes_decode_as_there_are_cores_where_nobody_says(large, mo
     monkeypatch.setattr(loading, "usable_cores", lambda: 100)
     next(read_ahead(large, draw(1)))
     assert counts == [2, loading.MOST_WORKERS]
+
+
+def test_an_error_in_a_worker_is_the_same_one_line(folder, large):
+    for path in sorted((folder / "train").rglob("*.png"))[:6]:
+        path.write_bytes(b"")
+    messages = []
+    for workers in (0, 2):
+        large.broken.clear()
+        with warnings.catch_warnings(), pytest.raises(ValueError) as caught:
+            warnings.simplefilter("ignore")
+            list(read_ahead(large, draw(), workers=workers))
+        messages.append(str(caught.value))
+    assert all("\n" not in message for message in messages)
+    assert "more than max_broken=2 broken images" in messages[1]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -199,3 +200,121 @@ def test_parquet_files_that_do_not_fit_are_errors(tmp_path):
     write_parquet(path, 3, hub=False, split=["train", "train", "val"], label=["a", None, "b"])
     with pytest.warns(UserWarning, match=r"1 picture of train without a category left out \(odd"):
         assert len(open_images(path, image_size=8)) == 1
+
+
+# Odd shards ---------------------------------------------------------------------------------------
+
+
+def test_one_odd_shard_is_named_and_stops_nothing(tmp_path):
+    write_parquet(
+        tmp_path / "train-0.parquet", 6, hub=False, id=list(range(6)), label=list("ababab")
+    )
+    write_parquet(
+        tmp_path / "train-1.parquet", 6, hub=False, id=list("abcdef"), label=list("ababab")
+    )
+    write_parquet(tmp_path / "val.parquet", 3, hub=False, label=list("aba"))
+    whole = (tmp_path / "val.parquet").read_bytes()
+    odd = {
+        "train-2": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        "train-3": whole[: len(whole) // 2],
+        "train-4": b"",
+    }
+    for name, content in odd.items():
+        (tmp_path / f"{name}.parquet").write_bytes(content)
+    pq.write_table(pa.table({"label": ["a"]}), tmp_path / "metadata.parquet")
+    with pytest.warns(UserWarning, match="left out") as told:
+        source = open_images(tmp_path, image_size=8)
+    assert len(source) == 12
+    assert source.class_names == ["a", "b"]
+    message = str(told[0].message)
+    assert "train-2.parquet is a pointer of Git LFS, not the data" in message
+    for name in ("train-3.parquet", "train-4.parquet", "metadata.parquet has no image column"):
+        assert name in message
+    assert "columns differ in type among the shards" in message
+
+
+def test_a_damaged_page_costs_the_pictures_in_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(images_module, "_IN_MEMORY", 0)
+    path = write_parquet(tmp_path / "train.parquet", 12, hub=False)
+    write_parquet(tmp_path / "val.parquet", 2, hub=False)
+    data = bytearray(path.read_bytes())
+    start = pq.read_metadata(path).row_group(1).column(0).data_page_offset
+    data[start : start + 20] = b"\xff" * 20
+    path.write_bytes(data)
+    source = open_images(tmp_path, image_size=8)
+    assert source.fingerprint
+    with pytest.warns(UserWarning, match=r"skipped a broken image: train\.parquet:4"):
+        source.batch([0, 4])
+
+
+def test_class_names_come_from_any_shard_and_for_any_column(tmp_path):
+    write_parquet(tmp_path / "test.parquet", 2, hub=False)  # the first in order has no label
+    write_parquet(tmp_path / "train.parquet", 4, label=[0, 1, 1, 0])
+    write_parquet(tmp_path / "val.parquet", 2, label=[1, 0])
+    with pytest.warns(UserWarning, match="val stands for it"):
+        source = open_images(tmp_path, split="test", image_size=8)
+    assert source.class_names == ["zebra", "ant"]
+    root = tmp_path / "own"
+    root.mkdir()
+    names = {"fine": {"names": ["x", "y"]}, "category": {"names": ["cat", "dog"]}}
+    metadata = {"huggingface": json.dumps({"info": {"features": names}})}
+    for split, numbers in (("train", [0, 1, 1]), ("val", [1, 0, 1]), ("test", [-1, -1, -1])):
+        rows = [{"bytes": png(picture(i, (12, 10))), "path": None} for i in range(3)]
+        table = pa.table({"image": rows, "category": numbers, "fine": numbers})
+        pq.write_table(table.replace_schema_metadata(metadata), root / f"{split}.parquet")
+    assert open_images(root, image_size=8).class_names == ["cat", "dog"]
+    fine = open_images(root, split="val", image_size=8, labels="fine")
+    assert (fine.class_names, fine.labels.tolist()) == (["x", "y"], [1, 0, 1])
+    with pytest.warns(UserWarning, match="no labels: val stands for it"):
+        assert open_images(root, split="test", image_size=8).split == "val"
+
+
+@pytest.mark.parametrize(
+    "metadata", [b"no json", b'{"info": null}', b'{"info": {"features": null}}', b"[1]"]
+)
+def test_metadata_that_say_nothing_are_passed_over(tmp_path, metadata):
+    rows = [{"bytes": png(picture(i, (12, 10))), "path": None} for i in range(4)]
+    table = pa.table({"image": rows, "label": [0.0, 1.0, None, 1.0]})
+    for split in ("train", "val"):
+        path = tmp_path / f"{split}.parquet"
+        pq.write_table(table.replace_schema_metadata({b"huggingface": metadata}), path)
+    with pytest.warns(UserWarning, match="1 picture of train without a category left out"):
+        source = open_images(tmp_path, image_size=8)
+    assert source.class_names == ["0", "1"]
+
+
+def test_shards_in_folders_whose_names_are_no_text_are_read(tmp_path):
+    for split in ("train", "val"):
+        write_parquet(tmp_path / "cafe" / f"{split}.parquet", 4, hub=False)
+    root = (tmp_path / "cafe").rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    source = open_images(root, image_size=8)
+    assert len(source) == 4
+    assert source.fingerprint
+    assert len(open_images(tmp_path, image_size=8)) == 4
+
+
+def test_an_image_too_large_for_memory_is_a_broken_one(tmp_path, monkeypatch):
+    classes_of(tmp_path, ["a"], 30)
+
+    def fail(image, size):
+        raise MemoryError
+
+    monkeypatch.setattr(images_module, "CROPS", images_module.CROPS | {"center": fail})
+    with (
+        pytest.warns(UserWarning, match="MemoryError"),
+        pytest.raises(ValueError, match="more than max_broken=10 broken images"),
+    ):
+        open_images(tmp_path, image_size=8)
+
+
+@pytest.mark.parametrize("source", [None, 5, "~nobody-of-that-name/x", "/nowhere"])
+def test_what_is_no_source_is_one_clear_line(source):
+    with pytest.raises(FileNotFoundError, match=r"^no source .*; it must be 'emoji', an image"):
+        open_images(source, image_size=8)
+
+
+def test_max_broken_is_a_number(tmp_path):
+    classes_of(tmp_path, ["a"], 3)
+    for wrong in ("3", -1, True, 2.5):
+        with pytest.raises(ValueError, match="max_broken must be None or a number of pictures"):
+            open_images(tmp_path, image_size=8, max_broken=wrong)

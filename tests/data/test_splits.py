@@ -92,7 +92,9 @@ def test_folders_of_splits_may_have_any_case_place_and_number(tmp_path, folders)
 
 def test_a_class_called_train_is_one_beside_others_and_a_split_beside_val(tmp_path):
     flat = fill(tmp_path / "flat", ["bus", "car", "train"], 12)
-    with pytest.warns(UserWarning, match="train is read as a class, since other folders beside it"):
+    with pytest.warns(
+        UserWarning, match="train is read as a class, since it says no one split, or"
+    ):
         images = open_splits(flat, image_size=8)
     assert images["train"].class_names == ["bus", "car", "train"]
     assert sum(map(len, images.values())) == 36
@@ -208,7 +210,9 @@ def test_a_source_that_is_a_split_itself_is_not_dealt_out_without_a_word(tmp_pat
 
 def test_names_by_hand_that_fit_nothing_are_an_error(tmp_path):
     root = fill(tmp_path, ["a", "b"])
-    with pytest.raises(ValueError, match=r"fits no name of a file or folder; there is a/0\.png"):
+    with pytest.raises(
+        ValueError, match=r"8 of 8 pictures are in no split \(a/0\.png\): name them by hand"
+    ):
         open_images(root, image_size=8, split_names={"train": "nowhere"})
     with pytest.raises(ValueError, match="unknown key of split_names 'trian'; did you mean"):
         open_images(root, image_size=8, split_names={"trian": "a"})
@@ -233,3 +237,91 @@ def test_file_names_say_a_split_when_all_of_them_do():
     placed = place_pictures([""] * 3, ["train_1.png", "b.png", "c.png"], {})
     assert placed.drawn
     assert placed.notices[0].startswith("some file names say a split (train_1.png), others do not")
+
+
+# What an attack on it found -----------------------------------------------------------------------
+
+
+def test_splits_are_drawn_by_the_same_names_in_every_form(tmp_path):
+    names = [f"{label}/{i:03}.png" for label in ("cat", "dog") for i in range(40)]
+    for number, name in enumerate(names):
+        path = tmp_path / "folder" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(number))
+    write_tar(tmp_path / "all.tar", names)
+    rows = [{"bytes": png(number), "path": name} for number, name in enumerate(names)]
+    labels = [name.split("/")[0] for name in names]
+    pq.write_table(pa.table({"image": rows, "label": labels}), tmp_path / "data.parquet")
+    pq.write_table(pa.table({"image": rows, "label": labels}), tmp_path / "renamed.parquet")
+    sources = ("folder", "all.tar", "data.parquet", "renamed.parquet")
+    forms = [open_splits(tmp_path / source, image_size=8) for source in sources]
+    for split in ("train", "val", "test"):
+        assert len({form[split].content for form in forms}) == 1
+        assert len({form[split].fingerprint for form in forms}) == 1
+
+
+def test_a_tenth_of_train_is_the_same_in_every_form(tmp_path):
+    names = [f"cat/{i:03}.png" for i in range(40)]
+    for number, name in enumerate(names):
+        path = tmp_path / "folder" / "train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(number))
+    write_tar(tmp_path / "tars" / "train-0.tar", names)
+    with pytest.warns(UserWarning, match="no split val"):
+        folder, tars = (open_splits(tmp_path / form, image_size=8) for form in ("folder", "tars"))
+    assert folder["val"].content == tars["val"].content
+
+
+@pytest.mark.parametrize("test_folder", ["set/Data/test", "set/Data/test/n01"])
+def test_a_wrapped_set_with_a_flat_test_keeps_its_classes(tmp_path, test_folder):
+    folders = [f"set/Data/{split}/n0{i}" for split in ("train", "val") for i in (1, 2)]
+    images = open_splits(fill(tmp_path, [*folders, test_folder]), image_size=8)
+    assert images["train"].class_names == ["n01", "n02"]
+    assert images["test"].split == ("val" if test_folder.endswith("test") else "test")
+
+
+def test_a_picture_beside_wrapped_class_folders_is_left_out(tmp_path):
+    fill(tmp_path, ["set/cat", "set/dog"], 20)
+    (tmp_path / "set" / "logo.png").write_bytes(png(0))
+    with pytest.warns(UserWarning, match=r"1 picture beside .* left out \(set/logo\.png\)"):
+        images = open_splits(tmp_path, image_size=8)
+    assert images["val"].class_names == ["cat", "dog"]
+    assert sum(map(len, images.values())) == 40
+
+
+def test_the_folders_that_tell_splits_apart_are_the_splits(tmp_path):
+    folders = [f"training/{split}/{name}" for split in ("train", "test") for name in ("cat", "dog")]
+    assert sizes(fill(tmp_path / "a", folders, 10))["test"] == 20
+    names = [f"{split}/cat/{i}.png" for split in ("train", "val", "test") for i in range(4)]
+    write_tar(tmp_path / "pets-eval.tar", names)
+    assert sizes(tmp_path / "pets-eval.tar") == {"train": 4, "val": 4, "test": 4}
+    rows = [{"bytes": png(number), "path": name} for number, name in enumerate(names)]
+    pq.write_table(pa.table({"image": rows}), tmp_path / "data.parquet")
+    assert sizes(tmp_path / "data.parquet") == {"train": 4, "val": 4, "test": 4}
+
+
+@pytest.mark.parametrize("name", ["mnist-train", "Train"])
+def test_sources_that_name_a_split_are_not_dealt_out_silently(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(fill(tmp_path / name, ["a", "b"], 20))
+    with pytest.warns(UserWarning, match=f"the source is called {name}, but names inside it"):
+        open_images(".", image_size=8)
+    fill(tmp_path / "other", ["train_val/a", "train_val/b"], 20)
+    with pytest.warns(
+        UserWarning, match="train_val is read as a class, since it says no one split"
+    ):
+        open_images(tmp_path / "other", image_size=8)
+
+
+def test_left_out_pictures_do_not_make_classes(tmp_path):
+    fill(tmp_path, ["Training_imgs", "PublicTest", "extra"], 4)
+    by_hand = {"train": "Training_imgs", "val": "PublicTest"}
+    with pytest.warns(UserWarning, match=r"4 pictures in no split left out \(extra/0\.png\)"):
+        images = open_splits(tmp_path, image_size=8, split_names=by_hand)
+    assert images["train"].class_names == ["all"]
+    assert len(images["val"]) == 4
+
+
+@pytest.mark.parametrize("wrong", ["val", ["val"], {"val": 5}, {"val": None}])
+def test_split_names_of_the_wrong_kind_are_one_clear_line(tmp_path, wrong):
+    with pytest.raises(ValueError, match=r"split_names.* must be .*, not"):
+        open_images(fill(tmp_path, ["a"]), image_size=8, split_names=wrong)
