@@ -1,5 +1,6 @@
 """The one parallel reader of pictures: other processes decode ahead, in the order of requests."""
 
+import collections
 import itertools
 import pickle
 from collections.abc import Iterable, Iterator
@@ -10,12 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from maetok_lab.data.images import ImageSource, Pictures
-from maetok_lab.device import usable_cores
+from maetok_lab.device import keep_freed_memory, usable_cores
 from maetok_lab.processes import Subset
 from maetok_lab.protocols import Images
 from maetok_lab.rng import generator
 
 MOST_WORKERS = 16  # more wait for the disk, or for the device that takes what they decode
+PIECE = 16  # pictures that a worker is sent at once: whole batches would leave some with nothing
 
 
 class Request(NamedTuple):
@@ -24,6 +26,12 @@ class Request(NamedTuple):
     indices: Tensor  # (B,) into the source
     flip: Tensor | None = None  # (B,) bool: mirrored left to right
     scale_crops: Tensor | None = None  # (B, 3) of (scale, down, across): cut anew
+
+    def split(self, size: int) -> "list[Request]":
+        """The same in pieces of at most `size` pictures."""
+        count = max(1, -(-len(self.indices) // size))
+        fields = [[None] * count if part is None else part.split(size) for part in self]
+        return [Request(*parts) for parts in zip(*fields)]
 
 
 def read_ahead(
@@ -44,24 +52,52 @@ def read_ahead(
     # pictures that lie in memory are there sooner than another process could send them
     requests = itertools.chain([first], requests)
     if workers == 0 or (images.in_memory and first.scale_crops is None):
-        reader = (_read(images, request) for request in requests)
-    else:
-        reader = DataLoader(
+        for request in requests:
+            yield _counted(images, [_read(images, request)])
+        return
+
+    # the loader takes requests from here, some ahead of what it gives back
+    counts: collections.deque[int] = collections.deque()
+
+    def pieces() -> Iterator[bytes]:
+        """All requests in pieces, packed: tensors would travel as shared memory, a file each."""
+        for request in requests:
+            parts = request.split(PIECE)
+            counts.append(len(parts))
+            yield from map(pickle.dumps, parts)
+
+    reader = iter(
+        DataLoader(
             _Reader(images),
             batch_size=None,
-            # bytes: tensors would travel to the workers as shared memory, an open file each
-            sampler=map(pickle.dumps, requests),
+            sampler=pieces(),
             num_workers=workers,
+            worker_init_fn=_begin,
+            # two whole requests ahead, however many pieces these are
+            prefetch_factor=2 + 2 * len(first.indices) // (PIECE * workers),
             # without its own generator the loader would draw from torch's global one
             generator=generator(seed, "loader"),
         )
+    )
+    for piece in reader:
+        rest = itertools.islice(reader, counts.popleft() - 1)
+        yield _counted(images, [piece, *rest])
 
+
+def _counted(images: ImageSource, parts: list[Pictures | Exception]) -> Pictures:
+    """The pieces of one request as one, after the broken pictures among them were counted."""
     # the workers' copies of the source are not ours, so only here is anything counted
-    for pictures in reader:
-        if isinstance(pictures, Exception):
-            raise pictures
-        images.count_broken(pictures.broken)
-        yield pictures
+    for part in parts:
+        if isinstance(part, Exception):
+            raise part
+        images.count_broken(part.broken)
+    if len(parts) == 1:
+        return parts[0]
+    return Pictures(
+        torch.cat([part.pixels for part in parts]),
+        torch.cat([part.indices for part in parts]),
+        tuple(message for part in parts for message in part.broken),
+    )
 
 
 def batches_in_order(
@@ -81,6 +117,11 @@ def batches_in_order(
     requests = (Request(indices) for indices in rows.split(batch_size))
     for pictures in read_ahead(source, requests, workers=workers):
         yield pictures.images, source.labels[pictures.indices]
+
+
+def _begin(worker: int) -> None:
+    """A worker decodes a quarter more when the memory of its pictures stays with it."""
+    keep_freed_memory()
 
 
 def _read(images: ImageSource, request: Request) -> Pictures:

@@ -1,6 +1,5 @@
 """What is read ahead is what would have been read here, for any number of workers."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -142,14 +141,24 @@ def test_as_many_processes_decode_as_there_are_cores_where_nobody_says(large, mo
     assert counts == [2, loading.MOST_WORKERS]
 
 
+def test_a_request_in_pieces_is_the_request(large, monkeypatch):
+    requests = list(draw(cropped=True))
+    whole = pixels_of(large, requests, workers=0)
+    monkeypatch.setattr(loading, "PIECE", 3)
+    assert [len(part.indices) for part in requests[0].split(3)] == [3, 1]
+    assert pixels_of(large, requests, workers=2).equal(whole)
+    (empty,) = Request(torch.arange(0)).split(3)
+    assert len(empty.indices) == 0
+
+
+@pytest.mark.filterwarnings("ignore:skipped a broken image")
 def test_an_error_in_a_worker_is_the_same_one_line(folder, large):
     for path in sorted((folder / "train").rglob("*.png"))[:6]:
         path.write_bytes(b"")
     messages = []
     for workers in (0, 2):
         large.broken.clear()
-        with warnings.catch_warnings(), pytest.raises(ValueError) as caught:
-            warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match="broken images") as caught:
             list(read_ahead(large, draw(), workers=workers))
         messages.append(str(caught.value))
     assert all("\n" not in message for message in messages)
