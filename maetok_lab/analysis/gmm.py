@@ -135,7 +135,7 @@ def _standardise(
     """Leave out copies, split off held-out rows, fit PCA and scales to the rest, transform both."""
     device = float64_device(latents, device)
     hashes = check_latents(latents)
-    is_first = first_of_copies(hashes) == torch.arange(len(hashes))
+    is_first = first_of_copies(latents, hashes) == torch.arange(len(hashes))
     distinct = is_first.nonzero()[:, 0]
     copies = len(hashes) - len(distinct)
     if copies:

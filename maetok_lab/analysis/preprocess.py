@@ -20,6 +20,7 @@ from maetok_lab.identity import DIGITS, hash_of, tensor_bytes
 from maetok_lab.rng import generator
 
 CHUNK_VALUES = 1 << 23  # numbers in one chunk: 64 MB of float64
+SUSPECTS = 4096  # rows that are compared at once
 
 
 # Rows ---------------------------------------------------------------------------------------------
@@ -126,15 +127,21 @@ def check_latents(latents: Any) -> Tensor:
     return hashes
 
 
-def first_of_copies(hashes: Tensor) -> Tensor:
-    """For every row (n,) the first row that is equal to it, by `row_hashes`; its own where none is.
+def first_of_copies(latents: Any, hashes: Tensor) -> Tensor:
+    """For every row (n,) the first row that is equal to it; its own where none is.
 
     Copies on both sides of a held-out split would make the held-out number a training number.
     """
-    _, group = hashes.unique(return_inverse=True)
-    rows = torch.arange(len(hashes))
-    first = torch.full((len(hashes),), len(hashes)).scatter_reduce(0, group, rows, "amin")
-    return first[group]
+    # equal hashes only make suspects: of fp16 values they have 22 bits, so that some are chance
+    _, group, sizes = hashes.unique(return_inverse=True, return_counts=True)
+    suspects = (sizes[group] > 1).nonzero()[:, 0]
+    first = torch.arange(len(hashes))
+    contents: dict[bytes, int] = {}
+    for rows in suspects.split(SUSPECTS):
+        for row, content in zip(rows.tolist(), take_rows(latents, rows)):
+            key = hash_of([tensor_bytes(torch.as_tensor(content).double())]).encode()
+            first[row] = contents.setdefault(key, row)
+    return first
 
 
 # Principal components -----------------------------------------------------------------------------

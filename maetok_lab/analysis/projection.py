@@ -103,7 +103,9 @@ def fit_projection(
     with one_thread():
         reducer = _fit_pca(latents, settings)
         scores = reducer.transform(latents).cpu().numpy()
-        points, mapper = _embed_distinct(scores, first_of_copies(hashes), settings, settings.seed)
+        points, mapper = _embed_distinct(
+            scores, first_of_copies(latents, hashes), settings, settings.seed
+        )
 
     # `row` says which latents a map of part of them is made of
     frame = pd.DataFrame({"x": points[:, 0], "y": points[:, 1], "row": rows.numpy()})
@@ -115,7 +117,9 @@ def fit_projection(
         # does another seed give another map?
         maps = [points]
         for seed in (settings.seed + 1, settings.seed + 2):
-            maps.append(_embed_distinct(scores, first_of_copies(hashes), settings, seed)[0])
+            maps.append(
+                _embed_distinct(scores, first_of_copies(latents, hashes), settings, seed)[0]
+            )
         quality["disparity"] = _disparity(maps)
     frame.attrs = {"settings": to_json(settings), "data": data, "quality": quality}
     return Projection(frame, data, settings, reducer, mapper)

@@ -161,4 +161,13 @@ def test_copies_are_known_by_the_first_of_them():
     x = latents(6)
     x[3] = x[1]
     x[5] = x[1]
-    assert first_of_copies(row_hashes(x)).tolist() == [0, 1, 2, 1, 4, 1]
+    assert first_of_copies(x, row_hashes(x)).tolist() == [0, 1, 2, 1, 4, 1]
+
+
+def test_rows_that_have_one_hash_by_chance_are_no_copies():
+    x = latents(4000, tokens=8).half().float()  # as caches store them
+    hashes = row_hashes(x)
+    assert first_of_copies(x, hashes).equal(torch.arange(4000))
+    assert first_of_copies(x, torch.zeros_like(hashes)).equal(torch.arange(4000))
+    x[7] = x[3]
+    assert first_of_copies(x, torch.zeros_like(hashes))[7] == 3
