@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 
 from maetok_lab.cores import Cores, every_core
@@ -374,7 +375,13 @@ def make_engine(
     """
     look = task is not None and not task.every_weight_has_a_gradient
     unused = DistributedDataParallelKwargs(find_unused_parameters=look)
-    engine = Accelerator(cpu=cpu, kwargs_handlers=[unused])
+    # precision and parts are the config's: said here, the environment of a launcher says nothing
+    engine = Accelerator(
+        cpu=cpu,
+        mixed_precision="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[unused],
+    )
     if batch_size % (engine.num_processes * parts):
         in_parts = f" in {parts} parts" if parts > 1 else ""
         raise ValueError(

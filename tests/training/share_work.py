@@ -35,6 +35,7 @@ ADVERSARIAL = AdversarialConfig(
 )
 TOKENIZER = TokenizerTraining(
     model=TokenizerConfig(
+        flippable=torch.zeros(12, dtype=torch.bool),
         image_size=16,
         patch_size=4,
         num_latent_tokens=4,
@@ -72,6 +73,7 @@ def pictures() -> Pictures:
     labels = torch.arange(12) % 3
     return Pictures(
         labels=labels,
+        flippable=torch.zeros(12, dtype=torch.bool),
         image_size=16,
         fingerprint="pictures",
         in_memory=True,

@@ -1,6 +1,8 @@
 """One step: in parts it is the step of the whole batch, and compiled it is the same training."""
 
 import dataclasses
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -261,3 +263,23 @@ def test_one_step_of_a_tokenizer_runs_through_few_files(tmp_path):
     ours = sorted(file for file in files if Path(file).is_relative_to(LIBRARY))
     # the sixteenth is cores.py, which an aim of fifteen did not know of
     assert 10 < len(ours) <= 16, ours
+
+
+LAUNCHED = """
+import torch
+from maetok_lab.training.loop import make_engine
+engine = make_engine(8, cpu=True)
+layer = engine.prepare(torch.nn.Linear(4, 4))
+print(engine.mixed_precision, engine.gradient_accumulation_steps, layer(torch.ones(1, 4)).dtype)
+"""
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"ACCELERATE_MIXED_PRECISION": "bf16"}, {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}],
+)
+def test_what_a_launcher_puts_into_the_environment_changes_nothing(variables):
+    command = [sys.executable, "-W", "ignore", "-c", LAUNCHED]
+    environment = os.environ | variables
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == "no 1 torch.float32"
