@@ -35,7 +35,6 @@ ADVERSARIAL = AdversarialConfig(
 )
 TOKENIZER = TokenizerTraining(
     model=TokenizerConfig(
-        flippable=torch.zeros(12, dtype=torch.bool),
         image_size=16,
         patch_size=4,
         num_latent_tokens=4,
