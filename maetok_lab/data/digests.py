@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -154,13 +155,17 @@ def _kept(contents: Contents, place: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _keep(contents: Contents, facts: np.ndarray, digests: np.ndarray, place: Path) -> None:
-    """Write all digests down; where nothing can be written they are hashed again next time."""
+    """Write all digests down; where nothing can be written it is said that they are made again."""
     names = np.frombuffer(contents.names.joined, np.uint8)
     try:
         with atomic_path(place) as temporary, open(temporary, "wb") as file:
             np.savez(file, names=names, counts=contents.counts, facts=facts, digests=digests)
-    except OSError:
-        pass
+    except OSError as problem:
+        warnings.warn(
+            f"hashes of {contents.root} cannot be kept in {place.parent} ({problem.strerror}), so"
+            " the next process reads everything again; MAETOK_LAB_CACHE names another folder",
+            stacklevel=2,
+        )
 
 
 @contextlib.contextmanager

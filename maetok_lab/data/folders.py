@@ -8,7 +8,7 @@ import pandas as pd
 
 from maetok_lab.data.digests import Contents, file_digest
 from maetok_lab.data.listing import Listing
-from maetok_lab.data.splits import LEFT_OUT, Patterns, leave_out_strays, place_pictures
+from maetok_lab.data.splits import Patterns, leave_out_strays, place_pictures
 from maetok_lab.walking import Names, Walk, printable
 
 
@@ -40,10 +40,7 @@ def list_folder(walked: Walk, patterns: Patterns) -> Listing:
     placed = place_pictures(walked.folders, walked.names, patterns)
     leave_out_strays(placed, walked.folders, walked.names)
 
-    # a split whose pictures are in no class, beside others that are, has no labels
-    in_classes = [name for name, split in zip(placed.classes, placed.splits) if split != LEFT_OUT]
-    nameless = None if any(in_classes) else "all"
-    category_of = {name: printable(name) or nameless for name in set(placed.classes)}
+    # a caption for each: its class, where it is in one, and its own name
     captions = []
     for name, category in zip(walked.names, placed.classes):
         stem = name.rpartition(".")[0]
@@ -53,7 +50,7 @@ def list_folder(walked: Walk, patterns: Patterns) -> Listing:
     columns = {
         "path": list(map(printable, paths)),
         "split": placed.splits,
-        "category": [category_of[name] for name in placed.classes],
+        "category": placed.categories(),
         "caption": captions,
     }
     names = Names(paths)

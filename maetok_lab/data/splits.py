@@ -46,6 +46,16 @@ class Placement:
     # what splits are drawn by, where they have to be: class folder and file of each picture
     draw_names: Callable[[], list[str]] = list
 
+    def categories(self) -> list[str | None]:
+        """What each picture's class is called: `all` where no folder says one.
+
+        None for one in no class while others are in some: it has no label.
+        """
+        in_classes = [name for name, split in zip(self.classes, self.splits) if split != LEFT_OUT]
+        nameless = None if any(in_classes) else "all"
+        category_of = {name: printable(name) or nameless for name in set(self.classes)}
+        return [category_of[name] for name in self.classes]
+
 
 def named_split(name: str) -> str | None:
     """The split that a name says, such as "cifar10-train" or "val2017"; None for none or several.

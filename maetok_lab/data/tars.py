@@ -103,8 +103,7 @@ def list_tars(shards: list[Path], *, root: Path, name: str, patterns: Patterns) 
     is_there = categories.notna()
     if not is_there.any():
         leave_out_strays(placed, folders, names)
-        has_classes = any(placed.classes)
-        categories = [name or (None if has_classes else "all") for name in placed.classes]
+        categories = placed.categories()
     elif categories[is_there].str.fullmatch(r"-?\d{1,18}").all():
         # the hub's sets mark pictures whose classes are secret with -1
         categories = pd.array(categories.where(is_there, None).map(_whole), dtype="Int64")

@@ -4,20 +4,23 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from maetok_lab.analysis.fitting import GmmProtocol
 from maetok_lab.data.images import ImageSource
 from maetok_lab.evaluation.metrics import MIN_IMAGES
 from maetok_lab.hints import counted
 
-HELDOUT = 0.1  # share of the latents that a mixture is scored on (see `GmmProtocol`)
-
 
 def shortfalls(
-    images: Mapping[str, ImageSource], *, components: Sequence[int] = (), score_every: int = 1
+    images: Mapping[str, ImageSource],
+    *,
+    components: Sequence[int] = (),
+    heldout: float = GmmProtocol.heldout,
+    score_every: int = 1,
 ) -> list[str]:
     """A line for each thing that `images` (by split) are too few or too much alike for.
 
-    Of `components` those with more Gaussians than training images are left out, every
-    `score_every`-th test image is scored. Where a line is given the number is NaN.
+    Mixtures of `components` are fitted to all but a share `heldout`, 0 where they are scored on test
+    latents. Every `score_every`-th test image is scored. Where a line is given the number is NaN.
     """
     lines = []
     train = images["train"]
@@ -31,12 +34,13 @@ def shortfalls(
                 f" and its floor, of two halves, {2 * MIN_IMAGES}"
             )
 
-    # of copies one stays, and a tenth of the rest is held out
+    # of copies one stays, and a share of the rest is held out
+    count = len(train.digests)
     distinct = len(np.unique(train.digests, axis=0))
-    if distinct < len(train):
-        copies = counted(len(train) - distinct, "training image")
+    if distinct < count:
+        copies = counted(count - distinct, "training image")
         lines.append(f"{copies} copied from others: mixtures and maps take one of each")
-    fitted = round((1 - HELDOUT) * distinct)
+    fitted = distinct - round(heldout * distinct)
     too_many = [count for count in components if count > fitted]
     if too_many:
         numbers = ", ".join(map(str, too_many))

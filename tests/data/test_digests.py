@@ -140,6 +140,9 @@ def test_what_was_kept_may_be_lost_damaged_or_impossible_to_write(tmp_path, monk
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MAETOK_LAB_CACHE", str(tmp_path / "file"))
     assert fingerprint(tmp_path / "set") == before
+    source = open_images(tmp_path / "set", image_size=8)
+    with pytest.warns(UserWarning, match=r"cannot be kept in .*file \(.*MAETOK_LAB_CACHE names"):
+        assert source.fingerprint == before
 
 
 def test_pictures_that_a_parquet_only_names_are_read_and_hashed_where_they_lie(tmp_path):

@@ -319,6 +319,10 @@ def test_left_out_pictures_do_not_make_classes(tmp_path):
         images = open_splits(tmp_path, image_size=8, split_names=by_hand)
     assert images["train"].class_names == ["all"]
     assert len(images["val"]) == 4
+    names = [f"{name}/{i}.png" for name in ("Training_imgs", "PublicTest", "extra") for i in (1, 2)]
+    write_tar(tmp_path / "all.tar", names)
+    tar = open_splits(tmp_path / "all.tar", image_size=8, split_names=by_hand)
+    assert tar["train"].class_names == ["all"]
 
 
 @pytest.mark.parametrize("wrong", ["val", ["val"], {"val": 5}, {"val": None}])

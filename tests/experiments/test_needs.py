@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from maetok_lab.analysis.gmm import gmm_curve
 from maetok_lab.data.images import open_images, open_splits
 from maetok_lab.experiments.needs import shortfalls
 
@@ -21,7 +23,7 @@ def fill(folder: Path, count: int, *, blank: bool = False) -> None:
 def test_enough_images_have_no_shortfalls(tmp_path):
     for split in ("train", "val", "test"):
         for name in "ab":
-            fill(tmp_path / split / name, 30)
+            fill(tmp_path / split / name, 40)
     images = open_splits(tmp_path, image_size=8)
     assert shortfalls(images, components=[1, 50]) == []
     emoji = {split: open_images("emoji", split=split, image_size=8) for split in ("train", "test")}
@@ -34,7 +36,8 @@ def test_each_shortfall_is_a_line(tmp_path):
     fill(tmp_path / "val", 30)
     fill(tmp_path / "test", 12)
     images = open_splits(tmp_path, image_size=8)
-    lines = shortfalls(images, components=[1, 20, 50, 100], score_every=2)
+    components = [1, 20, 28, 50, 100]
+    lines = shortfalls(images, components=components, score_every=2)
     assert lines == [
         "one class: no linear probe, and no accuracy of maps",
         *(
@@ -43,8 +46,25 @@ def test_each_shortfall_is_a_line(tmp_path):
             for split, count in (("val", 15), ("test", 6))
         ),
         "4 training images copied from others: mixtures and maps take one of each",
-        "28 distinct images to fit: no mixtures of 50, 100 Gaussians",
+        "25 distinct images to fit: no mixtures of 28, 50, 100 Gaussians",
     ]
+    *_, line = shortfalls(images, components=components, heldout=0.0)
+    assert line == "31 distinct images to fit: no mixtures of 50, 100 Gaussians"
+
+
+def test_the_mixtures_that_are_foretold_are_those_that_are_fitted(tmp_path):
+    for split in ("train", "val", "test"):
+        for name in "ab":
+            fill(tmp_path / split / name, 20)
+    latents = torch.randn(40, 4, 3, generator=torch.Generator().manual_seed(0))
+    images = open_splits(tmp_path, image_size=8)
+    for options, possible in (({}, 32), ({"heldout_latents": latents}, 40)):
+        components = [possible, possible + 1]
+        with pytest.warns(UserWarning, match=f"mixtures of {possible + 1} components are left out"):
+            gmm_curve(latents, components, restarts=1, dimensions=2, **options)
+        heldout = {"heldout": 0.0} if options else {}
+        (line,) = shortfalls(images, components=components, **heldout)
+        assert line == f"{possible} distinct images to fit: no mixtures of {possible + 1} Gaussians"
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
