@@ -19,8 +19,8 @@ def shortfalls(
 ) -> list[str]:
     """A line for each thing that `images` (by split) are too few or too much alike for.
 
-    Mixtures of `components` are fitted to all but a share `heldout`, 0 where they are scored on test
-    latents. Every `score_every`-th test image is scored. Where a line is given the number is NaN.
+    Mixtures of `components` are fitted to all but a share `heldout`: 0 where test latents score
+    them. Every `score_every`-th test image is scored. Where a line is given the number is NaN.
     """
     lines = []
     train = images["train"]
