@@ -9,20 +9,20 @@ import dataclasses
 import functools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from maetok_lab.analysis.preprocess import as_rows, flat_chunks, float64_device, width_of
-from maetok_lab.neighbours import nearest_neighbours
+from maetok_lab.analysis.labelled import ROUNDING, Labelled, labelled_latents
+from maetok_lab.analysis.preprocess import as_rows, float64_device
+from maetok_lab.neighbours import Neighbours, nearest_neighbours
 from maetok_lab.rng import generator
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the L2 penalty, among which held-out rows choose
 HELDOUT = 0.2  # share of the training rows held out for that, where there is no validation set
-ROUNDING = 1e-12  # a standard deviation or variance so much below the largest is none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,17 +62,17 @@ def linear_probe(
     """
     if not strengths or min(strengths) <= 0:
         raise ValueError(f"strengths must be numbers > 0, not {list(strengths)}")
-    check = functools.partial(
-        _check, pool=pool, device=float64_device(as_rows(latents)), dtype=getattr(torch, precision)
-    )
-    train = check(latents, labels)
-    test = check(test_latents, test_labels)
+    device = float64_device(as_rows(latents))
+    dtype = getattr(torch, precision)
+    read = functools.partial(labelled_latents, pool=pool, device=device, dtype=dtype)
+    train = read(latents, labels)
+    test = read(test_latents, test_labels)
     if len(train.labels.unique()) < 2:
         warnings.warn("one class alone has no linear probe: its accuracy is NaN", stacklevel=2)
-        return _no_result(train, test, pool)
-    basis = _Basis.of(train.rows)
+        return _no_result(len(train.labels), len(test.labels), pool)
+    basis = _Basis.of(train)
     train = basis(train)
-    classes = _class_count(train, test)
+    classes = _class_count(train.data.labels, test.labels)
     fit = functools.partial(
         _fit, variances=basis.variances, classes=classes, max_iterations=max_iterations
     )
@@ -82,7 +82,7 @@ def linear_probe(
         fitted, heldout = _split(train, seed)
     else:
         fitted = train
-        heldout = basis(check(*validation))
+        heldout = basis(read(*validation))
 
     # From strong to weak: each fit begins where the one before ended. Of equals the strongest wins.
     strengths = sorted(strengths, reverse=True)
@@ -91,20 +91,21 @@ def linear_probe(
     best = max(range(len(scores)), key=scores.__getitem__)
     # the same strength once more, on all training rows
     weight = fit(train, [strengths[best]], begin=weights[best])[0]
+    logits = torch.cat([chunk for chunk, _ in basis(test).logits(weight)])
     return _result(
-        _logits(basis(test).rows, weight),
-        train,
-        test,
+        logits,
+        train.data.labels,
+        test.labels,
         strength=strengths[best],
         heldout_top1=scores[best][0],
         pooled=pool,
     )
 
 
-def _no_result(train: "_Labelled", test: "_Labelled", pooled: bool) -> ProbeResult:
+def _no_result(train_images: int, test_images: int, pooled: bool) -> ProbeResult:
     """What is said of one class alone."""
     unknown = ("top1", "top5", "standard_error", "majority", "strength", "heldout_top1")
-    facts = {"train_images": len(train.rows), "test_images": len(test.rows), "classes": 1}
+    facts = {"train_images": train_images, "test_images": test_images, "classes": 1}
     return ProbeResult(**dict.fromkeys(unknown, math.nan), **facts, pooled=pooled)
 
 
@@ -116,44 +117,58 @@ def knn_probe(
     Raises the same errors, and ValueError for fewer training rows than neighbours.
     """
     device = float64_device(as_rows(latents))
-    train = _check(latents, labels, False, device, torch.float64)
-    test = _check(test_latents, test_labels, False, device, torch.float64)
-    if not 1 <= neighbours <= len(train.rows):
+    read = functools.partial(labelled_latents, pool=False, device=device, dtype=torch.float64)
+    train = read(latents, labels)
+    test = read(test_latents, test_labels)
+    count = len(train.labels)
+    if not 1 <= neighbours <= count:
         raise ValueError(
-            f"neighbours must be between 1 and {len(train.rows)}, the training rows, "
-            f"not {neighbours}"
+            f"neighbours must be between 1 and {count}, the training rows, not {neighbours}"
         )
-    mean, std = _scale(train.rows)
-    x = functional.normalize((train.rows - mean) / std, dim=1)
-    x_test = functional.normalize((test.rows - mean) / std, dim=1)
-    classes = _class_count(train, test)
-    near = nearest_neighbours(x_test, x, neighbours=neighbours, cosine=True)
-    # a vote counts 1 + cosine (a distance is minus the cosine), so ties go to the nearer class
-    votes = x_test.new_zeros(len(x_test), classes)
-    votes.scatter_add_(1, train.labels[near.indices], 1 - near.distances)
+    mean, std = train.scale()
+
+    def direction(rows: Tensor) -> Tensor:
+        return functional.normalize((rows - mean) / std, dim=1)
+
+    train = train.changed(direction)
+    classes = _class_count(train.labels, test.labels)
+    votes = []
+    for rows, _ in test.changed(direction).chunks():
+        near = _nearest_of_all(rows, train, neighbours)
+        # a vote counts 1 + cosine (a distance is minus the cosine), so ties go to the nearer class
+        vote = rows.new_zeros(len(rows), classes)
+        votes.append(vote.scatter_add_(1, train.labels[near.indices], 1 - near.distances))
     return _result(
-        votes, train, test, strength=float(neighbours), heldout_top1=math.nan, pooled=False
+        torch.cat(votes),
+        train.labels,
+        test.labels,
+        strength=float(neighbours),
+        heldout_top1=math.nan,
+        pooled=False,
     )
+
+
+def _nearest_of_all(rows: Tensor, train: Labelled, neighbours: int) -> Neighbours:
+    """The training rows nearest to `rows` (b, D) by cosine: the nearest of each chunk's nearest."""
+    indices, distances = [], []
+    start = 0
+    for points, _ in train.chunks():
+        near = nearest_neighbours(
+            rows, points, neighbours=min(neighbours, len(points)), cosine=True
+        )
+        indices.append(near.indices + start)
+        distances.append(near.distances)
+        start += len(points)
+    nearest = torch.cat(distances, dim=1).topk(neighbours, largest=False)
+    return Neighbours(torch.cat(indices, dim=1).gather(1, nearest.indices), nearest.values)
 
 
 # Logistic regression ------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _Labelled:
-    """Flattened latents with their labels."""
-
-    rows: Tensor  # (n, D)
-    labels: Tensor  # (n,) int64
-
-    def part(self, selection: Tensor) -> "_Labelled":
-        """The rows in `selection` (n,) bool."""
-        return _Labelled(self.rows[selection], self.labels[selection])
-
-
-def _split(train: _Labelled, seed: int) -> tuple[_Labelled, _Labelled]:
+def _split(train: "_Rotated", seed: int) -> tuple["_Rotated", "_Rotated"]:
     """The rows to fit, and a random share `HELDOUT` of all to choose by."""
-    count = len(train.rows)
+    count = len(train.data.labels)
     size = round(HELDOUT * count)
     if not size:
         raise ValueError(
@@ -163,8 +178,51 @@ def _split(train: _Labelled, seed: int) -> tuple[_Labelled, _Labelled]:
     order = torch.randperm(count, generator=generator(seed, "probe", "heldout"))
     selection = torch.zeros(count, dtype=torch.bool)
     selection[order[:size]] = True
-    selection = selection.to(train.rows.device)
+    selection = selection.to(train.data.labels.device)
     return train.part(~selection), train.part(selection)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rotated:
+    """Standardised rows along principal axes, with a column of ones for the biases.
+
+    Rows in memory are rotated once. Those that are streamed stay as they are, and what they are
+    multiplied by is rotated: the same product, of a matrix that is smaller.
+    """
+
+    data: Labelled  # rows (n, r + 1), or (n, D + 1) where `axes` are given
+    axes: Tensor | None = None  # (D, r)
+
+    def part(self, selection: Tensor) -> "_Rotated":
+        """The rows in `selection` (n,) bool."""
+        return _Rotated(self.data.part(selection), self.axes)
+
+    def logits(self, weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits (b, K) of weights (r + 1, K), with the labels (b,), a chunk at a time."""
+        weight = self._spread(weight)
+        for rows, labels in self.data.chunks():
+            yield rows @ weight, labels
+
+    def loss_and_slope(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy in nats, and its gradient (r + 1, K), of weights (r + 1, K)."""
+        spread = self._spread(weight)
+        count = len(self.data.labels)
+        loss, slope = torch.zeros(()).to(spread), torch.zeros_like(spread)
+        for rows, labels in self.data.chunks():
+            truth = functional.one_hot(labels, weight.shape[1]).to(rows)
+            log_p = (rows @ spread).log_softmax(dim=1)
+            # by hand: d loss / d W = x' (p - truth) / n
+            slope += rows.T @ ((log_p.exp() - truth) / count)
+            loss -= (log_p * truth).sum() / count
+        if self.axes is not None:
+            slope = torch.cat([self.axes.T @ slope[:-1], slope[-1:]])
+        return loss, slope
+
+    def _spread(self, weight: Tensor) -> Tensor:
+        """Weights (r + 1, K) for the rows as they are kept."""
+        if self.axes is None:
+            return weight
+        return torch.cat([self.axes @ weight[:-1], weight[-1:]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,35 +240,37 @@ class _Basis:
     variances: Tensor  # (r,), of standardised rows along the axes
 
     @classmethod
-    def of(cls, x: Tensor) -> "_Basis":
-        """The basis of rows x (n, D): through the smaller of the two Gram matrices, in float64."""
-        mean, std = _scale(x)
-        x = ((x - mean) / std).double()
-        wide = x.shape[1] > len(x)
-        product = x @ x.T if wide else x.T @ x
-        variances, vectors = torch.linalg.eigh(product / len(x))
+    def of(cls, train: Labelled) -> "_Basis":
+        """The basis of training rows: through the smaller of the two Gram matrices, in float64."""
+        mean, std = train.scale()
+        count = len(train.labels)
+        wide = train.width > count
+        product: Any = 0.0
+        for rows, _ in train.chunks():
+            x = ((rows - mean) / std).double()
+            product = product + (x @ x.T if wide else x.T @ x)
+        variances, vectors = torch.linalg.eigh(product / count)
         positive = variances > ROUNDING * variances[-1]
         variances = variances[positive]
         axes = vectors[:, positive]
-        if wide:  # from eigenvectors over rows to axes of unit length
-            axes = x.T @ axes / (len(x) * variances).sqrt()
+        if wide:  # from eigenvectors over rows to axes of unit length; such rows are one chunk
+            axes = x.T @ axes / (count * variances).sqrt()
         return cls(mean, std, axes.to(mean.dtype), variances.to(mean.dtype))
 
-    def __call__(self, data: _Labelled) -> _Labelled:
-        rows = ((data.rows - self.mean) / self.std) @ self.axes
-        return _Labelled(rows, data.labels)
+    def __call__(self, data: Labelled) -> _Rotated:
+        axes = None if isinstance(data.rows, Tensor) else self.axes
 
+        def into(rows: Tensor) -> Tensor:
+            rows = (rows - self.mean) / self.std
+            if axes is None:
+                rows = rows @ self.axes
+            return functional.pad(rows, (0, 1), value=1.0)
 
-def _scale(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each column (D,); a constant column is divided by 1."""
-    std = x.std(dim=0, correction=0)
-    if not std.max() > 0:
-        raise ValueError(f"latents are constant: all {len(x)} training rows are the same")
-    return x.mean(dim=0), torch.where(std > ROUNDING * std.max(), std, 1.0)
+        return _Rotated(data.changed(into), axes)
 
 
 def _fit(
-    data: _Labelled,
+    data: _Rotated,
     strengths: Sequence[float],
     *,
     variances: Tensor,
@@ -223,12 +283,10 @@ def _fit(
     Minimises mean cross-entropy in nats + strength / 2 |W|^2 by L-BFGS. The last row of weights
     holds the biases, which are not penalised.
     """
-    truth = functional.one_hot(data.labels, classes).to(data.rows)
-    x = functional.pad(data.rows, (0, 1), value=1.0)  # (n, r + 1): a column for the biases
+    curvature = functional.pad(variances, (0, 1), value=1.0)[:, None]  # (r + 1, 1)
     weight = begin
     if weight is None:
-        weight = x.new_zeros(x.shape[1], classes)
-    curvature = functional.pad(variances, (0, 1), value=1.0)[:, None]  # (r + 1, 1)
+        weight = curvature.new_zeros(len(curvature), classes)
     weights = []
     for strength in strengths:
         penalty = torch.full_like(curvature, strength)
@@ -251,11 +309,9 @@ def _fit(
         ) -> Tensor:
             """The loss of these weights; leaves its gradient on them, as LBFGS wants it."""
             now = scaled.detach() * unit
-            log_p = (x @ now).log_softmax(dim=1)
-            # by hand: d loss / d W = x' (p - truth) / n + penalty * W
-            residual = (log_p.exp() - truth) / len(x)
-            scaled.grad = unit * (x.T @ residual + penalty * now)
-            return (penalty * now.square()).sum() / 2 - (log_p * truth).sum() / len(x)
+            loss, slope = data.loss_and_slope(now)
+            scaled.grad = unit * (slope + penalty * now)
+            return (penalty * now.square()).sum() / 2 + loss
 
         solver.step(closure)
         weight = scaled.detach() * unit
@@ -263,77 +319,48 @@ def _fit(
     return weights
 
 
-def _logits(x: Tensor, weight: Tensor) -> Tensor:
-    return x @ weight[:-1] + weight[-1]
-
-
-def _heldout_score(weight: Tensor, heldout: _Labelled) -> tuple[float, float]:
+def _heldout_score(weight: Tensor, heldout: _Rotated) -> tuple[float, float]:
     """Top-1 accuracy, and minus the cross-entropy, which decides ties: higher is better."""
-    logits = _logits(heldout.rows, weight)
-    top1 = float((logits.argmax(1) == heldout.labels).double().mean())
-    return top1, -float(functional.cross_entropy(logits, heldout.labels))
+    count = len(heldout.data.labels)
+    hits, loss = 0, 0.0
+    for logits, labels in heldout.logits(weight):
+        hits += int((logits.argmax(1) == labels).sum())
+        loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
+    return hits / count, -loss / count
 
 
-# Checks and results -------------------------------------------------------------------------------
+# Results ------------------------------------------------------------------------------------------
 
 
-def _check(
-    latents: Any, labels: Tensor, pool: bool, device: torch.device, dtype: torch.dtype
-) -> _Labelled:
-    """All latents as rows on `device`, flattened or averaged over tokens, and their labels."""
-    latents = as_rows(latents)
-    labels = torch.as_tensor(labels)
-    width = width_of(latents)
-    count = latents.shape[0]
-    if labels.shape != (count,) or labels.is_floating_point():
-        raise ValueError(
-            f"labels must be ({count},) whole numbers, not {labels.dtype} {tuple(labels.shape)}"
-        )
-    if pool:
-        if len(latents.shape) != 3:
-            raise ValueError(f"only latents (n, N, C) can be pooled, not {tuple(latents.shape)}")
-        width = latents.shape[-1]
-
-    # Converted a chunk at a time: the latents may be a memory map, the rows are in memory at once.
-    rows = torch.empty(count, width, dtype=dtype, device=device)
-    for start, chunk in flat_chunks(latents, device):
-        if pool:
-            chunk = chunk.unflatten(1, tuple(latents.shape[1:])).mean(dim=1)
-        rows[start : start + len(chunk)] = chunk.to(dtype)
-    if not rows.isfinite().all():
-        raise ValueError("latents hold NaN or infinite values")
-    return _Labelled(rows, labels.to(device, torch.int64))
-
-
-def _class_count(train: _Labelled, test: _Labelled) -> int:
-    return int(max(train.labels.max(), test.labels.max())) + 1
+def _class_count(labels: Tensor, test_labels: Tensor) -> int:
+    return int(max(labels.max(), test_labels.max())) + 1
 
 
 def _result(
     scores: Tensor,
-    train: _Labelled,
-    test: _Labelled,
+    labels: Tensor,
+    test_labels: Tensor,
     *,
     strength: float,
     heldout_top1: float,
     pooled: bool,
 ) -> ProbeResult:
     """Accuracies of scores (n, K) of the test rows, the highest of which is the prediction."""
-    count = len(test.labels)
+    count = len(test_labels)
     classes = scores.shape[1]
     # with fewer than five classes top-5 is 1
     best = scores.topk(min(5, classes), dim=1).indices
-    hits = best == test.labels[:, None]  # (n, 5)
+    hits = best == test_labels[:, None]  # (n, 5)
     top1 = float(hits[:, 0].double().mean())
-    commonest = train.labels.mode().values
+    commonest = labels.mode().values
     return ProbeResult(
         top1=top1,
         top5=float(hits.any(dim=1).double().mean()),
         standard_error=math.sqrt(top1 * (1 - top1) / count),  # of a share of `count` trials
-        majority=float((test.labels == commonest).double().mean()),
+        majority=float((test_labels == commonest).double().mean()),
         strength=strength,
         heldout_top1=heldout_top1,
-        train_images=len(train.labels),
+        train_images=len(labels),
         test_images=count,
         classes=classes,
         pooled=pooled,

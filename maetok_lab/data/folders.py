@@ -8,7 +8,8 @@ import pandas as pd
 
 from maetok_lab.data.digests import Contents, file_digest
 from maetok_lab.data.listing import Listing
-from maetok_lab.data.splits import Patterns, leave_out_strays, place_pictures
+from maetok_lab.data.splits import LEFT_OUT, Patterns, leave_out_strays, place_pictures
+from maetok_lab.hints import some
 from maetok_lab.walking import Names, Walk, printable
 
 
@@ -39,6 +40,8 @@ def list_folder(walked: Walk, patterns: Patterns) -> Listing:
     """
     placed = place_pictures(walked.folders, walked.names, patterns)
     leave_out_strays(placed, walked.folders, walked.names)
+    if not placed.drawn:
+        placed.notices.extend(_say_shared_folders(walked, placed.splits))
 
     # a caption for each: its class, where it is in one, and its own name
     captions = []
@@ -65,3 +68,20 @@ def list_folder(walked: Walk, patterns: Patterns) -> Listing:
         draw_names=placed.draw_names,
         notices=(*walked.notices(), *placed.notices),
     )
+
+
+def _say_shared_folders(walked: Walk, splits: Sequence[str]) -> list[str]:
+    """A notice where one folder is in two splits: a link, with which nothing is held out."""
+    split_of = dict(zip(walked.folders, splits))
+    first: dict[str, str] = {}  # by real path
+    shared = []
+    for folder, split in split_of.items():
+        other = first.setdefault(os.path.realpath(walked.root / folder), folder)
+        if split != split_of[other] and LEFT_OUT not in (split, split_of[other]):
+            shared.append(f"{printable(folder)} is {printable(other)}")
+    if not shared:
+        return []
+    return [
+        f"the same pictures are in two splits ({some(shared)}): what is measured on one is no"
+        " held-out number"
+    ]

@@ -13,7 +13,13 @@ from maetok_lab.data.folders import list_folder
 from maetok_lab.data.listing import Listing
 from maetok_lab.data.parquet import list_parquet
 from maetok_lab.data.readers import SUFFIXES, UNREAD
-from maetok_lab.data.splits import LEFT_OUT, cut_val, named_split, read_patterns
+from maetok_lab.data.splits import (
+    LEFT_OUT,
+    cut_val,
+    leave_out_unlabelled_val,
+    named_split,
+    read_patterns,
+)
 from maetok_lab.data.tars import COMPRESSED, list_tars
 from maetok_lab.hints import some
 from maetok_lab.walking import Walk, printable, walk
@@ -57,6 +63,11 @@ def list_source(
             f"{path} has no picture in train, val or test: there is {there}, and split_names ="
             f" {dict(split_names or {})}"
         )
+    has_class = listing.records["category"].notna().to_numpy()
+    # a val that was named by hand is wanted: without classes it is an error
+    notice = None if patterns else leave_out_unlabelled_val(actual, has_class)
+    if notice:
+        notices.append(notice)
     if notice := cut_val(actual, listing.draw_names):
         notices.append(notice)
     name = path.resolve().name

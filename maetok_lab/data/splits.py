@@ -325,6 +325,22 @@ def split_of_shards(paths: Sequence[str], patterns: Patterns) -> tuple[list[str 
 # Splits that are not there -----------------------------------------------------------------------
 
 
+def leave_out_unlabelled_val(splits: np.ndarray, has_class: np.ndarray) -> str | None:
+    """Leave out a `val` without classes beside a `train` with them; -> a notice of it.
+
+    ImageNet's own archive is such: its val is one flat folder. splits (n,) are changed in place,
+    has_class (n,) is bool.
+    """
+    val = splits == "val"
+    if not val.any() or has_class[val].any() or not has_class[splits == "train"].any():
+        return None
+    splits[val] = LEFT_OUT
+    return (
+        f"{counted(int(val.sum()), 'picture')} of val left out: those of train have classes, these"
+        " none. Folders as in train give them some"
+    )
+
+
 def cut_val(splits: np.ndarray, draw_names: Callable[[], Sequence[str]]) -> str | None:
     """Give a source without `val` one: a tenth of `train`, drawn by name; -> a notice of it.
 

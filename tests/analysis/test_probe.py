@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from maetok_lab.analysis.probe import _Basis, _fit, _Labelled, _logits, knn_probe, linear_probe
+from maetok_lab.analysis import labelled as rows_module
+from maetok_lab.analysis.labelled import Labelled
+from maetok_lab.analysis.probe import _Basis, _fit, knn_probe, linear_probe
 from maetok_lab.rng import generator
 
 
@@ -26,15 +28,16 @@ def test_logistic_regression_agrees_with_scikit_learn():
     x = (
         torch.cat([x, x[..., :1] + 1e-3 * x[..., 1:2]], dim=2).flatten(1).double()
     )  # nearly collinear
-    basis = _Basis.of(x)
-    data = basis(_Labelled(x, y))
+    data = Labelled(x, y)
+    basis = _Basis.of(data)
+    data = basis(data)
     weight = _fit(data, [1e-2], variances=basis.variances, classes=7, max_iterations=100)[0]
     scaled = ((x - x.mean(0)) / x.std(0, correction=0)).numpy()
     sklearn = linear_model.LogisticRegression(C=1 / (1e-2 * len(x)), tol=1e-10, max_iter=5000).fit(
         scaled, y.numpy()
     )
     np.testing.assert_allclose(
-        _logits(data.rows, weight).softmax(1), sklearn.predict_proba(scaled), atol=2e-4
+        next(data.logits(weight))[0].softmax(1), sklearn.predict_proba(scaled), atol=2e-4
     )
 
 
@@ -120,3 +123,27 @@ def test_one_class_has_no_linear_probe():
         result = linear_probe(x, torch.full_like(y, 3), x, torch.full_like(y, 3))
     assert math.isnan(result.top1)
     assert (result.classes, result.train_images) == (1, len(x))
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_what_is_read_in_chunks_gives_the_same_probes(monkeypatch, pool):
+    x, y = labelled(tokens=4)
+    test, test_labels = labelled(300, name="test")
+    validation = labelled(100, name="validation")
+    data = (x.half(), y, test.half(), test_labels)  # as a cache has them
+    options = [{"pool": pool}, {"pool": pool, "validation": validation}]
+    whole = [linear_probe(*data, **option) for option in options]
+    near = knn_probe(*data, neighbours=5)
+    monkeypatch.setattr(rows_module, "IN_MEMORY", 0)
+    monkeypatch.setattr("maetok_lab.analysis.preprocess.CHUNK_VALUES", 37 * 20)
+    assert [linear_probe(*data, **option) for option in options] == whole
+    assert knn_probe(*data, neighbours=5) == near
+    bad = x.clone()
+    bad[250, 1, 1] = math.inf
+    for probe in (linear_probe, knn_probe):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            probe(bad, y, x, y)
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            probe(x, y, bad, y)
+        with pytest.raises(ValueError, match="latents are constant"):
+            probe(torch.ones_like(x), y, x, y)

@@ -191,6 +191,29 @@ def test_a_test_split_without_labels_is_stood_for_by_val(tmp_path):
     assert open_splits(folders, image_size=8)["test"].split == "val"
 
 
+def test_a_val_without_classes_as_imagenet_has_it_is_cut_from_train(tmp_path):
+    folders = fill(tmp_path / "folders", ["train/n01", "train/n02", "val"], count=10)
+    with pytest.warns(
+        UserWarning, match="10 pictures of val left out: those of train have classes"
+    ):
+        images = open_splits(folders, image_size=8)
+    assert images["test"].split == "val"
+    assert images["val"].class_names == ["n01", "n02"]
+    assert len(images["train"]) + len(images["val"]) == 20
+    # without classes anywhere nothing is left out
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        flat = fill(tmp_path / "flat", ["train", "val", "test"])
+        assert len(open_splits(flat, image_size=8)["val"]) == 4
+
+
+def test_a_split_that_is_a_link_to_another_is_said(tmp_path):
+    root = fill(tmp_path, ["train/a", "train/b", "test/a", "test/b"])
+    (root / "val").symlink_to("train")
+    with pytest.warns(UserWarning, match="same pictures are in two splits .*val/a is train/a"):
+        open_splits(root, image_size=8)
+
+
 def test_what_is_in_no_split_is_left_out_with_its_number(tmp_path):
     root = fill(tmp_path, ["train/a", "val/a", "masks"])
     with pytest.warns(UserWarning, match=r"4 pictures in no split left out \(masks/0\.png\)"):
