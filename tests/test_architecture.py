@@ -23,7 +23,7 @@ ROWS = [  # a row imports rows above it only. The first row's files: left to rig
             "pictures",
             "nets",
         ),
-        *("processes", "inference", "neighbours", "walking"),
+        *("processes", "ranks", "inference", "neighbours", "walking"),
     ],
     ["runs"],
     ["data", "layers"],
@@ -59,7 +59,16 @@ FILES = {  # inside a package a file imports files to its left only
         *("reconstruction", "generation", "classes", "sample_sets"),
     ],
     "training": [
-        *("order", "optim", "loop", "adversary", "autoencoding", "tokenizer", "diffusion"),
+        *(
+            "order",
+            "optim",
+            "stopping",
+            "loop",
+            "adversary",
+            "autoencoding",
+            "tokenizer",
+            "diffusion",
+        ),
         "presets",
     ],
     "analysis": [

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -147,6 +147,20 @@ class ImageSource(Dataset):
             # the shipped set has no broken pictures: it is decoded when it is read
             if listing.name != "emoji":
                 self._leave_out_broken()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # another process decodes what it needs: pixels are larger than the pictures' files
+        state = self.__dict__.copy()
+        if self._pixels is not None:
+            state["_pixels"] = tuple(self._pixels.shape)
+            state["_ready"] = None
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        if self._pixels is not None:
+            self._pixels = torch.empty(state["_pixels"], dtype=torch.uint8)
+            self._ready = torch.zeros(len(self._pixels), dtype=torch.bool)
 
     # ---- decoding ----
     def _leave_out_broken(self) -> None:

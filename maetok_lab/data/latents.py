@@ -322,6 +322,10 @@ class LatentDataset:
         self._space = self.space.to(self.device)
         self._labels = self.labels.to(self.place)
 
+    def __reduce__(self) -> tuple:
+        # in another process it is opened anew, and held or mapped as that has room
+        return _opened, (self.run, self.device)
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -360,3 +364,8 @@ class LatentDataset:
         """Every image's raw latent, unmirrored, float32 on the CPU. -> (n, N, C)"""
         shards = [from_array(np.array(shard[0]), self._dtype) for shard in self._shards]
         return torch.cat(shards).float()
+
+
+def _opened(run: Run, device: torch.device) -> LatentDataset:
+    """The cache of a run, on the process's own GPU if it is to be on one."""
+    return LatentDataset(run, device=device.type)

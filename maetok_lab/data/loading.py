@@ -3,6 +3,7 @@
 import collections
 import itertools
 import pickle
+import signal
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -122,6 +123,10 @@ def batches_in_order(
 def _begin(worker: int) -> None:
     """A worker decodes a quarter more when the memory of its pictures stays with it."""
     keep_freed_memory()
+    # What is sent to all processes of a group, as ^C is, is for the one that reads: it may still
+    # need a batch, and its workers end with it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _read(images: ImageSource, request: Request) -> Pictures:

@@ -170,6 +170,10 @@ class Run:
             self._lock.release(force=True)
             self._lock = None
 
+    def __reduce__(self) -> tuple:
+        # in another process it reads: the lock stays with this one
+        return Run, (self.folder,)
+
     def __enter__(self) -> "Run":
         return self
 

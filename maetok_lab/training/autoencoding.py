@@ -65,6 +65,9 @@ class TokenizerTraining:
     compile: bool = not_in_fingerprint(False)  # the transformers; takes minutes at the start
     log_every: int = not_in_fingerprint(50)  # losses into metrics.jsonl
     save_every: int = not_in_fingerprint(500)  # a checkpoint
+    save_minutes: float = not_in_fingerprint(
+        10.0
+    )  # a checkpoint as well, after so long without one
     picture_every: int = not_in_fingerprint(500)  # reconstructions of the preview
 
     def __post_init__(self):

@@ -55,6 +55,9 @@ class DiffusionTraining:
     compile: bool = not_in_fingerprint(False)  # takes minutes at the start
     log_every: int = not_in_fingerprint(100)  # losses into metrics.jsonl
     save_every: int = not_in_fingerprint(1000)  # a checkpoint
+    save_minutes: float = not_in_fingerprint(
+        10.0
+    )  # a checkpoint as well, after so long without one
     picture_every: int = not_in_fingerprint(1000)  # sixteen samples
 
     def __post_init__(self):
@@ -73,6 +76,7 @@ def train_diffusion(
     validation: LatentDataset | None = None,
     tokenizer: AnyTokenizer | None = None,
     cpu: bool = False,
+    processes: int = 1,
 ) -> Iterator[StepRecord]:
     """Train, or continue, into `run`; see `loop.train`.
 
@@ -81,7 +85,7 @@ def train_diffusion(
     ValueError when the cache is not the config's.
     """
     task = DiffusionTask(config, latents, validation=validation, tokenizer=tokenizer)
-    return train(task, run, cpu=cpu)
+    return train(task, run, cpu=cpu, processes=processes)
 
 
 def ema_name(decay: float) -> str:

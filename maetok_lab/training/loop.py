@@ -9,7 +9,9 @@ named losses are and what its checkpoint holds.
 import contextlib
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +20,8 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 
 from maetok_lab.cores import Cores, every_core
+from maetok_lab.device import pick_device
+from maetok_lab.ranks import Call, Ranks
 from maetok_lab.rng import seed_step
 from maetok_lab.runs import Checkpoint, Run
 from maetok_lab.training.optim import (
@@ -33,8 +37,10 @@ from maetok_lab.training.optim import (
     set_learning_rate,
 )
 from maetok_lab.training.order import Share
+from maetok_lab.training.stopping import BetweenSteps, Wish, heard_signals
 
 Terms = dict[str, torch.Tensor]  # by name: () each, or (b,) where every item has its own
+RECORD_SECONDS = 0.2  # between records of a training in other processes
 StopCondition = Callable[[Run], dict[str, float] | None]
 
 
@@ -49,6 +55,7 @@ class TrainingConfig(Protocol):
     compile: bool
     log_every: int
     save_every: int
+    save_minutes: float
     picture_every: int
 
 
@@ -64,6 +71,8 @@ def check_steps(config: TrainingConfig) -> None:
             f"a batch of {config.batch_size} cannot be split into "
             f"accumulate={config.accumulate} equal parts"
         )
+    if config.save_minutes <= 0:
+        raise ValueError(f"save_minutes must be above 0, not {config.save_minutes}")
 
 
 class Task(Protocol):
@@ -130,14 +139,9 @@ class StepRecord:
     def stop(self) -> None:
         """Ask the training, from any thread, to end after this step with a checkpoint.
 
-        Called again, it goes on from there. Of several processes none would know of the other's
-        wish, so there it changes nothing.
+        Called again, it goes on from there. Of several processes all end where one is asked to.
         """
         self.stopping.set()
-
-    def stops(self, num_processes: int) -> bool:
-        """Whether the loop ends here, before its last step."""
-        return self.stopping.is_set() and num_processes == 1 and self.step < self.num_steps
 
 
 class State:
@@ -187,18 +191,28 @@ class State:
 
 
 def train(
-    task: Task, run: Run, *, cpu: bool = False, stop_when: StopCondition | None = None
+    task: Task,
+    run: Run,
+    *,
+    cpu: bool = False,
+    processes: int = 1,
+    stop_when: StopCondition | None = None,
 ) -> Iterator[StepRecord]:
     """Train, or continue, into `run`; yields one record a step. A finished run yields nothing.
 
-    `stop_when` looks at the run whenever it has a new checkpoint: what it returns, if anything,
-    ends the training and goes into the summary. Of several processes only the first writes.
-    Raises what `task.check` raises, and NonFiniteTraining.
+    With `processes` above 1 they are started here, each with a GPU or a share of the cores, and
+    some of the records come.
+    A signal ends it after its step, with a checkpoint. `stop_when` looks at the run at every
+    `save_every`: what it returns, if anything, ends the training. Raises what `task.check` raises,
+    and NonFiniteTraining.
     """
     # A finished run is left alone; data that are not the config's are refused before anything.
     if run.finished:
         return
     task.check()
+    if processes > 1:
+        yield from train_in_processes(task, run, processes, cpu=cpu)
+        return
     config = task.config
     engine = make_engine(config.batch_size, parts=config.accumulate, cpu=cpu, task=task)
     writes = engine.is_main_process
@@ -217,25 +231,58 @@ def train(
     if config.compile:
         task.compile()
     state.forward = engine.prepare_model(task.module)
-    with every_core() if goes_side_by_side(task, engine) else contextlib.nullcontext() as cores:
-        state.use(cores)
-        for batch in task.batches(Share(engine, state.step, config.batch_size)):
-            terms = training_step(state, batch)
-            record = write_down(state, terms, run)
-            yield record
-            # Whoever takes the record may ask to stop: the same call later goes on from here.
-            is_saved = is_due(config, state.step, config.save_every)
-            if record.stops(engine.num_processes):
-                if not is_saved:
-                    state.settle(terms)
-                    state.save(run)
-                return
-            if is_saved and finish_early(state, run, stop_when):
-                return
-    if writes:
-        facts = {"steps": state.step, "images": state.step * config.batch_size}
-        facts["skipped"] = state.guard.skipped
-        run.finish({**facts, **task.summary(state.emas, state.step, run)})
+    with heard_signals() as signals:
+        between = BetweenSteps(engine, signals, save_minutes=config.save_minutes)
+        with every_core() if goes_side_by_side(task, engine) else contextlib.nullcontext() as cores:
+            state.use(cores)
+            for batch in task.batches(Share(engine, state.step, config.batch_size)):
+                terms = training_step(state, batch)
+                record = write_down(state, terms, run)
+                yield record
+
+                # Whoever takes the record may ask to stop, as a signal does; all processes then do.
+                is_saved = is_due(config, state.step, config.save_every)
+                wish = between.agree(asked=record.stopping.is_set(), is_saved=is_saved)
+                if wish and not is_saved:
+                    save(state, terms, run)
+                if state.step == config.num_steps:
+                    break
+                if wish == Wish.STOP or (is_saved and finish_early(state, run, stop_when)):
+                    between.wait_for_all()
+                    signals.pass_on()
+                    return
+        if writes:
+            facts = {"steps": state.step, "images": state.step * config.batch_size}
+            facts["skipped"] = state.guard.skipped
+            run.finish({**facts, **task.summary(state.emas, state.step, run)})
+        signals.pass_on()
+
+
+def train_in_processes(task: Task, run: Run, processes: int, *, cpu: bool) -> Iterator[StepRecord]:
+    """`train` in a group of processes that are started here; records come as these go on."""
+    with heard_signals() as signals:
+        device = torch.device("cpu") if cpu else pick_device()
+        call = Call(records, (task, run.folder), {"cpu": cpu})
+        with Ranks(processes, device, call) as ranks:
+            for facts in ranks:
+                record = StepRecord(*facts)
+                yield record
+                if record.stopping.is_set() or signals.number is not None:
+                    ranks.stop()
+        if run.finished:  # by the first of them, which had no lock to give up
+            run.close()
+        signals.pass_on()
+
+
+def records(task: Task, folder: Path, *, cpu: bool) -> Iterator[tuple]:
+    """What `train` yields in one process of a group, as often as somebody would look at it."""
+    last = 0.0
+    for record in train(task, Run(folder), cpu=cpu):
+        now = time.monotonic()
+        shows = record.losses or record.picture or record.step == record.num_steps
+        if shows or now - last > RECORD_SECONDS:
+            last = now
+            yield record.step, record.num_steps, record.images, record.losses, record.picture
 
 
 def write_down(state: State, terms: Terms, run: Run) -> StepRecord:
@@ -250,18 +297,24 @@ def write_down(state: State, terms: Terms, run: Run) -> StepRecord:
 
     # Only here does the host read numbers off the device: other steps wait for nothing.
     losses = picture = None
-    if logs or saves:
-        state.settle(terms)
     if logs:
+        state.settle(terms)
         losses = task.numbers(terms, state.engine)
     if logs and writes:
         facts = {"step": step, "images": images_seen, "split": "train"}
         run.log({**facts, **losses, "skipped": state.guard.skipped})
     if writes and is_due(config, step, config.picture_every):
         picture = task.picture(state.emas, step, run)
-    if writes and saves:
-        state.save(run)
+    if saves:
+        save(state, terms, run)
     return StepRecord(step, config.num_steps, images_seen, losses, picture)
+
+
+def save(state: State, terms: Terms, run: Run) -> None:
+    """Write a checkpoint, of a training that is sound."""
+    state.settle(terms)
+    if state.engine.is_main_process:
+        state.save(run)
 
 
 def is_due(config: TrainingConfig, step: int, interval: int) -> bool:

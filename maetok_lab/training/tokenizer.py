@@ -44,6 +44,7 @@ def train_tokenizer(
     *,
     preview: ImageSource | None = None,
     cpu: bool = False,
+    processes: int = 1,
 ) -> Iterator[StepRecord]:
     """Train, or continue, into `run`; see `loop.train`.
 
@@ -54,7 +55,7 @@ def train_tokenizer(
         raise ValueError(
             "this config tunes a decoder: finetune_decoder trains it, from its parent run"
         )
-    return train(TokenizerTask(config, images, preview=preview), run, cpu=cpu)
+    return train(TokenizerTask(config, images, preview=preview), run, cpu=cpu, processes=processes)
 
 
 def finetune_decoder(
@@ -65,6 +66,7 @@ def finetune_decoder(
     parent: Run,
     preview: ImageSource | None = None,
     cpu: bool = False,
+    processes: int = 1,
 ) -> Iterator[StepRecord]:
     """The second stage, as `train_tokenizer` the first, from the averaged weights of `parent`.
 
@@ -76,7 +78,12 @@ def finetune_decoder(
         raise ValueError(
             "finetune_decoder needs the config of a second stage; make it with decoder_tuning"
         )
-    return train(TokenizerTask(config, images, parent=parent, preview=preview), run, cpu=cpu)
+    return train(
+        TokenizerTask(config, images, parent=parent, preview=preview),
+        run,
+        cpu=cpu,
+        processes=processes,
+    )
 
 
 def train_to_psnr(

@@ -3,9 +3,11 @@
 papermill, nbconvert and jupyter_client take seconds to import, so they are imported when used.
 """
 
+import asyncio
 import html
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Mapping
@@ -17,6 +19,7 @@ from maetok_lab.runs.provenance import clock, now
 
 SECONDS_BETWEEN_UPDATES = 5.0  # of a progress bar, and of heartbeat.json
 KERNEL_START_SECONDS = 300  # a loaded machine may take minutes
+STOP_SECONDS = 25.0  # for a training to end its step and save: Slurm kills after 30
 # How often waiting OpenMP threads look before they give their core away. With the default one other
 # busy process makes training ten times slower, with none at all it is 1.6 times slower on a quiet
 # machine. Read when the kernel starts.
@@ -51,7 +54,7 @@ class Progress:
         self.num_cells = num_cells
         self.started = time.monotonic()
         self.section = "start"
-        self.stopped = False  # set by a signal; the kernel is then ended at once
+        self.stopped = False  # set by a signal, which the kernel then gets too
         self._index = 0
         self._line = ""  # what was printed since the last line break
         self._last_line = ""  # that was shown
@@ -194,8 +197,14 @@ def _kernel_manager(progress: Progress) -> type:
         def _encrypt_if_possible(self) -> str:
             return "auto"
 
-        # nbclient otherwise waits for the cell that was interrupted
         async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+            # nbclient would wait for the cell that was interrupted. A training in it hears the
+            # signal and saves; any other cell ends at once.
+            if progress.stopped:
+                await self.signal_kernel(signal.SIGTERM)
+                end = time.monotonic() + STOP_SECONDS
+                while await self.is_alive() and time.monotonic() < end:
+                    await asyncio.sleep(0.1)
             await super().shutdown_kernel(now=now or progress.stopped, restart=restart)
 
     return KernelManager

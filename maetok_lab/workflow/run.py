@@ -224,7 +224,7 @@ def _run(call: NotebookCall) -> NotebookResult:
 def _signals_as_exceptions(progress: Progress) -> Iterator[None]:
     """SIGTERM and SIGHUP become SystemExit, as SIGINT is KeyboardInterrupt.
 
-    papermill then ends the kernel, which would otherwise live on.
+    papermill then ends the kernel, which would otherwise live on; a training in it saves first.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python lets the main thread alone set handlers

@@ -2,14 +2,16 @@
 refused.
 """
 
+import signal
+
 import pytest
 import torch
 
 from maetok_lab.config import override
 from maetok_lab.diffusion.model import DIFFUSION
 from maetok_lab.runs import Run
+from maetok_lab.training import loop
 from maetok_lab.training.diffusion import DiffusionTask, train_diffusion
-from maetok_lab.training.loop import StepRecord
 from maetok_lab.training.presets import DIFFUSION_TRAINING, diffusion_training
 
 
@@ -62,14 +64,64 @@ def test_a_stop_that_is_asked_for_ends_after_the_step_with_a_checkpoint_and_chan
     assert_same_end(whole, resumed)
 
 
-def test_a_step_among_several_processes_does_not_stop_alone():
-    record = StepRecord(5, 20, 100)
-    record.stop()
-    assert record.stops(1)
-    assert not record.stops(2)
-    last = StepRecord(20, 20, 100)
-    last.stop()
-    assert not last.stops(1)
+def interrupted(training, *, at: int) -> list[int]:
+    """The steps of a training that hears ^C during step `at`, and raises it after that one."""
+    steps = []
+
+    def go_on() -> None:
+        for record in training:
+            steps.append(record.step)
+            if record.step == at:
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        go_on()
+    return steps
+
+
+def test_a_signal_ends_a_training_after_its_step_and_is_passed_on(
+    assert_same_end, tmp_path, cache, sit
+):
+    config = override(sit, {"num_steps": 8, "save_every": 100})
+    whole, cut = (Run.open(name, config, root=tmp_path) for name in ("whole", "cut"))
+    train(config, cache, whole)
+    steps = interrupted(train_diffusion(config, cache, cut, cpu=True), at=3)
+    assert steps == [1, 2, 3]
+    assert cut.checkpoint_steps() == [3]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert train(config, cache, cut)[0].step == 4
+    assert_same_end(whole, cut)
+
+
+def test_a_signal_in_the_last_step_is_passed_on_too_and_a_second_one_does_not_wait(
+    tmp_path, cache, sit
+):
+    config = override(sit, {"num_steps": 2})
+    run = Run.open("last", config, root=tmp_path)
+    assert interrupted(train_diffusion(config, cache, run, cpu=True), at=2) == [1, 2]
+    assert run.finished
+    run = Run.open("twice", config, root=tmp_path)
+    steps = train_diffusion(config, cache, run, cpu=True)
+    next(steps)
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    steps.close()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_checkpoint_is_written_after_some_minutes_too_and_judged_by_nobody(tmp_path, cache, sit):
+    config = override(sit, {"num_steps": 4, "save_every": 3, "save_minutes": 1e-9})
+    judged = []
+    task = DiffusionTask(config, cache)
+    run = Run.open("timed", config, root=tmp_path)
+    for _ in loop.train(task, run, cpu=True, stop_when=lambda run: judged.append(run.finished)):
+        pass
+    # the newest two are kept; which ones a condition sees depends on steps alone
+    assert run.checkpoint_steps() == [3, 4]
+    assert len(judged) == 1
+    with pytest.raises(ValueError, match="save_minutes must be above 0, not 0"):
+        override(sit, {"save_minutes": 0.0})
 
 
 def test_a_stop_between_checkpoints_logs_nothing_twice(assert_same_end, tmp_path, cache, sit):

@@ -261,8 +261,8 @@ def test_one_step_of_a_tokenizer_runs_through_few_files(tmp_path):
     next(steps)
     sys.settrace(None)
     ours = sorted(file for file in files if Path(file).is_relative_to(LIBRARY))
-    # the sixteenth is cores.py, which an aim of fifteen did not know of
-    assert 10 < len(ours) <= 16, ours
+    # an aim of fifteen did not know of cores.py, nor of stopping.py between two steps
+    assert 10 < len(ours) <= 17, ours
 
 
 LAUNCHED = """

@@ -118,9 +118,9 @@ def test_the_stop_button_asks_the_training_to_end(panel):
     panel.update(first)
     panel.controls.stop.click()
     assert panel.controls.stop.disabled
-    assert not first.stops(1)
+    assert not first.stopping.is_set()
     panel.update(second)
-    assert second.stops(1)
+    assert second.stopping.is_set()
     assert panel.written == ["tiny: stopped at step 2 of 9; run the cell again to go on"]
     assert panel.controls.words.value == "step 2 of 9, stopped"
 
