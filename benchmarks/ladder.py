@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     options = vars(parser.parse_args(arguments))
     preset = options.pop("preset")
+    if options["weights"]:
+        options["weights"] = {options["teacher"]: options["weights"]}
     rungs = options.pop("rungs")
     seeds = options.pop("seeds")
     table = climb((Ladder(preset, seed=seed, **options) for seed in seeds), rungs=rungs)

@@ -22,10 +22,10 @@ each room below has more: `dir(lab.plots)` lists what a room offers.
     runs         Run, list_runs, run_suffix, changes_suffix, usual_labels,
                  runs_root                                      runs/
     notebooks    report, run_notebook, sweep                    workflow/
-    machine      pick_device, pick_precision, describe; settings: override
+    machine      pick_device, pick_precision, describe, in_processes; settings: override
 
 All rooms, `lab.runs` and `lab.layers` to `lab.workflow`, and what they stand on (`lab.identity`,
-`lab.neighbours`, `lab.nets`, `lab.pictures`, `lab.rng`) can be reached so too.
+`lab.neighbours`, `lab.nets`, `lab.pictures`, `lab.ranks`, `lab.rng`) can be reached so too.
 
 Nothing is imported before it is used, but that torchvision (and with it timm) is made importable
 beside a CPU torch.
@@ -41,10 +41,11 @@ _NAMES, __getattr__, __dir__ = lazy_names(
     {
         "": (
             "analysis data diffusion evaluation experiments generation identity layers neighbours"
-            " nets pictures plots rng runs tokenizer training widgets workflow"
+            " nets pictures plots ranks rng runs tokenizer training widgets workflow"
         ),
         "config": "override",
         "device": "describe pick_device pick_precision",
+        "ranks": "in_processes",
         "runs": "Run changes_suffix list_runs run_suffix runs_root usual_labels",
         "data.images": "open_images open_splits",
         "data.caching": "cached_latents",

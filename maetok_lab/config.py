@@ -44,8 +44,9 @@ def content_counts(default: str | None = None) -> Any:
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """A copy of `config` with fields changed: `override(config, {"model.encoder.depth": 6})`.
 
-    A double underscore stands for a dot too, for keyword arguments. Raises ValueError for an
-    unknown field, with the nearest name, and TypeError for a value of the wrong type.
+    A double underscore stands for a dot too, for keyword arguments. A dict stands for a whole inner
+    config: fields it lacks take their defaults. Raises ValueError for an unknown field, with the
+    nearest name, and TypeError for a value of the wrong type.
     """
     class_name = type(config).__name__
     hints = typing.get_type_hints(type(config))
@@ -56,7 +57,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         name, _, inner_path = path.replace("__", ".").partition(".")
         _check_field(name, hints, class_name)
         if not inner_path:
-            values[name] = _checked(value, hints[name], f"{class_name}.{name}")
+            values[name] = _checked(value, hints[name], f"{class_name}.{name}", complete=False)
         elif dataclasses.is_dataclass(getattr(config, name)):
             inner_changes.setdefault(name, {})[inner_path] = value
         else:
@@ -103,17 +104,25 @@ def from_json(cls: type[Config], data: Mapping[str, Any]) -> Config:
 
     Unknown fields, and missing ones that change the result, are errors: a config is never guessed.
     """
+    return _built(cls, data, complete=True)
+
+
+def _built(cls: type[Config], data: Mapping[str, Any], *, complete: bool) -> Config:
+    """A config of fields by name; where they need not be `complete`, others take their defaults."""
     hints = typing.get_type_hints(cls)
     missing = []
     for field in dataclasses.fields(cls):
         # what changes no result may be younger than the run that wrote the config
         optional = not field.metadata.get("fingerprint", True) or "younger" in field.metadata
+        if not complete:
+            defaults = (field.default, field.default_factory)
+            optional = any(default is not dataclasses.MISSING for default in defaults)
         if field.name not in data and not optional:
             missing.append(field.name)
     values = {}
     for name, value in data.items():
         _check_field(name, hints, cls.__name__)
-        values[name] = _checked(value, hints[name], f"{cls.__name__}.{name}")
+        values[name] = _checked(value, hints[name], f"{cls.__name__}.{name}", complete=complete)
     if missing:
         raise ValueError(f"{cls.__name__} needs the fields {sorted(missing)}, which are not there")
     return cls(**values)
@@ -127,15 +136,16 @@ def _check_field(name: str, hints: Mapping[str, Any], class_name: str) -> None:
         raise ValueError(f"{class_name} has no field {name!r}{did_you_mean(name, hints)}")
 
 
-def _checked(value: Any, hint: Any, path: str) -> Any:
+def _checked(value: Any, hint: Any, path: str, *, complete: bool) -> Any:
     """`value` as its annotation `hint` has it, or an error that names its `path`.
 
-    What JSON cannot hold is made of what it can: lists become tuples, and dicts configs.
+    What JSON cannot hold is made of what it can: lists become tuples, and dicts configs, with all
+    of their fields if these must be `complete`.
     """
     origin = get_origin(hint)
     parts = get_args(hint)
     if origin in (Union, types.UnionType):
-        return _checked_union(value, parts, path)
+        return _checked_union(value, parts, path, complete=complete)
     if origin is Literal:
         # True == 1, but is not what Literal[1] means
         if not any(value == part and type(value) is type(part) for part in parts):
@@ -148,11 +158,13 @@ def _checked(value: Any, hint: Any, path: str) -> Any:
         if len(parts) != len(value):
             raise TypeError(f"{path} needs {len(parts)} values, not {value!r}")
         pairs = enumerate(zip(value, parts))
-        return tuple(_checked(item, part, f"{path}[{i}]") for i, (item, part) in pairs)
+        return tuple(
+            _checked(item, part, f"{path}[{i}]", complete=complete) for i, (item, part) in pairs
+        )
 
     # a config of a run has been through JSON, and 1 is written for 1.0 by hand
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return from_json(hint, value)
+        return _built(hint, value, complete=complete)
     if hint is float and type(value) is int:
         return float(value)
     expected = origin or hint
@@ -162,7 +174,7 @@ def _checked(value: Any, hint: Any, path: str) -> Any:
     return value
 
 
-def _checked_union(value: Any, hints: tuple[Any, ...], path: str) -> Any:
+def _checked_union(value: Any, hints: tuple[Any, ...], path: str, *, complete: bool) -> Any:
     if value is None and type(None) in hints:
         return None
     # the first type that fits; where none does, the error of the first
@@ -171,7 +183,7 @@ def _checked_union(value: Any, hints: tuple[Any, ...], path: str) -> Any:
         if hint is type(None):
             continue
         try:
-            return _checked(value, hint, path)
+            return _checked(value, hint, path, complete=complete)
         except (TypeError, ValueError) as problem:
             problems.append(problem)
     raise problems[0]

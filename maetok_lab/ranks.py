@@ -47,7 +47,7 @@ class Call:
 
 
 def in_processes(
-    processes: int, device: torch.device, function: Callable, *arguments: Any, **options: Any
+    processes: int, device: torch.device, function: Callable, /, *arguments: Any, **options: Any
 ) -> Any:
     """`function(*arguments, **options)` by a group of processes that share its work.
 
@@ -61,6 +61,17 @@ def in_processes(
         for _ in ranks:
             pass
         return ranks.result
+
+
+def yielded(
+    processes: int, device: torch.device, function: Callable, /, *arguments: Any, **options: Any
+) -> Iterator[Any]:
+    """As `in_processes`, of a generator: what it yields in the first process."""
+    if processes == 1:
+        yield from function(*arguments, **options)
+        return
+    with Ranks(processes, device, Call(function, arguments, options)) as ranks:
+        yield from ranks
 
 
 class Ranks:

@@ -44,7 +44,7 @@ FILES = {  # inside a package a file imports files to its left only
     ],
     "data": [
         *("readers", "splits", "digests", "listing", "folders", "parquet", "tars"),
-        *("sources", "images", "loading"),
+        *("sources", "batches", "images", "loading"),
         *("shards", "latents", "caching"),
     ],
     "layers": ["norm", "grid", "transformer", "conditioning"],
@@ -63,6 +63,7 @@ FILES = {  # inside a package a file imports files to its left only
             "order",
             "optim",
             "stopping",
+            "task",
             "loop",
             "adversary",
             "autoencoding",

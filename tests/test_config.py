@@ -206,7 +206,7 @@ def test_only_what_changes_no_result_stays_out_of_the_fingerprint():
         }
         for cls in (TokenizerTraining, DiffusionTraining, LatentCaching)
     }
-    intervals = {"log_every", "save_every", "picture_every"}
+    intervals = {"log_every", "save_every", "save_minutes", "picture_every"}
     assert out == {
         "TokenizerTraining": intervals | {"workers", "accumulate", "compile"},
         "DiffusionTraining": intervals | {"accumulate", "compile"},

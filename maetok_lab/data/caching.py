@@ -12,6 +12,7 @@ from maetok_lab.data.latents import LatentCaching, LatentDataset, write_latents
 from maetok_lab.files import read_json
 from maetok_lab.identity import same_weights
 from maetok_lab.protocols import AnyTokenizer
+from maetok_lab.ranks import yielded
 from maetok_lab.runs import Run, runs_root
 
 
@@ -24,12 +25,13 @@ def cached_latents(
     root: str | Path | None = None,
     parents: Iterable[Run] = (),
     device: torch.device | str = "cpu",
+    processes: int = 1,
 ) -> LatentDataset:
     """A finished cache of this tokenizer and these images, or one that is written as run `name`.
 
-    With `flips` it holds mirror images too; without, it may. A line is printed for every shard that
-    is written. Raises ValueError when a run `name` is there with other latents, such as those of
-    weights that were changed since.
+    With `flips` it holds mirror images too; without, it may. `processes` share the work (see
+    `ranks`); a line is printed for every shard. ValueError when a run `name` is there with
+    other latents, such as those of weights that were changed since.
     """
     root = runs_root(root)
     config = LatentCaching(tokenizer=tokenizer.fingerprint, images=images.fingerprint, flips=flips)
@@ -42,8 +44,10 @@ def cached_latents(
         record = read_json(root / name / "config.json")["config"]
         config = dataclasses.replace(config, tokenizer=record["tokenizer"], flips=record["flips"])
     with Run.open(name, config, root=root, parents=parents) as run:
-        shards = write_latents(tokenizer, images, config, run, device=torch.device(device))
-        for count, total in shards:
+        device = torch.device(device)
+        work = (tokenizer, images, config, run)
+        # those of one process that encodes a part of them, where several do
+        for count, total in yielded(processes, device, write_latents, *work, device=device):
             print(f"{name}: {count} of {total} images encoded", flush=True)
     return LatentDataset(run, device=device)
 

@@ -4,10 +4,9 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from maetok_lab.data.batches import Blocks, Pictures
 from maetok_lab.data.digests import picture_digests
 from maetok_lab.data.listing import Listing, label_values, labelled_rows
 from maetok_lab.data.readers import CROPS, RESIZES, BrokenImageError, read_rgb, scale_crop
@@ -81,27 +81,6 @@ def open_splits(
     _tell(listing.name, listing.notices)
     options = {"image_size": image_size, "labels": labels, "crop": crop, "max_broken": max_broken}
     return {split: ImageSource(listing, split=split, **options) for split in splits}
-
-
-class Blocks(NamedTuple):
-    """Images that lie together in their files, and are best read together."""
-
-    number: Tensor  # (n,) of each image's block
-    at_once: int  # so many blocks are held
-
-
-@dataclass(frozen=True, eq=False)
-class Pictures:
-    """What `ImageSource.read` gives."""
-
-    pixels: Tensor  # (B, 3, H, W) uint8
-    indices: Tensor  # (B,) of the pictures themselves: not the request's where one was broken
-    broken: tuple[str, ...] = ()  # a message for each that could not be read
-
-    @property
-    def images(self) -> Tensor:
-        """Scale to float32 in [-1, 1]. -> (B, 3, H, W)"""
-        return self.pixels.float().div_(127.5).sub_(1)
 
 
 class ImageSource(Dataset):

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from maetok_lab.config import not_in_fingerprint
 from maetok_lab.cores import each_part
-from maetok_lab.data.images import ImageSource, Pictures
+from maetok_lab.data.batches import Pictures
+from maetok_lab.data.images import ImageSource
 from maetok_lab.data.loading import Request, read_ahead
 from maetok_lab.data.shards import (
     check_room,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from maetok_lab.data.images import ImageSource, Pictures
+from maetok_lab.data.batches import Pictures
+from maetok_lab.data.images import ImageSource
 from maetok_lab.device import keep_freed_memory, usable_cores
 from maetok_lab.processes import Subset
 from maetok_lab.protocols import Images

@@ -8,7 +8,7 @@ A row of the ladder is a run: `ladder-RUNG-PRESET-sSEED`, or the same with `-tun
 finished is found again.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Ladder:
         source: str | Path = "emoji",
         labels: str = "category",
         teacher: str = "semantic",
-        weights: str | None = None,
+        weights: Mapping[str, str] | None = None,
         root: str | Path | None = None,
         device: str = "auto",
         **reading: Any,

@@ -13,8 +13,8 @@ import pandas as pd
 import torch
 
 from maetok_lab.config import override
+from maetok_lab.data.batches import Pictures
 from maetok_lab.data.caching import cached_latents
-from maetok_lab.data.images import Pictures
 from maetok_lab.data.latents import LatentDataset
 from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.experiments.trial import Measured, try_training

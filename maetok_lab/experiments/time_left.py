@@ -23,8 +23,8 @@ from maetok_lab.runs import Run
 from maetok_lab.runs.provenance import clock
 from maetok_lab.training.autoencoding import TokenizerTraining
 from maetok_lab.training.diffusion import train_diffusion
-from maetok_lab.training.loop import StepRecord
 from maetok_lab.training.presets import DECODER_TUNING, diffusion_training
+from maetok_lab.training.task import StepRecord
 from maetok_lab.training.tokenizer import train_tokenizer
 
 TRIAL = 0.3  # seconds of steps that are timed, of each training

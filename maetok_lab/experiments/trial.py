@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from maetok_lab.config import override
 from maetok_lab.device import free_memory
 from maetok_lab.runs import Run
-from maetok_lab.training.loop import StepRecord
+from maetok_lab.training.task import StepRecord
 
 Train = Callable[[Any, Run], Iterator[StepRecord]]
 ENDLESS = 10**9  # no step of a measurement logs, saves or is the last

@@ -7,10 +7,10 @@ _NAMES, __getattr__, __dir__ = lazy_names(
     {
         "autoencoding": "TokenizerTraining",
         "diffusion": "DiffusionTraining train_diffusion",
-        "loop": "StepRecord",
+        "task": "StepRecord",
         "presets": (
             "ARCHITECTURES DECODER_TUNING DIFFUSION_TRAINING LADDER TOKENIZER_TRAINING"
-            " diffusion_training ladder_training tokenizer_training"
+            " diffusion_training ladder_training tokenizer_training with_weights"
         ),
         "tokenizer": "decoder_tuning finetune_decoder train_to_psnr train_tokenizer",
     },

@@ -23,7 +23,7 @@ from maetok_lab.tokenizer.discriminators import (
 )
 from maetok_lab.tokenizer.losses import LossConfig, discriminator_weights, total_loss
 from maetok_lab.tokenizer.model import TokenizerConfig
-from maetok_lab.training.loop import Terms, join_parts
+from maetok_lab.training.loop import join_parts
 from maetok_lab.training.optim import (
     Guard,
     OptimizerConfig,
@@ -34,6 +34,7 @@ from maetok_lab.training.optim import (
     set_learning_rate,
 )
 from maetok_lab.training.order import Share
+from maetok_lab.training.task import Terms
 
 TERMS = (  # what every log record of an adversarial training has; 0 as long as it is not computed
     "adversarial",

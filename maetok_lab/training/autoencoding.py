@@ -30,9 +30,9 @@ from maetok_lab.tokenizer.perceptual import make_perceptual
 from maetok_lab.tokenizer.targets import Captions
 from maetok_lab.tokenizer.text import caption_tokens
 from maetok_lab.training.adversary import Adversary
-from maetok_lab.training.loop import Terms, check_steps
 from maetok_lab.training.optim import Ema, OptimizerConfig
 from maetok_lab.training.order import Share, image_batches
+from maetok_lab.training.task import Terms, check_steps
 
 PREVIEW_IMAGES = 16
 

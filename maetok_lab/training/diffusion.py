@@ -21,9 +21,10 @@ from maetok_lab.pictures import image_grid, save_png
 from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.rng import generator
 from maetok_lab.runs import Checkpoint, Run
-from maetok_lab.training.loop import StepRecord, Terms, check_steps, train
+from maetok_lab.training.loop import train
 from maetok_lab.training.optim import Ema, OptimizerConfig
 from maetok_lab.training.order import Share, batch_indices
+from maetok_lab.training.task import StepRecord, Terms, check_steps
 
 TIME_BINS = 4  # the loss is logged over all times and over quarters of [0, 1]
 VALIDATION_DRAWS = 4  # of time and noise, for each held-out latent

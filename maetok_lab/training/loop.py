@@ -2,17 +2,15 @@
 
     for record in train(task, run): ...
 
-A task (`autoencoding.TokenizerTask`, `diffusion.DiffusionTask`) says what its batch is, what its
-named losses are and what its checkpoint holds.
+A task (see `task`; `autoencoding.TokenizerTask`, `diffusion.DiffusionTask`) says what its batch is,
+what its named losses are and what its checkpoint holds.
 """
 
 import contextlib
-import dataclasses
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -28,7 +26,6 @@ from maetok_lab.training.optim import (
     Ema,
     Guard,
     Muon,
-    OptimizerConfig,
     learning_rate_factor,
     load_optimizer_tensors,
     make_optimizers,
@@ -38,110 +35,9 @@ from maetok_lab.training.optim import (
 )
 from maetok_lab.training.order import Share
 from maetok_lab.training.stopping import BetweenSteps, Wish, heard_signals
+from maetok_lab.training.task import StepRecord, StopCondition, Task, Terms, TrainingConfig
 
-Terms = dict[str, torch.Tensor]  # by name: () each, or (b,) where every item has its own
 RECORD_SECONDS = 0.2  # between records of a training in other processes
-StopCondition = Callable[[Run], dict[str, float] | None]
-
-
-class TrainingConfig(Protocol):
-    """What the loop reads of any training's config."""
-
-    num_steps: int
-    batch_size: int
-    accumulate: int
-    seed: int
-    optimizer: OptimizerConfig
-    compile: bool
-    log_every: int
-    save_every: int
-    save_minutes: float
-    picture_every: int
-
-
-def check_steps(config: TrainingConfig) -> None:
-    """ValueError for steps and batches that no training can have."""
-    if config.num_steps < 1 or config.batch_size < 1:
-        raise ValueError(
-            "num_steps and batch_size must be at least 1, "
-            f"not {config.num_steps} and {config.batch_size}"
-        )
-    if config.accumulate < 1 or config.batch_size % config.accumulate:
-        raise ValueError(
-            f"a batch of {config.batch_size} cannot be split into "
-            f"accumulate={config.accumulate} equal parts"
-        )
-    if config.save_minutes <= 0:
-        raise ValueError(f"save_minutes must be above 0, not {config.save_minutes}")
-
-
-class Task(Protocol):
-    """What is trained. Everything here but `config` and `check` is there after `build`."""
-
-    config: TrainingConfig
-    module: nn.Module  # one forward pass for all that is trained, so that DDP sees one
-    trained: dict[str, nn.Module]  # what the optimizers move, by name
-    model: nn.Module  # the weights that checkpoints and averages are of
-    ema_decays: dict[str, float]  # of each average, by the name of its group in checkpoints
-    every_weight_has_a_gradient: bool  # else DDP has to look for those that have none
-    parts_are_independent: bool  # no part of a batch draws or keeps anything that another would
-
-    def check(self) -> None:
-        """Raise ValueError where config and data do not belong together."""
-
-    def build(self, device: torch.device) -> None:
-        """Make everything that is trained, with fresh weights."""
-
-    def compile(self) -> None:
-        """Let torch compile what is worth it, in place: names in checkpoints stay."""
-
-    def batches(self, share: Share) -> Iterator[Any]:
-        """One batch a step, of this process's rows, from `share.step` on."""
-
-    def loss(self, forward: nn.Module, batch: Any, part: Share) -> tuple[torch.Tensor, Terms]:
-        """What one part of a batch is trained on, (), and its named terms."""
-
-    def after_step(self, batch: Any, share: Share, factor: float) -> Terms:
-        """Train what is trained beside, at `factor` of its learning rate. -> its named terms"""
-
-    def settle(self, step: int, terms: Terms) -> None:
-        """Let guards of its own read what they counted on the device."""
-
-    def numbers(self, terms: Terms, engine: Accelerator) -> dict[str, float]:
-        """What is logged of a step, over all processes."""
-
-    def picture(self, emas: Mapping[str, Ema], step: int, run: Run) -> str | None:
-        """Show the averages at work. -> the path of the picture, None where there is none"""
-
-    def checkpoint(self, emas: Mapping[str, Ema]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Groups of tensors, and facts, without those of the loop. RuntimeError if unsound."""
-
-    def load(self, checkpoint: Checkpoint) -> None:
-        """The inverse of `checkpoint`."""
-
-    def summary(self, emas: Mapping[str, Ema], step: int, run: Run) -> dict[str, float]:
-        """Final numbers."""
-
-
-@dataclasses.dataclass(frozen=True)
-class StepRecord:
-    """What a training yields after each step, and the way to ask it to stop."""
-
-    step: int  # the first is 1
-    num_steps: int
-    images: int  # seen so far
-    losses: dict[str, float] | None = None  # at log time only
-    picture: str | None = None  # its path, when one was written
-    stopping: threading.Event = dataclasses.field(
-        default_factory=threading.Event, compare=False, repr=False
-    )
-
-    def stop(self) -> None:
-        """Ask the training, from any thread, to end after this step with a checkpoint.
-
-        Called again, it goes on from there. Of several processes all end where one is asked to.
-        """
-        self.stopping.set()
 
 
 class State:
@@ -198,10 +94,9 @@ def train(
     processes: int = 1,
     stop_when: StopCondition | None = None,
 ) -> Iterator[StepRecord]:
-    """Train, or continue, into `run`; yields one record a step. A finished run yields nothing.
+    """Train, or continue, into `run`; a record a step, none of a finished run.
 
-    With `processes` above 1 they are started here, each with a GPU or a share of the cores, and
-    some of the records come.
+    `processes` above 1 are started here (see `ranks`), and some records come.
     A signal ends it after its step, with a checkpoint. `stop_when` looks at the run at every
     `save_every`: what it returns, if anything, ends the training. Raises what `task.check` raises,
     and NonFiniteTraining.
@@ -218,13 +113,8 @@ def train(
     writes = engine.is_main_process
     state = State(task, engine)
 
-    # Go on from the newest checkpoint: what was logged after it is about to be logged again.
-    if checkpoint := run.load_checkpoint():
-        state.load(checkpoint)
-        if finish_early(state, run, stop_when):
-            return
-    if writes:
-        run.rewind_metrics(state.step)
+    if go_on(state, run, stop_when):
+        return
 
     # Compiled before DDP wraps it, so that names in checkpoints stay what they are.
     task.module.train()
@@ -256,6 +146,18 @@ def train(
             facts["skipped"] = state.guard.skipped
             run.finish({**facts, **task.summary(state.emas, state.step, run)})
         signals.pass_on()
+
+
+def go_on(state: State, run: Run, stop_when: StopCondition | None) -> bool:
+    """Take the run's newest checkpoint, if there is one; whether that is its end."""
+    if checkpoint := run.load_checkpoint():
+        state.load(checkpoint)
+        if finish_early(state, run, stop_when):
+            return True
+    # what was logged after it is about to be logged again
+    if state.engine.is_main_process:
+        run.rewind_metrics(state.step)
+    return False
 
 
 def train_in_processes(task: Task, run: Run, processes: int, *, cpu: bool) -> Iterator[StepRecord]:

@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from accelerate import Accelerator
 
-from maetok_lab.data.images import Blocks, ImageSource
+from maetok_lab.data.batches import Blocks
+from maetok_lab.data.images import ImageSource
 from maetok_lab.data.loading import Request, read_ahead
 from maetok_lab.rng import generator
 

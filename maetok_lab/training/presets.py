@@ -1,6 +1,7 @@
 """Trainings by name: for a test, a laptop, one GPU and the paper; and the ladder of ablations."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from maetok_lab.config import override
@@ -113,18 +114,45 @@ LADDER: dict[str, dict[str, Any]] = {
 
 
 def ladder_training(
-    preset: str, rung: str, *, teacher: str = "semantic", weights: str | None = None, **changes: Any
+    preset: str,
+    rung: str | None,
+    *,
+    teacher: str = "semantic",
+    weights: Mapping[str, str] | None = None,
+    **changes: Any,
 ) -> TokenizerTraining:
-    """A rung of `LADDER` on a preset: `ladder_training("tiny", "hog", seed=1)`.
+    """A rung of `LADDER` on a preset, or its own recipe (None): `ladder_training("tiny", "hog")`.
 
-    `teacher` stands in for "semantic", which needs no download: "dinov2" is the paper's, from the
-    hub or the file `weights`. `changes` are further fields, as `override` takes them.
+    `teacher` stands in for "semantic", which needs no download: "dinov2" is the paper's. `changes`
+    are further fields, as `override` takes them; for `weights` see `with_weights`.
     """
-    rung_changes = choose(rung, LADDER, "rung of the ladder")
-    config = override(choose(preset, TOKENIZER_TRAINING, "preset"), rung_changes)
-    semantic = dataclasses.replace(_SEMANTIC, target=teacher, weights=weights)
-    targets = tuple(semantic if target == _SEMANTIC else target for target in config.targets)
-    return override(config, {"targets": targets, **changes})
+    config = choose(preset, TOKENIZER_TRAINING, "preset")
+    if rung is not None:
+        config = override(config, choose(rung, LADDER, "rung of the ladder"))
+        semantic = dataclasses.replace(_SEMANTIC, target=teacher)
+        targets = tuple(semantic if target == _SEMANTIC else target for target in config.targets)
+        config = override(config, {"targets": targets})
+    return with_weights(override(config, changes), weights or {})
+
+
+def with_weights(config: TokenizerTraining, weights: Mapping[str, str]) -> TokenizerTraining:
+    """The same training with networks from local files: {"dinov2": FILE, "lpips": FILE}.
+
+    Names are those of its targets, of its perceptual loss, and "discriminator". Raises ValueError
+    for a network that this training has not.
+    """
+    places = {config.losses.perceptual: "losses.perceptual_weights"}
+    if config.losses.adversarial:
+        places["discriminator"] = "losses.adversarial.weights"
+    changes: dict[str, Any] = {}
+    targets = {target.target: target for target in config.targets}
+    for name, path in weights.items():
+        choose(name, targets | places, "network of this training")
+        if name in targets:
+            targets[name] = dataclasses.replace(targets[name], weights=path)
+        else:
+            changes[places[name]] = path
+    return override(config, {"targets": tuple(targets.values()), **changes})
 
 
 # Diffusion models ---------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_tokenizer
 from maetok_lab.tokenizer.masking import MaskingConfig
 from maetok_lab.training.autoencoding import TokenizerTask, TokenizerTraining
-from maetok_lab.training.loop import StepRecord, train
+from maetok_lab.training.loop import train
+from maetok_lab.training.task import StepRecord
 
 
 def decoder_tuning(config: TokenizerTraining, *, parent: Run, **changes: Any) -> TokenizerTraining:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from maetok_lab.plots.curves import colours_for
-from maetok_lab.training.loop import StepRecord
+from maetok_lab.training.task import StepRecord
 from maetok_lab.widgets.front import WRAP, figure_widget, ipywidgets, is_live, png_image
 
 SECONDS_BETWEEN_VIEWS = 0.5  # of the panel: drawing the chart costs more than a small step

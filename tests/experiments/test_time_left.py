@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from maetok_lab.experiments.time_left import REST, Forecast, about, forecast
-from maetok_lab.training.loop import StepRecord
 from maetok_lab.training.presets import TOKENIZER_TRAINING
+from maetok_lab.training.task import StepRecord
 from maetok_lab.widgets.live import LiveTraining
 
 

@@ -16,7 +16,9 @@ from maetok_lab.training.tokenizer import train_tokenizer
 
 def main(root: str, processes: str, num_steps: str) -> None:
     torch.set_num_threads(1)
-    config = tokenizer_training("test", precision="fp32", num_steps=int(num_steps))
+    config = tokenizer_training(
+        "test", precision="fp32", num_steps=int(num_steps), save_minutes=60.0
+    )
     images = open_images("emoji", split="val", image_size=config.model.image_size)
     changes = {"images": images.fingerprint, "save_every": 100_000, "log_every": 1}
     config = override(config, changes)

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from maetok_lab.data import images as images_module
-from maetok_lab.data.images import Blocks, open_images
+from maetok_lab.data.batches import Blocks
+from maetok_lab.data.images import open_images
 from maetok_lab.identity import fingerprint
 from maetok_lab.rng import generator
 from maetok_lab.training.order import batch_indices, draw_scale_crops, epoch_order, image_batches

@@ -11,6 +11,7 @@ import torch
 from maetok_lab.config import from_json, override, to_json
 from maetok_lab.identity import fingerprint
 from maetok_lab.runs import Run
+from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig
 from maetok_lab.tokenizer.discriminators import AdversarialConfig
 from maetok_lab.tokenizer.model import TOKENIZERS
 from maetok_lab.training.autoencoding import Objective, TokenizerTraining
@@ -163,7 +164,11 @@ def test_twenty_steps_of_a_rung_equal_nine_a_stop_and_eleven_against_a_discrimin
 
 def test_a_teacher_stands_for_the_shipped_network_and_changes_are_checked():
     config = ladder_training(
-        "tiny", "all", teacher="dinov2", weights="dinov2.safetensors", optimizer__clip=0.5
+        "tiny",
+        "all",
+        teacher="dinov2",
+        weights={"dinov2": "dinov2.safetensors"},
+        optimizer__clip=0.5,
     )
     assert [(target.target, target.weights) for target in config.targets] == [
         ("hog", None),
@@ -179,3 +184,36 @@ def test_a_teacher_stands_for_the_shipped_network_and_changes_are_checked():
             ladder_training(*arguments)
     with pytest.raises(ValueError, match="unknown target 'dinov3'; did you mean 'dinov2'"):
         ladder_training("tiny", "semantic", teacher="dinov3")
+
+
+def test_without_a_rung_the_recipe_is_the_presets_and_its_networks_can_be_files():
+    paper = TOKENIZER_TRAINING["maetok-b-128"]
+    assert ladder_training("maetok-b-128", None) == paper
+    files = {"dinov2": "d", "clip": "c", "lpips": "l", "discriminator": "s"}
+    config = ladder_training("maetok-b-128", None, weights=files)
+    assert [target.weights for target in config.targets] == [None, "d", "c"]
+    assert config.losses.perceptual_weights == "l"
+    assert config.losses.adversarial.weights == "s"
+    with pytest.raises(ValueError, match="unknown network of this training 'dino'; did you mean"):
+        ladder_training("maetok-b-128", None, weights={"dino": "d"})
+    with pytest.raises(ValueError, match="unknown network of this training 'discriminator'"):
+        ladder_training("tiny", None, weights={"discriminator": "d"})
+
+
+def test_every_part_of_a_config_can_be_written_in_a_notebook():
+    changes = {
+        "losses.adversarial": {"discriminator": "patchgan", "trains_from": 5, "counts_from": 5},
+        "targets": [{"target": "pixel", "weight": 0.5}, {"target": "hog"}],
+    }
+    config = ladder_training("tiny", None, **changes)
+    assert config.losses.adversarial == AdversarialConfig(
+        discriminator="patchgan", trains_from=5, counts_from=5
+    )
+    assert config.targets == (
+        AuxiliaryConfig(target="pixel", weight=0.5),
+        AuxiliaryConfig(target="hog"),
+    )
+    with pytest.raises(ValueError, match="AuxiliaryConfig has no field 'wieght'; did you mean"):
+        ladder_training("tiny", None, targets=[{"wieght": 1.0}])
+    with pytest.raises(ValueError, match=r"TowerConfig needs the fields .*'width'"):
+        ladder_training("tiny", None, targets=[{"tower": {"num_heads": 2}}])

@@ -7,8 +7,8 @@ import pytest
 from maetok_lab.config import override
 from maetok_lab.data.images import open_images
 from maetok_lab.runs import Run
-from maetok_lab.training.loop import StepRecord
 from maetok_lab.training.presets import TOKENIZER_TRAINING
+from maetok_lab.training.task import StepRecord
 from maetok_lab.training.tokenizer import train_tokenizer
 from maetok_lab.widgets import live as live_module
 from maetok_lab.widgets.live import LiveTraining, follow, follow_to_end
