@@ -208,8 +208,8 @@ def test_only_what_changes_no_result_stays_out_of_the_fingerprint():
     }
     intervals = {"log_every", "save_every", "save_minutes", "picture_every"}
     assert out == {
-        "TokenizerTraining": intervals | {"workers", "accumulate", "compile"},
-        "DiffusionTraining": intervals | {"accumulate", "compile"},
+        "TokenizerTraining": intervals | {"workers", "accumulate", "recompute", "compile"},
+        "DiffusionTraining": intervals | {"accumulate", "recompute", "compile"},
         "LatentCaching": {"batch_size"},
     }
 

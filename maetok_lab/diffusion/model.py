@@ -21,7 +21,7 @@ from maetok_lab.layers.grid import (
     sincos_2d,
 )
 from maetok_lab.layers.norm import NormKind, make_norm, modulate
-from maetok_lab.layers.transformer import Attention, Mlp, SwiGLU, head_width
+from maetok_lab.layers.transformer import Attention, BlockStack, Mlp, SwiGLU, head_width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ class FinalLayer(nn.Module):
         return self.linear(modulate(self.norm(x), shift, scale))
 
 
-class DiffusionTransformer(nn.Module):
+class DiffusionTransformer(BlockStack):
     """Velocity of noisy latents: `model(x_t, t, labels)`; t = 1 is noise.
 
     Label `num_classes` is the null class; with num_classes = 0 the model is unconditional.
@@ -159,13 +159,15 @@ class DiffusionTransformer(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """x_t (B, N, C), t (B,) in [0, 1], labels (B,) -> velocity (B, N, C)"""
-        x = self.x_embedder(x_t)  # (B, N, D)
+        # Under autocast, too, what the blocks add to is of the parameters' precision: in bf16 it
+        # would lose a little at every block.
+        x = self.x_embedder(x_t).to(self.x_embedder.weight.dtype)  # (B, N, D)
         if self.rope is None:
             x = x + self.pos_embed
         rotation = self._rotation(x.device)
         condition = self.t_embedder(t) + self.y_embedder(labels)  # (B, D)
         for block in self.blocks:
-            x = block(x, condition, rotation)
+            x = self.run_block(block, x, condition, rotation)
         return self.final_layer(x, condition)
 
     def _rotation(self, device: torch.device) -> Rotation | None:

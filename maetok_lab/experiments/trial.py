@@ -10,18 +10,16 @@ import math
 import statistics
 import tempfile
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from maetok_lab.config import override
 from maetok_lab.device import free_memory
 from maetok_lab.runs import Run
+from maetok_lab.training.memory import count_memory, line
 from maetok_lab.training.task import StepRecord
 
 Train = Callable[[Any, Run], Iterator[StepRecord]]
@@ -197,98 +195,6 @@ def next_size(
         if size > last.batch and needed < room:
             return size
     return 0
-
-
-def line(points: Sequence[tuple[int, float]], *, at_least: float) -> tuple[float, float]:
-    """(value at 0, slope) of the line through the last two points (batch, value).
-
-    Through the last and `at_least` at 0 where two make no rising line. Without points the slope is
-    NaN.
-    """
-    if not points:
-        return at_least, math.nan
-    batch, value = points[-1]
-    if len(points) > 1:
-        earlier_batch, earlier_value = points[-2]
-        slope = (value - earlier_value) / (batch - earlier_batch)
-        if slope > 0:
-            return value - slope * batch, slope
-    return at_least, max(value - at_least, 0) / batch
-
-
-# Bytes of tensors ---------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def count_memory(device: torch.device) -> Iterator[list[float]]:
-    """Yields [held, peak]: the most bytes of tensors made inside.
-
-    Held is that at a moment when a forward pass kept something for the backward pass, peak that at
-    any time.
-    """
-    # held grows with the batch from the start; of few images, peak is only gradients and optimizer
-    memory = [0.0, 0.0]
-    with _CudaMemory(device) if device.type == "cuda" else _Storages() as counted:
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            memory[0] = max(memory[0], counted.now)
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            yield memory
-        memory[1] = counted.peak
-
-
-class _CudaMemory(contextlib.AbstractContextManager):
-    """What torch holds on a GPU, beyond what it held before."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self._before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-
-    def __exit__(self, *exception: object) -> None:
-        """Nothing is to be undone."""
-
-    @property
-    def now(self) -> int:
-        return torch.cuda.memory_allocated(self.device) - self._before
-
-    @property
-    def peak(self) -> int:
-        return torch.cuda.max_memory_allocated(self.device) - self._before
-
-
-class _Storages(TorchDispatchMode):
-    """Counts the bytes of storages that live, on the CPU."""
-
-    # The process's own size would say little: memory that torch frees stays with it (`device.py`).
-
-    def __init__(self):
-        super().__init__()
-        self.now = 0
-        self.peak = 0
-        self._counted: weakref.WeakSet = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage())
-        return output
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        # views, and what is changed in place, share a storage
-        if storage in self._counted:
-            return
-        self._counted.add(storage)
-        size = storage.nbytes()
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, size)
-
-    def _gone(self, size: int) -> None:
-        self.now -= size
 
 
 def gigabytes(value: float) -> str:

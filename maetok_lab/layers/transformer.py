@@ -1,15 +1,16 @@
-"""The two halves of a transformer block: attention, through torch's fused kernel only, and MLPs.
+"""The two halves of a transformer block (attention, by torch's fused kernel, and MLPs), and stacks.
 
 timm's Mlp has the same tensors and gives the same bits, but importing timm takes longer than torch
 itself, and the models need it for nothing else.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 from maetok_lab.layers.grid import Rotation, rotate
 
@@ -22,6 +23,27 @@ def head_width(width: int, num_heads: int) -> int:
     if width % num_heads:
         raise ValueError(f"{num_heads} heads do not divide the width {width}")
     return width // num_heads
+
+
+class BlockStack(nn.Module):
+    """A module with transformer blocks, which keeps of each what its backward pass needs, or with
+    `recompute` only what goes in: that pass then runs the block once more.
+    """
+
+    recompute = False
+
+    def run_block(self, block: nn.Module, *inputs: Any) -> Tensor:
+        """`block(*inputs)`."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+
+def recompute_blocks(module: nn.Module) -> None:
+    """Have every stack of blocks in `module` recompute them: a third more work, far less memory."""
+    for part in module.modules():
+        if isinstance(part, BlockStack):
+            part.recompute = True
 
 
 class Attention(nn.Module):

@@ -20,6 +20,7 @@ from maetok_lab.nets import FeatureNet, feature_width, load_net
 # Bytes of features that a target remembers on a CPU. The shipped training set takes 1.3 GB with its
 # mirror images.
 MEMORY_LIMIT = 2 << 30
+MOST_VOTES = 1 << 25  # of HOG that are held at once: 128 MB
 
 Captions = Sequence[str] | Tensor | None  # as text, as `text.caption_tokens` gives them, or none
 
@@ -55,14 +56,19 @@ def hog(images: Tensor, patch_size: int = 16, cell_size: int = 8) -> Tensor:
     tiles = math.ceil(height / len(window)), math.ceil(width / len(window))
     magnitude = torch.hypot(gx, gy) * window.repeat(tiles)[:height, :width]
 
-    # Nine bins of orientation without sign; a pixel votes for one bin only.
+    # Nine bins of orientation without sign; a pixel votes for one bin only. Votes are summed over
+    # cells, some images after the others: of all at once they would be nine float32 images each.
     bins = (torch.atan2(gx, gy) / math.pi * 9).floor().long() % 9
-    votes = torch.zeros(len(channels), 9, height, width, device=images.device)
-    votes.scatter_(1, bins[:, None], magnitude[:, None])
-
-    # Votes are summed over cells; each cell's histogram gets unit length, and each patch its cells.
-    cells = votes.unflatten(-1, (-1, cell_size)).sum(-1).unflatten(-2, (-1, cell_size)).sum(-2)
-    cells = nn.functional.normalize(cells, dim=1)  # (B * 3, 9, H / cell_size, W / cell_size)
+    some = max(1, MOST_VOTES // (9 * height * width))
+    histograms = []
+    for part, part_magnitude in zip(bins.split(some), magnitude.split(some)):
+        votes = torch.zeros(len(part), 9, height, width, device=images.device)
+        votes.scatter_(1, part[:, None], part_magnitude[:, None])
+        rows = votes.unflatten(-1, (-1, cell_size)).sum(-1)
+        histograms.append(rows.unflatten(-2, (-1, cell_size)).sum(-2))
+    # Each cell's histogram gets unit length, and each patch its cells.
+    cells = torch.cat(histograms)  # (B * 3, 9, H / cell_size, W / cell_size)
+    cells = nn.functional.normalize(cells, dim=1)
     n = patch_size // cell_size
     return rearrange(cells, "(b c) k (h p) (w q) -> b (h w) (c k p q)", b=len(images), p=n, q=n)
 

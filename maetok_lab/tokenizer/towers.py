@@ -21,7 +21,7 @@ from maetok_lab.layers.grid import (
     take_rotation,
 )
 from maetok_lab.layers.norm import DropPath, LayerScale, make_norm
-from maetok_lab.layers.transformer import Attention, Mlp
+from maetok_lab.layers.transformer import Attention, BlockStack, Mlp
 from maetok_lab.tokenizer.config import Grid, TokenizerConfig, TowerConfig
 
 # ---- Blocks ----
@@ -177,7 +177,7 @@ def latent_positions(config: TokenizerConfig, width: int) -> Tensor:
 # ---- Towers ----
 
 
-class PatchEncoder(nn.Module):
+class PatchEncoder(BlockStack):
     """Images to latent tokens. The sequence is [class token, patches, latent tokens].
 
     With latent_tokens="patches" there are no latent tokens, and the patches come out.
@@ -252,7 +252,7 @@ class PatchEncoder(nn.Module):
 
         # Only the end of the sequence comes out: latent tokens, or patches where there are none.
         for block, rotation in zip(self.blocks, rotations):
-            x = block(x, rotation)
+            x = self.run_block(block, x, rotation)
         return self.norm(x[:, -(num_latents or patches) :])
 
     def by_count(self, images: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
@@ -284,7 +284,7 @@ def visible_places(mask: Tensor, *, before: int, after: int) -> Tensor:
     return whole.argsort(dim=1, stable=True)[:, : whole.shape[1] - int(mask[0].sum())]
 
 
-class LatentDecoder(nn.Module):
+class LatentDecoder(BlockStack):
     """Latent tokens to one feature vector a patch. The sequence is [mask tokens, latent tokens].
 
     The mask tokens, one a patch, read the latents by attention (paper section 3.1). A tower of
@@ -333,17 +333,18 @@ class LatentDecoder(nn.Module):
             return self.to_patches(x.transpose(1, 2)).transpose(1, 2)
 
         # The mask tokens differ by their positions only; latents have learned ones of their own.
-        # Autocast gives x in bf16 and leaves parameters in float32; the sequence has one dtype.
         mask_tokens = self.positions.embed(self.mask_token.expand(len(x), patches, -1), grid)
         latent_tokens = x + self.latent_positions
         rotations = self.positions.rotations(grid, after=x.shape[1], device=x.device)
-        x = torch.cat([mask_tokens.to(x.dtype), latent_tokens.to(x.dtype)], dim=1)
+        # Under autocast, too, what the blocks add to is of the parameters' precision, as released:
+        # in bf16 it would lose a little at every block.
+        x = torch.cat([mask_tokens, latent_tokens.to(mask_tokens.dtype)], dim=1)
 
         for block, rotation in zip(self.blocks, rotations):
             if isinstance(block, ModulatedBlock):
-                x = block(x, latents, rotation)
+                x = self.run_block(block, x, latents, rotation)
             else:
-                x = block(x, rotation)
+                x = self.run_block(block, x, rotation)
         # LayerNorm works position by position, so the latents are cut off before it
         return self.norm(x[:, :patches])
 

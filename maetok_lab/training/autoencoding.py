@@ -59,9 +59,12 @@ class TokenizerTraining:
     images: str = ""  # fingerprint of the image source: a run never goes on with other images
     parent: str | None = None  # fingerprint of the run that decoder tuning starts from
     workers: int = not_in_fingerprint(4)  # processes that decode images that are not in memory
-    # Parts that a batch goes through in, where it does not fit into memory: the same step up to
-    # rounding, but that adaptive weights and the std for `latent_noise` are each part's own.
-    accumulate: int = not_in_fingerprint(1)
+    # Parts that a batch goes through in, where it does not fit into memory ("fit": as few as memory
+    # allows): the same step up to rounding, but that adaptive weights and the std for
+    # `latent_noise` are each part's own.
+    accumulate: int | Literal["fit"] = not_in_fingerprint(1)
+    # keep less of the forward pass for the backward pass, which repeats it block by block
+    recompute: bool = not_in_fingerprint(False)
     compile: bool = not_in_fingerprint(False)  # the transformers; takes minutes at the start
     log_every: int = not_in_fingerprint(50)  # losses into metrics.jsonl
     save_every: int = not_in_fingerprint(500)  # a checkpoint

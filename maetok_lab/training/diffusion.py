@@ -5,7 +5,7 @@ for record in train_diffusion(config, latents, run): ...
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -52,7 +52,10 @@ class DiffusionTraining:
     seed: int = 0  # of weights, order, noise and times
     latents: str = ""  # fingerprint of the latent cache
     tokenizer: str = ""  # fingerprint of what made the latents
-    accumulate: int = not_in_fingerprint(1)  # parts that a batch goes through in
+    # parts that a batch goes through in; "fit": as few as memory allows
+    accumulate: int | Literal["fit"] = not_in_fingerprint(1)
+    # keep less of the forward pass for the backward pass, which repeats it block by block
+    recompute: bool = not_in_fingerprint(False)
     compile: bool = not_in_fingerprint(False)  # takes minutes at the start
     log_every: int = not_in_fingerprint(100)  # losses into metrics.jsonl
     save_every: int = not_in_fingerprint(1000)  # a checkpoint

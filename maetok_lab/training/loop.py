@@ -7,6 +7,7 @@ what its named losses are and what its checkpoint holds.
 """
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +19,12 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 
 from maetok_lab.cores import Cores, every_core
-from maetok_lab.device import pick_device
+from maetok_lab.device import free_memory, pick_device
+from maetok_lab.layers.transformer import recompute_blocks
 from maetok_lab.ranks import Call, Ranks
 from maetok_lab.rng import seed_step
 from maetok_lab.runs import Checkpoint, Run
+from maetok_lab.training.memory import ROOM, count_memory, fewest_parts
 from maetok_lab.training.optim import (
     Ema,
     Guard,
@@ -47,6 +50,8 @@ class State:
         config = task.config
         seed_step(config.seed, -1)
         task.build(engine.device)
+        if config.recompute:
+            recompute_blocks(task.module)
         self.task = task
         self.engine = engine
         self.optimizers = make_optimizers(config.optimizer, task.trained)
@@ -109,7 +114,8 @@ def train(
         yield from train_in_processes(task, run, processes, cpu=cpu)
         return
     config = task.config
-    engine = make_engine(config.batch_size, parts=config.accumulate, cpu=cpu, task=task)
+    parts = 1 if config.accumulate == "fit" else config.accumulate
+    engine = make_engine(config.batch_size, parts=parts, cpu=cpu, task=task)
     writes = engine.is_main_process
     state = State(task, engine)
 
@@ -126,6 +132,8 @@ def train(
         with every_core() if goes_side_by_side(task, engine) else contextlib.nullcontext() as cores:
             state.use(cores)
             for batch in task.batches(Share(engine, state.step, config.batch_size)):
+                if task.config.accumulate == "fit":
+                    fit_parts(state, batch)
                 terms = training_step(state, batch)
                 record = write_down(state, terms, run)
                 yield record
@@ -224,6 +232,36 @@ def is_due(config: TrainingConfig, step: int, interval: int) -> bool:
     return step % interval == 0 or step == config.num_steps
 
 
+def fit_parts(state: State, batch: Any) -> None:
+    """Set the config's `accumulate` to the fewest parts of a batch that fit into memory here."""
+    task = state.task
+    engine = state.engine
+    config = task.config
+    # As in the last step: there every term counts, the discriminator's too.
+    share = Share(engine, config.num_steps - 1, config.batch_size)
+
+    def pass_bytes(parts: int) -> tuple[float, float]:
+        """What the passes of the first of so many parts take."""
+        with count_memory(engine.device) as memory:
+            loss, _ = task.loss(task.module, batch, share.parts(parts)[0])
+            loss.backward()
+        for parameter in state.parameters:
+            parameter.grad = None
+        return memory[0], memory[1]
+
+    # The optimizers' two moments come with the first step.
+    room = ROOM * free_memory(engine.device)
+    if not any(optimizer.state for optimizer in state.optimizers.values()):
+        room -= 2 * sum(parameter.nbytes for parameter in state.parameters)
+    size = config.batch_size // engine.num_processes
+    parts = fewest_parts(size, pass_bytes, room=room)
+    # All processes have as many, or one would wait for a gradient that another has sent.
+    parts = int(engine.gather(torch.tensor([parts], device=engine.device)).max())
+    task.config = dataclasses.replace(config, accumulate=parts)
+    if engine.is_main_process:
+        print(f"a batch of {size} images goes through in {parts} parts, as memory is here")
+
+
 def training_step(state: State, batch: Any) -> Terms:
     """One optimizer step on this process's share of the global batch, in `accumulate` parts.
 
@@ -258,7 +296,8 @@ def goes_side_by_side(task: Task, engine: Accelerator) -> bool:
     """Whether parts of a batch are computed at once: on a CPU, by one process."""
     # The same on one core, where they come one after another: so it has the same numbers.
     alone = engine.device.type == "cpu" and engine.num_processes == 1
-    return alone and task.config.accumulate > 1 and task.parts_are_independent
+    in_parts = task.config.accumulate not in (1, "fit")
+    return alone and in_parts and task.parts_are_independent
 
 
 def parts_in_turn(state: State, batch: Any, parts: list[Share]) -> list[Terms]:

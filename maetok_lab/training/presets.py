@@ -71,7 +71,9 @@ TOKENIZER_TRAINING = {
     "tiny": _TINY,
     "small": _SMALL,
     "maetok-b-128": _PAPER,
-    "maetok-b-128-512": override(_PAPER, {"model": TOKENIZERS["maetok-b-128-512"]}),
+    "maetok-b-128-512": override(
+        _PAPER, {"model": TOKENIZERS["maetok-b-128-512"], "recompute": True}
+    ),
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -22,9 +22,10 @@ class TrainingConfig(Protocol):
 
     num_steps: int
     batch_size: int
-    accumulate: int
+    accumulate: int | Literal["fit"]
     seed: int
     optimizer: OptimizerConfig
+    recompute: bool
     compile: bool
     log_every: int
     save_every: int
@@ -39,13 +40,15 @@ def check_steps(config: TrainingConfig) -> None:
             "num_steps and batch_size must be at least 1, "
             f"not {config.num_steps} and {config.batch_size}"
         )
+    if config.save_minutes <= 0:
+        raise ValueError(f"save_minutes must be above 0, not {config.save_minutes}")
+    if config.accumulate == "fit":
+        return
     if config.accumulate < 1 or config.batch_size % config.accumulate:
         raise ValueError(
             f"a batch of {config.batch_size} cannot be split into "
             f"accumulate={config.accumulate} equal parts"
         )
-    if config.save_minutes <= 0:
-        raise ValueError(f"save_minutes must be above 0, not {config.save_minutes}")
 
 
 class Task(Protocol):
