@@ -28,9 +28,10 @@ from maetok_lab.rng import generator
 from maetok_lab.tokenizer.auxiliary import compute_targets
 from maetok_lab.tokenizer.losses import pixel_loss
 from maetok_lab.tokenizer.targets import TEACHERS, FeatureTarget
-from maetok_lab.training.autoencoding import TokenizerBatch, TokenizerTask, TokenizerTraining
+from maetok_lab.training.autoencoding import TokenizerBatch, TokenizerTask
 from maetok_lab.training.loop import State, make_engine, training_step
 from maetok_lab.training.presets import LADDER, TOKENIZER_TRAINING, ladder_training
+from maetok_lab.training.recipe import TokenizerTraining
 
 
 def main(words: list[str] | None = None) -> None:

@@ -18,6 +18,17 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     return images.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def from_uint8(pixels: torch.Tensor, *, device: torch.device | str | None = None) -> torch.Tensor:
+    """8-bit pixels as float32 in [-1, 1], on `device` or where they are; the same shape.
+
+    They travel as they are, at a quarter of a float's size; to a GPU while it still works.
+    """
+    device = torch.device(device or pixels.device)
+    if device.type == "cuda" and pixels.device.type == "cpu":
+        pixels = pixels.pin_memory()
+    return pixels.to(device, non_blocking=True).float().div_(127.5).sub_(1)
+
+
 def image_grid(
     images: torch.Tensor | Sequence[torch.Tensor],
     *,

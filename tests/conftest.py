@@ -45,6 +45,8 @@ def make_pictures():
     """
     import torch
 
+    from maetok_lab.data import batches
+
     def make(
         count: int, image_size: int, *, seed: int = 0, num_classes: int = 3
     ) -> SimpleNamespace:
@@ -63,9 +65,9 @@ def make_pictures():
 
         def read(indices, *, flip=None, scale_crops=None):
             assert scale_crops is None
-            return SimpleNamespace(
-                images=source.batch(indices, flip=flip)[0], indices=indices, broken=()
-            )
+            images = source.batch(indices, flip=flip)[0]
+            # levels of 0 .. 255 as numbers: so they can be infinite too
+            return batches.Pictures(((images.double() + 1) * 127.5), indices)
 
         source = Pictures(
             images=pixels,

@@ -14,9 +14,9 @@ from maetok_lab.diffusion.model import DIFFUSION
 from maetok_lab.identity import fingerprint
 from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig
 from maetok_lab.tokenizer.model import TOKENIZERS
-from maetok_lab.training.autoencoding import TokenizerTraining
 from maetok_lab.training.diffusion import DiffusionTraining
 from maetok_lab.training.presets import TOKENIZER_TRAINING
+from maetok_lab.training.recipe import TokenizerTraining
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

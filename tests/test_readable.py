@@ -21,7 +21,7 @@ DENSE = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.IfExp)
 # The first edition had 131,608. Reading anybody's images took 12 thousand: rules for splits,
 # identity of content, what is left out and why, odd files, probes that stream. Three more start
 # and stop processes from a notebook.
-MOST_TOKENS = 149_000
+MOST_TOKENS = 150_000
 # Bare participles and question words say what happened to a thing, not what it is.
 QUESTION_WORDS = {
     *("found", "told", "known", "kept", "asked", "wanted", "made", "given", "taken", "shown"),

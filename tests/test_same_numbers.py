@@ -17,8 +17,8 @@ from maetok_lab.diffusion.loading import load_diffusion
 from maetok_lab.generation.images import generate
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_auxiliary, load_tokenizer
-from maetok_lab.training.autoencoding import TokenizerTraining
 from maetok_lab.training.diffusion import DiffusionTraining, train_diffusion
+from maetok_lab.training.recipe import TokenizerTraining
 from maetok_lab.training.tokenizer import finetune_decoder
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from maetok_lab.pictures import from_uint8
+
 
 class Blocks(NamedTuple):
     """Images that lie together in their files, and are best read together."""
@@ -23,5 +25,5 @@ class Pictures:
 
     @property
     def images(self) -> Tensor:
-        """Scale to float32 in [-1, 1]. -> (B, 3, H, W)"""
-        return self.pixels.float().div_(127.5).sub_(1)
+        """As float32 in [-1, 1]. -> (B, 3, H, W)"""
+        return from_uint8(self.pixels)

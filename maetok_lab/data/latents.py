@@ -36,6 +36,7 @@ from maetok_lab.device import DTYPES, Precision, autocast, free_memory
 from maetok_lab.files import atomic_path
 from maetok_lab.identity import same_weights, tensors_fingerprint
 from maetok_lab.inference import eval_mode
+from maetok_lab.pictures import from_uint8
 from maetok_lab.processes import join_group, own_share, process_group, wait_for_all
 from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.runs import Run, find_run
@@ -226,7 +227,7 @@ def _encode(
 
     def encoded(pictures: Pictures) -> np.ndarray:
         """Latents of each view of a batch. -> (views, b, N, C)"""
-        batch = pictures.images.to(device)
+        batch = from_uint8(pictures.pixels, device=device)
         views = [batch]
         # a picture that must not be mirrored (letters, flags) is its own second view
         if config.flips:

@@ -15,6 +15,7 @@ from maetok_lab.evaluation.features import Reference, make_reference
 from maetok_lab.evaluation.pixels import round_to_uint8
 from maetok_lab.files import atomic_path
 from maetok_lab.identity import DIGITS, file_hash
+from maetok_lab.pictures import from_uint8
 from maetok_lab.protocols import Net
 
 
@@ -100,7 +101,7 @@ class NpzImages:
         """indices (B,) -> images (B, 3, H, W) in [-1, 1], labels (B,)."""
         rows = indices.numpy()
         pixels = torch.from_numpy(np.array(self._pixels[rows])).permute(0, 3, 1, 2)
-        return pixels.float() / 127.5 - 1, torch.from_numpy(self._labels[rows])
+        return from_uint8(pixels), torch.from_numpy(self._labels[rows])
 
 
 def _mapped(path: Path, name: str) -> np.ndarray | None:

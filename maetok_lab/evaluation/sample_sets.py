@@ -25,7 +25,7 @@ from maetok_lab.evaluation.protocol import EvalProtocol
 from maetok_lab.files import atomic_path
 from maetok_lab.generation.images import draw
 from maetok_lab.identity import fingerprint_of, same_weights, tensors_fingerprint
-from maetok_lab.pictures import to_uint8
+from maetok_lab.pictures import from_uint8, to_uint8
 from maetok_lab.processes import own_share, process_group, wait_for_all
 from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.rng import generator
@@ -194,4 +194,4 @@ def _read(path: Path) -> torch.Tensor:
         pixels = torch.from_numpy(np.array(read_rgb(path)))
     except BrokenImageError as problem:
         raise BrokenImageError(f"{path}: {problem}") from problem
-    return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
+    return from_uint8(pixels.permute(2, 0, 1)[None])

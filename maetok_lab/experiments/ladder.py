@@ -26,8 +26,8 @@ from maetok_lab.nets import load_net
 from maetok_lab.runs import Run, run_suffix
 from maetok_lab.tokenizer.loading import load_tokenizer
 from maetok_lab.tokenizer.perceptual import SqueezePerceptual
-from maetok_lab.training.autoencoding import TokenizerTraining
 from maetok_lab.training.presets import DECODER_TUNING, LADDER, TOKENIZER_TRAINING, ladder_training
+from maetok_lab.training.recipe import TokenizerTraining
 from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
 from maetok_lab.widgets.live import follow_to_end
 

@@ -20,9 +20,9 @@ from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.experiments.trial import Measured, try_training
 from maetok_lab.rng import generator
 from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
-from maetok_lab.training.autoencoding import TokenizerTraining
 from maetok_lab.training.diffusion import train_diffusion
 from maetok_lab.training.presets import diffusion_training
+from maetok_lab.training.recipe import TokenizerTraining
 from maetok_lab.training.tokenizer import train_tokenizer
 
 # A parameter takes at least: itself, gradient, one moment and one average, in float32.

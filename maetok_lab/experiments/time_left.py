@@ -21,9 +21,9 @@ from maetok_lab.experiments.planner import RandomImages, random_latents
 from maetok_lab.experiments.trial import Train, endless_steps, seconds_of_steps
 from maetok_lab.runs import Run
 from maetok_lab.runs.provenance import clock
-from maetok_lab.training.autoencoding import TokenizerTraining
 from maetok_lab.training.diffusion import train_diffusion
 from maetok_lab.training.presets import DECODER_TUNING, diffusion_training
+from maetok_lab.training.recipe import TokenizerTraining
 from maetok_lab.training.task import StepRecord
 from maetok_lab.training.tokenizer import train_tokenizer
 

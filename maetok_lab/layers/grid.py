@@ -97,17 +97,19 @@ def grid_positions(
 
 # ---- rotations of queries and keys ----
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotate adjacent channel pairs, in float32; x's dtype comes back. x (B, heads, S, head_dim)"""
+    """Rotate adjacent channel pairs. x (B, heads, S, head_dim) -> the same shape and dtype"""
     cos, sin = rotation
-    pairs = x.float().unflatten(-1, (-1, 2))  # (B, heads, S, head_dim / 2, 2)
     if x.device.type == "cpu":
-        # The same as one product of complex numbers: five times as fast here, while compilers for
-        # GPUs know no complex numbers.
+        # The same as one product of complex numbers, in float32: five times as fast here, while
+        # compilers for GPUs know no complex numbers.
+        pairs = x.float().unflatten(-1, (-1, 2))  # (B, heads, S, head_dim / 2, 2)
         turned = torch.view_as_complex(pairs.contiguous()) * torch.complex(cos, sin)
         return torch.view_as_real(turned).flatten(-2).to(x.dtype)
-    even, odd = pairs.unbind(-1)
+    # in x's own precision: in float32 this took a third of a bf16 tokenizer's time
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     pairs = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-    return pairs.flatten(-2).to(x.dtype)
+    return pairs.flatten(-2)
 
 
 def pad_rotation(rotation: Rotation, before: int, after: int) -> Rotation:

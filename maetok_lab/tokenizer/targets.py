@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from maetok_lab.identity import hash_of, tensor_bytes
+from maetok_lab.inference import device_of
 from maetok_lab.layers.grid import patchify
 from maetok_lab.nets import FeatureNet, feature_width, load_net
 
@@ -233,4 +234,6 @@ class FeatureTarget:
         return features
 
     def _features(self, images: Tensor) -> Tensor:
-        return self.net.to(images.device).feature_map(images, grid=self.grid).flatten(1, 2)
+        if device_of(self.net) != images.device:
+            self.net.to(images.device)
+        return self.net.feature_map(images, grid=self.grid).flatten(1, 2)

@@ -5,7 +5,7 @@ from maetok_lab.lazy import lazy_names
 _NAMES, __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "autoencoding": "TokenizerTraining",
+        "recipe": "TokenizerTraining",
         "diffusion": "DiffusionTraining train_diffusion",
         "task": "StepRecord",
         "presets": (

@@ -1,104 +1,35 @@
-"""What a tokenizer's training is: its config, what it minimises, and its task for `loop.train`."""
+"""What a tokenizer's training minimises, and both of its stages as a task for `loop.train`."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from maetok_lab.config import not_in_fingerprint
 from maetok_lab.data.images import ImageSource
-from maetok_lab.device import Precision, autocast
+from maetok_lab.device import autocast
 from maetok_lab.evaluation.pixels import psnr
 from maetok_lab.inference import device_of
 from maetok_lab.layers.norm import DropPath
-from maetok_lab.pictures import image_grid, save_png
+from maetok_lab.pictures import from_uint8, image_grid, save_png
 from maetok_lab.rng import generator
 from maetok_lab.runs import Checkpoint, Run
-from maetok_lab.tokenizer.auxiliary import (
-    AuxiliaryConfig,
-    AuxiliaryDecoder,
-    compute_targets,
-    share_networks,
-)
-from maetok_lab.tokenizer.losses import LossConfig, loss_weights, pixel_loss, total_loss
-from maetok_lab.tokenizer.masking import MaskingConfig, draw_mask
-from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
+from maetok_lab.tokenizer.auxiliary import AuxiliaryDecoder, compute_targets, share_networks
+from maetok_lab.tokenizer.losses import loss_weights, pixel_loss, total_loss
+from maetok_lab.tokenizer.masking import draw_mask
+from maetok_lab.tokenizer.model import Tokenizer
 from maetok_lab.tokenizer.perceptual import make_perceptual
 from maetok_lab.tokenizer.targets import Captions
 from maetok_lab.tokenizer.text import caption_tokens
 from maetok_lab.training.adversary import Adversary
-from maetok_lab.training.optim import Ema, OptimizerConfig
+from maetok_lab.training.optim import Ema
 from maetok_lab.training.order import Share, image_batches
-from maetok_lab.training.task import Terms, check_steps
+from maetok_lab.training.recipe import TokenizerTraining
+from maetok_lab.training.task import Terms
 
 PREVIEW_IMAGES = 16
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizerTraining:
-    """Everything about one training of a tokenizer; intervals are in steps."""
-
-    model: TokenizerConfig  # sizes and parts of the tokenizer
-    crop: Literal["center", "scale"] = "center"  # the paper's; the release's, `readers.scale_crop`
-    masking: MaskingConfig = MaskingConfig()  # which patches are hidden
-    targets: tuple[AuxiliaryConfig, ...] = (AuxiliaryConfig(),)  # none in decoder tuning
-    losses: LossConfig = LossConfig()  # the terms and their weights
-    optimizer: OptimizerConfig = OptimizerConfig()  # and its learning rate over time
-    trains: Literal["all", "decoder"] = "all"  # "decoder": the second stage, what encodes is frozen
-    # Decoder tuning only, and not in the paper (0): noise of up to this share of the latents' std,
-    # another share for each image, so that the decoder copes with slightly wrong latents.
-    latent_noise: float = 0.0
-    num_steps: int  # of the optimizer
-    batch_size: int  # of all processes together
-    ema_decay: float = 0.9999  # of the averaged weights, which are used later
-    precision: Precision = "bf16"  # of the forward pass; weights stay fp32
-    seed: int = 0  # of weights, order, masks and noise
-    images: str = ""  # fingerprint of the image source: a run never goes on with other images
-    parent: str | None = None  # fingerprint of the run that decoder tuning starts from
-    workers: int = not_in_fingerprint(4)  # processes that decode images that are not in memory
-    # Parts that a batch goes through in, where it does not fit into memory ("fit": as few as memory
-    # allows): the same step up to rounding, but that adaptive weights and the std for
-    # `latent_noise` are each part's own.
-    accumulate: int | Literal["fit"] = not_in_fingerprint(1)
-    # keep less of the forward pass for the backward pass, which repeats it block by block
-    recompute: bool = not_in_fingerprint(False)
-    compile: bool = not_in_fingerprint(False)  # the transformers; takes minutes at the start
-    log_every: int = not_in_fingerprint(50)  # losses into metrics.jsonl
-    save_every: int = not_in_fingerprint(500)  # a checkpoint
-    save_minutes: float = not_in_fingerprint(
-        10.0
-    )  # a checkpoint as well, after so long without one
-    picture_every: int = not_in_fingerprint(500)  # reconstructions of the preview
-
-    def __post_init__(self):
-        # Said here, before anything starts, rather than hours into a training.
-        check_steps(self)
-        if self.workers < 0:
-            raise ValueError(
-                f"workers must be 0 (decode in this process) or more, not {self.workers}"
-            )
-        names = [target.target for target in self.targets]
-        if len(set(names)) < len(names):
-            raise ValueError(f"each target can be asked for once, not {names}")
-        if self.trains == "decoder" and (self.targets or self.parent is None):
-            raise ValueError(
-                "decoder tuning needs a parent run and has no auxiliary targets, "
-                f"not parent {self.parent!r} and targets {names}"
-            )
-        if self.latent_noise and self.trains == "all":
-            raise ValueError(
-                "latent_noise is for decoder tuning: there the latents stay as they are"
-            )
-        adversarial = self.losses.adversarial
-        if adversarial and adversarial.counts_from >= self.num_steps:
-            raise ValueError(
-                f"the discriminator counts from step {adversarial.counts_from}, after the last of "
-                f"{self.num_steps}; lower losses.adversarial.counts_from, or set "
-                "losses.adversarial to None"
-            )
 
 
 class Objective(nn.Module):
@@ -231,11 +162,16 @@ class TokenizerTask:
         self.parts_are_independent = self.adversary is None and not draws
 
     def compile(self) -> None:
-        """Compile every transformer."""
-        self.model.encoder.compile()
+        """Compile the objective as a whole, teachers and perceptual term too."""
+        if self.config.model.masked == "replace":
+            self.module.compile()
+            return
+        # where hidden patches leave the sequence, its length is another one at every step
         self.model.decoder.compile()
         for decoder in self.module.auxiliary.values():
             decoder.decoder.compile()
+        if self.module.perceptual is not None:
+            self.module.perceptual.compile()
 
     def batches(self, share: Share) -> Iterator[TokenizerBatch]:
         """Images with a mask, noise and captions; everything is drawn for the global batch."""
@@ -243,7 +179,7 @@ class TokenizerTask:
         rows = share.rows
         # Only a text target reads captions; the decoders of other targets take images.
         reads_captions = any(target.target == "text" for target in self.config.targets)
-        for step, images, _, indices in image_batches(
+        for step, pixels, _, indices in image_batches(
             self.images, self.config, start_step=share.step, rows=rows
         ):
             captions = None
@@ -253,7 +189,7 @@ class TokenizerTask:
             mask = self.draw_mask(step)
             noise = self.draw_noise(step, device)
             yield TokenizerBatch(
-                images.to(device, non_blocking=True),
+                from_uint8(pixels, device=device),
                 None if mask is None else mask[rows].to(device, non_blocking=True),
                 None if noise is None else noise[rows],
                 captions,

@@ -56,7 +56,8 @@ class DiffusionTraining:
     accumulate: int | Literal["fit"] = not_in_fingerprint(1)
     # keep less of the forward pass for the backward pass, which repeats it block by block
     recompute: bool = not_in_fingerprint(False)
-    compile: bool = not_in_fingerprint(False)  # takes minutes at the start
+    # a minute at the start; "auto": a long training on a CUDA GPU
+    compile: bool | Literal["auto"] = not_in_fingerprint("auto")
     log_every: int = not_in_fingerprint(100)  # losses into metrics.jsonl
     save_every: int = not_in_fingerprint(1000)  # a checkpoint
     save_minutes: float = not_in_fingerprint(

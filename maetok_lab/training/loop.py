@@ -40,6 +40,7 @@ from maetok_lab.training.order import Share
 from maetok_lab.training.stopping import BetweenSteps, Wish, heard_signals
 from maetok_lab.training.task import StepRecord, StopCondition, Task, Terms, TrainingConfig
 
+COMPILED_STEPS = 5000  # fewer may be done before they are compiled
 RECORD_SECONDS = 0.2  # between records of a training in other processes
 
 
@@ -59,7 +60,7 @@ class State:
         self.emas = {name: Ema(task.model, decay) for name, decay in task.ema_decays.items()}
         self.guard = Guard()
         self.step = 0
-        self.forward = task.module
+        self.forward = task.module.train()
         self.cores: Cores | None = None  # where parts of a batch go through side by side
 
     def use(self, cores: Cores | None) -> None:
@@ -122,10 +123,7 @@ def train(
     if go_on(state, run, stop_when):
         return
 
-    # Compiled before DDP wraps it, so that names in checkpoints stay what they are.
-    task.module.train()
-    if config.compile:
-        task.compile()
+    compile_if_it_pays(task, engine)
     state.forward = engine.prepare_model(task.module)
     with heard_signals() as signals:
         between = BetweenSteps(engine, signals, save_minutes=config.save_minutes)
@@ -154,6 +152,18 @@ def train(
             facts["skipped"] = state.guard.skipped
             run.finish({**facts, **task.summary(state.emas, state.step, run)})
         signals.pass_on()
+
+
+def compile_if_it_pays(task: Task, engine: Accelerator) -> None:
+    """Let torch compile what is trained: if the config says so, or in a long training on CUDA."""
+    # before DDP wraps it, so that names in checkpoints stay what they are
+    wanted = task.config.compile
+    if wanted == "auto":
+        wanted = engine.device.type == "cuda" and task.config.num_steps >= COMPILED_STEPS
+    if wanted:
+        if engine.is_main_process:
+            print("compiling: the first steps take minutes, the others less than before")
+        task.compile()
 
 
 def go_on(state: State, run: Run, stop_when: StopCondition | None) -> bool:

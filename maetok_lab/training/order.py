@@ -104,10 +104,10 @@ class ReadingConfig(Protocol):
 
 
 class ImageBatch(NamedTuple):
-    """One step's images (B, 3, H, W) in [-1, 1], labels (B,), and indices (B,) into the source."""
+    """One step's pixels (B, 3, H, W) uint8, labels (B,), and indices (B,) into the source."""
 
     step: int
-    images: torch.Tensor
+    pixels: torch.Tensor
     labels: torch.Tensor
     indices: torch.Tensor
 
@@ -125,7 +125,7 @@ def image_batches(
     reader = read_ahead(images, requests, workers=config.workers, seed=config.seed)
     for step, pictures in zip(steps, reader):
         labels = images.labels[pictures.indices]
-        yield ImageBatch(step, pictures.images, labels, pictures.indices)
+        yield ImageBatch(step, pictures.pixels, labels, pictures.indices)
 
 
 def image_request(config: ReadingConfig, step: int, images: ImageSource, rows: slice) -> Request:

@@ -12,9 +12,9 @@ from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig
 from maetok_lab.tokenizer.discriminators import AdversarialConfig
 from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.model import TOKENIZERS
-from maetok_lab.training.autoencoding import TokenizerTraining
 from maetok_lab.training.diffusion import DiffusionTraining
 from maetok_lab.training.optim import OptimizerConfig
+from maetok_lab.training.recipe import TokenizerTraining
 
 # Tokenizers ---------------------------------------------------------------------------------------
 

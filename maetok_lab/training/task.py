@@ -26,7 +26,7 @@ class TrainingConfig(Protocol):
     seed: int
     optimizer: OptimizerConfig
     recompute: bool
-    compile: bool
+    compile: bool | Literal["auto"]
     log_every: int
     save_every: int
     save_minutes: float

@@ -19,8 +19,9 @@ from maetok_lab.generation.images import reconstruct
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_tokenizer
 from maetok_lab.tokenizer.masking import MaskingConfig
-from maetok_lab.training.autoencoding import TokenizerTask, TokenizerTraining
+from maetok_lab.training.autoencoding import TokenizerTask
 from maetok_lab.training.loop import train
+from maetok_lab.training.recipe import TokenizerTraining
 from maetok_lab.training.task import StepRecord
 
 

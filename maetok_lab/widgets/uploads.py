@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from maetok_lab.data.readers import BrokenImageError, center_crop, read_rgb
+from maetok_lab.pictures import from_uint8
 
 MAX_PIXELS = 64_000_000  # a few hundred MB when decoded
 
@@ -42,4 +43,4 @@ def read_upload(
         square = center_crop(read_rgb(content), image_size)
     except BrokenImageError:
         raise ValueError(f"{name} is a damaged picture: it cannot be read to its end") from None
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).float().div(127.5).sub(1)
+    return from_uint8(torch.from_numpy(np.array(square)).permute(2, 0, 1))

@@ -12,7 +12,8 @@ from maetok_lab.tokenizer.loading import export_tokenizer, load_auxiliary, load_
 from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.model import TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig
-from maetok_lab.training.autoencoding import Objective, TokenizerTraining
+from maetok_lab.training.autoencoding import Objective
+from maetok_lab.training.recipe import TokenizerTraining
 from maetok_lab.training.tokenizer import decoder_tuning
 
 TOWER = TowerConfig(width=16, depth=1, num_heads=2)

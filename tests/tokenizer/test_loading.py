@@ -10,7 +10,7 @@ from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_tokenizer
 from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig
-from maetok_lab.training.autoencoding import TokenizerTraining
+from maetok_lab.training.recipe import TokenizerTraining
 
 TOWER = TowerConfig(width=16, depth=1, num_heads=2)
 MODEL = TokenizerConfig(

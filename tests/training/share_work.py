@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import torch
 from accelerate import PartialState
 
+from maetok_lab.data import batches
 from maetok_lab.data.latents import LatentCaching, LatentDataset, write_latents
 from maetok_lab.diffusion.model import DiffusionConfig
 from maetok_lab.runs import Run
@@ -17,9 +18,9 @@ from maetok_lab.tokenizer.discriminators import AdversarialConfig
 from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.model import TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig
-from maetok_lab.training.autoencoding import TokenizerTraining
 from maetok_lab.training.diffusion import DiffusionTraining, train_diffusion
 from maetok_lab.training.optim import OptimizerConfig
+from maetok_lab.training.recipe import TokenizerTraining
 from maetok_lab.training.tokenizer import train_tokenizer
 
 TOWER = TowerConfig(width=16, depth=1, num_heads=2)
@@ -78,9 +79,7 @@ def pictures() -> Pictures:
         in_memory=True,
         count_broken=lambda messages: None,
         batch=lambda index, flip: (images[index], labels[index]),
-        read=lambda index, flip, scale_crops: SimpleNamespace(
-            images=images[index], indices=index, broken=()
-        ),
+        read=lambda index, flip, scale_crops: batches.Pictures((images[index] + 1) * 127.5, index),
     )
 
 

@@ -14,8 +14,8 @@ from maetok_lab.tokenizer.model import TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig
 from maetok_lab.training import adversary as module
 from maetok_lab.training.adversary import TERMS
-from maetok_lab.training.autoencoding import TokenizerTraining
 from maetok_lab.training.optim import NonFiniteTraining, OptimizerConfig
+from maetok_lab.training.recipe import TokenizerTraining
 from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
 
 TOWER = TowerConfig(width=16, depth=1, num_heads=2)

@@ -11,9 +11,10 @@ from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.masking import MaskingConfig
 from maetok_lab.tokenizer.model import TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig
-from maetok_lab.training.autoencoding import Objective, TokenizerTraining
+from maetok_lab.training.autoencoding import Objective
 from maetok_lab.training.optim import OptimizerConfig
 from maetok_lab.training.presets import DECODER_TUNING, TOKENIZER_TRAINING
+from maetok_lab.training.recipe import TokenizerTraining
 from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
 
 TOWER = TowerConfig(width=16, depth=2, num_heads=2, drop_path=0.1)

@@ -60,9 +60,9 @@ def test_workers_change_nothing(large, crop):
     )
     assert [batch.step for batch in helped] == list(range(6))
     assert all(map(same, alone, helped))
-    assert not torch.equal(alone[0].images, alone[1].images)
+    assert not torch.equal(alone[0].pixels, alone[1].pixels)
     for batch in alone:
-        assert batch.images.shape == (4, 3, 8, 8)
+        assert batch.pixels.shape == (4, 3, 8, 8)
         assert torch.equal(batch.indices, batch_indices(3, batch.step, 4, 15))
         assert torch.equal(batch.labels, large.labels[batch.indices])
 
@@ -92,14 +92,14 @@ def test_every_process_gets_its_rows_of_the_same_batch(large):
     ]
     for batch, *parts in itertools.islice(zip(whole, *shares), 2):
         for rank, part in enumerate(parts):
-            assert torch.equal(part.images, batch.images[rank::2])
+            assert torch.equal(part.pixels, batch.pixels[rank::2])
             assert torch.equal(part.indices, batch.indices[rank::2])
 
 
 def test_flips_and_crops_are_drawn_anew_at_every_visit_of_a_picture(large):
     batches = list(image_batches(large, Config(crop="scale", num_steps=16)))  # over four epochs
     of_first = [
-        batch.images[batch.indices == 0][0] for batch in batches if (batch.indices == 0).any()
+        batch.pixels[batch.indices == 0][0] for batch in batches if (batch.indices == 0).any()
     ]
     assert len(of_first) >= 4
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(of_first, 2))

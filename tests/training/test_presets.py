@@ -14,9 +14,10 @@ from maetok_lab.runs import Run
 from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig
 from maetok_lab.tokenizer.discriminators import AdversarialConfig
 from maetok_lab.tokenizer.model import TOKENIZERS
-from maetok_lab.training.autoencoding import Objective, TokenizerTraining
+from maetok_lab.training.autoencoding import Objective
 from maetok_lab.training.optim import learning_rate_factor
 from maetok_lab.training.presets import DECODER_TUNING, LADDER, TOKENIZER_TRAINING, ladder_training
+from maetok_lab.training.recipe import TokenizerTraining
 from maetok_lab.training.tokenizer import decoder_tuning, train_tokenizer
 
 each_size = pytest.mark.parametrize("size", TOKENIZER_TRAINING)

@@ -14,9 +14,9 @@ from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.masking import MaskingConfig
 from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig
-from maetok_lab.training.autoencoding import TokenizerTraining
 from maetok_lab.training.optim import NonFiniteTraining, OptimizerConfig
 from maetok_lab.training.presets import TOKENIZER_TRAINING
+from maetok_lab.training.recipe import TokenizerTraining
 from maetok_lab.training.tokenizer import train_tokenizer
 
 TOWER = TowerConfig(width=16, depth=2, num_heads=2, drop_path=0.1)

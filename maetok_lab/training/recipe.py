@@ -1,0 +1,78 @@
+"""Everything about one training of a tokenizer, as its config."""
+
+import dataclasses
+from typing import Literal
+
+from maetok_lab.config import not_in_fingerprint
+from maetok_lab.device import Precision
+from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig
+from maetok_lab.tokenizer.losses import LossConfig
+from maetok_lab.tokenizer.masking import MaskingConfig
+from maetok_lab.tokenizer.model import TokenizerConfig
+from maetok_lab.training.optim import OptimizerConfig
+from maetok_lab.training.task import check_steps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerTraining:
+    """Everything about one training of a tokenizer; intervals are in steps."""
+
+    model: TokenizerConfig  # sizes and parts of the tokenizer
+    crop: Literal["center", "scale"] = "center"  # the paper's; the release's, `readers.scale_crop`
+    masking: MaskingConfig = MaskingConfig()  # which patches are hidden
+    targets: tuple[AuxiliaryConfig, ...] = (AuxiliaryConfig(),)  # none in decoder tuning
+    losses: LossConfig = LossConfig()  # the terms and their weights
+    optimizer: OptimizerConfig = OptimizerConfig()  # and its learning rate over time
+    trains: Literal["all", "decoder"] = "all"  # "decoder": the second stage, what encodes is frozen
+    # Decoder tuning only, and not in the paper (0): noise of up to this share of the latents' std,
+    # another share for each image, so that the decoder copes with slightly wrong latents.
+    latent_noise: float = 0.0
+    num_steps: int  # of the optimizer
+    batch_size: int  # of all processes together
+    ema_decay: float = 0.9999  # of the averaged weights, which are used later
+    precision: Precision = "bf16"  # of the forward pass; weights stay fp32
+    seed: int = 0  # of weights, order, masks and noise
+    images: str = ""  # fingerprint of the image source: a run never goes on with other images
+    parent: str | None = None  # fingerprint of the run that decoder tuning starts from
+    workers: int = not_in_fingerprint(4)  # processes that decode images that are not in memory
+    # Parts that a batch goes through in, where it does not fit into memory ("fit": as few as memory
+    # allows): the same step up to rounding, but that adaptive weights and the std for
+    # `latent_noise` are each part's own.
+    accumulate: int | Literal["fit"] = not_in_fingerprint(1)
+    # keep less of the forward pass for the backward pass, which repeats it block by block
+    recompute: bool = not_in_fingerprint(False)
+    # minutes at the start, for all but the discriminator; "auto": a long training on a CUDA GPU
+    compile: bool | Literal["auto"] = not_in_fingerprint("auto")
+    log_every: int = not_in_fingerprint(50)  # losses into metrics.jsonl
+    save_every: int = not_in_fingerprint(500)  # a checkpoint
+    save_minutes: float = not_in_fingerprint(
+        10.0
+    )  # a checkpoint as well, after so long without one
+    picture_every: int = not_in_fingerprint(500)  # reconstructions of the preview
+
+    def __post_init__(self):
+        # Said here, before anything starts, rather than hours into a training.
+        check_steps(self)
+        if self.workers < 0:
+            raise ValueError(
+                f"workers must be 0 (decode in this process) or more, not {self.workers}"
+            )
+        names = [target.target for target in self.targets]
+        if len(set(names)) < len(names):
+            raise ValueError(f"each target can be asked for once, not {names}")
+        if self.trains == "decoder" and (self.targets or self.parent is None):
+            raise ValueError(
+                "decoder tuning needs a parent run and has no auxiliary targets, "
+                f"not parent {self.parent!r} and targets {names}"
+            )
+        if self.latent_noise and self.trains == "all":
+            raise ValueError(
+                "latent_noise is for decoder tuning: there the latents stay as they are"
+            )
+        adversarial = self.losses.adversarial
+        if adversarial and adversarial.counts_from >= self.num_steps:
+            raise ValueError(
+                f"the discriminator counts from step {adversarial.counts_from}, after the last of "
+                f"{self.num_steps}; lower losses.adversarial.counts_from, or set "
+                "losses.adversarial to None"
+            )
