@@ -1,11 +1,13 @@
 """The benchmarks' commands run, at their smallest."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SMALLEST = {
@@ -80,3 +82,40 @@ def test_every_benchmark_is_named_in_its_readme():
     ]
     assert scripts
     assert not [name for name in scripts if f"benchmarks/{name}" not in text]
+
+
+def test_all_that_a_gpu_can_say_runs_whole_on_a_cpu(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--preset", "test", "--device", "cpu"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)], capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    outcomes = dict(line.split(": ", 1) for line in done.stdout.strip().splitlines())
+    assert len(outcomes) == 9
+    assert all(re.fullmatch(r"\d+ s", outcome) for outcome in outcomes.values()), outcomes
+    table = (tmp_path / "table.md").read_text()
+    for name in outcomes:
+        assert f"### {name} (" in table
+        assert json.loads((tmp_path / f"{name}.json").read_text())
+    # a device against itself differs by nothing, its precisions by little
+    apart = json.loads((tmp_path / "parity.json").read_text())
+    differences = {row["what"]: float(row["largest difference / std"]) for row in apart}
+    assert differences["sampling, fp32: graphs / eager"] == 0
+    assert differences["sampling, fp32: this device / CPU"] == 0
+    assert differences["sampling: bf16 / fp32"] < 0.05
+
+
+def test_what_did_not_run_is_said_and_the_rest_stays(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--preset", "test", "--device", "cuda"]
+    if torch.cuda.is_available():
+        pytest.skip("here they would run")
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path), "--minutes", "0.5"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0
+    lines = done.stdout.strip().splitlines()
+    assert "torch sees 0 CUDA devices" in lines[0]
+    assert "failed: " in (tmp_path / "table.md").read_text()

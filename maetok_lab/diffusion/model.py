@@ -159,9 +159,9 @@ class DiffusionTransformer(BlockStack):
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """x_t (B, N, C), t (B,) in [0, 1], labels (B,) -> velocity (B, N, C)"""
-        # Under autocast, too, what the blocks add to is of the parameters' precision: in bf16 it
-        # would lose a little at every block.
-        x = self.x_embedder(x_t).to(self.x_embedder.weight.dtype)  # (B, N, D)
+        # Under autocast, too, what the blocks add to is of the input's precision: in bf16 it would
+        # lose a little at every block.
+        x = self.x_embedder(x_t).to(x_t.dtype)  # (B, N, D)
         if self.rope is None:
             x = x + self.pos_embed
         rotation = self._rotation(x.device)

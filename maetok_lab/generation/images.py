@@ -10,13 +10,16 @@ from maetok_lab.cores import each_part
 from maetok_lab.data.latents import LatentSpace
 from maetok_lab.device import Precision, autocast
 from maetok_lab.diffusion.cost import SamplingProgress, sampling_cost
+from maetok_lab.diffusion.graphs import Graphed
 from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.diffusion.sampling import draw_noise, sample
 from maetok_lab.identity import check_owner
-from maetok_lab.inference import device_of, eval_mode
+from maetok_lab.inference import device_of, eval_mode, with_cast_weights
 from maetok_lab.processes import share_rows
 from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.rng import seeds_for
+
+GRAPHED_BATCH = 32  # images at most whose passes are recorded on a CUDA GPU
 
 
 @torch.inference_mode()
@@ -105,6 +108,10 @@ def draw(
 
     # the tokenizer may be on another device than the model
     device = device_of(model)
+    model = with_cast_weights(model, precision)
+
+    # with many rows a GPU is busy anyway, and every recording holds their activations
+    velocity = Graphed(model) if batch_size <= GRAPHED_BATCH else model
 
     def drawn(batch: Tensor) -> Tensor:
         """The images of these rows, on the CPU."""
@@ -112,7 +119,7 @@ def draw(
         seeds = [seeds_for(seed, 1, start=row)[0] for row in batch.tolist()]
         noise = draw_noise(seeds, model.num_tokens, model.latent_dim, device=device)
         with autocast(device, precision):
-            latents = sample(model, noise, labels[batch].to(device), seeds=seeds, **sampling)
+            latents = sample(velocity, noise, labels[batch].to(device), seeds=seeds, **sampling)
             latents = space.denormalise(latents).to(device_of(tokenizer))
             return tokenizer.decode(latents).float().clamp(-1, 1).cpu()
 
