@@ -10,10 +10,12 @@ a folder of its own: the call, what the first process says, and errors.
 
 import contextlib
 import dataclasses
+import glob
 import io
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -44,6 +46,16 @@ class Call:
     function: Callable
     arguments: tuple
     options: Mapping[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Write the call for `work`. Raises TypeError for what other processes cannot have."""
+        # functions of a notebook are in no module that another process could import
+        try:
+            torch.save(self, folder / "call")
+        except (pickle.PicklingError, AttributeError, TypeError) as problem:
+            raise TypeError(
+                f"{self.function.__name__} cannot be called in other processes: {problem}"
+            ) from None
 
 
 def in_processes(
@@ -87,13 +99,7 @@ class Ranks:
         self._is_stopped = False
         self._folder = tempfile.TemporaryDirectory(prefix="maetok-lab-")
         self.folder = Path(self._folder.name)
-        # functions of a notebook are in no module that another process could import
-        try:
-            torch.save(call, self.folder / "call")
-        except (pickle.PicklingError, AttributeError, TypeError) as problem:
-            raise TypeError(
-                f"{call.function.__name__} cannot be called in other processes: {problem}"
-            ) from None
+        call.save(self.folder)
         # Its own session: ^C and other signals to the group of this process are passed on by us.
         command = [sys.executable, "-m", "maetok_lab.ranks", "start", str(self.folder)]
         with open(self.folder / "log", "w") as log:
@@ -136,7 +142,7 @@ class Ranks:
     def stop(self) -> None:
         """Ask every process to stop, as SIGTERM does: a training ends after its step."""
         self._is_stopped = True
-        for path in self.folder.glob("pid-*"):
+        for path in _pid_files(self.folder):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(path.read_text()), signal.SIGTERM)
 
@@ -242,7 +248,8 @@ def work(folder: Path, device: str) -> None:
     rank, processes = join_group(cpu=device == "cpu")
     call = torch.load(folder / "call", weights_only=False, map_location=_own_device)
     torch.set_num_threads(max(1, usable_cores() // processes))
-    (folder / f"pid-{rank}").write_text(str(os.getpid()))
+    pid_file = folder / f"{_pid_prefix()}{rank}"
+    pid_file.write_text(str(os.getpid()))
     threading.Thread(target=_end_with_others, args=[folder], daemon=True).start()
     messages = _Frames(folder / "messages")
     try:
@@ -260,7 +267,7 @@ def work(folder: Path, device: str) -> None:
         sys.exit(1)
     finally:
         # no longer missed by the others
-        (folder / f"pid-{rank}").unlink(missing_ok=True)
+        pid_file.unlink(missing_ok=True)
     torch.distributed.destroy_process_group()
 
 
@@ -314,7 +321,7 @@ def _end_with_others(folder: Path) -> None:
     torchrun = os.getppid()
     while os.getppid() == torchrun:
         others = []
-        for path in folder.glob("pid-*"):
+        for path in _pid_files(folder):
             with contextlib.suppress(FileNotFoundError):  # it has just come to its end
                 others.append(path.read_text())
         if not all(_is_alive(int(other)) for other in others if other):
@@ -322,6 +329,15 @@ def _end_with_others(folder: Path) -> None:
         time.sleep(LOOK_SECONDS)
     time.sleep(BROKEN_SECONDS)
     os._exit(1)
+
+
+def _pid_prefix() -> str:
+    return f"pid-{socket.gethostname()}-"
+
+
+def _pid_files(folder: Path) -> list[Path]:
+    """Those of this machine's processes."""
+    return list(folder.glob(f"{glob.escape(_pid_prefix())}*"))
 
 
 def _is_alive(process: int) -> bool:

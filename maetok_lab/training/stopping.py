@@ -45,10 +45,12 @@ class Signals:
             signal.raise_signal(self.number)
 
     def restore(self) -> None:
-        """Handle signals as they were handled before."""
+        """Handle signals as they were handled before, unless somebody else does by now."""
         while self._before:
             number, handler = self._before.popitem()
-            signal.signal(number, handler)
+            # a training that was left standing may be forgotten long after its notebook's cell
+            if signal.getsignal(number) == self.hear:
+                signal.signal(number, handler)
 
     def take_over(self) -> None:
         """Hear signals from here on: those that nobody ignores, in the main thread."""

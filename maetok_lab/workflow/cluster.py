@@ -5,14 +5,20 @@ of its own, so nothing that a job wrote is ever unpickled here; submitit's pickl
 jobs alone.
 """
 
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from maetok_lab.files import read_json, write_json
+from maetok_lab.processes import process_group
+from maetok_lab.ranks import Call
+from maetok_lab.runs import Run
+from maetok_lab.runs.locks import lock_folder
 from maetok_lab.workflow.pool import Job, Outcome
 from maetok_lab.workflow.spec import SlurmConfig
 from maetok_lab.workflow.worker import run_entry
@@ -186,7 +192,11 @@ class TrainingJob:
         torchrun += ["--nnodes", str(job.num_nodes), "--nproc-per-node", str(self.processes)]
         torchrun += ["--rdzv-backend", "c10d", "--rdzv-id", job.raw_job_id]
         torchrun += ["--rdzv-endpoint", f"{job.hostnames[0]}:{port}"]
-        return subprocess.run([*torchrun, *self.command], check=True).returncode
+        # Before the end of its time submitit gets SIGUSR2, and so do all processes of the job: it
+        # would kill them, while the SIGTERM that comes next lets a training save.
+        return subprocess.run(
+            [*torchrun, *self.command], check=True, preexec_fn=_ignore_submitits_signal
+        ).returncode
 
     def checkpoint(self) -> Any:
         """submitit's hook."""
@@ -195,8 +205,19 @@ class TrainingJob:
         return DelayedSubmission(self)
 
 
+def train_in_job(call: Call, run: Run) -> None:
+    """In each process of a job: go through a training, into a run that the first process holds."""
+    lock = lock_folder(run.folder) if process_group()[0] == 0 else None
+    try:
+        for _ in call.function(*call.arguments, **call.options):
+            pass
+    finally:
+        if lock:
+            lock.release(force=True)
+
+
 def submit_training(
-    command: Sequence[str],
+    training: Call | Sequence[str],
     config: SlurmConfig,
     folder: Path,
     *,
@@ -204,14 +225,29 @@ def submit_training(
     processes: int | None = None,
     cluster: str = "slurm",
 ) -> Any:
-    """Submit a training script (`command`: its path and arguments), `processes` on each node.
+    """Submit `Call(train_tokenizer, (config, images, run), {})`, or a script's path and arguments.
 
-    By default that is one a GPU. The script trains into a run, so that submitting it again
-    continues. -> submitit's job: `result()` waits and raises what went wrong, `cancel()`,
-    `stdout()`; logs are in `folder`.
+    It gets `processes` on each node, by default one a GPU. Submitted again it continues. ->
+    submitit's job: `result()` waits and raises what went wrong, `cancel()`, `stdout()`; logs are
+    in `folder`. Raises ValueError for a call without a run.
     """
+    command = training
+    if isinstance(training, Call):
+        runs = [argument for argument in training.arguments if isinstance(argument, Run)]
+        if len(runs) != 1:
+            raise ValueError(f"a training has one run among its arguments, not {len(runs)}")
+        runs[0].close()  # the job's own process will hold it
+        folder.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=f"{runs[0].name}-", dir=folder.absolute()))
+        Call(train_in_job, (training, runs[0]), {}).save(place)
+        device = "cuda" if config.gpus else "cpu"
+        command = ["--module", "maetok_lab.ranks", "work", str(place), device]
     training = TrainingJob(command, processes or max(1, config.gpus))
     return make_executor(config, folder, cluster=cluster, nodes=nodes).submit(training)
+
+
+def _ignore_submitits_signal() -> None:
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def queued_jobs() -> set[str] | None:

@@ -4,8 +4,13 @@ import time
 
 import pytest
 
+from maetok_lab.data.images import open_images
+from maetok_lab.ranks import Call
+from maetok_lab.runs import Run
+from maetok_lab.training.presets import tokenizer_training
+from maetok_lab.training.tokenizer import train_tokenizer
 from maetok_lab.workflow import SlurmConfig, SweepSpec, cluster, grid, sweep
-from maetok_lab.workflow.cluster import SlurmPool, make_executor
+from maetok_lab.workflow.cluster import SlurmPool, make_executor, submit_training
 from maetok_lab.workflow.pool import Job
 
 pytest.importorskip("submitit")
@@ -129,3 +134,18 @@ def test_what_is_asked_of_slurm(tmp_path, monkeypatch):
         "slurm_array_parallelism": 4,
         "slurm_setup": ["module load x"],
     }
+
+
+@pytest.mark.slow
+def test_a_training_of_two_processes_is_a_job_without_a_script(tmp_path):
+    config = tokenizer_training("test", precision="fp32", num_steps=3)
+    images = open_images("emoji", split="val", image_size=config.model.image_size)
+    run = Run.open("job", config, root=tmp_path / "runs")
+    training = Call(train_tokenizer, (config, images, run), {"cpu": True})
+    job = submit_training(training, SlurmConfig(), tmp_path / "jobs", processes=2, cluster="local")
+    assert job.result() == 0
+    assert run.finished
+    assert not (run.folder / "lock").exists()
+    assert run.metrics("train")["step"].tolist() == [3]
+    with pytest.raises(ValueError, match="one run among its arguments, not 0"):
+        submit_training(Call(print, (), {}), SlurmConfig(), tmp_path / "jobs", cluster="local")
