@@ -92,5 +92,6 @@ def test_two_processes_give_what_one_gives_in_every_stage(tmp_path):
                 name,
             )
     for stage in ("latents", "samples", "features"):
-        torch.testing.assert_close(two[stage], one[stage], rtol=1e-4, atol=1e-4)
+        # stored in fp16, a latent may be rounded the other way
+        torch.testing.assert_close(two[stage], one[stage], rtol=1e-3, atol=1e-3)
     assert two["scores"] == pytest.approx(one["scores"], rel=1e-5)
