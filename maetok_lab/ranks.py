@@ -319,16 +319,17 @@ def _end_with_others(folder: Path) -> None:
     A process that was killed leaves the others in an exchange that never ends.
     """
     torchrun = os.getppid()
-    while os.getppid() == torchrun:
-        others = []
-        for path in _pid_files(folder):
-            with contextlib.suppress(FileNotFoundError):  # it has just come to its end
-                others.append(path.read_text())
-        if not all(_is_alive(int(other)) for other in others if other):
-            break
+    while os.getppid() == torchrun and not any(map(_is_missed, _pid_files(folder))):
         time.sleep(LOOK_SECONDS)
     time.sleep(BROKEN_SECONDS)
     os._exit(1)
+
+
+def _is_missed(pid_file: Path) -> bool:
+    """Whether a process is gone that did not come to its end: there it removes its file first."""
+    with contextlib.suppress(FileNotFoundError, ValueError):  # gone, or not yet written whole
+        return not _is_alive(int(pid_file.read_text())) and pid_file.exists()
+    return False
 
 
 def _pid_prefix() -> str:
