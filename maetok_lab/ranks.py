@@ -163,19 +163,21 @@ class Ranks:
     def _problem(self) -> Exception | None:
         """What to raise for processes that ended badly; None if they were to stop."""
         errors = sorted(self.folder.glob("error-*"), key=lambda path: path.stat().st_mtime_ns)
+        log = (self.folder / "log").read_text()[-2000:]
         killed = self.folder / "killed"
         if killed.exists():  # the others then fail too, for want of it
             rank, number = killed.read_text().split()
             name = signal.Signals(int(number)).name
-            return RuntimeError(
+            problem = RuntimeError(
                 f"process {rank} of {self.processes} was ended by {name}"
                 f"{' (out of memory?)' if name == 'SIGKILL' else ''}, and the others with it;"
                 " the same again goes on from what is stored"
             )
+            problem.add_note(log)
+            return problem
         if not errors and self._is_stopped:
             return None
         if not errors:
-            log = (self.folder / "log").read_text()[-2000:]
             return RuntimeError(f"{self.processes} processes ended without a result:\n{log}")
         problem, place, trace = pickle.loads(errors[0].read_bytes())
         problem.add_note(f"(in process {place} of {self.processes})\n{trace}")
@@ -252,6 +254,7 @@ def work(folder: Path, device: str) -> None:
     pid_file.write_text(str(os.getpid()))
     threading.Thread(target=_end_with_others, args=[folder], daemon=True).start()
     messages = _Frames(folder / "messages")
+    failed = False
     try:
         with _said_as(messages) if rank == 0 else contextlib.nullcontext():
             result = call.function(*call.arguments, **call.options)
@@ -262,13 +265,17 @@ def work(folder: Path, device: str) -> None:
                 result = None
         if rank == 0:
             torch.save(result, folder / "result")
+        torch.distributed.destroy_process_group()
     except Exception as problem:
         _write_error(folder / f"error-{rank}", problem, rank)
-        sys.exit(1)
+        failed = True
     finally:
         # no longer missed by the others
         pid_file.unlink(missing_ok=True)
-    torch.distributed.destroy_process_group()
+    # At once: in one of ten ends Python's own way met a thread of the exchange, and aborted.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(failed)
 
 
 @contextlib.contextmanager

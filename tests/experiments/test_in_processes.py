@@ -19,8 +19,8 @@ from maetok_lab.training.presets import DECODER_TUNING, diffusion_training, toke
 from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
 
 CPU = torch.device("cpu")
-# Muon orthogonalises in bf16, which makes much of rounding; and each part of a batch has an adaptive
-# weight, and spectral norms, of its own
+# Muon orthogonalises in bf16, which makes much of rounding; and each part of a batch has its own
+# adaptive weight and spectral norms
 ADAM = {
     **{"precision": "fp32", "accumulate": 1},
     **{"optimizer.name": "adamw", "optimizer.learning_rate": 1e-4},

@@ -2,6 +2,7 @@
 size.
 """
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -16,7 +17,13 @@ from maetok_lab.tokenizer.discriminators import AdversarialConfig
 from maetok_lab.tokenizer.model import TOKENIZERS
 from maetok_lab.training.autoencoding import Objective
 from maetok_lab.training.optim import learning_rate_factor
-from maetok_lab.training.presets import DECODER_TUNING, LADDER, TOKENIZER_TRAINING, ladder_training
+from maetok_lab.training.presets import (
+    DECODER_TUNING,
+    LADDER,
+    TOKENIZER_TRAINING,
+    diffusion_training,
+    ladder_training,
+)
 from maetok_lab.training.recipe import TokenizerTraining
 from maetok_lab.training.tokenizer import decoder_tuning, train_tokenizer
 
@@ -218,3 +225,40 @@ def test_every_part_of_a_config_can_be_written_in_a_notebook():
         ladder_training("tiny", None, targets=[{"wieght": 1.0}])
     with pytest.raises(ValueError, match=r"TowerConfig needs the fields .*'width'"):
         ladder_training("tiny", None, targets=[{"tower": {"num_heads": 2}}])
+
+
+def plain_fields(config, path: str = "") -> dict[str, object]:
+    """Every field of a config and of those in it, as a notebook would write its value."""
+    fields = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        name = f"{path}{field.name}"
+        fields[name] = json.loads(json.dumps(to_json(config)))[field.name]
+        if dataclasses.is_dataclass(value):
+            fields |= plain_fields(value, f"{name}.")
+    return fields
+
+
+@pytest.mark.parametrize("size", ["tiny", "maetok-b-128"])
+def test_every_field_of_a_training_can_be_set_from_its_notebook(size):
+    config = TOKENIZER_TRAINING[size]
+    fields = plain_fields(config)
+    assert len(fields) > 50
+    for path, value in fields.items():
+        assert ladder_training(size, None, **{path: value}) == config, path
+        # a value of no type that any field has is refused, and its field named
+        with pytest.raises(
+            (TypeError, ValueError), match=rf"{path.rpartition('.')[2]}|no field 'no'"
+        ):
+            ladder_training(size, None, **{path: {"no": "such"}})
+
+
+def test_every_field_of_a_diffusion_training_can_be_set_from_its_notebook():
+    cache = SimpleNamespace(fingerprint="cache", space=SimpleNamespace(tokenizer="tokenizer"))
+    config = diffusion_training("sit-xl", cache, num_classes=1000)
+    for path, value in plain_fields(config).items():
+        assert override(config, {path: value}) == config, path
+        with pytest.raises(
+            (TypeError, ValueError), match=rf"{path.rpartition('.')[2]}|no field 'no'"
+        ):
+            override(config, {path: {"no": "such"}})
