@@ -117,19 +117,19 @@ LADDER: dict[str, dict[str, Any]] = {
 
 def ladder_training(
     preset: str,
-    rung: str | None,
+    rung: str,
     *,
     teacher: str = "semantic",
     weights: Mapping[str, str] | None = None,
     **changes: Any,
 ) -> TokenizerTraining:
-    """A rung of `LADDER` on a preset, or its own recipe (None): `ladder_training("tiny", "hog")`.
+    """A rung of `LADDER` on a preset, or "preset" for its own recipe: `("tiny", "hog")`.
 
     `teacher` stands in for "semantic", which needs no download: "dinov2" is the paper's. `changes`
     are further fields, as `override` takes them; for `weights` see `with_weights`.
     """
     config = choose(preset, TOKENIZER_TRAINING, "preset")
-    if rung is not None:
+    if rung != "preset":
         config = override(config, choose(rung, LADDER, "rung of the ladder"))
         semantic = dataclasses.replace(_SEMANTIC, target=teacher)
         targets = tuple(semantic if target == _SEMANTIC else target for target in config.targets)

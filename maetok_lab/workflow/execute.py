@@ -201,6 +201,8 @@ def _kernel_manager(progress: Progress) -> type:
             # nbclient would wait for the cell that was interrupted. A training in it hears the
             # signal and saves; any other cell ends at once.
             if progress.stopped:
+                # the cell's task then ends with an error that nobody waits for any more
+                asyncio.get_running_loop().set_exception_handler(lambda *_: None)
                 await self.signal_kernel(signal.SIGTERM)
                 end = time.monotonic() + STOP_SECONDS
                 while await self.is_alive() and time.monotonic() < end:

@@ -196,16 +196,16 @@ def test_a_teacher_stands_for_the_shipped_network_and_changes_are_checked():
 
 def test_without_a_rung_the_recipe_is_the_presets_and_its_networks_can_be_files():
     paper = TOKENIZER_TRAINING["maetok-b-128"]
-    assert ladder_training("maetok-b-128", None) == paper
+    assert ladder_training("maetok-b-128", "preset") == paper
     files = {"dinov2": "d", "clip": "c", "lpips": "l", "discriminator": "s"}
-    config = ladder_training("maetok-b-128", None, weights=files)
+    config = ladder_training("maetok-b-128", "preset", weights=files)
     assert [target.weights for target in config.targets] == [None, "d", "c"]
     assert config.losses.perceptual_weights == "l"
     assert config.losses.adversarial.weights == "s"
     with pytest.raises(ValueError, match="unknown network of this training 'dino'; did you mean"):
-        ladder_training("maetok-b-128", None, weights={"dino": "d"})
+        ladder_training("maetok-b-128", "preset", weights={"dino": "d"})
     with pytest.raises(ValueError, match="unknown network of this training 'discriminator'"):
-        ladder_training("tiny", None, weights={"discriminator": "d"})
+        ladder_training("tiny", "preset", weights={"discriminator": "d"})
 
 
 def test_every_part_of_a_config_can_be_written_in_a_notebook():
@@ -213,7 +213,7 @@ def test_every_part_of_a_config_can_be_written_in_a_notebook():
         "losses.adversarial": {"discriminator": "patchgan", "trains_from": 5, "counts_from": 5},
         "targets": [{"target": "pixel", "weight": 0.5}, {"target": "hog"}],
     }
-    config = ladder_training("tiny", None, **changes)
+    config = ladder_training("tiny", "preset", **changes)
     assert config.losses.adversarial == AdversarialConfig(
         discriminator="patchgan", trains_from=5, counts_from=5
     )
@@ -222,9 +222,9 @@ def test_every_part_of_a_config_can_be_written_in_a_notebook():
         AuxiliaryConfig(target="hog"),
     )
     with pytest.raises(ValueError, match="AuxiliaryConfig has no field 'wieght'; did you mean"):
-        ladder_training("tiny", None, targets=[{"wieght": 1.0}])
+        ladder_training("tiny", "preset", targets=[{"wieght": 1.0}])
     with pytest.raises(ValueError, match=r"TowerConfig needs the fields .*'width'"):
-        ladder_training("tiny", None, targets=[{"tower": {"num_heads": 2}}])
+        ladder_training("tiny", "preset", targets=[{"tower": {"num_heads": 2}}])
 
 
 def plain_fields(config, path: str = "") -> dict[str, object]:
@@ -245,12 +245,12 @@ def test_every_field_of_a_training_can_be_set_from_its_notebook(size):
     fields = plain_fields(config)
     assert len(fields) > 50
     for path, value in fields.items():
-        assert ladder_training(size, None, **{path: value}) == config, path
+        assert ladder_training(size, "preset", **{path: value}) == config, path
         # a value of no type that any field has is refused, and its field named
         with pytest.raises(
             (TypeError, ValueError), match=rf"{path.rpartition('.')[2]}|no field 'no'"
         ):
-            ladder_training(size, None, **{path: {"no": "such"}})
+            ladder_training(size, "preset", **{path: {"no": "such"}})
 
 
 def test_every_field_of_a_diffusion_training_can_be_set_from_its_notebook():
