@@ -53,6 +53,7 @@ class Graphed:
                 self.model(*inputs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # of this thread alone: threads that pin memory or watch NCCL go on meanwhile
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             output = self.model(*inputs)
         return _Recording(graph, inputs, output)
