@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from diffusion_step import matrix_rate
 from sampling import make_model
-from timing import as_markdown
+from timing import as_markdown, peak_gigabytes
 
 from maetok_lab.device import autocast, describe, pick_device, pick_precision
 from maetok_lab.diffusion.graphs import Graphed
@@ -125,19 +125,24 @@ def main(words: list[str] | None = None) -> None:
     end = time.monotonic() + 60 * options.minutes
     sizes = SIZES[options.preset]
     for section in sections(sizes, options.device, options.out, preset=options.preset):
-        left = end - time.monotonic()
-        outcome = "no time was left"
-        if left > section.seconds / 3:
-            outcome = run(section, options.out, seconds=min(section.seconds, left))
-        print(f"{section.name}: {outcome}", flush=True)
-        note(options.out, section.name, outcome)
+        keep(section, options.out, end=end)
     if options.study:
         ladder = [str(HERE / "ladder.py"), "--preset", sizes.ladder, "--device", options.device]
         ladder += ["--runs", str(options.out / "runs")]
-        left = end - time.monotonic()
-        outcome = run(Section("study", ladder, left), options.out, seconds=left)
-        print(f"study: {outcome}")
-        note(options.out, "study", outcome)
+        keep(Section("study", ladder, end - time.monotonic()), options.out, end=end)
+
+
+def keep(section: Section, out: Path, *, end: float) -> None:
+    """Run a section, unless too little time is left until `end`, and add it to the table of all."""
+    left = end - time.monotonic()
+    outcome = "no time was left"
+    if left > section.seconds / 3:
+        outcome = run(section, out, seconds=min(section.seconds, left))
+    print(f"{section.name}: {outcome}", flush=True)
+    said = out / f"{section.name}.md"
+    text = said.read_text() if said.exists() else ""
+    with open(out / "table.md", "a") as table:
+        table.write(f"### {section.name} ({outcome})\n\n{text}\n")
 
 
 def run(section: Section, out: Path, *, seconds: float) -> str:
@@ -159,13 +164,6 @@ def run(section: Section, out: Path, *, seconds: float) -> str:
     text = (out / f"{section.name}.md").read_text()
     (out / f"{section.name}.json").write_text(json.dumps(rows_of(text), indent=1))
     return f"{time.monotonic() - started:.0f} s"
-
-
-def note(out: Path, name: str, outcome: str) -> None:
-    """Add a section to the table of all."""
-    said = out / f"{name}.md"
-    with open(out / "table.md", "a") as table:
-        table.write(f"### {name} ({outcome})\n\n{said.read_text() if said.exists() else ''}\n")
 
 
 def rows_of(markdown: str) -> list[dict[str, str]]:
@@ -262,14 +260,9 @@ def gaussian_mixture(sizes: Sizes, device: torch.device) -> list[dict[str, objec
             "dimensions": width,
             "components": components,
             "s, start and 3 iterations": f"{seconds:.2f}",
-            "peak GB": f"{peak_of(device):.1f}",
+            "peak GB": f"{peak_gigabytes(device):.1f}",
         }
     ]
-
-
-def peak_of(device: torch.device) -> float:
-    """The most memory in GB."""
-    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
 
 
 OWN = {"matrix_products": matrix_products, "parity": parity, "gaussian_mixture": gaussian_mixture}

@@ -229,11 +229,11 @@ class _Frames:
 
 
 def start(folder: Path, processes: str, device: str, owner: int) -> None:
-    """Start the processes of a call by torchrun, in this process; end them when `owner` ends."""
+    """Start the processes of a call by torchrun, in this process; end them with their `owner`."""
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    threading.Thread(target=_end_with, args=[owner], daemon=True).start()
+    threading.Thread(target=end_with_parent, args=[owner], daemon=True).start()
     command = ["--standalone", "--nproc-per-node", processes, "--module", "maetok_lab.ranks"]
     try:
         run.main([*command, "work", str(folder), device])
@@ -313,9 +313,9 @@ def _own_device(storage: Any, location: str) -> Any:
     return storage
 
 
-def _end_with(owner: int) -> None:
-    """End this process, and so its group, when the one that wanted its work is gone."""
-    while _is_alive(owner):
+def end_with_parent(parent: int) -> None:
+    """End this process, and so what it started, when the one that started it is gone."""
+    while os.getppid() == parent:
         time.sleep(LOOK_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
 

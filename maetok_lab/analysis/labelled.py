@@ -112,6 +112,7 @@ def labelled_latents(
         width = latents.shape[-1]
 
     def read() -> Iterator[Tensor]:
+        """All rows, a chunk at a time."""
         for _, rows in flat_chunks(latents, device):
             if pool:
                 rows = rows.unflatten(1, tuple(latents.shape[1:])).mean(dim=1)

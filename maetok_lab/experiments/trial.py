@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from maetok_lab.config import override
 from maetok_lab.device import free_memory
 from maetok_lab.runs import Run
-from maetok_lab.training.memory import count_memory, line
+from maetok_lab.training.memory import ROOM, count_memory
 from maetok_lab.training.task import StepRecord
 
 Train = Callable[[Any, Run], Iterator[StepRecord]]
@@ -27,7 +27,6 @@ ENDLESS = 10**9  # no step of a measurement logs, saves or is the last
 GROWTH = 4  # from one batch size to the next
 SMALL_BYTES = 1e8  # a training whose weights need less starts with more than one image
 MOST_STEPS = 20  # of one batch size
-ROOM = 0.8  # share of the free memory that a measurement may ask for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,6 +194,23 @@ def next_size(
         if size > last.batch and needed < room:
             return size
     return 0
+
+
+def line(points: Sequence[tuple[int, float]], *, at_least: float) -> tuple[float, float]:
+    """(value at 0, slope) of the line through the last two points (batch, value).
+
+    Through the last and `at_least` at 0 where two make no rising line. Without points the slope is
+    NaN.
+    """
+    if not points:
+        return at_least, math.nan
+    batch, value = points[-1]
+    if len(points) > 1:
+        earlier_batch, earlier_value = points[-2]
+        slope = (value - earlier_value) / (batch - earlier_batch)
+        if slope > 0:
+            return value - slope * batch, slope
+    return at_least, max(value - at_least, 0) / batch
 
 
 def gigabytes(value: float) -> str:

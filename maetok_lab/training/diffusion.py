@@ -60,9 +60,8 @@ class DiffusionTraining:
     compile: bool | Literal["auto"] = not_in_fingerprint("auto")
     log_every: int = not_in_fingerprint(100)  # losses into metrics.jsonl
     save_every: int = not_in_fingerprint(1000)  # a checkpoint
-    save_minutes: float = not_in_fingerprint(
-        10.0
-    )  # a checkpoint as well, after so long without one
+    # a checkpoint as well, after so long without one
+    save_minutes: float = not_in_fingerprint(10.0)
     picture_every: int = not_in_fingerprint(1000)  # sixteen samples
 
     def __post_init__(self):

@@ -102,10 +102,9 @@ def train(
 ) -> Iterator[StepRecord]:
     """Train, or continue, into `run`; a record a step, none of a finished run.
 
-    `processes` above 1 are started here (see `ranks`), and some records come.
-    A signal ends it after its step, with a checkpoint. `stop_when` looks at the run at every
-    `save_every`: what it returns, if anything, ends the training. Raises what `task.check` raises,
-    and NonFiniteTraining.
+    `processes` above 1 are started here (see `ranks`), and some records come. A signal ends it
+    after its step, with a checkpoint. `stop_when` looks at the run at every `save_every`: what it
+    returns, if anything, ends the training. Raises what `task.check` raises, and NonFiniteTraining.
     """
     # A finished run is left alone; data that are not the config's are refused before anything.
     if run.finished:

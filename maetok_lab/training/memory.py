@@ -3,14 +3,14 @@
 import contextlib
 import math
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-ROOM = 0.8  # share of the free memory that parts may ask for: what is cut up is not all usable
+ROOM = 0.8  # share of the free memory that may be asked for: what is cut up is not all usable
 
 
 def fewest_parts(
@@ -35,23 +35,6 @@ def fewest_parts(
         if size % parts == 0 and needed <= room:
             return parts
     return size
-
-
-def line(points: Sequence[tuple[int, float]], *, at_least: float) -> tuple[float, float]:
-    """(value at 0, slope) of the line through the last two points (batch, value).
-
-    Through the last and `at_least` at 0 where two make no rising line. Without points the slope is
-    NaN.
-    """
-    if not points:
-        return at_least, math.nan
-    batch, value = points[-1]
-    if len(points) > 1:
-        earlier_batch, earlier_value = points[-2]
-        slope = (value - earlier_value) / (batch - earlier_batch)
-        if slope > 0:
-            return value - slope * batch, slope
-    return at_least, max(value - at_least, 0) / batch
 
 
 @contextlib.contextmanager

@@ -123,7 +123,7 @@ def ladder_training(
     weights: Mapping[str, str] | None = None,
     **changes: Any,
 ) -> TokenizerTraining:
-    """A rung of `LADDER` on a preset, or "preset" for its own recipe: `("tiny", "hog")`.
+    """A rung of `LADDER` on a preset: `ladder_training("tiny", "hog")`; "preset": its own recipe.
 
     `teacher` stands in for "semantic", which needs no download: "dinov2" is the paper's. `changes`
     are further fields, as `override` takes them; for `weights` see `with_weights`.

@@ -45,9 +45,8 @@ class TokenizerTraining:
     compile: bool | Literal["auto"] = not_in_fingerprint("auto")
     log_every: int = not_in_fingerprint(50)  # losses into metrics.jsonl
     save_every: int = not_in_fingerprint(500)  # a checkpoint
-    save_minutes: float = not_in_fingerprint(
-        10.0
-    )  # a checkpoint as well, after so long without one
+    # a checkpoint as well, after so long without one
+    save_minutes: float = not_in_fingerprint(10.0)
     picture_every: int = not_in_fingerprint(500)  # reconstructions of the preview
 
     def __post_init__(self):

@@ -198,6 +198,7 @@ def _kernel_manager(progress: Progress) -> type:
             return "auto"
 
         async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+            """jupyter_client's; a run that was stopped lets its cell end first."""
             # nbclient would wait for the cell that was interrupted. A training in it hears the
             # signal and saves; any other cell ends at once.
             if progress.stopped:

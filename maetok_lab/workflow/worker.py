@@ -8,15 +8,14 @@ papermill are imported once; kernels are new.
 import contextlib
 import json
 import os
-import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from maetok_lab.ranks import end_with_parent
 from maetok_lab.runs.locks import RunLocked
 from maetok_lab.workflow.execute import NotebookFailed
 from maetok_lab.workflow.run import run_notebook
@@ -42,20 +41,14 @@ def run_entry(job: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Answer jobs until standard input ends."""
-    threading.Thread(target=_end_with_parent, args=[os.getppid()], daemon=True).start()
+    # a sweep that was killed takes its workers, and they their kernels, with it
+    threading.Thread(target=end_with_parent, args=[os.getppid()], daemon=True).start()
     with os.fdopen(os.dup(1), "w") as answers:  # kernels inherit 1 and 2, which are to be the log
         for line in sys.stdin:
             job = json.loads(line)
             with _printing_to(Path(job["log"])):
                 answer = run_entry(job)
             print(json.dumps(answer), file=answers, flush=True)
-
-
-def _end_with_parent(parent: int) -> None:
-    """A sweep that was killed takes its workers, and they their kernels, with it."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextlib.contextmanager
