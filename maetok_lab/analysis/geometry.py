@@ -44,8 +44,9 @@ def intrinsic_dimension(latents: Any, *, method: str = "twonn", seed: int = 0) -
     if method == "twonn":
         # the ratio of both distances is Pareto-distributed, with the dimension as exponent
         return float((len(rows) - 1) / logs.sum())
-    # k - 2: the unbiased form, averaged as inverses (MacKay and Ghahramani 2005)
-    return float((neighbours - 2) / logs.sum(dim=1).mean())
+    # The sum of k - 1 logs is Gamma-distributed with mean (k - 1) / dimension. Inverses of the
+    # estimates are averaged (MacKay and Ghahramani 2005), which k - 2 instead would make too low.
+    return float((neighbours - 1) / logs.sum(dim=1).mean())
 
 
 def _sample(latents: Any, seed: int) -> Tensor:

@@ -18,10 +18,11 @@ def latents(count=40):
 
 
 def test_noise_on_latents_costs_the_psnr_that_a_linear_decoder_says():
-    table = decoder_robustness(linear, latents(), levels=(0.1, 0.4), batch_size=16)
+    table = decoder_robustness(linear, latents(2000), levels=(0.1, 0.4), batch_size=500)
     # the pixel error is 0.2 * level * std on a scale of 2: noise of 25.5 * level grey levels
+    # (rounding to 8 bits costs 0.1 dB at most, a mean over images of decibels wins as much back)
     for level, value in zip(table.noise, table.psnr):
-        assert value == pytest.approx(-20 * math.log10(0.1 * level), abs=0.3)
+        assert value == pytest.approx(-20 * math.log10(0.1 * level), abs=0.1)
     assert (table.error > 0).all()
     assert (
         decoder_robustness(lambda z: torch.zeros(len(z), 3, 4, 4), latents()).psnr.tolist()
