@@ -31,7 +31,7 @@ class AdversarialConfig:
 
     # DINO's ViT-S is the release's (the paper says DINOv2-S); PatchGAN needs no weights
     discriminator: Literal["patchgan", "dino"] = "dino"
-    # of its verdict in the tokenizer's loss
+    # of its verdict in the tokenizer's loss, and of hinge and LeCAM in its own
     weight: float = 0.4
     # balance that weight by gradients: see `adaptive_weight`
     adaptive: bool = True
@@ -45,7 +45,7 @@ class AdversarialConfig:
     lecam_decay: float = 0.999
     # augment all that the discriminator sees, with DIFFAUG
     diffaug: bool = True
-    # of the squared change of its logits under stronger augmentation; 0 leaves the term out
+    # of the mean squared change of its logits under stronger augmentation; 0 leaves the term out
     consistency_weight: float = 4.0
     # of the discriminator; it follows the tokenizer's schedule
     learning_rate: float = 1e-4
@@ -242,7 +242,8 @@ def hinge_g(fake: Tensor) -> Tensor:
 class LecamEma(nn.Module):
     """LeCAM (Tseng et al. 2021): running means of real and fake logits, both from 0.
 
-    Its loss keeps the logits of either kind from passing the mean of the other.
+    Its loss keeps the logits of either kind from passing the mean of the other, in which they
+    themselves are counted already, as in the release.
     """
 
     def __init__(self, decay: float):
@@ -254,12 +255,19 @@ class LecamEma(nn.Module):
     @torch.no_grad()
     def update(self, real: Tensor, fake: Tensor) -> None:
         """Take one step's mean logits, each ()."""
-        self.real = torch.lerp(real.float(), self.real, self.decay)
-        self.fake = torch.lerp(fake.float(), self.fake, self.decay)
+        self.real, self.fake = self._after(real, fake)
+
+    def _after(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """Both averages with one more step's mean logits."""
+        return (
+            torch.lerp(real.float(), self.real, self.decay),
+            torch.lerp(fake.float(), self.fake, self.decay),
+        )
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
         """mean(relu(real - EMA fake)^2) + mean(relu(EMA real - fake)^2) of logits. -> ()"""
-        return F.relu(real - self.fake).square().mean() + F.relu(self.real - fake).square().mean()
+        real_mean, fake_mean = self._after(real.detach().mean(), fake.detach().mean())
+        return F.relu(real - fake_mean).square().mean() + F.relu(real_mean - fake).square().mean()
 
 
 def adaptive_weight(

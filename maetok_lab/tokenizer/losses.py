@@ -63,10 +63,13 @@ def loss_weights(
 
 
 def discriminator_weights(config: AdversarialConfig) -> dict[str, float]:
-    """The weight of every term that trains the discriminator."""
+    """The weight of every term that trains the discriminator.
+
+    As in the release, hinge and LeCAM also have the weight of its verdict in the tokenizer's loss.
+    """
     return {
-        "discriminator": 1.0,
-        "lecam": config.lecam_weight,
+        "discriminator": config.weight,
+        "lecam": config.weight * config.lecam_weight,
         "consistency": config.consistency_weight,
     }
 

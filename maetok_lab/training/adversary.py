@@ -190,7 +190,8 @@ class Adversary:
         real, fake, *strong = logits.chunk(len(views))
         terms = {"discriminator": hinge_d(real, fake), "lecam": self.lecam(real, fake)}
         if strong:
-            terms["consistency"] = mse_loss(strong[0], real) + mse_loss(strong[1], fake)
+            # one mean over both halves (release): half of the sum of their means
+            terms["consistency"] = mse_loss(torch.cat(strong), torch.cat([real, fake]))
         return terms, real.detach(), fake.detach()
 
     def _view(

@@ -73,14 +73,15 @@ def test_hinge_losses_are_what_one_computes_by_hand():
 def test_lecam_is_its_formula_and_its_averages_start_at_zero():
     lecam = LecamEma(decay=0.9)
     real, fake = torch.tensor([1.0, -2.0]), torch.tensor([-3.0, 0.5])
-    assert lecam(real, fake).item() == pytest.approx(
-        1 / 2 + 9 / 2
-    )  # relu(real - 0)^2, relu(0 - fake)^2
+    # the means are counted already, at 1 - decay: EMA real -0.05, EMA fake -0.125
+    assert lecam(real, fake).item() == pytest.approx(1.125**2 / 2 + 2.95**2 / 2)
+    assert lecam.real == lecam.fake == 0
     lecam.update(torch.tensor(4.0), torch.tensor(-2.0))
     lecam.update(torch.tensor(1.0), torch.tensor(-1.0))
     mean_real, mean_fake = 0.9 * 0.4 + 0.1, 0.9 * -0.2 - 0.1
     assert lecam.real.item() == pytest.approx(mean_real)
     assert lecam.fake.item() == pytest.approx(mean_fake)
+    mean_real, mean_fake = 0.9 * mean_real + 0.1 * -0.5, 0.9 * mean_fake + 0.1 * -1.25
     expected = ((1 - mean_fake) ** 2 + 0) / 2 + ((mean_real + 3) ** 2 + 0) / 2
     assert lecam(real, fake).item() == pytest.approx(expected, rel=1e-5)
     other = LecamEma(decay=0.9)

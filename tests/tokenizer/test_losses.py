@@ -49,4 +49,8 @@ def test_adversarial_terms_have_weights_where_there_is_an_adversary():
     config = AdversarialConfig(weight=0.3, lecam_weight=0.2, consistency_weight=5.0)
     assert loss_weights(LossConfig(adversarial=config), {}, progress=1.0)["adversarial"] == 0.3
     assert "adversarial" not in loss_weights(LossConfig(), {}, progress=1.0)
-    assert discriminator_weights(config) == {"discriminator": 1.0, "lecam": 0.2, "consistency": 5.0}
+    assert discriminator_weights(config) == {
+        "discriminator": 0.3,
+        "lecam": 0.06,
+        "consistency": 5.0,
+    }

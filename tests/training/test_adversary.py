@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from maetok_lab.tokenizer import discriminators
+from maetok_lab.tokenizer import losses as losses_module
 from maetok_lab.tokenizer.discriminators import AdversarialConfig, hinge_g
 from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.training import adversary as module
@@ -130,9 +131,9 @@ def test_a_step_logs_what_its_logits_say_and_lecam_takes_their_means(monkeypatch
     terms = adversary.learn(noise(4, 3, 16, 16), noise(4, 3, 16, 16, seed=1), share(), factor=1.0)
     real, fake = logits["real"], logits["fake"]
     assert terms["discriminator"] == discriminators.hinge_d(real, fake)
-    assert terms["lecam"].item() == pytest.approx(
-        (real.relu().square().mean() + (-fake).relu().square().mean()).item()
-    )
+    ema_real, ema_fake = 0.25 * real.mean(), 0.25 * fake.mean()
+    lecam = (real - ema_fake).relu().square().mean() + (ema_real - fake).relu().square().mean()
+    assert terms["lecam"].item() == pytest.approx(lecam.item())
     assert terms["discriminator/accuracy_real"] == (real > 0).float().mean()
     assert terms["discriminator/accuracy_fake"] == (fake < 0).float().mean()
     assert adversary.lecam.real.item() == pytest.approx(0.25 * real.mean().item())
@@ -149,6 +150,32 @@ def test_consistency_compares_the_same_image_under_strong_augmentation(monkeypat
     assert "consistency" not in make_adversary(consistency_weight=0.0).learn(
         images, made, share(), factor=1.0
     )
+
+
+def test_its_loss_is_the_releases(monkeypatch):
+    # VQLoss of continuous_tokenizer at optimizer_idx 1, disc_weight 0.4, lecam_loss_weight 0.001,
+    # disc_cr_loss_weight 4 and decay 0.999
+    adversary = make_adversary(norm="group", diffaug=False)
+    monkeypatch.setattr(module, "diff_augment", lambda x, **settings: -x)
+    losses = []
+
+    def total_loss(terms, weights):
+        losses.append(losses_module.total_loss(terms, weights))
+        return losses[-1]
+
+    monkeypatch.setattr(module, "total_loss", total_loss)
+    images, made = noise(4, 3, 16, 16), noise(4, 3, 16, 16, seed=1)
+    with torch.no_grad():
+        views = [adversary.discriminator.train()(x) for x in (images, made, -images, -made)]
+    adversary.learn(images, made, share(), factor=1.0)
+
+    real, fake, real_strong, fake_strong = views
+    hinge = ((1 - real).relu().mean() + (1 + fake).relu().mean()) / 2
+    ema_real, ema_fake = 0.001 * real.mean(), 0.001 * fake.mean()
+    lecam = (real - ema_fake).relu().square().mean() + (ema_real - fake).relu().square().mean()
+    change = torch.cat([real, fake]) - torch.cat([real_strong, fake_strong])
+    expected = 0.4 * (0.001 * lecam + hinge) + 4 * change.square().mean()
+    assert [loss.item() for loss in losses] == [pytest.approx(expected.item(), rel=1e-5)]
 
 
 def test_draws_depend_on_seed_stream_and_step_only():
