@@ -1,11 +1,13 @@
 """The nearest rows are scikit-learn's, in chunks and on their own set."""
 
+import math
+
 import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
 from maetok_lab import neighbours
-from maetok_lab.neighbours import nearest_neighbours
+from maetok_lab.neighbours import near_each_other, nearest_neighbours
 from maetok_lab.rng import generator
 
 
@@ -57,3 +59,59 @@ def test_more_neighbours_than_there_are_and_other_widths_are_refused():
 def test_they_are_found_in_float64():
     near = nearest_neighbours(rows(5).float(), rows(9, name="others").float(), neighbours=2)
     assert near.distances.dtype == torch.float64
+
+
+def awkward(kind):
+    """Points that float32 tells apart badly, or not at all."""
+    points = rows(400, width=300)
+    if kind == "far":  # from the origin
+        return points + 1e6
+    if kind == "near":  # one another, but for one
+        return torch.cat([1e-6 * points[1:], 1e3 * points[:1]])
+    if kind == "huge":  # beyond float32
+        return 1e30 * points
+    if kind == "copies":
+        return torch.cat([points[:200], points[:200] + 1e-12])
+    return points
+
+
+@pytest.mark.parametrize("kind", ["plain", "far", "near", "huge", "copies"])
+def test_what_float32_picks_is_what_float64_finds(kind, monkeypatch):
+    points = awkward(kind)
+    queries = points[:250] * 1.01
+    monkeypatch.setattr(neighbours, "FEWEST", 0)
+    monkeypatch.setattr(neighbours, "CHUNK", 96)
+    for x, others in [(points, {}), (queries, {"points": points})]:
+        apart = torch.cdist(x, points, compute_mode="donot_use_mm_for_euclid_dist")
+        if not others:
+            apart.fill_diagonal_(math.inf)
+        expected = apart.topk(5, largest=False)
+        result = nearest_neighbours(x, neighbours=5, **others)
+        torch.testing.assert_close(result.distances, expected.values, rtol=1e-9, atol=0)
+        if kind != "copies":  # of two that are as far to rounding, either will do
+            assert torch.equal(result.indices, expected.indices)
+
+
+@pytest.mark.parametrize("kind", ["plain", "far", "near", "huge", "copies"])
+def test_near_each_other_is_what_all_distances_say(kind, monkeypatch):
+    x, y = awkward(kind), awkward(kind)[:250] * 1.01
+    x_radius, y_radius = (nearest_neighbours(z, neighbours=3).distances[:, -1] for z in (x, y))
+    apart = torch.cdist(x, y)
+    for fewest in (0, 1 << 62):
+        monkeypatch.setattr(neighbours, "FEWEST", fewest)
+        x_near, y_near = near_each_other(x, y, x_radius, y_radius)
+        assert torch.equal(x_near, (apart <= y_radius).any(dim=1))
+        assert torch.equal(y_near, (apart <= x_radius[:, None]).any(dim=0))
+
+
+def test_few_rows_are_measured_again(monkeypatch):
+    again = []
+    monkeypatch.setattr(neighbours, "FEWEST", 0)
+    measured = neighbours._measured
+    monkeypatch.setattr(
+        neighbours,
+        "_measured",
+        lambda chunk, *others: again.append(chunk) or measured(chunk, *others),
+    )
+    nearest_neighbours(rows(2000, width=64), neighbours=3)
+    assert sum(map(len, again)) < 40

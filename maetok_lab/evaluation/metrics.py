@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from maetok_lab.device import wide
-from maetok_lab.neighbours import nearest_neighbours
+from maetok_lab.neighbours import near_each_other, nearest_neighbours
 from maetok_lab.rng import generator
 
 Statistics = tuple[Tensor, Tensor]  # mean (d,) and covariance (d, d)
@@ -21,6 +21,9 @@ CHUNK = 1024  # rows of a pairwise matrix that exist at a time
 Z95 = 1.96  # standard errors on each side of a normal estimate that make its 95 % interval
 KID_DRAWS = 100  # bootstrap draws of the kernel distance's interval
 MIN_IMAGES = 8  # a side; a distance between fewer says nothing
+# Share of the sum of singular values that rounding may take: there FID loses its ninth digit.
+DIGITS_LOST = 1e-9
+TINY = 1e-300  # least divisor: the smallest power of ten that float64 holds well
 NEIGHBOURS = 3  # a row's distance to this neighbour of its own set is its radius (the article's k)
 
 
@@ -54,7 +57,7 @@ class Gaussian:
     """One side of the Frechet distance, prepared to be used several times."""
 
     mean: Tensor  # (d,)
-    factor: Tensor  # (r, d), with factor.T @ factor = covariance
+    factor: Tensor  # (r, d), with factor.T @ factor = covariance and r at most d
 
 
 def frechet_distance(
@@ -76,9 +79,21 @@ def frechet_distance(
         )
     # With A.T A = C1 and B.T B = C2, tr (C1 C2)^(1/2) is the sum of the singular values of A B.T.
     # Unlike a matrix square root that stays exact for covariances without full rank.
-    cross = torch.linalg.svdvals(one.factor @ factor.T).sum()
+    cross = _sum_of_singular_values(one.factor @ factor.T)
     means = (one.mean - mean).square().sum()
     return float(means + one.factor.square().sum() + factor.square().sum() - 2 * cross)
+
+
+def _sum_of_singular_values(matrix: Tensor) -> Tensor:
+    """Through the eigenvalues of a product, four times as fast, where these are exact enough."""
+    product = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
+    squares = torch.linalg.eigvalsh(product).clamp(min=0)
+    # eigenvalues are rounded at the size of the largest: roots of small ones lose digits
+    rounding = torch.finfo(squares.dtype).eps * squares[-1]
+    lost = rounding / torch.maximum(2 * squares.sqrt(), rounding.sqrt()).clamp(min=TINY)
+    if lost.sum() > DIGITS_LOST * squares.sqrt().sum():
+        return torch.linalg.svdvals(matrix).sum()
+    return squares.sqrt().sum()
 
 
 def as_gaussian(side: Tensor | Statistics | Gaussian, name: str) -> Gaussian:
@@ -92,20 +107,30 @@ def as_gaussian(side: Tensor | Statistics | Gaussian, name: str) -> Gaussian:
     if count > width:
         return _from_statistics(feature_statistics(features), name)
 
-    # the centred features are a factor themselves, and the smaller one where images are few
+    # Centred features are a factor themselves, and the smaller one where images are few. They sum
+    # to 0: a reflection that turns the first into 0 leaves their products as they are.
     warnings.warn(
         f"{name}: {count} images for {width} dimensions: the covariance has no full rank and the "
         "Frechet distance is mostly bias; use more images, or kernel_distance",
         stacklevel=3,
     )
     mean = features.mean(dim=0)
-    return Gaussian(mean, (features - mean) / math.sqrt(count - 1))
+    centred = features - mean
+    others = centred[1:] + centred[0] / (math.sqrt(count) - 1)
+    return Gaussian(mean, others / math.sqrt(count - 1))
 
 
 def _from_statistics(statistics: Statistics, name: str) -> Gaussian:
-    """The symmetric square root as the factor; eigenvalues may be negative by rounding only."""
+    """The factor of a covariance, whose eigenvalues may be negative by rounding only."""
     mean, covariance = statistics
-    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
+    covariance = (covariance + covariance.T) / 2
+    triangle, failed = torch.linalg.cholesky_ex(covariance)
+    pivots = triangle.diagonal().square()
+    if not failed and pivots.min() > len(pivots) * 2e-16 * pivots.max():
+        return Gaussian(mean, triangle.T)
+
+    # without full rank: the symmetric square root
+    values, vectors = torch.linalg.eigh(covariance)
     if values[0] < -1e-4 * values[-1].abs():
         lowest = float(values[0])
         raise ValueError(f"{name} is no covariance: it has a negative eigenvalue, {lowest:.3g}")
@@ -202,18 +227,11 @@ def precision_recall(features: Tensor, reference: Tensor) -> PrecisionRecall:
     smaller = min(len(x), len(y))
     if smaller <= NEIGHBOURS:
         raise ValueError(f"{NEIGHBOURS} neighbours need more images than {smaller} on each side")
-    return PrecisionRecall(_share_near(x, y), _share_near(y, x))
-
-
-def _share_near(rows: Tensor, reference: Tensor) -> float:
-    """Share of rows (n, d) within the radius of some row of the reference (m, d)."""
-    # + 1: the first neighbour of a row in its own set is itself
-    around = nearest_neighbours(reference, reference, neighbours=NEIGHBOURS + 1)
-    radius = around.distances[:, -1]  # (m,)
-    near = []
-    for chunk in rows.split(CHUNK):
-        near.append((torch.cdist(chunk, reference) <= radius).any(dim=1))
-    return float(torch.cat(near).double().mean())
+    x_radius, y_radius = (
+        nearest_neighbours(rows, neighbours=NEIGHBOURS).distances[:, -1] for rows in (x, y)
+    )
+    x_near, y_near = near_each_other(x, y, x_radius, y_radius)
+    return PrecisionRecall(float(x_near.double().mean()), float(y_near.double().mean()))
 
 
 @dataclasses.dataclass(frozen=True)
