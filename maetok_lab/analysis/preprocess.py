@@ -40,9 +40,17 @@ class CachedRows:
 
 
 def as_rows(latents: Any) -> Any:
-    """Latents as they are, except that a LatentDataset becomes `CachedRows`."""
+    """Latents as they are, except that a LatentDataset becomes `CachedRows`.
+
+    Raises ValueError for lists and whatever else has no shape.
+    """
     if hasattr(latents, "latents") and hasattr(latents, "num_tokens"):
         return CachedRows(latents)
+    if not hasattr(latents, "shape"):
+        raise ValueError(
+            f"latents must be a tensor, an array or cached latents (n, ...), not "
+            f"{type(latents).__name__}; torch.as_tensor makes one of equally long lists"
+        )
     return latents
 
 
@@ -56,10 +64,9 @@ def take_rows(latents: Any, indices: Tensor) -> Tensor:
 
 def width_of(latents: Any) -> int:
     """D, numbers in one flattened row. ValueError unless latents are (n, ...) with n >= 1."""
-    shape = tuple(getattr(latents, "shape", ()))
+    shape = tuple(latents.shape)
     if len(shape) < 2 or min(shape) < 1:
-        came = shape or type(latents).__name__
-        raise ValueError(f"latents must be (n, ...) with at least one number a row, not {came}")
+        raise ValueError(f"latents must be (n, ...) with at least one number a row, not {shape}")
     return math.prod(shape[1:])
 
 

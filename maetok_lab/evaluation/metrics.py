@@ -162,9 +162,12 @@ def kernel_distance(features: Tensor, reference: Tensor, *, seed: int = 0) -> Ke
 
     (n, d), (m, d) -> KernelDistance, at times below 0 for equal distributions. All images enter one
     estimate; its interval is that of bootstrap draws. Cost n m d. Raises ValueError for NaN, fewer
-    than two images, or unequal dimensions.
+    than three images, or unequal dimensions.
     """
     x, y = _checked_pair(features, reference)
+    smaller = min(len(x), len(y))
+    if smaller < 3:  # a draw of two images is those two once more
+        raise ValueError(f"the kernel distance's interval needs 3 images a side, not {smaller}")
     # one column of weights for the estimate itself, one for each bootstrap draw
     random = generator(seed, "kernel-distance")
     x_weights = _with_draws(x, random)
@@ -174,6 +177,7 @@ def kernel_distance(features: Tensor, reference: Tensor, *, seed: int = 0) -> Ke
     values = same_x + same_y - 2 * _kernel_mean(x, y, x_weights, y_weights, same=False)
     value = float(values[0])
     draws = values[1:]
+    draws = draws[draws.isfinite()]  # of few images a draw may hold one alone, which has no pairs
     low, high = draws.quantile(torch.tensor([0.025, 0.975]).to(draws)).tolist()
     return KernelDistance(value, float(draws.std()), low, high)
 

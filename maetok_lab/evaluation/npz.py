@@ -1,10 +1,12 @@
 """The .npz files of the ADM suite: samples to hand in, real images or statistics to compare to."""
 
+import contextlib
 import dataclasses
 import io
 import math
 import zipfile
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,12 +75,13 @@ class NpzImages:
     """The images `arr_0` of an .npz as a source for evaluation.
 
     Labels are `arr_1` where there is one, else zeros. What is stored uncompressed, as `write_npz`
-    does, stays on disk. Raises ValueError when arr_0 is not uint8 (n, H, W, 3).
+    does, stays on disk. Raises ValueError when arr_0 is not uint8 (n, H, W, 3), when labels are not
+    one an image, and for a file that is cut off.
     """
 
     def __init__(self, path: str | Path):
         self.split = Path(path).name  # the name of a reference made of it
-        with np.load(path, allow_pickle=False) as file:
+        with _opened(path) as file:
             if "arr_0" not in file:
                 raise ValueError(f"{path} has no array arr_0; it has {sorted(file.files)}")
             self._pixels = _mapped(Path(path), "arr_0.npy")
@@ -91,6 +94,12 @@ class NpzImages:
         shape = self._pixels.shape
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
             raise ValueError(f"{path}: arr_0 must be uint8 (n, H, W, 3), not {dtype} {shape}")
+        dtype = self._labels.dtype
+        if self._labels.shape != shape[:1] or not np.issubdtype(dtype, np.integer):
+            raise ValueError(
+                f"{path}: arr_1 must hold one whole number, the label, for each of the {shape[0]} "
+                f"images of arr_0, not {dtype} {self._labels.shape}"
+            )
         self.image_size = shape[1]
 
     def __len__(self) -> int:
@@ -102,6 +111,27 @@ class NpzImages:
         rows = indices.numpy()
         pixels = torch.from_numpy(np.array(self._pixels[rows])).permute(0, 3, 1, 2)
         return from_uint8(pixels), torch.from_numpy(self._labels[rows])
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """The arrays of an .npz; ValueError for any other file, and one that is cut off or damaged."""
+    try:
+        file = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is no whole .npz file: it may be cut off; copy it once more ({error})"
+        ) from error
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise ValueError(
+            f"{path} is one array {file.shape}, not an .npz with the images as arr_0: "
+            "numpy.savez(path, arr_0=array) writes one"
+        )
+    try:
+        with file:
+            yield file
+    except (zlib.error, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged; copy it once more ({error})") from error
 
 
 def _mapped(path: Path, name: str) -> np.ndarray | None:
@@ -139,7 +169,7 @@ def read_reference(
     """
     path = Path(path)
     published = {}
-    with np.load(path, allow_pickle=False) as file:
+    with _opened(path) as file:
         names = set(file.files)
         # ADM's suite prefers published statistics too: they are of many more images than the file's
         pairs = {"statistics": ("mu", "sigma"), "spatial_statistics": ("mu_s", "sigma_s")}

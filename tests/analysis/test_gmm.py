@@ -134,6 +134,8 @@ def test_bad_input_is_refused_with_a_reason():
     for variance in (0.0, -0.1, 1.5, math.nan):
         with pytest.raises(ValueError, match=r"variance must be in \(0, 1\]"):
             gmm_curve(x, [2], variance=variance)
+    with pytest.raises(ValueError, match=r"a tensor, an array or cached latents .*, not list"):
+        gmm_curve(x.tolist(), [2])
     with pytest.raises(ValueError, match="numbers >= 1"):
         gmm_curve(x, [0, 2])
     with pytest.raises(ValueError, match="dimensions must be between 1 and 6, the rank"):

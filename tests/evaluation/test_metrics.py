@@ -191,6 +191,15 @@ def test_kernel_distance_is_unbiased_and_its_interval_covers_zero_for_equal_sets
     assert sum(r.low <= 0 <= r.high for r in values) >= 16
 
 
+def test_the_kernel_distance_of_three_images_has_an_interval():
+    x, y = features(3), features(3, name="other")
+    result = kernel_distance(x, y)
+    assert result.low < result.value < result.high
+    assert result.standard_error > 0
+    with pytest.raises(ValueError, match="interval needs 3 images a side, not 2"):
+        kernel_distance(x[:2], y)
+
+
 def test_kernel_distance_has_the_error_that_repeated_draws_show():
     x = torch.randn(400, 80, 4, generator=generator(0, "kid"), dtype=torch.float64)
     results = [kernel_distance(a + 0.5, b) for a, b in zip(x[::2], x[1::2])]

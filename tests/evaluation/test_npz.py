@@ -1,5 +1,7 @@
 """ADM's .npz files: written so that numpy reads them, read as sources and references."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -143,3 +145,33 @@ def test_an_adm_reference_gives_its_statistics_to_fid_and_its_images_to_precisio
     assert result.protocol.reference_sha256 == file_hash(tmp_path / "adm.npz")[:16]
     net.name = "efficientnet_lite2"  # for any other network the images alone count
     assert read_reference(tmp_path / "adm.npz", net).statistics is None
+
+
+def test_a_file_that_is_no_whole_npz_gets_one_line(tmp_path):
+    path = tmp_path / "samples.npz"
+    write_npz(path, images(), labels=torch.arange(9))
+    whole = path.read_bytes()
+    np.savez_compressed(tmp_path / "packed.npz", arr_0=np.arange(3000, dtype=np.uint8))
+    packed = bytearray((tmp_path / "packed.npz").read_bytes())
+    packed[200:400] = bytes(200)
+    np.save(tmp_path / "array.npy", np.zeros((4, 8, 8, 3), dtype=np.uint8))
+    files = {
+        "half.npz": (whole[: len(whole) // 2], "no whole .npz file: it may be cut off"),
+        "empty.npz": (b"", "no whole .npz file"),
+        "text.npz": (b"<!doctype html>", "no whole .npz file"),
+        "damaged.npz": (packed, "is damaged; copy it once more"),
+        "array.npz": ((tmp_path / "array.npy").read_bytes(), "is one array (4, 8, 8, 3), not"),
+    }
+    for name, (content, message) in files.items():
+        (tmp_path / name).write_bytes(content)
+        for read in (NpzImages, lambda path: read_reference(path, TinyNet())):
+            with pytest.raises(ValueError, match=re.escape(message)):
+                read(tmp_path / name)
+
+
+@pytest.mark.parametrize("labels", [np.arange(8), np.zeros((9, 2), dtype=int), np.zeros(9)])
+def test_labels_that_are_not_one_an_image_are_refused(tmp_path, labels):
+    pixels = np.zeros((9, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "samples.npz", arr_0=pixels, arr_1=labels)
+    with pytest.raises(ValueError, match="one whole number, the label, for each of the 9 images"):
+        NpzImages(tmp_path / "samples.npz")
