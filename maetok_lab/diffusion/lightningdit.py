@@ -20,9 +20,9 @@ ROPE = "feat_rope."  # constants, which ours computes
 def from_lightningdit(state_dict: Mapping[str, Tensor]) -> DiffusionTransformer:
     """A model in eval mode with v(x, t) = -theirs(x, 1 - t); x (B, h * w, C), row by row.
 
-    Latents are normalised by their `latents_stats.pt`. Guidance of the first 3 channels alone
-    belongs to their sampler, not to the weights. Raises ValueError for patches over 1, another
-    RoPE, and tensors that are missing, unexpected (such as other norms or MLPs) or misshapen.
+    Latents are normalised by their `latents_stats.pt`. Guiding the first 3 channels alone is
+    their sampler's choice, not the weights'. Raises ValueError for patches over 1, another RoPE,
+    and tensors that do not fit (other norms or MLPs, no shifts).
     """
     state = plain_state(state_dict)
     model = _build_model(state)
@@ -78,7 +78,8 @@ def _build_model(state: Mapping[str, Tensor]) -> DiffusionTransformer:
 
     # each angle is stored twice, for both channels of a pair; weights may be stored in bf16
     for theirs, ours in zip((cos, sin), model.rotation(cos.device)):
-        if not torch.allclose(theirs[:, ::2].float(), ours[0], atol=0.01):
+        theirs = theirs[None, :, ::2].float()
+        if theirs.shape != ours.shape or not torch.allclose(theirs, ours, atol=0.01):
             raise ValueError(
                 f"the RoPE of these weights is another than that of a grid of {num_tokens} tokens "
                 "with theta 10000, which alone can be loaded"
