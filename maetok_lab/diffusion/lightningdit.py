@@ -20,9 +20,9 @@ ROPE = "feat_rope."  # constants, which ours computes
 def from_lightningdit(state_dict: Mapping[str, Tensor]) -> DiffusionTransformer:
     """A model in eval mode with v(x, t) = -theirs(x, 1 - t); x (B, h * w, C), row by row.
 
-    Latents are normalised by their `latents_stats.pt`. Guiding the first 3 channels alone is
-    their sampler's choice, not the weights'. Raises ValueError for patches over 1, another RoPE,
-    and tensors that do not fit (other norms or MLPs, no shifts).
+    Latents are normalised by their `latents_stats.pt`; guiding the first 3 channels alone is up to
+    their sampler. Raises ValueError for patches over 1, another RoPE, and tensors that do not fit
+    (other norms or MLPs, no shifts).
     """
     state = plain_state(state_dict)
     model = _build_model(state)

@@ -20,11 +20,10 @@ def load_diffusion(
     source: str | Path, *, ema: float | None = None, root: str | Path | None = None
 ) -> DiffusionTransformer:
     """A diffusion model in eval mode on the CPU, from a run, a folder or .pt file of weights or the
-    hub; the authors' SiT and hustvl's LightningDiT too.
+    hub; SiT's and LightningDiT's too.
 
     `ema` chooses among a run's rates; the first is the default. Raises FileNotFoundError for an
-    unknown source, ValueError for a run of another kind or without a checkpoint, and weights that
-    do not fit.
+    unknown source, ValueError for other runs, rates that one has not, and weights that do not fit.
     """
     # a run's name or folder
     run = find_run(source, root)

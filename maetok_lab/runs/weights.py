@@ -3,6 +3,7 @@ training checkpoints of other people's code.
 """
 
 import argparse
+import copy
 import pickle
 import re
 import warnings
@@ -167,7 +168,8 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
             f"torch.save({{k: c[k] for k in {GROUPS} if k in c}}, 'weights.pt')\""
         ) from None
     except RuntimeError as problem:
-        raise ValueError(f"{path} is damaged: {str(problem).splitlines()[0]}") from None
+        reason = str(problem).splitlines()[0]
+        raise ValueError(f"{path} is damaged, or older than torch 1.6: {reason}") from None
 
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not weights by name")
@@ -177,7 +179,8 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
     config = dict(settings)
     if (path.parent / "config.json").exists():
         config |= read_json(path.parent / "config.json")
-    return plain_state(checkpoint), config
+    # out of the file, which a training may write anew while they are used
+    return copy.deepcopy(plain_state(checkpoint)), config
 
 
 def _download(repository: str) -> Path:

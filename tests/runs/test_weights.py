@@ -50,6 +50,14 @@ def test_settings_of_the_training_are_the_config_and_a_file_beside_it_goes_first
     assert read_weights(path)[1] == {"image_size": 64, "num_heads": 3}
 
 
+def test_the_weights_stay_when_the_file_is_written_anew(tmp_path):
+    path = tmp_path / "last.pt"
+    torch.save({"model": {"a": torch.ones(100_000)}}, path)
+    tensors, _ = read_weights(path)
+    torch.save({"model": {"a": torch.zeros(100_000)}}, path)
+    assert tensors["a"].sum() == 100_000
+
+
 def test_a_file_that_could_run_code_is_refused_with_a_command_that_saves_its_weights(
     tmp_path, monkeypatch
 ):
@@ -69,12 +77,12 @@ def test_a_file_without_weights_is_one_clear_line(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no file .*checkpoint.pt"):
         read_weights(path)
     path.write_bytes(b"broken")
-    with pytest.raises(ValueError, match=r"checkpoint.pt is damaged: "):
+    with pytest.raises(ValueError, match=r"checkpoint.pt is damaged, or older than torch 1.6: "):
         read_weights(path)
     torch.save([torch.ones(1)], path)
     with pytest.raises(ValueError, match="holds a list, not weights by name"):
         read_weights(path)
     torch.save({"a": torch.ones(1000)}, path)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"checkpoint.pt is damaged: "):
+    with pytest.raises(ValueError, match=r"checkpoint.pt is damaged, or older than torch 1.6: "):
         read_weights(path)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from maetok_lab.config import override
 from maetok_lab.files import write_json
+from maetok_lab.tokenizer.foreign import open_tokenizer
 from maetok_lab.tokenizer.loading import export_tokenizer, load_tokenizer
 from maetok_lab.tokenizer.model import TOKENIZERS, Tokenizer
 from maetok_lab.tokenizer.released import from_released, released_config, to_released
@@ -217,6 +218,7 @@ def test_a_checkpoint_file_loads_by_its_path(fixture, weights, settings, tmp_pat
     assert not from_released(current, settings).to_latents.weight.any()
     torch.save({"model": averaged, "args": Namespace(**settings)}, path)
     assert load_tokenizer(path).fingerprint == tokenizer.fingerprint
+    assert open_tokenizer(path, image_size=64).fingerprint == tokenizer.fingerprint
 
 
 @pytest.mark.parametrize(("width", "heads"), [(384, 6), (768, 12), (1024, 16)])
