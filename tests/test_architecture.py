@@ -52,7 +52,16 @@ FILES = {  # inside a package a file imports files to its left only
         *("config", "masking", "targets", "text", "towers", "model", "auxiliary", "discriminators"),
         *("losses", "perceptual", "anatomy", "released", "loading", "foreign"),
     ],
-    "diffusion": ["path", "model", "graphs", "sampling", "cost", "released", "loading"],
+    "diffusion": [
+        "path",
+        "model",
+        "graphs",
+        "sampling",
+        "cost",
+        "released",
+        "lightningdit",
+        "loading",
+    ],
     "generation": ["images", "trajectories"],
     "evaluation": [
         *("pixels", "metrics", "features", "protocol", "npz", "scaling", "inception"),

@@ -6,6 +6,7 @@ _NAMES, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "cost": "flops sampling_cost",
+        "lightningdit": "from_lightningdit",
         "loading": "export_diffusion load_diffusion",
         "model": "DIFFUSION DiffusionTransformer",
         "released": "from_released",

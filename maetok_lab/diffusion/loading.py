@@ -8,6 +8,7 @@ from torch import nn
 
 from maetok_lab.config import from_json, to_json
 from maetok_lab.data.latents import LatentSpace
+from maetok_lab.diffusion.lightningdit import PATCH_EMBED, from_lightningdit
 from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer, describe_model
 from maetok_lab.diffusion.released import from_released
 from maetok_lab.identity import check_owner
@@ -18,21 +19,23 @@ from maetok_lab.runs.weights import load_strictly, read_weights, stored_as, writ
 def load_diffusion(
     source: str | Path, *, ema: float | None = None, root: str | Path | None = None
 ) -> DiffusionTransformer:
-    """A diffusion model in eval mode on the CPU, from a run, a folder of weights or the hub.
+    """A diffusion model in eval mode on the CPU, from a run, a folder or .pt file of weights or the
+    hub; SiT's and LightningDiT's too.
 
     `ema` chooses among a run's rates; the first is the default. Raises FileNotFoundError for an
-    unknown source, ValueError for a run of another kind or without a checkpoint, a rate it has
-    not, and weights that do not fit.
+    unknown source, ValueError for other runs, rates that one has not, and weights that do not fit.
     """
     # a run's name or folder
     run = find_run(source, root)
     if run is not None:
         return _from_run(run, ema)
 
-    # weights released by the authors, such as "MAETok/sit-xl_maetok-b-128" on the hub
+    # weights released by the authors, such as "MAETok/sit-xl_maetok-b-128" on the hub, or by hustvl
     tensors, config = read_weights(source)
     if ema is not None:
         raise ValueError(f"{source} holds one set of weights, without a choice of EMA rates")
+    if f"{PATCH_EMBED}weight" in tensors:
+        return from_lightningdit(tensors)
     if config.get("class") != "DiffusionConfig":
         return from_released(tensors, config)
 

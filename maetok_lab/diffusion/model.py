@@ -16,6 +16,7 @@ from maetok_lab.layers.grid import (
     AxialRope2d,
     Rope1d,
     Rotation,
+    dit_sincos_2d,
     grid_positions,
     sincos_1d,
     sincos_2d,
@@ -34,8 +35,9 @@ class DiffusionConfig:
     norm: NormKind = "layernorm"  # LightningDiT: rmsnorm
     mlp: Literal["gelu", "swiglu"] = "gelu"  # LightningDiT: swiglu, of 2/3 of the hidden width
     # sincos: a fixed table, added once; rope: turns queries and keys in every block (LightningDiT).
-    # The 2-D ones are for latents of 2-D tokenizers, a square grid flattened row by row.
-    positions: Literal["sincos", "rope", "sincos-2d", "rope-2d"] = "sincos"
+    # The 2-D ones are for latents of 2-D tokenizers, a square grid flattened row by row;
+    # lightningdit is that of hustvl's published weights: DiT's 2-D sines, and RoPE, row first.
+    positions: Literal["sincos", "rope", "sincos-2d", "rope-2d", "lightningdit"] = "sincos"
     qk_norm: bool = False  # LightningDiT's larger models: keeps bf16 stable
 
     def __post_init__(self):
@@ -143,16 +145,10 @@ class DiffusionTransformer(BlockStack):
         self.x_embedder = nn.Linear(latent_dim, config.width)
         self.t_embedder = TimeEmbedding(config.width)
         self.y_embedder = LabelEmbedding(num_classes, config.width)
-        self.rope = None
-        if config.positions.startswith("sincos"):
-            # A fixed table, but a parameter in the release: a buffer keeps it in the state dict
-            # and out of training.
-            self.register_buffer("pos_embed", _table(config, num_tokens)[None])
-        elif config.positions == "rope":
-            self.rope = Rope1d(config.width // config.num_heads)
-        else:
-            _side(num_tokens)  # refuses what is no square now, not at the first forward pass
-            self.rope = AxialRope2d(1, config.num_heads, config.width // config.num_heads)
+        # A fixed table, but a parameter in the release: a buffer keeps it in the state dict and out
+        # of training. Without one there is no such buffer.
+        self.register_buffer("pos_embed", _table(config, num_tokens))
+        self.rope = _rope(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config, latent_dim)
         self._init()
@@ -162,22 +158,25 @@ class DiffusionTransformer(BlockStack):
         # Under autocast, too, what the blocks add to is of the input's precision: in bf16 it would
         # lose a little at every block.
         x = self.x_embedder(x_t).to(x_t.dtype)  # (B, N, D)
-        if self.rope is None:
+        if self.pos_embed is not None:
             x = x + self.pos_embed
-        rotation = self._rotation(x.device)
+        rotation = self.rotation(x.device)
         condition = self.t_embedder(t) + self.y_embedder(labels)  # (B, D)
         for block in self.blocks:
             x = self.run_block(block, x, condition, rotation)
         return self.final_layer(x, condition)
 
-    def _rotation(self, device: torch.device) -> Rotation | None:
-        """What turns queries and keys; None for fixed sines."""
+    def rotation(self, device: torch.device) -> Rotation | None:
+        """What turns queries and keys, cos and sin (1, N, head_dim / 2); None for sines alone."""
         if self.rope is None:
             return None
         if self.config.positions == "rope":
             return self.rope(torch.arange(self.num_tokens, device=device))
         side = _side(self.num_tokens)
-        return self.rope(*grid_positions(side, side, device=device))[0]
+        rows, columns = grid_positions(side, side, device=device)
+        if self.config.positions == "lightningdit":  # the row turns the first half of the pairs
+            return self.rope(columns, rows)[0]
+        return self.rope(rows, columns)[0]
 
     @torch.no_grad()
     def _init(self) -> None:
@@ -208,12 +207,30 @@ def describe_model(model: DiffusionTransformer) -> dict[str, int]:
     }
 
 
-def _table(config: DiffusionConfig, num_tokens: int) -> Tensor:
-    """The fixed sines of every token. -> (N, D)"""
+def _table(config: DiffusionConfig, num_tokens: int) -> Tensor | None:
+    """The fixed sines of every token. -> (1, N, D), or None for RoPE alone"""
+    if config.positions == "rope":
+        return None
     if config.positions == "sincos":
-        return sincos_1d(torch.arange(num_tokens), config.width)
+        return sincos_1d(torch.arange(num_tokens), config.width)[None]
+    # refuses what is no square now, not at the first forward pass
     side = _side(num_tokens)
-    return sincos_2d(*grid_positions(side, side), config.width)
+    if config.positions == "rope-2d":
+        return None
+    table = dit_sincos_2d if config.positions == "lightningdit" else sincos_2d
+    return table(*grid_positions(side, side), config.width)[None]
+
+
+def _rope(config: DiffusionConfig) -> Rope1d | AxialRope2d | None:
+    """What makes the rotations; None for fixed sines alone."""
+    head_dim = config.width // config.num_heads
+    if config.positions.startswith("sincos"):
+        return None
+    if config.positions == "rope":
+        return Rope1d(head_dim)
+    if config.positions == "rope-2d":
+        return AxialRope2d(1, config.num_heads, head_dim)
+    return AxialRope2d(1, config.num_heads, head_dim, theta=10000.0)
 
 
 def _side(num_tokens: int) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from maetok_lab.diffusion.model import DIFFUSION, DiffusionConfig, DiffusionTransformer
 from maetok_lab.diffusion.path import PATHS
 from maetok_lab.hints import choose
-from maetok_lab.runs.weights import load_strictly
+from maetok_lab.runs.weights import load_strictly, plain_state
 
 
 def from_released(
@@ -20,10 +20,11 @@ def from_released(
 ) -> DiffusionTransformer:
     """A DiffusionTransformer in eval mode that computes what the authors' SiT does.
 
-    Sizes come from the tensors; keys of `config` (the hub's config.json, or our short names) that
-    contradict them raise ValueError, unknown ones are ignored. Tensors that are missing, unexpected
-    or misshapen raise ValueError.
+    `state_dict` may be a training checkpoint's. Sizes come from the tensors; keys of `config` (the
+    hub's config.json, or our short names) that contradict them raise ValueError, unknown ones are
+    ignored. Tensors that are missing, unexpected or misshapen raise ValueError.
     """
+    state_dict = plain_state(state_dict)
     # the config may only repeat what the tensors say, in the authors' words or in ours
     sizes = _sizes(state_dict)
     facts = sizes | {
@@ -74,17 +75,22 @@ def _sizes(state_dict: Mapping[str, Tensor]) -> dict[str, int]:
         raise ValueError(
             f"these are no released SiT weights: the tensor {missing} is missing"
         ) from None
-    depth = 0
-    for name in state_dict:
-        if match := re.match(r"blocks\.(\d+)\.", name):
-            depth = max(depth, int(match[1]) + 1)
     return {
         "width": width,
-        "depth": depth,
+        "depth": count_blocks(state_dict),
         "num_tokens": num_tokens,
         "latent_dim": latent_dim,
         "num_classes": num_classes,
     }
+
+
+def count_blocks(state_dict: Mapping[str, Tensor]) -> int:
+    """The depth of a transformer, by the names of its tensors."""
+    depth = 0
+    for name in state_dict:
+        if match := re.match(r"blocks\.(\d+)\.", name):
+            depth = max(depth, int(match[1]) + 1)
+    return depth
 
 
 def _heads(width: int, depth: int) -> int:

@@ -87,6 +87,18 @@ def sincos_2d(rows: Tensor, columns: Tensor, width: int) -> Tensor:
     return torch.cat([down, across], dim=1)
 
 
+def dit_sincos_2d(rows: Tensor, columns: Tensor, width: int) -> Tensor:
+    """DiT's and MAE's table, base 10000: half of the channels for the column, half for the row.
+
+    In each half sines come first, then cosines. rows, columns (N,) -> (N, width)
+    """
+    parts = []
+    for positions in (columns, rows):
+        waves = sincos_1d(positions, width // 2)
+        parts += [waves[:, 0::2], waves[:, 1::2]]
+    return torch.cat(parts, dim=1)
+
+
 def grid_positions(
     height: int, width: int, *, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -340,14 +340,14 @@ def changes_suffix(changes: Mapping[str, Any]) -> str:
 def find_run(source: str | Path, root: str | Path | None = None) -> Run | None:
     """The run that `source` names: a folder, or a name under `root`.
 
-    None for what may be a folder of weights or a hub name; FileNotFoundError for a plain name that
-    is no run.
+    None for what may be a folder or file of weights or a hub name; FileNotFoundError for a plain
+    name that is no run.
     """
     folder = Path(source) if Path(source).is_dir() else runs_root(root) / str(source)
     # a folder of weights has a config.json too, but no provenance
     if (folder / "provenance.json").exists():
         return Run(folder)
-    if Path(source).is_dir() or str(source).count("/") == 1:
+    if Path(source).exists() or str(source).count("/") == 1:
         return None
     return Run(folder)
 

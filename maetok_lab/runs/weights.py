@@ -1,5 +1,12 @@
-"""Weights in and out: strict loading that lists what does not fit, folders as the hub has them."""
+"""Weights in and out: strict loading that lists what does not fit, folders as the hub has them,
+training checkpoints of other people's code.
+"""
 
+import argparse
+import copy
+import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +22,10 @@ AUXILIARY = "auxiliary.safetensors"  # only where auxiliary decoders were export
 FILES = ("model.safetensors", AUXILIARY, "config.json", "README.md")  # what is fetched from the hub
 SHIPPED = Path(__file__).parents[2] / "data" / "pretrained"
 MAX_LISTED = 20  # tensors of each kind that an error lists
+CHECKPOINTS = (".pt", ".pth")
+GROUPS = ("ema", "model", "state_dict")  # of weights in such a file; the first there is taken
+# What DataParallel puts before a name, and torch.compile before it or inside.
+WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -107,18 +118,69 @@ def weights_folder(source: str | Path) -> Path:
 
 
 def read_weights(source: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and config of `weights_folder(source)`: safetensors and JSON, nothing is executed.
+    """Tensors and config of `weights_folder(source)` or of a .pt file; nothing is executed.
 
-    Raises FileNotFoundError that says which file is missing, or as `weights_folder` does.
+    Raises FileNotFoundError that says which file is missing, or as `weights_folder` does, and
+    ValueError for a file that is damaged or holds more than tensors and settings.
     """
+    if Path(source).suffix in CHECKPOINTS:
+        return _read_checkpoint(Path(source))
     folder = weights_folder(source)
     for name in ("model.safetensors", "config.json"):
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder} holds no weights: {name} is missing")
     try:
-        return load_file(folder / "model.safetensors"), read_json(folder / "config.json")
+        tensors = load_file(folder / "model.safetensors")
     except SafetensorError as problem:
         raise ValueError(f"{folder / 'model.safetensors'} is damaged: {problem}") from None
+    return plain_state(tensors), read_json(folder / "config.json")
+
+
+def plain_state(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights of a training checkpoint, or of a state dict, under the names of the bare model.
+
+    Of several groups the averaged one ("ema") is taken, with a warning.
+    """
+    groups = [name for name in GROUPS if isinstance(checkpoint.get(name), Mapping)]
+    if len(groups) > 1:
+        warnings.warn(
+            f"of {' and '.join(groups)} in this checkpoint, {groups[0]!r} is loaded; "
+            "`from_released` takes the state dict of any",
+            stacklevel=2,
+        )
+    state = checkpoint[groups[0]] if groups else checkpoint
+    return {WRAPPERS.sub("", name): value for name, value in state.items()}
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors of a .pt file; its config is what was trained with, and a config.json beside it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    # mapped, since optimizer states and discriminators in it, which nobody reads, can be large
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path} holds more than tensors and settings, and loading that could run any code; "
+            'if you trust it, save its weights alone: python -c "import torch; '
+            f"c = torch.load('{path}', weights_only=False); "
+            f"torch.save({{k: c[k] for k in {GROUPS} if k in c}}, 'weights.pt')\""
+        ) from None
+    except RuntimeError as problem:
+        reason = str(problem).splitlines()[0]
+        raise ValueError(f"{path} is damaged, or older than torch 1.6: {reason}") from None
+
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not weights by name")
+    settings = checkpoint.get("args", {})
+    if isinstance(settings, argparse.Namespace):
+        settings = vars(settings)
+    config = dict(settings)
+    if (path.parent / "config.json").exists():
+        config |= read_json(path.parent / "config.json")
+    # out of the file, which a training may write anew while they are used
+    return copy.deepcopy(plain_state(checkpoint)), config
 
 
 def _download(repository: str) -> Path:

@@ -30,9 +30,9 @@ def load_tokenizer(source: str | Path, *, root: str | Path | None = None) -> Tok
     """A tokenizer in eval mode on the CPU.
 
     `source` is a run's name or folder (its averaged weights), a folder of weights, ours or the
-    authors', "shipped/tokenizer", or a hub name such as "MAETok/maetok-b-128". Raises
-    FileNotFoundError for none of these, ValueError for a run of another kind, without a checkpoint,
-    or weights that do not fit.
+    authors', a .pt file of their training, "shipped/tokenizer", or a hub name such as
+    "MAETok/maetok-b-128". Raises FileNotFoundError for none of these, ValueError for other runs
+    and weights that do not fit.
     """
     run = find_run(source, root)
     if run is not None:

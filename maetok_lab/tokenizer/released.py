@@ -3,13 +3,14 @@
 import dataclasses
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from maetok_lab.runs.weights import check_shapes
+from maetok_lab.runs.weights import check_shapes, plain_state
 from maetok_lab.tokenizer.config import TokenizerConfig, TowerConfig
 from maetok_lab.tokenizer.model import Tokenizer
 
@@ -40,22 +41,34 @@ UNUSED = (
     "decoder.model.patch_embed.proj.weight",
     "decoder.model.patch_embed.proj.bias",
 )
+# Stored while they trained and used for nothing after: targets, and what decoded latents to them.
+# `load_auxiliary` has no place for these: their auxiliary decoders are built in another way.
+TRAINING = re.compile(
+    r"(decoder|post_quant_conv|to_pixel)_\w+\.|(repa|clip)_model\.|projection\.|hog_generator\."
+    r"|(clip_)?(de_)?scale\."
+)
 SIZES = {"base": (768, 12), "large": (1024, 24)}  # width and depth, by a word in a timm name
+HEADS = {384: 6, 768: 12, 1024: 16}  # of ViT-S, -B and -L, by their width
 
 
 def from_released(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tokenizer:
     """A Tokenizer in eval mode that computes what the authors' does; the tensors say its sizes.
 
-    `config` is the hub's config.json: unknown keys are ignored. Raises ValueError for keys that
-    contradict the tensors, and for tensors that are missing, unexpected or misshapen.
+    `state_dict` may be a training checkpoint's. `config` is the hub's config.json: unknown keys are
+    ignored. Raises ValueError for keys that contradict the tensors, for a number of heads that
+    nothing says, and for tensors that are missing, unexpected or misshapen.
     """
+    state_dict = _without_training_parts(plain_state(state_dict))
     tokenizer = Tokenizer(released_config(state_dict, config))
     # beside the weights, not among them: only `to_released` wants them back
     tokenizer.unused = {name: state_dict[name] for name in UNUSED if name in state_dict}
-    check_shapes(_shapes(to_released(tokenizer)), _shapes(state_dict), "released tokenizer")
 
-    # The release has no encoder mask token: nothing is masked at inference. Ours is zero then.
-    tensors = {"encoder.mask_token": torch.zeros_like(tokenizer.encoder.mask_token)}
+    # The hub's files have no encoder mask token: nothing is masked at inference. Ours is zero then.
+    mask_token = torch.zeros_like(tokenizer.encoder.mask_token)
+    state_dict = {"encoder.mask_token": mask_token} | state_dict
+    expected = _shapes(to_released(tokenizer)) | _shapes({"encoder.mask_token": mask_token})
+    check_shapes(expected, _shapes(state_dict), "released tokenizer")
+    tensors = {}
     for name, value in state_dict.items():
         if name not in UNUSED and not COORDINATES.fullmatch(name):
             tensors[_our_name(name)] = value
@@ -64,7 +77,7 @@ def from_released(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -
 
 
 def to_released(tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """The same weights under the authors' names, exactly those that `from_released` took.
+    """The same weights under the authors' names, exactly those that the hub's files have.
 
     What nobody uses is zero in a tokenizer that does not come from them. Raises ValueError for one
     that their model cannot express.
@@ -86,7 +99,7 @@ def to_released(tokenizer: Tokenizer) -> dict[str, Tensor]:
             f"released form; this one differs in {differences}"
         )
 
-    # our weights, but for the encoder's mask token, which the release does not have
+    # our weights, but for the encoder's mask token, which the hub's files do not have
     tensors = {}
     for name, value in tokenizer.state_dict().items():
         if name != "encoder.mask_token":
@@ -173,9 +186,28 @@ def _tower(
             raise ValueError(
                 f"the config says {name}_model = {model!r}, but the tensors are {(width, depth)}"
             )
-    # tensors do not say how many heads there are: 64 channels each, unless the config says
-    heads = config.get("num_heads", width // 64)
+    # tensors do not say how many heads there are, but those of a standard ViT have 64 channels each
+    heads = config.get("num_heads") or HEADS.get(width)
+    if heads is None:
+        raise ValueError(
+            f"nothing says how many heads the {name} of width {width} has: put num_heads into the "
+            "config (config.json, beside a .pt file too)"
+        )
     return TowerConfig(width=width, depth=depth, num_heads=heads, rope="mixed")
+
+
+def _without_training_parts(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tokenizer's own tensors; a warning says which parts were left out."""
+    own = {}
+    parts = {}  # in order, each once
+    for name, value in state_dict.items():
+        if TRAINING.match(name):
+            parts[name.partition(".")[0]] = None
+        else:
+            own[name] = value
+    if parts:
+        warnings.warn(f"left out, used in training alone: {', '.join(parts)}", stacklevel=3)
+    return own
 
 
 def _our_name(name: str) -> str:

@@ -166,7 +166,7 @@ def test_heads_must_divide_the_width():
         DiffusionConfig(width=16, depth=1, num_heads=5)
 
 
-@pytest.mark.parametrize("positions", ["sincos-2d", "rope-2d"])
+@pytest.mark.parametrize("positions", ["sincos-2d", "rope-2d", "lightningdit"])
 def test_two_dimensional_positions_tell_rows_from_columns(positions):
     torch.manual_seed(0)
     config = DiffusionConfig(width=16, depth=2, num_heads=2, positions=positions)
@@ -183,10 +183,10 @@ def test_two_dimensional_positions_tell_rows_from_columns(positions):
             else back.unflatten(1, (3, 3)).transpose(1, 2).flatten(1, 2)
         )
         assert not torch.allclose(back, v, atol=1e-3)
-    assert ("pos_embed" in model.state_dict()) == positions.startswith("sincos")
+    assert ("pos_embed" in model.state_dict()) == (positions != "rope-2d")
 
 
-@pytest.mark.parametrize("positions", ["sincos-2d", "rope-2d"])
+@pytest.mark.parametrize("positions", ["sincos-2d", "rope-2d", "lightningdit"])
 def test_two_dimensional_positions_need_a_square(positions):
     config = DiffusionConfig(width=16, depth=1, num_heads=2, positions=positions)
     with pytest.raises(

@@ -1,6 +1,7 @@
 """The authors' SiT computes the same here, goes back unchanged, and loads in one line."""
 
 import json
+from argparse import Namespace
 
 import pytest
 import torch
@@ -210,6 +211,24 @@ def test_a_released_tokenizer_and_a_released_sit_make_images_in_two_lines(folder
     images = generate(model, tokenizer, space, torch.tensor([1, 2]), num_steps=2)
     assert images.shape == (2, 3, tokenizer.config.image_size, tokenizer.config.image_size)
     assert images.isfinite().all()
+
+
+def test_a_checkpoint_of_their_training_loads_by_its_path(fixture, weights, settings, tmp_path):
+    # a compiled model, and its average, which they copy before they compile it
+    current = {f"_orig_mod.{name}": torch.zeros_like(value) for name, value in weights.items()}
+    args = Namespace(model="SiT-XL/1", path_type="Linear", num_classes=settings["num_classes"])
+    path = tmp_path / "0400000.pt"
+    torch.save({"model": current, "ema": weights, "opt": {}, "args": args}, path)
+    write_json(tmp_path / "config.json", {"num_heads": settings["num_heads"]})
+    with pytest.warns(UserWarning, match="'ema' is loaded"):
+        model = load_diffusion(path)
+    with torch.inference_mode():
+        velocity = model(fixture["x_t"], fixture["t"], fixture["labels"])
+    assert (velocity - fixture["velocity"]).abs().max() < 1e-4
+    # the state dict of the compiled model alone, as it is in memory
+    compiled = {f"_orig_mod.{name}": value for name, value in weights.items()}
+    back = to_released(from_released(compiled, settings))
+    assert all(torch.equal(back[name], value) for name, value in weights.items())
 
 
 def test_one_set_of_weights_has_no_choice_of_rates(folders):

@@ -9,6 +9,7 @@ from maetok_lab.layers.grid import (
     AxialRope2d,
     MixedRope2d,
     Rope1d,
+    dit_sincos_2d,
     fading_window,
     grid_positions,
     grid_size,
@@ -148,6 +149,13 @@ def test_two_dimensional_sines_are_the_rows_beside_the_columns():
     table = sincos_2d(rows, columns, 8)
     assert torch.equal(table[:, :4], sincos_1d(rows, 4, base=100.0))
     assert torch.equal(table[:, 4:], sincos_1d(columns, 4, base=100.0))
+
+
+def test_dits_sines_are_those_of_the_column_and_then_of_the_row():
+    table = dit_sincos_2d(*grid_positions(3, 3), 8)
+    angles = [torch.tensor([1.0, 0.01]), torch.tensor([2.0, 0.02])]  # column 1, row 2
+    expected = torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())])
+    assert torch.allclose(table[2 * 3 + 1], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("rope", [AxialRope2d, MixedRope2d])

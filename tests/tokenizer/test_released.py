@@ -1,6 +1,7 @@
 """The authors' tokenizer computes the same as ours, goes back unchanged, and has a folder."""
 
 import json
+from argparse import Namespace
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from maetok_lab.config import override
 from maetok_lab.files import write_json
+from maetok_lab.tokenizer.foreign import open_tokenizer
 from maetok_lab.tokenizer.loading import export_tokenizer, load_tokenizer
 from maetok_lab.tokenizer.model import TOKENIZERS, Tokenizer
-from maetok_lab.tokenizer.released import from_released, to_released
+from maetok_lab.tokenizer.released import from_released, released_config, to_released
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +144,103 @@ def test_what_their_tokenizer_cannot_express_has_no_released_form(weights, setti
         match=r"only tokenizers built like maetok-b-128 .* have a released form; this one differs",
     ):
         to_released(Tokenizer(config))
+
+
+# ---- Checkpoints of their training ----
+
+
+@pytest.fixture(scope="module")
+def trained(weights) -> dict[str, torch.Tensor]:
+    """What their training stores beside the hub's tensors: a mask token, targets and decoders."""
+    generator = torch.Generator().manual_seed(0)
+    parts = {
+        "decoder_hog.model.blocks.0.norm1.weight": torch.ones(3),
+        "decoder_hog.mask_token": torch.ones(1, 1, 3),
+        "post_quant_conv_hog.weight": torch.ones(3, 8),
+        "to_pixel_hog.bias": torch.ones(108),
+        "hog_generator.weight_x": torch.ones(3, 1, 3, 3),
+        "repa_model.pos_embed": torch.ones(1, 5, 3),
+        "projection.0.weight": torch.ones(2, 8),
+        "clip_model.norm.weight": torch.ones(3),
+    }
+    mask_token = torch.randn(1, 1, 48, generator=generator)
+    return weights | {"encoder.mask_token": mask_token} | parts
+
+
+LEFT_OUT = (
+    "left out, used in training alone: decoder_hog, post_quant_conv_hog, to_pixel_hog, "
+    "hog_generator, repa_model, projection, clip_model"
+)
+
+
+def test_a_training_checkpoint_has_the_mask_token_and_says_what_is_left_out(
+    fixture, weights, trained, settings
+):
+    with pytest.warns(UserWarning, match="left out") as warnings:
+        tokenizer = from_released(trained, settings)
+    assert [str(warning.message) for warning in warnings] == [LEFT_OUT]
+    assert torch.equal(tokenizer.encoder.mask_token, trained["encoder.mask_token"])
+    images = fixture["images"]
+    mask = torch.ones(len(images), 16, dtype=torch.bool)
+    with torch.inference_mode():
+        assert (tokenizer.encode(images) - fixture["latents"]).abs().max() < 1e-4
+        masked = tokenizer.encode(images, mask=mask)
+        # every patch is the mask token, as if the embedding gave nothing else
+        tokenizer.encoder.patch_embed.weight.zero_()
+        tokenizer.encoder.patch_embed.bias.copy_(trained["encoder.mask_token"].flatten())
+        assert torch.allclose(masked, tokenizer.encode(images), atol=1e-6)
+    # the hub's form is without it
+    with_token = weights | {"encoder.mask_token": trained["encoder.mask_token"]}
+    assert same(to_released(from_released(with_token, settings)), weights)
+    with pytest.raises(ValueError, match=r"misshapen   encoder.mask_token is \(1, 2, 48\)"):
+        from_released(weights | {"encoder.mask_token": torch.zeros(1, 2, 48)}, settings)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_a_checkpoint_file_loads_by_its_path(fixture, weights, settings, tmp_path, prefix):
+    # as their train_tokenizer.py writes it, with a wrapped model and its average
+    current = {f"{prefix}{name}": torch.zeros_like(value) for name, value in weights.items()}
+    averaged = {f"{prefix}{name}": value for name, value in weights.items()}
+    checkpoint = {
+        "model": current,
+        "ema": averaged,
+        "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 1e-4}]},
+        "steps": 1,
+        "args": Namespace(**settings, vq_model="MaskAE-16"),
+    }
+    path = tmp_path / "0000001.pt"
+    torch.save(checkpoint, path)
+    with pytest.warns(UserWarning, match="of ema and model in this checkpoint, 'ema' is loaded"):
+        tokenizer = load_tokenizer(path)
+    assert (tokenizer.encode(fixture["images"]) - fixture["latents"]).abs().max() < 1e-4
+    # either group by hand, and a file of one
+    assert same(to_released(from_released(averaged, settings)), weights)
+    assert not from_released(current, settings).to_latents.weight.any()
+    torch.save({"model": averaged, "args": Namespace(**settings)}, path)
+    assert load_tokenizer(path).fingerprint == tokenizer.fingerprint
+    assert open_tokenizer(path, image_size=64).fingerprint == tokenizer.fingerprint
+
+
+@pytest.mark.parametrize(("width", "heads"), [(384, 6), (768, 12), (1024, 16)])
+def test_heads_are_those_of_the_standard_models_by_their_width(width, heads):
+    state = {
+        "encoder.model.patch_embed.proj.weight": torch.empty(width, 3, 16, 16),
+        "encoder.model.pos_embed": torch.empty(1, 5, width),
+        "encoder.latent_tokens": torch.empty(1, 4, width),
+        "quant_conv.bias": torch.empty(8),
+        "decoder.mask_token": torch.empty(1, 1, 768),
+    }
+    config = released_config(state, {})
+    assert (config.encoder.num_heads, config.decoder.num_heads) == (heads, 12)
+    assert released_config(state, {"num_heads": 4}).encoder.num_heads == 4
+
+
+def test_a_number_of_heads_that_nothing_says_is_not_guessed(weights, settings):
+    silent = {key: value for key, value in settings.items() if key != "num_heads"}
+    with pytest.raises(
+        ValueError, match="nothing says how many heads the encoder of width 48 has: put num_heads"
+    ):
+        from_released(weights, silent)
 
 
 # ---- Folders ----

@@ -1,0 +1,124 @@
+"""The weights that hustvl/LightningDiT published, as a DiffusionTransformer.
+
+What theirs does otherwise folds into the weights: norms with a factor, and time, which runs from
+noise at 0 to data at 1.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer
+from maetok_lab.diffusion.released import count_blocks
+from maetok_lab.runs.weights import check_shapes, load_strictly, plain_state
+
+PATCH_EMBED = "x_embedder.proj."  # of their names alone: they take images, we tokens
+ROPE = "feat_rope."  # constants, which ours computes
+
+
+def from_lightningdit(state_dict: Mapping[str, Tensor]) -> DiffusionTransformer:
+    """A model in eval mode with v(x, t) = -theirs(x, 1 - t); x (B, h * w, C), row by row.
+
+    Latents are normalised by their `latents_stats.pt`; guiding the first 3 channels alone is up to
+    their sampler. Raises ValueError for patches over 1, another RoPE, and tensors that do not fit
+    (other norms or MLPs, no shifts).
+    """
+    state = plain_state(state_dict)
+    model = _build_model(state)
+    tensors = {}
+    for name, value in state.items():
+        if not name.startswith(ROPE):
+            tensors[name.replace(PATCH_EMBED, "x_embedder.")] = value
+    tensors["x_embedder.weight"] = tensors["x_embedder.weight"].flatten(1)  # 1 x 1 convolution
+
+    # their norms have factors, ours none
+    places = _modulations(model)
+    factors = {name: tensors.pop(name) for name in places if name in tensors}
+    width = (model.config.width,)
+    shapes = {name: tuple(factor.shape) for name, factor in factors.items()}
+    check_shapes(dict.fromkeys(places, width), shapes, "LightningDiT")
+    load_strictly(model, tensors, "LightningDiT")
+
+    # in float64: what is folded is rounded once
+    with torch.no_grad():
+        for name, (linear, part) in places.items():
+            _fold_factor(factors[name], linear, part)
+        _reverse_time(model)
+    return model.eval()
+
+
+def _build_model(state: Mapping[str, Tensor]) -> DiffusionTransformer:
+    """A model of their sizes; heads come from the width of a head that RoPE turns."""
+    try:
+        width, latent_dim, patch_size, _ = state[f"{PATCH_EMBED}weight"].shape
+        num_tokens = state["pos_embed"].shape[1]
+        cos, sin = state[f"{ROPE}freqs_cos"], state[f"{ROPE}freqs_sin"]  # each (N, head_dim)
+        num_classes = len(state["y_embedder.embedding_table.weight"]) - 1
+    except KeyError as missing:
+        raise ValueError(
+            f"these are no LightningDiT weights: the tensor {missing} is missing"
+        ) from None
+    if patch_size != 1:
+        raise ValueError(
+            f"this LightningDiT has patches of {patch_size} x {patch_size} latents; only those of "
+            "one latent a token (B/1, XL/1) can be loaded"
+        )
+    config = DiffusionConfig(
+        width=width,
+        depth=count_blocks(state),
+        num_heads=width // cos.shape[1],
+        norm="rmsnorm",
+        mlp="swiglu",
+        positions="lightningdit",
+        qk_norm="blocks.0.attn.q_norm.weight" in state,
+    )
+    sizes = {"num_tokens": num_tokens, "latent_dim": latent_dim, "num_classes": num_classes}
+    model = DiffusionTransformer(config, **sizes)
+
+    # each angle is stored twice, for both channels of a pair; weights may be stored in bf16
+    for theirs, ours in zip((cos, sin), model.rotation(cos.device)):
+        theirs = theirs[None, :, ::2].float()
+        if theirs.shape != ours.shape or not torch.allclose(theirs, ours, atol=0.01):
+            raise ValueError(
+                f"the RoPE of these weights is another than that of a grid of {num_tokens} tokens "
+                "with theta 10000, which alone can be loaded"
+            )
+    return model
+
+
+def _modulations(model: DiffusionTransformer) -> dict[str, tuple[nn.Linear, int]]:
+    """By the name of each norm of theirs: what modulates it, and which part of that is a scale."""
+    places = {"final_layer.norm_final.weight": (model.final_layer.adaLN_modulation[1], 1)}
+    for index, block in enumerate(model.blocks):
+        places[f"blocks.{index}.norm1.weight"] = (block.adaLN_modulation[1], 1)
+        places[f"blocks.{index}.norm2.weight"] = (block.adaLN_modulation[1], 4)
+    return places
+
+
+def _fold_factor(factor: Tensor, linear: nn.Linear, part: int) -> None:
+    """factor * (1 + scale) = 1 + (factor * (1 + scale) - 1); `part` says which rows are the scale.
+
+    factor (D,), linear D -> 2 D or 6 D
+    """
+    factor = factor.double()
+    weight = linear.weight.unflatten(0, (-1, len(factor)))[part]
+    bias = linear.bias.unflatten(0, (-1, len(factor)))[part]
+    weight.copy_(factor[:, None] * weight.double())
+    bias.copy_(factor * (1 + bias.double()) - 1)
+
+
+def _reverse_time(model: DiffusionTransformer) -> None:
+    """The same model of 1 - t, and its velocity the other way.
+
+    Sinusoids of 1 - t are rotated ones of t: cos((1 - t) f) = cos f cos(t f) + sin f sin(t f),
+    sin((1 - t) f) = sin f cos(t f) - cos f sin(t f).
+    """
+    first = model.t_embedder.mlp[0]
+    frequencies = model.t_embedder.frequencies.double()
+    cos, sin = frequencies.cos(), frequencies.sin()
+    of_cos, of_sin = first.weight.double().chunk(2, dim=1)  # each (D, 128)
+    first.weight.copy_(torch.cat([of_cos * cos + of_sin * sin, of_cos * sin - of_sin * cos], dim=1))
+    last = model.final_layer.linear
+    last.weight.neg_()
+    last.bias.neg_()
