@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,11 +12,19 @@ from PIL import Image
 
 from maetok_lab.files import write_bytes
 
+# How floats become bytes: the nearest one, or the one below, as in ADM's and DiT's scripts.
+Rounding = Literal["uint8", "truncated"]
 
-def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """Clamp and round: float in [-1, 1] -> uint8 of the same shape."""
+
+def to_uint8(images: torch.Tensor, rounding: Rounding = "uint8") -> torch.Tensor:
+    """Clamp and round: float in [-1, 1] -> uint8 of the same shape.
+
+    "truncated" is for what models draw: it may take a level from pixels that were bytes before.
+    """
     # the protocol of every number and picture, in this order
-    return images.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    levels = images.detach().float().add(1).mul(127.5)
+    levels = levels.floor() if rounding == "truncated" else levels.round()
+    return levels.clamp(0, 255).to(torch.uint8)
 
 
 def from_uint8(pixels: torch.Tensor, *, device: torch.device | str | None = None) -> torch.Tensor:

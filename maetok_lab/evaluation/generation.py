@@ -27,6 +27,7 @@ from maetok_lab.evaluation.metrics import (
     kernel_distance,
     precision_recall,
 )
+from maetok_lab.evaluation.pixels import as_a_file_holds
 from maetok_lab.evaluation.protocol import PREVIEW_IMAGES, EvalProtocol, EvalResult
 from maetok_lab.evaluation.scaling import frechet_error
 from maetok_lab.protocols import Net
@@ -55,8 +56,9 @@ def evaluate_generation(
     """Distances of samples (n, 3, H, W) in [-1, 1] to real images, by names that carry the net.
 
     `metrics` are some of `METRICS`. The floor is the number between real images, halves of the
-    reference or `second_reference` against it. Raises ValueError for NaN, equal images, what does
-    not match, and Frechet distances under 3,000 images unless `preview`.
+    reference or `second_reference` against it. The protocol's `rounding` is that of samples in a
+    tensor. Raises ValueError for NaN, equal images, what does not match, and Frechet distances
+    under 3,000 images unless `preview`.
     """
     unknown = sorted(set(metrics) - set(METRICS))
     if unknown or not metrics:
@@ -66,6 +68,8 @@ def evaluate_generation(
     as_reference = functools.partial(_as_reference, net=net, metrics=metrics, batch_size=batch_size)
     reference = as_reference(reference)
     _check_size(samples, reference)
+    if protocol.rounding == "truncated" and isinstance(samples, Tensor):  # files hold theirs
+        samples = as_a_file_holds(samples, protocol.rounding)
     samples = as_reference(samples)
     if second_reference is not None:
         second_reference = as_reference(second_reference)

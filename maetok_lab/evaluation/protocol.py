@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from maetok_lab.config import from_json
+from maetok_lab.config import from_json, younger
 from maetok_lab.device import Precision
 from maetok_lab.evaluation.metrics import Estimate
 from maetok_lab.files import finite, read_json, write_json
 from maetok_lab.hints import did_you_mean
+from maetok_lab.pictures import Rounding
 
 PREVIEW_IMAGES = 10_000  # a generation metric on fewer images is marked a preview
 
@@ -30,7 +31,9 @@ class EvalProtocol:
     image_size: int | None = None  # pixels a side
     crop: str | None = None  # how files became square
     resize: str | None = None  # the filter that brought them to `image_size`
-    rounding: Literal["uint8"] = "uint8"  # of all pixels, before anything is measured
+    # of all pixels before anything is measured, to the nearest byte; "truncated" takes those that
+    # models draw to the byte below, as ADM's scripts do
+    rounding: Rounding = "uint8"
     precision: Precision = "fp32"  # in which the models run
 
     # How samples are drawn
@@ -38,9 +41,12 @@ class EvalProtocol:
     sampler: str | None = None  # the integrator
     steps: int | None = None  # of the sampler
     path: str | None = None  # from noise to latents, as the model was trained
+    time_shift: float | None = younger(None)  # of the steps, towards noise; None and 1 are none
     guidance_scale: float | None = None  # None and 1 mean no guidance
     guidance_low: float | None = None  # guided while low <= t <= high; t = 1 is noise
     guidance_high: float | None = None  # the other end of the interval
+    # Hash (`identity.tensors_fingerprint`) of the weights that guide; None: the null class does.
+    weak_model: str | None = younger(None)
     seed: int = 0  # of image 0; image k has its own
     ema: float | None = None  # decay of the weights used, None for the raw ones
 
@@ -79,11 +85,14 @@ class EvalProtocol:
             words.append(self.sampler)
             if self.steps:
                 words.append(f"{self.steps} steps")
+            if self.time_shift not in (None, 1):
+                words.append(f"time shift {self.time_shift:g}")
         if self.guidance_scale is not None:
             interval = ""
             if None not in (self.guidance_low, self.guidance_high):
                 interval = f" on t in [{self.guidance_low}, {self.guidance_high}]"
-            words.append(f"guidance {self.guidance_scale:g}{interval}")
+            by = "" if self.weak_model is None else f" by weights {self.weak_model}"
+            words.append(f"guidance {self.guidance_scale:g}{interval}{by}")
         if self.ema is not None:
             words.append(f"EMA {self.ema:g}")
 
@@ -92,7 +101,8 @@ class EvalProtocol:
             words.append(f"against {self.reference}")
         if self.net:
             words.append(f"features of {self.net}")
-        return ", ".join([*words, self.precision, f"rounded to {self.rounding}"])
+        rounding = "truncated to uint8" if self.rounding == "truncated" else "rounded to uint8"
+        return ", ".join([*words, self.precision, rounding])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

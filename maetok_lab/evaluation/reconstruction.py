@@ -11,7 +11,7 @@ from torch import Tensor
 from maetok_lab.device import autocast
 from maetok_lab.evaluation.features import about_net, batch_features, image_batches, metric_name
 from maetok_lab.evaluation.metrics import Estimate, frechet_distance, kernel_distance
-from maetok_lab.evaluation.pixels import psnr, ssim
+from maetok_lab.evaluation.pixels import as_a_file_holds, psnr, ssim
 from maetok_lab.evaluation.protocol import PREVIEW_IMAGES, EvalProtocol, EvalResult
 from maetok_lab.evaluation.scaling import frechet_error
 from maetok_lab.inference import device_of, eval_mode
@@ -84,6 +84,8 @@ def _pairs(
             if reconstructions.shape != originals.shape:
                 shape = tuple(reconstructions.shape)
                 raise ValueError(f"images {tuple(originals.shape)} came back as {shape}")
+            if protocol.rounding == "truncated":
+                reconstructions = as_a_file_holds(reconstructions, "truncated")
             yield originals, reconstructions, count
 
 

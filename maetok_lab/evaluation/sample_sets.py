@@ -80,15 +80,24 @@ def sampling_protocol(run: Run, **fields: Any) -> EvalProtocol:
     return EvalProtocol(**facts | fields)
 
 
-def sampling_options(protocol: EvalProtocol) -> dict[str, Any]:
+def sampling_options(
+    protocol: EvalProtocol, weak_model: DiffusionTransformer | None = None
+) -> dict[str, Any]:
     """Options of `generation.images.generate`, from the protocol alone.
 
-    So numbers and images cannot disagree. Raises ValueError where the protocol leaves one open.
+    So numbers and images cannot disagree. Raises ValueError where the protocol leaves one open, and
+    for a `weak_model` other than the one it names.
     """
     missing = [name for name in ("sampler", "steps", "path") if getattr(protocol, name) is None]
     if missing:
         raise ValueError(
             f"the protocol must state {', '.join(missing)} before samples can be drawn"
+        )
+    actual = None if weak_model is None else tensors_fingerprint(weak_model.state_dict())
+    if actual != protocol.weak_model:
+        raise ValueError(
+            f"the protocol says weak_model = {protocol.weak_model!r}, but the one given is "
+            f"{actual!r}: state its `identity.tensors_fingerprint` there, and give that model"
         )
     # without an interval guidance applies at all t
     guidance = None
@@ -100,7 +109,9 @@ def sampling_options(protocol: EvalProtocol) -> dict[str, Any]:
         "method": protocol.sampler,
         "num_steps": protocol.steps,
         "path": protocol.path,
+        "time_shift": 1.0 if protocol.time_shift is None else protocol.time_shift,
         "guidance": guidance,
+        "weak_model": weak_model,
         "seed": protocol.seed,
         "precision": protocol.precision,
     }
@@ -111,12 +122,14 @@ def sample_set(
     model: DiffusionTransformer,
     tokenizer: AnyTokenizer,
     labels: torch.Tensor,
+    *,
+    weak_model: DiffusionTransformer | None = None,
 ) -> SampleSet:
     """The config of a run of samples, with hashes of what draws them.
 
     Raises ValueError for a protocol that leaves open how they are drawn.
     """
-    sampling_options(protocol)  # raises where the protocol leaves something open
+    sampling_options(protocol, weak_model)  # raises where the protocol leaves something open
     if len(labels) != protocol.num_images:
         raise ValueError(f"{len(labels)} labels for {protocol.num_images} images")
     return SampleSet(
@@ -136,6 +149,7 @@ def write_samples(
     run: Run,
     *,
     batch_size: int = 64,
+    weak_model: DiffusionTransformer | None = None,
 ) -> Iterator[tuple[int, int]]:
     """Draw the images that `run` lacks, yielding (this process's images so far, all of its share).
 
@@ -144,7 +158,8 @@ def write_samples(
     """
     if run.finished:
         return
-    actual = sample_set(config.protocol, model, tokenizer, labels)
+    protocol = config.protocol
+    actual = sample_set(protocol, model, tokenizer, labels, weak_model=weak_model)
     if same_weights(tokenizer, config.tokenizer):  # also under the name that an older run has
         actual = dataclasses.replace(actual, tokenizer=config.tokenizer)
     if actual != config:
@@ -165,10 +180,11 @@ def write_samples(
         labels,
         torch.tensor(missing, dtype=torch.long),
         batch_size=batch_size,
-        **sampling_options(config.protocol),
+        **sampling_options(protocol, weak_model),
     )
     for rows, images in batches:
-        for row, pixels in zip(rows.tolist(), to_uint8(images).permute(0, 2, 3, 1).numpy()):
+        levels = to_uint8(images, protocol.rounding).permute(0, 2, 3, 1).numpy()
+        for row, pixels in zip(rows.tolist(), levels):
             with atomic_path(image_path(run, row)) as temporary:
                 Image.fromarray(pixels).save(temporary, "PNG")
         count += len(rows)

@@ -128,7 +128,7 @@ def draw(
         batch_size = min(batch_size, max(8, min(32, math.ceil(len(rows) / 2))))
     batches = rows.split(batch_size)
     count = 0
-    with eval_mode(model, tokenizer):
+    with eval_mode(model, tokenizer, sampling.get("weak_model")):
         for batch, images in zip(batches, each_part(drawn, batches, device=device)):
             count += len(batch)
             if progress:

@@ -1,5 +1,6 @@
 """Generation metrics on a tiny seeded network: direction, names, intervals, floors and refusals."""
 
+import dataclasses
 import json
 import math
 from statistics import NormalDist
@@ -16,6 +17,7 @@ from maetok_lab.evaluation.metrics import (
     kernel_distance,
 )
 from maetok_lab.evaluation.protocol import PREVIEW_IMAGES, EvalProtocol
+from maetok_lab.pictures import from_uint8
 from maetok_lab.rng import generator
 
 PROTOCOL = EvalProtocol(sampler="heun", steps=50, labels="equal")
@@ -43,9 +45,8 @@ def images(count=60, name="real", size=16):
 
 def evaluate(samples, reference=None, **settings):
     reference = images() if reference is None else reference
-    return evaluate_generation(
-        samples, reference, net=TinyNet(), protocol=PROTOCOL, **{"preview": True} | settings
-    )
+    settings = {"protocol": PROTOCOL, "preview": True} | settings
+    return evaluate_generation(samples, reference, net=TinyNet(), **settings)
 
 
 def test_numbers_are_those_of_the_metrics_under_the_networks_name():
@@ -65,6 +66,16 @@ def test_numbers_are_those_of_the_metrics_under_the_networks_name():
     for name, (low, high) in result.intervals.items():
         assert low <= result.metrics[name] <= high
         assert low < high
+
+
+def test_samples_in_a_tensor_are_rounded_as_the_protocol_says():
+    levels = torch.randint(256, (50, 3, 16, 16), generator=generator(0, "levels"))
+    between = ((levels + 0.75) / 127.5 - 1).clamp(-1, 1)  # the byte below is `levels`
+    protocol = dataclasses.replace(PROTOCOL, rounding="truncated")
+    result = evaluate(between, protocol=protocol)
+    assert result.metrics == evaluate(from_uint8(levels)).metrics
+    assert result.metrics != evaluate(between).metrics
+    assert result.protocol.describe().endswith("truncated to uint8")
 
 
 def test_the_protocol_says_what_was_compared():

@@ -65,6 +65,17 @@ def test_numbers_are_the_means_over_images():
     assert "data_range 255" in result.protocol.ssim
 
 
+def test_truncated_reconstructions_are_one_level_lower_where_they_lie_between():
+    levels = torch.randint(100, 150, (11, 3, 16, 16), generator=generator(0, "levels"))
+    x = levels / 127.5 - 1
+    plain = evaluate_reconstruction(Shift(-0.1 / 127.5), x)
+    assert plain.metrics["psnr"] == math.inf
+    protocol = EvalProtocol(task="reconstruction", rounding="truncated")
+    truncated = evaluate_reconstruction(Shift(-0.1 / 127.5), x, protocol=protocol)
+    # an error of one level everywhere
+    assert truncated.metrics["psnr"] == pytest.approx(20 * math.log10(255), rel=1e-12)
+
+
 def test_sources_and_batch_sizes_give_the_same():
     expected = evaluate_reconstruction(Shift(0.2), images())
     for batch_size in (1, 3, 64):

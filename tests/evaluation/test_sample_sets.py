@@ -1,5 +1,6 @@
 """Samples on disk: the same images whatever was interrupted, by any number of processes."""
 
+import copy
 import dataclasses
 import inspect
 import socket
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from maetok_lab.data.latents import LatentSpace
-from maetok_lab.diffusion.sampling import sample_steps
+from maetok_lab.diffusion.sampling import Guidance, sample_steps
 from maetok_lab.evaluation.npz import NpzImages
 from maetok_lab.evaluation.protocol import EvalProtocol
 from maetok_lab.evaluation.sample_sets import (
@@ -21,6 +22,7 @@ from maetok_lab.evaluation.sample_sets import (
     write_samples,
 )
 from maetok_lab.generation.images import generate
+from maetok_lab.identity import fingerprint, tensors_fingerprint
 from maetok_lab.pictures import to_uint8
 from maetok_lab.runs import Run
 
@@ -124,14 +126,75 @@ def test_the_protocol_alone_says_how_samples_are_drawn():
         sampling_options(EvalProtocol(steps=3))
 
 
+STATED_BY = {  # the protocol's fields for each option of `sample_steps`
+    "method": ["sampler"],
+    "num_steps": ["steps"],
+    "guidance": ["guidance_scale", "guidance_low", "guidance_high"],
+    "path": ["path"],
+    "weak_model": ["weak_model"],
+    "time_shift": ["time_shift"],
+    "seeds": ["seed"],
+    "sde_noise": ["seed"],  # drawn from the seeds
+}
+
+
 def test_no_option_of_the_sampler_is_forgotten_by_the_protocol():
     options = set(inspect.signature(sample_steps).parameters) - {"model", "noise", "labels"}
-    made_from_the_seed = {"seeds", "sde_noise"}
-    not_for_sample_sets = {"weak_model", "time_shift"}  # left at what they are without
-    assert options - set(sampling_options(PROTOCOL)) == made_from_the_seed | not_for_sample_sets
-    stated = {"num_images", "labels", "sampler", "steps", "path", "seed", "precision", "ema"}
-    stated |= {"guidance_scale", "guidance_low", "guidance_high"}
+    assert options == set(STATED_BY)
+    stated = {"num_images", "labels", "precision", "ema", "rounding"}.union(*STATED_BY.values())
     assert stated <= {field.name for field in dataclasses.fields(EvalProtocol)}
+    assert options - set(sampling_options(PROTOCOL)) == {"seeds", "sde_noise"}
+
+
+def test_time_shift_and_weak_model_are_drawn_with_as_stated(model, tokenizer, tmp_path):
+    weak = copy.deepcopy(model)
+    with torch.no_grad():
+        weak.final_layer.linear.weight.mul_(0.5)
+    changes = {"time_shift": 3.0, "weak_model": tensors_fingerprint(weak.state_dict())}
+    protocol = dataclasses.replace(PROTOCOL, **changes)
+    assert "time shift 3, " in protocol.describe()
+    assert f"by weights {changes['weak_model']}" in protocol.describe()
+
+    labels = class_labels(protocol, 4)
+    config = sample_set(protocol, model, tokenizer, labels, weak_model=weak)
+    run = Run.open("weak", config, root=tmp_path)
+    request = (model, tokenizer, SPACE, labels)
+    list(write_samples(*request, config, run, weak_model=weak))
+    guidance = Guidance(1.5, 0.0, 0.8)
+    drawing = {"method": "heun", "num_steps": 3, "guidance": guidance, "seed": 5}
+    expected = generate(*request, **drawing, time_shift=3.0, weak_model=weak)
+    expected = to_uint8(expected).permute(0, 2, 3, 1).numpy()
+    assert np.abs(pixels(run).astype(int) - expected).max() <= 1
+    plain = to_uint8(generate(*request, **drawing)).permute(0, 2, 3, 1).numpy()
+    assert np.abs(pixels(run).astype(int) - plain).max() > 1
+
+    for given in (None, model):
+        with pytest.raises(ValueError, match=r"says weak_model = '.*', but the one given is "):
+            sampling_options(protocol, given)
+    with pytest.raises(ValueError, match="says weak_model = None, but"):
+        sampling_options(PROTOCOL, weak)
+
+
+def test_protocols_without_the_younger_fields_keep_their_names():
+    # of commit 95809ad
+    assert fingerprint(PROTOCOL) == "44bc8a37128340e8"
+    for change in ({"time_shift": 2.0}, {"weak_model": "0123"}, {"rounding": "truncated"}):
+        assert fingerprint(dataclasses.replace(PROTOCOL, **change)) != fingerprint(PROTOCOL)
+
+
+def test_samples_are_truncated_where_the_protocol_says_so(model, tokenizer, tmp_path):
+    protocol = dataclasses.replace(PROTOCOL, rounding="truncated")
+    request, run = opened(model, tokenizer, tmp_path, protocol=protocol)
+    list(write_samples(*request, run))
+    drawn = generate(*request[:4], **sampling_options(protocol))
+    # ADM's image_sample.py: ((sample + 1) * 127.5).clamp(0, 255).to(uint8), which truncates
+    expected = ((drawn + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    assert (pixels(run) == expected).mean() > 0.99
+    request, nearest = opened(model, tokenizer, tmp_path, "nearest")
+    list(write_samples(*request, nearest))
+    lower = pixels(nearest).astype(int) - pixels(run)
+    assert (lower.min(), lower.max()) == (0, 1)
+    assert 0.2 < lower.mean() < 0.8
 
 
 def _process(rank, port, root, model, tokenizer, queue):
