@@ -84,8 +84,8 @@ FILES = {  # inside a package a file imports files to its left only
         "presets",
     ],
     "analysis": [
-        *("preprocess", "mixture", "fitting", "gmm", "projection", "labelled", "probe"),
-        *("geometry", "decoding", "card", "theory", "masks", "maps"),
+        *("definitions", "preprocess", "mixture", "fitting", "gmm", "projection", "labelled"),
+        *("probe", "geometry", "decoding", "card", "theory", "masks", "maps"),
     ],
     "widgets": [
         *("front", "latest", "uploads", "live", "ratio_chart", "mask_studio", "latent_map"),

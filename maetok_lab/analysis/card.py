@@ -22,8 +22,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from maetok_lab.analysis.decoding import Decode, decoder_robustness, interpolation_smoothness
+from maetok_lab.analysis.decoding import STEPS, Decode, decoder_robustness, interpolation_smoothness
+from maetok_lab.analysis.definitions import definition
 from maetok_lab.analysis.geometry import (
+    MAX_ROWS,
+    NEIGHBOURS,
     channel_statistics,
     intrinsic_dimension,
     spectrum_numbers,
@@ -37,7 +40,7 @@ from maetok_lab.files import finite, read_json, write_json
 from maetok_lab.rng import generator
 from maetok_lab.runs import Run
 
-Entry = dict[str, Any]  # entry (its name), value, error, unit
+Entry = dict[str, Any]  # entry (its name), value, error, unit, definition
 FEWEST_RUNS = 5  # below, a correlation over runs means nothing
 DRAWS = 1000  # of runs, for its interval
 CARD_FILE = "card.json"
@@ -69,6 +72,7 @@ def diffusability_card(
     test_latents: Any,
     test_labels: Tensor,
     *,
+    validation: tuple[Any, Tensor] | None = None,
     decode: Decode | None = None,
     diffusion_loss: Mapping[str, float] | None = None,
     beside: Mapping[str, float] | None = None,
@@ -77,9 +81,9 @@ def diffusability_card(
 ) -> pd.DataFrame:
     """All numbers of this package about latents (n, N, C) with labels (n,), and about test ones.
 
-    -> index `entry`, columns `group, value, error, unit`; curves for the figure in `.attrs`.
-    `beside` are numbers from elsewhere, such as PSNR; finished mixtures are kept in `folder`.
-    Raises ValueError for latents that `gmm_curve` refuses.
+    -> index `entry`, columns `group, value, error, unit`; each entry's definition, and curves, in
+    `.attrs`. `validation` is the probes', `beside` are numbers from elsewhere; finished mixtures
+    are kept in `folder`. Raises ValueError for latents that `gmm_curve` refuses.
     """
     latents = as_rows(latents)
     test_latents = as_rows(test_latents)
@@ -88,12 +92,15 @@ def diffusability_card(
 
     # Every entry of the card, by group, in the order of the card.
     groups = {
-        "known": [_entry(name, value) for name, value in (beside or {}).items()],
+        "known": [_entry(name, value, measure="given") for name, value in (beside or {}).items()],
         "mixture": _mixture_entries(mixtures),
         "shape": _shape_entries(latents, settings.seed),
-        "probe": _probe_entries(latents, labels, test_latents, test_labels, settings.seed),
+        "probe": _probe_entries(
+            latents, labels, test_latents, test_labels, validation, settings.seed
+        ),
     }
     curves = {"gmm": mixtures.to_dict("records"), "spectrum": spectrum_of(latents).tolist()}
+    definitions = {"gmm": mixtures.attrs["definition"], "spectrum": definition("spectrum")}
     if decode is not None:
         count = min(settings.decoded, test_latents.shape[0])
         sample = take_rows(test_latents, torch.arange(count)).float()
@@ -102,20 +109,25 @@ def diffusability_card(
         )
         groups["decoder"] = _decoder_entries(robustness, decode, sample, settings)
         curves["robustness"] = robustness.to_dict("records")
+        definitions["robustness"] = robustness.attrs["definition"]
     if diffusion_loss is not None:
         # "loss", and "loss/t0.25" of noise levels near t = 0.25, where t = 1 is noise
+        trained = {"measure": "diffusion_loss", "steps": settings.diffusion_steps}
         groups["diffusion"] = [
-            _entry(f"diffusion_{name}", value) for name, value in diffusion_loss.items()
+            _entry(f"diffusion_{name}", value, **trained) for name, value in diffusion_loss.items()
         ]
 
-    # One table; what its figure draws besides and how it was made go with it.
+    # One table; what its figure draws besides, and how all was made, go with it.
     rows = []
     for group, entries in groups.items():
-        rows += [{"group": group, **entry} for entry in entries]
+        for entry in entries:
+            definitions[entry["entry"]] = entry.pop("definition")
+            rows.append({"group": group, **entry})
     card = pd.DataFrame(rows).set_index("entry")
     card.attrs = {
         "settings": to_json(settings),
         "gmm_protocol": mixtures.attrs["protocol"],
+        "definitions": definitions,
         "curves": curves,
     }
     return card
@@ -124,9 +136,18 @@ def diffusability_card(
 # Entries, one function a group --------------------------------------------------------------------
 
 
-def _entry(name: str, value: float, error: float = math.nan, unit: str = "") -> Entry:
-    """One line of the card."""
-    return {"entry": name, "value": float(value), "error": float(error), "unit": unit}
+def _entry(
+    name: str,
+    value: float,
+    error: float = math.nan,
+    unit: str = "",
+    *,
+    measure: str | None = None,
+    **settings: Any,
+) -> Entry:
+    """One line of the card, with the definition of its measure, which is its name's otherwise."""
+    numbers = {"value": float(value), "error": float(error), "unit": unit}
+    return {"entry": name, **numbers, "definition": definition(measure or name, **settings)}
 
 
 def _mixture_entries(curve: pd.DataFrame) -> list[Entry]:
@@ -134,11 +155,15 @@ def _mixture_entries(curve: pd.DataFrame) -> list[Entry]:
     entries = [_entry("gmm_dimensions", curve["dimensions"].iloc[0])]
     for _, row in curve.iterrows():
         count = int(row["components"])
-        entries.append(_entry(f"gmm_nll_{count}", row["heldout_nll"], unit="nats per image"))
-        nll = row["heldout_nll_per_dim"]
-        entries.append(_entry(f"gmm_nll_per_dim_{count}", nll, unit="nats"))
+        units = {"gmm_nll": "nats per image", "gmm_nll_per_dim": "nats"}
+        columns = {"gmm_nll": "heldout_nll", "gmm_nll_per_dim": "heldout_nll_per_dim"}
+        for measure, unit in units.items():
+            value = row[columns[measure]]
+            name = f"{measure}_{count}"
+            entries.append(_entry(name, value, unit=unit, measure=measure, components=count))
     best = curve.loc[curve["bic"].idxmin()]
-    entries.append(_entry("gmm_components_by_bic", best["components"]))
+    among = curve["components"].tolist()
+    entries.append(_entry("gmm_components_by_bic", best["components"], among=among))
     # of the largest mixture: a mode far out is hard to sample
     norm = curve["max_mean_norm"].iloc[-1]
     entries.append(_entry("gmm_max_mean_norm", norm, unit="standard deviations"))
@@ -150,7 +175,8 @@ def _shape_entries(latents: Any, seed: int) -> list[Entry]:
     entries = [_entry(name, value) for name, value in spectrum_numbers(latents).items()]
     for method in ("twonn", "mle"):
         dimension = intrinsic_dimension(latents, method=method, seed=seed)
-        entries.append(_entry(f"intrinsic_dimension_{method}", dimension))
+        settings = {"neighbours": NEIGHBOURS[method], "max_rows": MAX_ROWS, "seed": seed}
+        entries.append(_entry(f"intrinsic_dimension_{method}", dimension, **settings))
     if len(latents.shape) == 3 and latents.shape[1] > 1:
         entries.append(_entry("token_correlation", token_correlation(latents)))
     channels = channel_statistics(latents)
@@ -161,17 +187,24 @@ def _shape_entries(latents: Any, seed: int) -> list[Entry]:
 
 
 def _probe_entries(
-    latents: Any, labels: Tensor, test_latents: Any, test_labels: Tensor, seed: int
+    latents: Any,
+    labels: Tensor,
+    test_latents: Any,
+    test_labels: Tensor,
+    validation: tuple[Any, Tensor] | None,
+    seed: int,
 ) -> list[Entry]:
     """How well classes are read from the latents: accuracies in [0, 1], with standard errors."""
     data = (latents, labels, test_latents, test_labels)
-    results = {"probe": linear_probe(*data, seed=seed)}
+    choice = {"validation": validation, "seed": seed}
+    results = {"probe": linear_probe(*data, **choice)}
     if len(latents.shape) == 3:
-        results["probe_pooled"] = linear_probe(*data, pool=True, seed=seed)
+        results["probe_pooled"] = linear_probe(*data, pool=True, **choice)
     results["knn"] = knn_probe(*data, neighbours=min(20, latents.shape[0]))
     entries = []
     for name, result in results.items():
-        entries.append(_entry(f"{name}_top1", result.top1, result.standard_error))
+        entry = _entry(f"{name}_top1", result.top1, result.standard_error, measure="linear_probe")
+        entries.append(entry | {"definition": result.definition})
     entries.append(_entry("probe_top5", results["probe"].top5))
     entries.append(_entry("majority", results["probe"].majority))
     return entries
@@ -183,11 +216,14 @@ def _decoder_entries(
     """How well the decoder forgives noise, and how straight and even it goes between two images."""
     entries = []
     for level, value, error in robustness.itertuples(index=False):
-        entries.append(_entry(f"psnr_at_noise_{level:g}", value, error, "dB"))
+        name = f"psnr_at_noise_{level:g}"
+        known = {"measure": "psnr_at_noise", "level": level, "images": len(sample)}
+        entries.append(_entry(name, value, error, "dB", **known))
     smoothness = interpolation_smoothness(decode, sample, pairs=settings.pairs, seed=settings.seed)
     for name in ("detour", "unevenness"):
         values = smoothness[name]
-        entries.append(_entry(f"interpolation_{name}", values.mean(), values.sem()))
+        known = {"pairs": settings.pairs, "steps": STEPS, "images": len(sample)}
+        entries.append(_entry(f"interpolation_{name}", values.mean(), values.sem(), **known))
     return entries
 
 

@@ -6,6 +6,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from maetok_lab.analysis.definitions import definition
 from maetok_lab.evaluation.pixels import psnr
 from maetok_lab.rng import generator
 
@@ -42,7 +43,9 @@ def decoder_robustness(
         values = torch.cat(scores).clamp(max=MAX_PSNR)
         error = values.std() / len(values) ** 0.5
         rows.append({"noise": level, "psnr": float(values.mean()), "error": float(error)})
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    table.attrs = {"definition": definition("psnr_at_noise", images=len(latents), seed=seed)}
+    return table
 
 
 @torch.inference_mode()

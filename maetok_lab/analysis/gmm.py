@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from maetok_lab.analysis.definitions import definition
 from maetok_lab.analysis.fitting import GmmProtocol, fit_gmm
 from maetok_lab.analysis.mixture import Covariance
 from maetok_lab.analysis.preprocess import (
@@ -98,7 +99,8 @@ def gmm_curve(
             else:
                 rows.append(_read_row(path))
     table = pd.DataFrame(rows, columns=COLUMNS)
-    table.attrs = {"protocol": to_json(protocol), **data.facts}
+    stated = definition("gmm_nll", **to_json(protocol))
+    table.attrs = {"protocol": to_json(protocol), "definition": stated, **data.facts}
     return table
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from maetok_lab.analysis.definitions import Definition, definition
 from maetok_lab.analysis.labelled import ROUNDING, Labelled, labelled_latents
 from maetok_lab.analysis.preprocess import as_rows, float64_device
 from maetok_lab.neighbours import Neighbours, nearest_neighbours
@@ -39,6 +40,7 @@ class ProbeResult:
     test_images: int
     classes: int
     pooled: bool  # whether tokens were averaged
+    definition: Definition  # of `top1`
 
 
 def linear_probe(
@@ -67,9 +69,21 @@ def linear_probe(
     read = functools.partial(labelled_latents, pool=pool, device=device, dtype=dtype)
     train = read(latents, labels)
     test = read(test_latents, test_labels)
+    chosen_on = f"a random {HELDOUT:.0%} of the training rows"
+    if validation is not None:
+        chosen_on = f"{len(validation[1])} validation rows"
+    stated = definition(
+        "linear_probe",
+        pooled=pool,
+        chosen_on=chosen_on,
+        strengths=list(strengths),
+        max_iterations=max_iterations,
+        precision=precision,
+        seed=seed,
+    )
     if len(train.labels.unique()) < 2:
         warnings.warn("one class alone has no linear probe: its accuracy is NaN", stacklevel=2)
-        return _no_result(len(train.labels), len(test.labels), pool)
+        return _no_result(len(train.labels), len(test.labels), pool, stated)
     basis = _Basis.of(train)
     train = basis(train)
     classes = _class_count(train.data.labels, test.labels)
@@ -99,14 +113,18 @@ def linear_probe(
         strength=strengths[best],
         heldout_top1=scores[best][0],
         pooled=pool,
+        definition=stated,
     )
 
 
-def _no_result(train_images: int, test_images: int, pooled: bool) -> ProbeResult:
+def _no_result(
+    train_images: int, test_images: int, pooled: bool, definition: Definition
+) -> ProbeResult:
     """What is said of one class alone."""
     unknown = ("top1", "top5", "standard_error", "majority", "strength", "heldout_top1")
     facts = {"train_images": train_images, "test_images": test_images, "classes": 1}
-    return ProbeResult(**dict.fromkeys(unknown, math.nan), **facts, pooled=pooled)
+    known = facts | {"pooled": pooled, "definition": definition}
+    return ProbeResult(**dict.fromkeys(unknown, math.nan), **known)
 
 
 def knn_probe(
@@ -145,6 +163,7 @@ def knn_probe(
         strength=float(neighbours),
         heldout_top1=math.nan,
         pooled=False,
+        definition=definition("knn_probe", neighbours=neighbours),
     )
 
 
@@ -344,6 +363,7 @@ def _result(
     strength: float,
     heldout_top1: float,
     pooled: bool,
+    definition: Definition,
 ) -> ProbeResult:
     """Accuracies of scores (n, K) of the test rows, the highest of which is the prediction."""
     count = len(test_labels)
@@ -364,4 +384,5 @@ def _result(
         test_images=count,
         classes=classes,
         pooled=pooled,
+        definition=definition,
     )

@@ -87,6 +87,7 @@ def evaluate_generation(
         reference=reference.name,
         reference_images=reference.count,
         reference_sha256=reference.sha256,
+        floor=_floor_images(reference, second_reference),
         **about_net(net),
     )
     return EvalResult.from_estimates(
@@ -259,6 +260,13 @@ def _floor(
     if "is" in metrics and reference.logits is not None:
         floor["is"] = _score(reference.logits, seed).value
     return floor
+
+
+def _floor_images(reference: Reference, second: Reference | None) -> str | None:
+    """What stood in the samples' place for the floor, in words."""
+    if second is not None:
+        return f"{second.count:,} of {second.name}"
+    return None if reference.features is None else f"one half of {reference.name}, to the other"
 
 
 def _rows(reference: Reference, rows: Tensor) -> Reference:

@@ -54,6 +54,7 @@ class EvalProtocol:
     reference: str | None = None  # their name
     reference_images: int | None = None  # their number
     reference_sha256: str | None = None  # of their content
+    floor: str | None = younger(None)  # the real images in the samples' place, for the floor
 
     # What measures
     net: str | None = None  # feature network of the distances
@@ -99,6 +100,8 @@ class EvalProtocol:
         # what they were compared with, and by which network
         if self.reference:
             words.append(f"against {self.reference}")
+            if self.floor:
+                words.append(f"floor: {self.floor}")
         if self.net:
             words.append(f"features of {self.net}")
         rounding = "truncated to uint8" if self.rounding == "truncated" else "rounded to uint8"

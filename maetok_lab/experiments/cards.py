@@ -15,6 +15,7 @@ from torch import Tensor
 
 from maetok_lab.analysis.card import CARD_FILE, CardSettings, diffusability_card, write_card
 from maetok_lab.analysis.preprocess import data_hash, row_hashes
+from maetok_lab.config import younger
 from maetok_lab.data.latents import LatentDataset
 from maetok_lab.evaluation.protocol import EvalResult, compare
 from maetok_lab.protocols import AnyTokenizer
@@ -84,8 +85,9 @@ def generation_scores(
     if not results:
         return pd.DataFrame(columns=["kid"]).rename_axis("tokenizer")
 
-    # the seed and the best averaged weights may be each tokenizer's own
-    table = compare(results, allow=["ema", "seed", "num_images"]).rename_axis("tokenizer")
+    # the seed and the best averaged weights may be each tokenizer's own; floors are not shown
+    own = ["ema", "seed", "num_images", "floor"]
+    table = compare(results, allow=own).rename_axis("tokenizer")
     return table.filter(regex=r"^kid(?!.*_floor$)")
 
 
@@ -98,6 +100,7 @@ class CardOfLatents:
     labels: str  # of both, which need not be those in the caches
     diffusion: str  # the run of `diffusion_loss`, "" where there is none
     settings: CardSettings
+    validation: str = younger("")  # the cache that chose the probes' penalty, "" for none
 
 
 def card_run(
@@ -107,6 +110,7 @@ def card_run(
     test: LatentDataset,
     test_labels: Tensor,
     *,
+    validation: tuple[LatentDataset, Tensor] | None = None,
     tokenizer: AnyTokenizer | None = None,
     diffusion: Run | None = None,
     beside: Mapping[str, float] | None = None,
@@ -115,9 +119,10 @@ def card_run(
 ) -> Run:
     """The card of cached latents as `card.json` in run `name`; a finished run is returned as it is.
 
-    `tokenizer` gives the decoder's entries, `diffusion` (a finished run of `diffusion_loss`) the
-    losses, `beside` numbers from elsewhere. Raises ValueError for a diffusion model that was not
-    trained for the steps in `settings`: cards are comparable only where these are equal.
+    `validation` (latents, labels) chooses the probes' penalty, `tokenizer` gives the decoder's
+    entries, `diffusion` (a finished run of `diffusion_loss`) the losses, `beside` numbers from
+    elsewhere. Raises ValueError for a diffusion model that was not trained for the steps in
+    `settings`: cards are comparable only where these are equal.
     """
     # without a diffusion model the card has no loss, and says so by 0 steps
     steps = diffusion.summary["steps"] if diffusion else 0
@@ -126,15 +131,21 @@ def card_run(
             f"the card is to hold the loss after {settings.diffusion_steps} steps, "
             f"but there were {steps}; train for as many, or change the settings"
         )
-    all_labels = torch.cat([labels, test_labels])
+    all_labels = [labels, test_labels]
+    if validation is not None:
+        all_labels.append(validation[1])
+    all_labels = torch.cat(all_labels)
     config = CardOfLatents(
         latents=latents.fingerprint,
         test=test.fingerprint,
         labels=data_hash(row_hashes(all_labels[:, None].double())),
         settings=settings,
         diffusion=diffusion.fingerprint if diffusion else "",
+        validation=validation[0].fingerprint if validation else "",
     )
     parents = [latents.run, test.run]
+    if validation:
+        parents.append(validation[0].run)
     losses = None
     if diffusion:
         parents.append(diffusion)
@@ -146,6 +157,7 @@ def card_run(
                 labels,
                 test,
                 test_labels,
+                validation=validation,
                 decode=tokenizer.decode if tokenizer else None,
                 diffusion_loss=losses,
                 beside=beside,
@@ -162,13 +174,15 @@ def trained_card(
     preset: str,
     data: tuple[LatentDataset, Tensor, LatentDataset, Tensor],
     *,
+    validation: tuple[LatentDataset, Tensor] | None = None,
     labels: str,
     num_classes: int,
     settings: CardSettings,
     tokenizer: AnyTokenizer,
     root: str | Path | None = None,
 ) -> Run:
-    """The card of `data` (latents, labels, and both of test images) after `diffusion_loss` on them.
+    """The card of `data` (latents, labels, and both of test images) after `diffusion_loss` on them;
+    `validation` as in `card_run`.
 
     The runs are flow-NAME-LABELS, with a model of `preset` trained for the settings' steps, and
     card-NAME-DIMENSIONSd. What is finished is returned as it is.
@@ -188,6 +202,7 @@ def trained_card(
     return card_run(
         f"card-{name}-{settings.dimensions}d",
         *data,
+        validation=validation,
         tokenizer=tokenizer,
         diffusion=flow,
         settings=settings,

@@ -174,14 +174,14 @@ def _line(
         diffusion_steps=comparison.diffusion_steps,
         seed=row.ladder.seed,
     )
-    train = row.latents("train")
-    test = row.latents("test")
+    train, val, test = (row.latents(split) for split in ("train", "val", "test"))
     card = card_run(
         f"{row.run.name}-card-{dimensions}d",
         train,
         train.labels,
         test,
         test.labels,
+        validation=(val, val.labels),
         diffusion=flow,
         beside=psnr,
         tokenizer=load_tokenizer(row.run.folder).to(row.ladder.device),  # where the latents are

@@ -155,14 +155,9 @@ class Ladder:
         splits = {}
         for split in self.images:
             latents = self.latents(run, split)
-            splits[split] = (latents.all_latents(), latents.labels)
-        return linear_probe(
-            *splits["train"],
-            *splits["test"],
-            validation=splits["val"],
-            seed=self.seed,
-            precision="float32",
-        )
+            splits[split] = (latents, latents.labels)
+        parts = (*splits["train"], *splits["test"])
+        return linear_probe(*parts, validation=splits["val"], seed=self.seed)
 
 
 def climb(

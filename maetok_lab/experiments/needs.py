@@ -28,10 +28,9 @@ def shortfalls(
         lines.append("one class: no linear probe, and no accuracy of maps")
     for split, part in images.items():
         scored = len(range(0, len(part), score_every))
-        if split != "train" and scored < 2 * MIN_IMAGES:
+        if split != "train" and scored < MIN_IMAGES:
             lines.append(
-                f"{counted(scored, 'image')} of {split} to score: a KID needs {MIN_IMAGES} a side,"
-                f" and its floor, of two halves, {2 * MIN_IMAGES}"
+                f"{counted(scored, 'image')} of {split} to score: a KID needs {MIN_IMAGES} a side"
             )
 
     # of copies one stays, and a share of the rest is held out

@@ -4,6 +4,7 @@ The training loops themselves run, on random images or latents, with batches tha
 seconds are spent.
 """
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from maetok_lab.data.latents import LatentDataset
 from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.experiments.trial import Measured, try_training
 from maetok_lab.rng import generator
+from maetok_lab.runs.provenance import clock
 from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
 from maetok_lab.training.diffusion import train_diffusion
 from maetok_lab.training.presets import diffusion_training
@@ -131,25 +133,23 @@ def latent_cache_bytes(num_images: int, config: TokenizerConfig, *, flips: bool 
 
 
 def measured_table(measured: Sequence[Measured]) -> pd.DataFrame:
-    """One row a stage: what was measured, and what follows for the recipe."""
+    """What was measured, and what follows for the recipe, in words: one column a stage."""
     # what was measured, at the largest batch that was tried, then the recipe
-    rows = []
+    columns = {}
     for stage in measured:
-        rows.append(
-            {
-                "stage": stage.stage,
-                "images/s": stage.images_per_second,
-                "at batch": stage.batch,
-                "GFLOP an image": stage.flop_per_image / 1e9,
-                "TFLOP/s": stage.flop_per_image * stage.images_per_second / 1e12,
-                "MB an image": stage.bytes_per_image / 1e6,
-                "recipe's batch": stage.recipe_batch,
-                "GB at it": stage.memory() / 1e9,
-                "images in all": stage.images,
-                "hours": stage.hours,
-            }
-        )
-    return pd.DataFrame(rows).set_index("stage")
+        seconds = 3600 * stage.hours
+        columns[stage.stage] = {
+            "images/s": f"{stage.images_per_second:.3g}",
+            "at batch": f"{stage.batch:,}",
+            "GFLOP an image": f"{stage.flop_per_image / 1e9:.3g}",
+            "TFLOP/s": f"{stage.flop_per_image * stage.images_per_second / 1e12:.3g}",
+            "MB an image": f"{stage.bytes_per_image / 1e6:.3g}",
+            "recipe's batch": f"{stage.recipe_batch:,}",
+            "GB at it": f"{stage.memory() / 1e9:.3g}",
+            "images in all": f"{stage.images:,}",
+            "time for them": clock(seconds) if math.isfinite(seconds) else "not measured",
+        }
+    return pd.DataFrame(columns)
 
 
 def _count(make: Callable[[], torch.nn.Module]) -> int:

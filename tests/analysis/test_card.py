@@ -1,5 +1,6 @@
 """The card holds every number of the package and survives JSON; correlations are scipy's."""
 
+import json
 import math
 
 import numpy as np
@@ -74,6 +75,38 @@ def test_a_card_survives_json(tmp_path):
     pd.testing.assert_frame_equal(back, table)
     assert back.attrs["curves"]["spectrum"] == table.attrs["curves"]["spectrum"]
     assert back.attrs["settings"]["dimensions"] == 4
+
+
+def test_every_number_and_curve_says_its_definition(tmp_path):
+    validation = latents(40, "validation")
+    given = {"diffusion_loss": {"loss": 0.4}, "beside": {"psnr": 18.0}}
+    table = card(decode=decode, validation=validation, **given)
+    write_card(table, tmp_path / "card.json")
+    definitions = json.loads((tmp_path / "card.json").read_text())["definitions"]
+    assert set(definitions) == {*table.index, "gmm", "spectrum", "robustness"}
+    for stated in definitions.values():
+        assert set(stated) == {"measure", "formula", "source", "settings"}
+        assert stated["formula"]
+        assert stated["source"]
+    assert definitions["gmm_nll_3"]["settings"] == {"components": 3}
+    assert definitions["gmm"]["settings"]["covariance"] == "diag"
+    assert definitions["psnr_at_noise_0.1"]["settings"] == {"level": 0.1, "images": 12}
+    neighbours = {"neighbours": 10, "max_rows": 5000, "seed": 0}
+    assert definitions["intrinsic_dimension_mle"]["settings"] == neighbours
+    assert definitions["probe_top1"]["settings"]["chosen_on"] == "40 validation rows"
+    assert definitions["probe_pooled_top1"]["settings"]["pooled"]
+    assert definitions["knn_top1"]["measure"] == "knn_probe"
+    assert definitions["psnr"]["measure"] == "given"
+
+
+def test_the_probes_of_a_card_are_chosen_on_its_validation_latents():
+    validation = latents(40, "validation")
+    data = (*latents(), *latents(60, "test"))
+    for given in (None, validation):
+        probe = linear_probe(*data, validation=given)
+        assert card(validation=given).value["probe_top1"] == probe.top1
+        words = "40 validation rows" if given else "a random 20% of the training rows"
+        assert probe.definition["settings"]["chosen_on"] == words
 
 
 def cards(count):

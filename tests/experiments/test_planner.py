@@ -114,7 +114,15 @@ def test_what_does_not_fit_is_not_run(monkeypatch):
     assert (
         "does not fit: weights, gradients, optimizer and averages alone take" in measured.verdict()
     )
-    assert measured_table([measured]).loc["diffusion", "at batch"] == 0
+    table = measured_table([measured])["diffusion"]
+    assert (table["at batch"], table["time for them"]) == ("0", "not measured")
+
+
+def test_the_table_is_in_words_that_small_and_large_numbers_fit():
+    words = measured_table([changed(images=44_800, images_per_second=512.3)])["tokenizer"]
+    assert (words["images in all"], words["images/s"]) == ("44,800", "512")
+    assert words["time for them"] == "1:27"
+    assert "." not in measured_table([MEASURED]).loc["images in all", "tokenizer"]
 
 
 def test_verdicts():
