@@ -185,7 +185,8 @@ def trained_card(
     `validation` as in `card_run`.
 
     The runs are flow-NAME-LABELS, with a model of `preset` trained for the settings' steps, and
-    card-NAME-DIMENSIONSd. What is finished is returned as it is.
+    card-NAME-DIMENSIONSd, with "-val" where there is `validation`. What is finished is returned as
+    it is.
     """
     latents, _, test, _ = data
     flow = diffusion_loss(
@@ -200,7 +201,7 @@ def trained_card(
         precision="fp32",  # on every device, so that cards made on several are comparable
     )
     return card_run(
-        f"card-{name}-{settings.dimensions}d",
+        f"card-{name}-{settings.dimensions}d{'-val' if validation else ''}",
         *data,
         validation=validation,
         tokenizer=tokenizer,

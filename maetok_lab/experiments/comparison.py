@@ -176,7 +176,7 @@ def _line(
     )
     train, val, test = (row.latents(split) for split in ("train", "val", "test"))
     card = card_run(
-        f"{row.run.name}-card-{dimensions}d",
+        f"{row.run.name}-card-{dimensions}d-val",
         train,
         train.labels,
         test,

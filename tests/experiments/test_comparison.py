@@ -47,6 +47,16 @@ def test_every_row_has_every_number_at_one_number_of_dimensions(compared):
     assert len(claims_checked(table, "all", CONTROL)) == len(CLAIMS)
 
 
+def test_a_rows_linear_probe_is_one_number(compared):
+    ladder, _, _, table = compared
+    for _, line in table.iterrows():
+        score = ladder.score(Run(ladder.root / line["run"]))
+        assert line["probe_top1"] == score.metrics["probe_top1"]
+        stated = cards_of([ladder.root / line["card"]])[line["card"]].attrs["definitions"]
+        count = len(ladder.images["val"])
+        assert stated["probe_top1"]["settings"]["chosen_on"] == f"{count} validation rows"
+
+
 def test_the_generation_gap_is_to_the_rows_own_reconstructions(compared):
     ladder, _, rows, table = compared
     folders = [ladder.root / f"{row.run.name}-evaluation" for row in rows]

@@ -1,19 +1,25 @@
 """Training a tokenizer: stopping changes nothing, previews change nothing, bad steps stay out."""
 
+import contextlib
 import dataclasses
+import math
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from maetok_lab.config import override
 from maetok_lab.data.images import open_images
+from maetok_lab.evaluation.pixels import psnr
+from maetok_lab.generation.images import reconstruct
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig
 from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.masking import MaskingConfig
 from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig
+from maetok_lab.training.autoencoding import TokenizerTask
 from maetok_lab.training.optim import NonFiniteTraining, OptimizerConfig
 from maetok_lab.training.presets import TOKENIZER_TRAINING
 from maetok_lab.training.recipe import TokenizerTraining
@@ -193,9 +199,9 @@ def test_previews_are_written_and_scored_and_change_nothing(tmp_path, pictures, 
         str(shown.sample_path(6)),
     }
     assert shown.sample_path(6).exists()
-    psnr = shown.metrics("val")["psnr"]
-    assert len(psnr) == 2
-    assert psnr.between(1, 20).all()
+    decibels = shown.metrics("val")["psnr"]
+    assert len(decibels) == 2
+    assert decibels.between(1, 20).all()
     for name, value in plain.load_checkpoint().tensors["model"].items():
         assert torch.equal(shown.load_checkpoint().tensors["model"][name], value)
 
@@ -206,12 +212,19 @@ def test_the_preview_scores_the_averaged_weights(tmp_path, pictures):
     train(config, pictures, run, preview=pictures)
     tokenizer = Tokenizer(MODEL).eval()
     tokenizer.load_state_dict(run.load_checkpoint().tensors["ema"])
-    with torch.inference_mode():
-        shown = tokenizer(pictures.images).clamp(-1, 1)
-    pixels = [((x + 1) * 127.5).round().double() for x in (shown, pictures.images)]
-    error = (pixels[0] - pixels[1]).square().mean((1, 2, 3))
-    psnr = (10 * torch.log10(255**2 / error)).mean().item()
-    assert run.metrics("val")["psnr"].item() == pytest.approx(psnr, abs=1e-4)
+    # the number of `evaluation`, not one like it
+    expected = psnr(reconstruct(tokenizer, pictures.images), pictures.images).mean().item()
+    assert run.metrics("val")["psnr"].item() == expected
+
+
+def test_the_psnr_of_a_preview_without_error_is_infinite(tmp_path, pictures):
+    # a formula of its own, which clamped errors at 1e-12, gave 168.13 dB
+    logged = []
+    run = SimpleNamespace(log=logged.append, sample_path=lambda step: tmp_path / f"{step}.png")
+    task = TokenizerTask(override(AE, {"num_steps": 4}), pictures, preview=pictures)
+    task.autocast = contextlib.nullcontext()
+    task.picture({"ema": SimpleNamespace(module=torch.nn.Identity())}, 4, run)
+    assert [record["psnr"] for record in logged] == [math.inf]
 
 
 # Bad steps ----------------------------------------------------------------------------------------
