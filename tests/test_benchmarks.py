@@ -1,5 +1,6 @@
 """The benchmarks' commands run, at their smallest."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -25,6 +26,10 @@ SMALLEST = {
         "1",
     ],
     "ladder.py": ["--preset", "test", "--rungs", "ae"],
+    "metrics.py": [
+        *("--images", "80", "--width", "16", "--subsets", "20", "--subset-size", "60"),
+        *("--repeats", "1"),
+    ],
     "sampling.py": ["--preset", "test", "--batch", "2", "--steps", "4", "--repeats", "1"],
     "studio.py": ["--preset", "test", "--moves", "2"],
     "tokens.py": ["--preset", "test", "--tokens", "4", "16", "--batch", "1", "--repeats", "1"],
@@ -43,8 +48,9 @@ def columns(line):
     "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in SMALLEST]
 )
 def test_it_runs(name, tmp_path):
-    if name == "studio.py":
-        pytest.importorskip("plotly")
+    needed = {"studio.py": "plotly", "metrics.py": "torch_fidelity"}
+    if name in needed and importlib.util.find_spec(needed[name]) is None:
+        pytest.skip(f"{needed[name]} is not installed")
     words = [*SMALLEST[name], *(["--runs", str(tmp_path)] if name == "ladder.py" else [])]
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / name), *words],
@@ -66,6 +72,9 @@ def test_it_runs(name, tmp_path):
         *_, few, many = map(columns, done.stdout.strip().splitlines())
         assert (few[0], many[0]) == ("4", "16")
         assert 1 < float(many[2]) == pytest.approx(float(many[1]) / float(few[1]), rel=0.01)
+    if name == "metrics.py":
+        rows = [columns(line)[0] for line in done.stdout.strip().splitlines()[-3:]]
+        assert rows == ["frechet", "kernel", "precision"]
     if name == "diffusion_step.py":
         names, _, values = map(columns, done.stdout.strip().splitlines()[-3:])
         row = dict(zip(names, values, strict=True))
