@@ -1,7 +1,8 @@
-"""Fit a Gaussian mixture: k-means++ starts, short runs of all at once, a long run of the best."""
+"""Fit a Gaussian mixture: k-means++ starts, short runs of all at once, long runs of the best."""
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,12 +12,14 @@ from maetok_lab.analysis.mixture import (
     Covariance,
     Mixture,
     Rows,
+    Statistics,
+    check_digits,
     expect,
     maximise,
-    mean_log_likelihood,
+    mean_log_likelihoods,
     moments,
 )
-from maetok_lab.analysis.preprocess import float64_device, take_rows
+from maetok_lab.analysis.preprocess import check_resolution, flat_chunks, float64_device, take_rows
 from maetok_lab.hints import check_choice
 from maetok_lab.rng import generator
 
@@ -29,7 +32,7 @@ class GmmProtocol:
     dimensions: int | None = None
     variance: float = 0.9  # share that the dimensions keep, where their number is open
     covariance: Covariance = "diag"  # of each component: its variances alone, or all of it
-    restarts: int = 10  # starts; the best after the short runs is fitted
+    restarts: int = 10  # starts; those best after the short runs are fitted, see `_promising`
     max_iterations: int = 200  # of expectation maximisation, those of the short run included
     tolerance: float = 1e-3  # nats per row: the fit ends when an iteration gains less
     # Added to every variance, in standardised units squared, as scikit-learn does: no component can
@@ -70,119 +73,145 @@ def fit_gmm(
 ) -> Mixture:
     """Fit a Gaussian mixture by expectation maximisation: rows (n, d) -> Mixture, where they are.
 
-    `start` replaces the protocol's restarts. Raises ValueError for NaN, constant rows, components
-    outside 1..n, and a start of other shapes.
+    More restarts are never worse. `start` replaces them. Raises ValueError for NaN, constant rows,
+    rows that their dtype or the precision cannot hold, components outside 1..n, and a start of
+    other shapes.
     """
     device = float64_device(points, device)
-    rows = Rows(points, device, getattr(torch, protocol.precision))
-    _check_rows(rows, components)
+    dtype = getattr(torch, protocol.precision)
+    if len(points.shape) != 2:
+        raise ValueError(f"points must be (n, d), not {tuple(points.shape)}")
+    if not 1 <= components <= len(points):
+        raise ValueError(
+            f"components must be between 1 and {len(points)}, the number of rows, not {components}"
+        )
+    origin = _checked_mean(points, device, protocol)
+    rows = Rows(points, device, dtype, origin=origin)
     if start is None:
-        start = _best_start(rows, components, protocol)
+        runs = _starts(rows, components, protocol)
     else:
-        start = _checked_start(start, components, protocol, rows)
-    steps = protocol.max_iterations - start.iterations
-    climb = _climb(rows, start, steps, protocol.tolerance, protocol.covariance_floor)
-    return dataclasses.replace(
-        climb.mixture.apply(lambda part: part[0].double()),
-        train_nll=-float(climb.likelihood[0]),
-        converged=climb.converged,
-    )
+        runs = [_checked_start(start, components, protocol, rows)]
+    if len(runs) > 1:
+        steps = min(protocol.screen_iterations, protocol.max_iterations)
+        runs = _promising(_climb(rows, runs, steps, protocol))
+    runs = _climb(rows, runs, protocol.max_iterations, protocol)
+    best = min(runs, key=lambda run: run.train_nll)
+    check_digits(best)
+    return best.less(-origin).to(torch.float64)
 
 
 # Iterations ---------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _Climb:
-    """Where some iterations led."""
+def _climb(
+    rows: Rows, runs: Sequence[Mixture], iterations: int, protocol: GmmProtocol
+) -> list[Mixture]:
+    """Every run until it gains less than the tolerance, or has `iterations` behind it."""
+    runs = list(runs)
+    before = [-math.inf] * len(runs)
+    # rows are read once for all runs that go on
+    while active := [
+        index for index, run in enumerate(runs) if not run.converged and run.iterations < iterations
+    ]:
+        statistics = expect(rows, [runs[index] for index in active])
+        for index, sums in zip(active, statistics, strict=True):
+            run = runs[index]
+            likelihood = float(sums.log_likelihood) / rows.count
+            if abs(likelihood - before[index]) < protocol.tolerance:
+                runs[index] = dataclasses.replace(run, train_nll=-likelihood, converged=True)
+                continue
+            before[index] = likelihood
+            mixture = maximise(sums, run, protocol.covariance_floor)
+            runs[index] = dataclasses.replace(mixture, iterations=run.iterations + 1)
 
-    mixture: Mixture  # R restarts
-    likelihood: Tensor  # (R,), mean log-likelihood in nats per row
-    converged: bool  # the last iteration gained less than the tolerance, in every restart
+    # those that were stopped need no statistics, their likelihood alone
+    stopped = [index for index, run in enumerate(runs) if not run.converged]
+    if stopped:
+        likelihoods = mean_log_likelihoods(rows, [runs[index] for index in stopped])
+        for index, likelihood in zip(stopped, likelihoods, strict=True):
+            settled = abs(likelihood - before[index]) < protocol.tolerance
+            runs[index] = dataclasses.replace(runs[index], train_nll=-likelihood, converged=settled)
+    return runs
 
 
-def _climb(rows: Rows, mixture: Mixture, steps: int, tolerance: float, floor: float) -> _Climb:
-    """At most `steps` iterations of all restarts at once; the likelihood never falls."""
-    before: Tensor | float = -math.inf
-    for _ in range(steps):
-        statistics = expect(rows, mixture)
-        likelihood = statistics.likelihood
-        if _settled(likelihood, before, tolerance):
-            return _Climb(mixture, likelihood, True)
-        before = likelihood
-        iterations = mixture.iterations + 1
-        mixture = dataclasses.replace(maximise(statistics, mixture, floor), iterations=iterations)
-    likelihood = mean_log_likelihood(rows, mixture)  # nobody would read the statistics
-    return _Climb(mixture, likelihood, _settled(likelihood, before, tolerance))
+def _promising(runs: Sequence[Mixture]) -> list[Mixture]:
+    """Of short runs, those that converged and those that are better than every run before them.
 
-
-def _settled(likelihood: Tensor, before: Tensor | float, tolerance: float) -> bool:
-    return bool((likelihood - before).abs().max() < tolerance)
+    A run is among them whatever comes after it. So more restarts only add to what is fitted to the
+    end, and are never worse; of ten, about three are records.
+    """
+    promising = []
+    lowest = math.inf
+    for run in runs:
+        if run.converged or run.train_nll < lowest:
+            promising.append(run)
+        lowest = min(lowest, run.train_nll)
+    return promising
 
 
 # Starts -------------------------------------------------------------------------------------------
 
 
-def _best_start(rows: Rows, components: int, protocol: GmmProtocol) -> Mixture:
-    """Of several starts, the one with the highest likelihood after a short run; an axis in front.
-
-    A bad start shows within a few iterations, and rows are read once for all of them.
-    """
-    starts = _starts(rows, components, protocol)
-    if len(starts.weights) == 1:
-        return starts
-    steps = min(protocol.screen_iterations, protocol.max_iterations)
-    climb = _climb(rows, starts, steps, 0.0, protocol.covariance_floor)
-    best = climb.likelihood.argmax()[None]
-    return climb.mixture.apply(lambda part: part[best])
-
-
-def _starts(rows: Rows, components: int, protocol: GmmProtocol) -> Mixture:
-    """Mixtures (R, K) at the means of k-means++ clusters, with the clusters' pooled covariance."""
-    random = generator(protocol.seed, "gmm", "start", components)
+def _starts(rows: Rows, components: int, protocol: GmmProtocol) -> list[Mixture]:
+    """Mixtures at the means of k-means++ clusters, with the clusters' pooled covariance."""
     restarts = protocol.restarts if components > 1 else 1  # one Gaussian has one best fit
 
     # A sample is enough for a start: centres cost rows x components x candidates.
     sample = rows
     size = max(protocol.start_rows, components)
     if rows.count > size:
+        random = generator(protocol.seed, "gmm", "start rows", components)
         indices = torch.randperm(rows.count, generator=random)[:size].sort().values
-        sample = Rows(take_rows(rows.points, indices), rows.device, rows.dtype)
-    means = _plus_plus(sample[:], components, restarts, random)
+        sample = Rows(take_rows(rows.points, indices), rows.device, rows.dtype, origin=rows.origin)
+    # each restart draws from a stream of its own: the first of many is the only one of one
+    randoms = [
+        generator(protocol.seed, "gmm", "start", components, restart) for restart in range(restarts)
+    ]
+    centres = _plus_plus(sample[:], components, randoms)
 
     # Every row goes to its nearest centre: the most probable of equal, spherical components.
     unit = torch.ones(rows.width, dtype=rows.dtype, device=rows.device)
     if protocol.covariance == "full":
         unit = torch.diag(unit)
-    weights = torch.full(means.shape[:2], 1 / components, dtype=rows.dtype, device=rows.device)
-    spherical = Mixture(weights, means, unit.expand(restarts, components, *unit.shape))
+    weights = torch.full((components,), 1 / components, dtype=rows.dtype, device=rows.device)
+    units = unit.expand(components, *unit.shape)
+    spherical = [Mixture(weights, means, units) for means in centres]
     clusters = expect(sample, spherical, hard=True)
-    counts = clusters.counts  # (R, K)
-    average = clusters.sums / counts.clamp(min=1)[..., None]
-    centres, within = moments(average, spherical, 0.0)
+    return [
+        _pooled(statistics, mixture, protocol.covariance_floor)
+        for statistics, mixture in zip(clusters, spherical, strict=True)
+    ]
 
-    # One covariance for all: a small cluster's own would be too narrow to leave.
-    shares = counts / counts.sum(dim=1, keepdim=True)
-    shares = shares.view(*counts.shape, *[1] * unit.ndim)
-    pooled = (shares * within).sum(dim=1, keepdim=True)
-    pooled = pooled + protocol.covariance_floor * unit.double()
+
+def _pooled(clusters: Statistics, spherical: Mixture, floor: float) -> Mixture:
+    """A start from clusters around the means of `spherical`, with one covariance for all."""
+    # a small cluster's own covariance would be too narrow to leave
+    counts = clusters.counts
+    average = clusters.sums / counts.clamp(min=1)[:, None]
+    means, within = moments(average, spherical, 0.0)
+    pooled = torch.tensordot(counts / counts.sum(), within, dims=1)
+    pooled = pooled + floor * spherical.covariances[0].double()
     # Every centre keeps some weight, also one that shares all its rows with a twin.
-    weights = (counts + 1) / (counts + 1).sum(dim=1, keepdim=True)
-    centres = torch.where(counts[..., None] > 0, centres, means.double())
-    return Mixture(weights, centres, pooled.expand(-1, components, *unit.shape)).to(rows.dtype)
+    weights = (counts + 1) / (counts + 1).sum()
+    means = torch.where(counts[:, None] > 0, means, spherical.means.double())
+    mixture = Mixture(weights, means, pooled.expand(len(counts), *pooled.shape))
+    return mixture.to(spherical.means.dtype)
 
 
-def _plus_plus(points: Tensor, components: int, restarts: int, random: torch.Generator) -> Tensor:
+def _plus_plus(points: Tensor, components: int, randoms: Sequence[torch.Generator]) -> Tensor:
     """Greedy k-means++ (Arthur and Vassilvitskii 2007): rows (m, d) -> centres (R, K, d).
 
     Each next centre is the best of 2 + log K candidates, drawn with probability proportional to the
     squared distance from the centres so far.
     """
     trials = 2 + int(math.log(components))
+    restarts = len(randoms)
     restart = torch.arange(restarts, device=points.device)
     squares = points.square().sum(dim=1)
-    uniform = torch.rand(components, restarts, trials, generator=random, dtype=torch.float64)
-    uniform = uniform.to(points.device)
+    draws = [
+        torch.rand(components, trials, generator=random, dtype=torch.float64) for random in randoms
+    ]
+    uniform = torch.stack(draws, dim=1).to(points.device)  # (K, R, trials)
     centres = [(uniform[0, :, 0] * len(points)).long()]  # rows (R,), one entry a centre
     nearest = _squared_distances(points, squares, centres[0])  # (R, m), to the nearest centre
     for step in range(1, components):
@@ -216,23 +245,34 @@ def _checked_start(start: Mixture, components: int, protocol: GmmProtocol, rows:
             f"the start has {tuple(start.means.shape)} means and {start.covariance} covariances, "
             f"but ({components}, {rows.width}) and {protocol.covariance} are to be fitted"
         )
-    batch = start.to(rows.device, rows.dtype).apply(lambda part: part[None])
-    return dataclasses.replace(batch, iterations=0)
+    centred = start.to(rows.device).less(rows.origin).to(rows.dtype)
+    return dataclasses.replace(centred, iterations=0, converged=False)
 
 
-def _check_rows(rows: Rows, components: int) -> None:
-    if not 1 <= components <= rows.count:
-        raise ValueError(
-            f"components must be between 1 and {rows.count}, the number of rows, not {components}"
-        )
-    size = 1 << 16
-    for start in range(0, rows.count, size):
-        part = rows[start : start + size]
+def _checked_mean(points: Any, device: torch.device, protocol: GmmProtocol) -> Tensor:
+    """The mean row (d,) float64. Raises ValueError for rows that cannot be fitted."""
+    # relative to the first row, so that a constant dimension has no variance at all
+    first = next(flat_chunks(points[:1], device))[1][0]
+    total = torch.zeros_like(first)
+    for start, part in flat_chunks(points, device):
+        total += (part - first).sum(dim=0)
         # the sum alone clears nearly all rows, in one pass
-        if not part.sum().isfinite() and not part.isfinite().all():
-            end = start + len(part)
-            raise ValueError(f"points hold NaN or infinite values, in rows {start} to {end - 1}")
-    # the first two rows tell varied ones from constant ones nearly always
-    first = rows[:1]
-    if rows.count > 1 and (first == rows[1:2]).all() and (first == rows[1:size]).all():
-        raise ValueError("points are constant: all rows are the same")
+        if not total.isfinite().all() and not part.isfinite().all():
+            end = start + len(part) - 1
+            raise ValueError(f"points hold NaN or infinite values, in rows {start} to {end}")
+    mean = first + total / len(points)
+    squares = torch.zeros_like(first)
+    for _, part in flat_chunks(points, device):
+        squares += (part - mean).square().sum(dim=0)
+    if len(points) > 1 and not squares.any():
+        raise ValueError("points are constant: all rows are the same, as far as their dtype tells")
+    check_resolution(points, mean, squares / len(points), floor=protocol.covariance_floor)
+
+    # distances are sums of squares over dimensions, and are themselves summed over rows
+    limit = torch.finfo(getattr(torch, protocol.precision)).max
+    if not 4 * len(points) * squares.sum() < limit:
+        raise ValueError(
+            f"rows lie {float(squares.sum().sqrt()):.1e} from their mean, whose squares"
+            f" {protocol.precision} cannot hold: divide them by their standard deviations"
+        )
+    return mean
