@@ -12,16 +12,17 @@ from maetok_lab.analysis.mixture import (
     Covariance,
     Mixture,
     Rows,
-    Statistics,
     check_digits,
     expect,
     maximise,
     mean_log_likelihoods,
-    moments,
 )
 from maetok_lab.analysis.preprocess import check_resolution, flat_chunks, float64_device, take_rows
 from maetok_lab.hints import check_choice
 from maetok_lab.rng import generator
+
+K_MEANS_ITERATIONS = 20  # the most of a start
+TIES = 1e-6  # relative: what rounding, which differs with the number of restarts, must not decide
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,35 +168,64 @@ def _starts(rows: Rows, components: int, protocol: GmmProtocol) -> list[Mixture]
     randoms = [
         generator(protocol.seed, "gmm", "start", components, restart) for restart in range(restarts)
     ]
-    centres = _plus_plus(sample[:], components, randoms)
+    points = sample[:]
+    centres = _plus_plus(points, components, randoms)
+    if protocol.covariance == "diag":
+        second = points.square().mean(dim=0).double()
+    else:
+        second = (points.T @ points).double() / len(points)
 
-    # Every row goes to its nearest centre: the most probable of equal, spherical components.
-    unit = torch.ones(rows.width, dtype=rows.dtype, device=rows.device)
-    if protocol.covariance == "full":
-        unit = torch.diag(unit)
-    weights = torch.full((components,), 1 / components, dtype=rows.dtype, device=rows.device)
-    units = unit.expand(components, *unit.shape)
-    spherical = [Mixture(weights, means, units) for means in centres]
-    clusters = expect(sample, spherical, hard=True)
-    return [
-        _pooled(statistics, mixture, protocol.covariance_floor)
-        for statistics, mixture in zip(clusters, spherical, strict=True)
-    ]
+    starts = []
+    for restart, means in enumerate(centres):
+        # One assignment serves components that differ in shape, k-means those that are alike.
+        iterations = K_MEANS_ITERATIONS if restart % 2 else 1
+        means, counts = _k_means(points, means, iterations, protocol.tolerance)
+        start = _pooled(means.double(), counts.double(), second, protocol.covariance_floor)
+        starts.append(start.to(rows.dtype))
+    return starts
 
 
-def _pooled(clusters: Statistics, spherical: Mixture, floor: float) -> Mixture:
-    """A start from clusters around the means of `spherical`, with one covariance for all."""
+def _pooled(means: Tensor, counts: Tensor, second: Tensor, floor: float) -> Mixture:
+    """Mixture at clusters (K, d) of `counts` (K,) rows, with one covariance within all of them.
+
+    `second` (d,) or (d, d) are all rows' mean squares or products.
+    """
     # a small cluster's own covariance would be too narrow to leave
-    counts = clusters.counts
-    average = clusters.sums / counts.clamp(min=1)[:, None]
-    means, within = moments(average, spherical, 0.0)
-    pooled = torch.tensordot(counts / counts.sum(), within, dims=1)
-    pooled = pooled + floor * spherical.covariances[0].double()
+    shares = counts / counts.sum()
+    if second.ndim == 1:
+        covariance = (second - shares @ means.square()).clamp(min=0) + floor
+    else:
+        eye = torch.eye(len(second), dtype=second.dtype, device=second.device)
+        covariance = second - (means.T * shares) @ means + floor * eye
     # Every centre keeps some weight, also one that shares all its rows with a twin.
     weights = (counts + 1) / (counts + 1).sum()
-    means = torch.where(counts[:, None] > 0, means, spherical.means.double())
-    mixture = Mixture(weights, means, pooled.expand(len(counts), *pooled.shape))
-    return mixture.to(spherical.means.dtype)
+    return Mixture(weights, means, covariance.expand(len(counts), *covariance.shape))
+
+
+def _k_means(
+    points: Tensor, means: Tensor, iterations: int, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """Lloyd's iterations from centres (K, d) over rows (m, d): means (K, d), rows of each (K,).
+
+    They end when one gains less than the tolerance, as nats per row of equal, spherical Gaussians.
+    """
+    power = float(points.square().sum()) / len(points)
+    width = points.shape[1]
+    before = math.inf
+    for _ in range(iterations):
+        # |x - c|^2 = |x|^2 - 2 (c'x - |c|^2 / 2) is least where the bracket is greatest
+        scores = torch.addmm(-0.5 * means.square().sum(dim=1)[:, None], means, points.T)
+        top = scores.amax(dim=0)
+        nearest = (scores == top).to(points.dtype)  # (K, m)
+        nearest /= nearest.sum(dim=0)  # twins share their rows
+        counts = nearest.sum(dim=1)
+        sums = nearest @ points
+        means = torch.where(counts[:, None] > 0, sums / counts.clamp(min=0.5)[:, None], means)
+        distance = max(power - 2 * float(top.mean()), 1e-300)
+        if width / 2 * (math.log(before) - math.log(distance)) <= tolerance:
+            break
+        before = distance
+    return means, counts
 
 
 def _plus_plus(points: Tensor, components: int, randoms: Sequence[torch.Generator]) -> Tensor:
@@ -222,8 +252,10 @@ def _plus_plus(points: Tensor, components: int, randoms: Sequence[torch.Generato
         distances = _squared_distances(points, squares, candidates.flatten())
         distances = distances.view(restarts, trials, -1)
         distances = torch.minimum(distances, nearest[:, None])
-        # greedy: the candidate that leaves the least distance in all
-        best = distances.sum(dim=2).argmin(dim=1)  # (R,)
+        # greedy: the first candidate that leaves the least distance in all
+        totals = distances.sum(dim=2)
+        least = totals.amin(dim=1, keepdim=True)
+        best = (totals <= least * (1 + TIES)).int().argmax(dim=1)  # (R,)
         nearest = distances[restart, best]
         centres.append(candidates[restart, best])
     return points[torch.stack(centres, dim=1)]

@@ -237,11 +237,10 @@ class Statistics:
         )
 
 
-def expect(rows: Rows, mixtures: Sequence[Mixture], *, hard: bool = False) -> list[Statistics]:
+def expect(rows: Rows, mixtures: Sequence[Mixture]) -> list[Statistics]:
     """The expectation step under mixtures of one kind: each row's responsibilities, summed.
 
-    Responsibilities are soft, r_k = w_k N_k(x) / p(x), or `hard`: 1 for the most probable
-    component, 0 for the others, and the likelihood says nothing then.
+    They are r_k = w_k N_k(x) / p(x).
     """
     # Rows are read once for all mixtures, but each has products of its own: one product of all
     # would round differently with their number.
@@ -249,17 +248,14 @@ def expect(rows: Rows, mixtures: Sequence[Mixture], *, hard: bool = False) -> li
     log_joints = [log_joint_of(mixture) for mixture in mixtures]
     for phi in rows.features(mixtures[0].covariance, len(mixtures[0].weights)):
         for index, log_joint in enumerate(log_joints):
-            part = _chunk_statistics(log_joint(phi), phi, hard)
+            part = _chunk_statistics(log_joint(phi), phi)
             total = totals[index]
             totals[index] = part if total is None else total + part
     return [total for total in totals if total is not None]
 
 
-def _chunk_statistics(joint: Tensor, phi: Tensor, hard: bool) -> Statistics:
+def _chunk_statistics(joint: Tensor, phi: Tensor) -> Statistics:
     """Statistics of one chunk of rows, from their log-densities (K, b), which are overwritten."""
-    if hard:
-        nearest = joint.argmax(dim=0, keepdim=True)
-        joint.fill_(-torch.inf).scatter_(0, nearest, 0.0)
     # log-sum-exp over components and the responsibilities, with one pass of exp
     top = joint.amax(dim=0)
     shares = joint.sub_(top).exp_()
@@ -284,24 +280,19 @@ def maximise(statistics: Statistics, mixture: Mixture, floor: float) -> Mixture:
     """The mixture of highest likelihood under given responsibilities; no component is empty."""
     counts = statistics.counts
     safe = counts.clamp(min=1e-30)[:, None]
-    means, covariances = moments(statistics.sums / safe, mixture, floor)
+    width = mixture.means.shape[1]
+    means, second = (statistics.sums / safe).tensor_split([width], dim=1)
+    # S = E[x x'] - m m'; rounding can leave a variance a little below 0
+    if mixture.covariance == "diag":
+        covariances = (second - means * means).clamp(min=0) + floor
+    else:
+        covariances = _unpack(second, width) - means[:, :, None] * means[:, None, :]
+        covariances.diagonal(dim1=1, dim2=2).add_(floor)
     weights = counts / counts.sum()
     # With less than half a row's worth of responsibility a component never comes back by itself.
     empty = (counts < 0.5).nonzero()[:, 0].tolist()
     _refill(weights, means, covariances, empty)
     return Mixture(weights, means, covariances).to(mixture.means.dtype)
-
-
-def moments(average: Tensor, mixture: Mixture, floor: float) -> tuple[Tensor, Tensor]:
-    """Mean phi (K, F) -> means (K, d), covariances with `floor` added to each variance."""
-    width = mixture.means.shape[-1]
-    means, second = average.split([width, average.shape[-1] - width], dim=-1)
-    # S = E[x x'] - m m'; rounding can leave a variance a little below 0
-    if mixture.covariance == "diag":
-        return means.clone(), (second - means * means).clamp(min=0) + floor
-    covariances = _unpack(second, width) - means[..., :, None] * means[..., None, :]
-    eye = torch.eye(width, dtype=means.dtype, device=means.device)
-    return means.clone(), covariances + floor * eye
 
 
 def _unpack(packed: Tensor, width: int) -> Tensor:
