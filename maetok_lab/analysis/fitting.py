@@ -1,4 +1,4 @@
-"""Fit a Gaussian mixture: k-means++ starts, short runs of all at once, long runs of the best."""
+"""Fit a Gaussian mixture: k-means++ starts, all fitted at once, the hopeless given up."""
 
 import dataclasses
 import math
@@ -21,7 +21,8 @@ from maetok_lab.analysis.preprocess import check_resolution, flat_chunks, float6
 from maetok_lab.hints import check_choice
 from maetok_lab.rng import generator
 
-K_MEANS_ITERATIONS = 20  # the most of a start
+K_MEANS_ITERATIONS = 100  # the most of a start
+K_MEANS_TOLERANCE = 1e-4  # nats per row, as if clusters were spherical Gaussians of one size
 TIES = 1e-6  # relative: what rounding, which differs with the number of restarts, must not decide
 
 
@@ -33,13 +34,15 @@ class GmmProtocol:
     dimensions: int | None = None
     variance: float = 0.9  # share that the dimensions keep, where their number is open
     covariance: Covariance = "diag"  # of each component: its variances alone, or all of it
-    restarts: int = 10  # starts; those best after the short runs are fitted, see `_promising`
+    restarts: int = 10  # starts, of which the best end counts
     max_iterations: int = 200  # of expectation maximisation, those of the short run included
     tolerance: float = 1e-3  # nats per row: the fit ends when an iteration gains less
     # Added to every variance, in standardised units squared, as scikit-learn does: no component can
     # shrink onto one row, whose density would be infinite.
     covariance_floor: float = 1e-3
-    screen_iterations: int = 20  # of each short run
+    # A restart has so many iterations; then it is given up as soon as so many more at its pace
+    # would not bring it up to an earlier one.
+    screen_iterations: int = 20
     start_rows: int = 20_000  # random rows from which the starts are made
     heldout: float = 0.2  # share of rows held out; 0 where held-out latents were given
     # Of scores and densities. float32 agrees to 1e-4 relative and is meant for GPUs; sums and the
@@ -92,11 +95,7 @@ def fit_gmm(
         runs = _starts(rows, components, protocol)
     else:
         runs = [_checked_start(start, components, protocol, rows)]
-    if len(runs) > 1:
-        steps = min(protocol.screen_iterations, protocol.max_iterations)
-        runs = _promising(_climb(rows, runs, steps, protocol))
-    runs = _climb(rows, runs, protocol.max_iterations, protocol)
-    best = min(runs, key=lambda run: run.train_nll)
+    best = min(_climb(rows, runs, protocol), key=lambda run: run.train_nll)
     check_digits(best)
     return best.less(-origin).to(torch.float64)
 
@@ -104,50 +103,42 @@ def fit_gmm(
 # Iterations ---------------------------------------------------------------------------------------
 
 
-def _climb(
-    rows: Rows, runs: Sequence[Mixture], iterations: int, protocol: GmmProtocol
-) -> list[Mixture]:
-    """Every run until it gains less than the tolerance, or has `iterations` behind it."""
-    runs = list(runs)
-    before = [-math.inf] * len(runs)
-    # rows are read once for all runs that go on
-    while active := [
-        index for index, run in enumerate(runs) if not run.converged and run.iterations < iterations
-    ]:
+def _climb(rows: Rows, starts: Sequence[Mixture], protocol: GmmProtocol) -> list[Mixture]:
+    """Iterate all until each gains less than the tolerance, is given up, or has no iterations left.
+
+    What becomes of a start depends on those before it alone. So more of them only add to the ends
+    among which the best is chosen, which is never worse.
+    """
+    runs = list(starts)
+    likelihoods = [-math.inf] * len(runs)  # of the last expectation; in nats per row
+    active = list(range(len(runs)))
+    for iteration in range(protocol.max_iterations):
+        # rows are read once for all runs that go on
         statistics = expect(rows, [runs[index] for index in active])
-        for index, sums in zip(active, statistics, strict=True):
-            run = runs[index]
+        for index, sums in zip(tuple(active), statistics, strict=True):
             likelihood = float(sums.log_likelihood) / rows.count
-            if abs(likelihood - before[index]) < protocol.tolerance:
-                runs[index] = dataclasses.replace(run, train_nll=-likelihood, converged=True)
-                continue
-            before[index] = likelihood
-            mixture = maximise(sums, run, protocol.covariance_floor)
-            runs[index] = dataclasses.replace(mixture, iterations=run.iterations + 1)
+            gain = likelihood - likelihoods[index]
+            likelihoods[index] = likelihood
+            runs[index] = dataclasses.replace(
+                runs[index], train_nll=-likelihood, converged=abs(gain) < protocol.tolerance
+            )
+            hope = math.inf
+            if iteration >= max(protocol.screen_iterations, 1):
+                hope = likelihood + protocol.screen_iterations * gain
+            if runs[index].converged or hope < max(likelihoods[:index], default=-math.inf):
+                active.remove(index)
+            else:
+                mixture = maximise(sums, runs[index], protocol.covariance_floor)
+                runs[index] = dataclasses.replace(mixture, iterations=iteration + 1)
+        if not active:
+            return runs
 
     # those that were stopped need no statistics, their likelihood alone
-    stopped = [index for index, run in enumerate(runs) if not run.converged]
-    if stopped:
-        likelihoods = mean_log_likelihoods(rows, [runs[index] for index in stopped])
-        for index, likelihood in zip(stopped, likelihoods, strict=True):
-            settled = abs(likelihood - before[index]) < protocol.tolerance
-            runs[index] = dataclasses.replace(runs[index], train_nll=-likelihood, converged=settled)
+    ends = mean_log_likelihoods(rows, [runs[index] for index in active])
+    for index, likelihood in zip(active, ends, strict=True):
+        settled = abs(likelihood - likelihoods[index]) < protocol.tolerance
+        runs[index] = dataclasses.replace(runs[index], train_nll=-likelihood, converged=settled)
     return runs
-
-
-def _promising(runs: Sequence[Mixture]) -> list[Mixture]:
-    """Of short runs, those that converged and those that are better than every run before them.
-
-    A run is among them whatever comes after it. So more restarts only add to what is fitted to the
-    end, and are never worse; of ten, about three are records.
-    """
-    promising = []
-    lowest = math.inf
-    for run in runs:
-        if run.converged or run.train_nll < lowest:
-            promising.append(run)
-        lowest = min(lowest, run.train_nll)
-    return promising
 
 
 # Starts -------------------------------------------------------------------------------------------
@@ -169,17 +160,21 @@ def _starts(rows: Rows, components: int, protocol: GmmProtocol) -> list[Mixture]
         generator(protocol.seed, "gmm", "start", components, restart) for restart in range(restarts)
     ]
     points = sample[:]
-    centres = _plus_plus(points, components, randoms)
+    centres = _plus_plus(points.double(), components, randoms).to(points.dtype)
     if protocol.covariance == "diag":
         second = points.square().mean(dim=0).double()
     else:
         second = (points.T @ points).double() / len(points)
 
+    # One assignment serves components that differ in shape, k-means those that are alike. Its many
+    # iterations take half the time in float32, scaled so that squares cannot overflow.
+    scale = points.abs().amax().clamp(min=torch.finfo(points.dtype).tiny)
+    scaled = (points / scale).float()
     starts = []
     for restart, means in enumerate(centres):
-        # One assignment serves components that differ in shape, k-means those that are alike.
-        iterations = K_MEANS_ITERATIONS if restart % 2 else 1
-        means, counts = _k_means(points, means, iterations, protocol.tolerance)
+        if restart % 2:
+            means = _k_means(scaled, (means / scale).float()).to(points.dtype) * scale
+        means, counts, _ = _assign(points, means)
         start = _pooled(means.double(), counts.double(), second, protocol.covariance_floor)
         starts.append(start.to(rows.dtype))
     return starts
@@ -202,30 +197,33 @@ def _pooled(means: Tensor, counts: Tensor, second: Tensor, floor: float) -> Mixt
     return Mixture(weights, means, covariance.expand(len(counts), *covariance.shape))
 
 
-def _k_means(
-    points: Tensor, means: Tensor, iterations: int, tolerance: float
-) -> tuple[Tensor, Tensor]:
-    """Lloyd's iterations from centres (K, d) over rows (m, d): means (K, d), rows of each (K,).
-
-    They end when one gains less than the tolerance, as nats per row of equal, spherical Gaussians.
-    """
+def _k_means(points: Tensor, means: Tensor) -> Tensor:
+    """Lloyd's iterations until they settle: rows (m, d), centres (K, d) -> centres (K, d)."""
     power = float(points.square().sum()) / len(points)
-    width = points.shape[1]
     before = math.inf
-    for _ in range(iterations):
-        # |x - c|^2 = |x|^2 - 2 (c'x - |c|^2 / 2) is least where the bracket is greatest
-        scores = torch.addmm(-0.5 * means.square().sum(dim=1)[:, None], means, points.T)
-        top = scores.amax(dim=0)
-        nearest = (scores == top).to(points.dtype)  # (K, m)
-        nearest /= nearest.sum(dim=0)  # twins share their rows
-        counts = nearest.sum(dim=1)
-        sums = nearest @ points
-        means = torch.where(counts[:, None] > 0, sums / counts.clamp(min=0.5)[:, None], means)
-        distance = max(power - 2 * float(top.mean()), 1e-300)
-        if width / 2 * (math.log(before) - math.log(distance)) <= tolerance:
+    for _ in range(K_MEANS_ITERATIONS):
+        means, _, score = _assign(points, means)
+        distance = max(power - 2 * score, 1e-30)  # mean |x - c|^2
+        if points.shape[1] / 2 * math.log(before / distance) < K_MEANS_TOLERANCE:
             break
         before = distance
-    return means, counts
+    return means
+
+
+def _assign(points: Tensor, means: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Rows (m, d) go to the nearest of (K, d) -> the means of each, their counts (K,), a score.
+
+    The score is the mean of c'x - |c|^2 / 2 = (|x|^2 - |x - c|^2) / 2.
+    """
+    scores = torch.addmm(-0.5 * means.square().sum(dim=1)[:, None], means, points.T)  # (K, m)
+    top = scores.amax(dim=0)
+    nearest = (scores == top).to(points.dtype)
+    nearest /= nearest.sum(dim=0)  # twins share their rows
+    counts = nearest.sum(dim=1)
+    sums = nearest @ points
+    # an empty cluster stays where it is
+    means = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1e-6)[:, None], means)
+    return means, counts, float(top.mean())
 
 
 def _plus_plus(points: Tensor, components: int, randoms: Sequence[torch.Generator]) -> Tensor:
