@@ -89,15 +89,17 @@ def fit_gmm(
         raise ValueError(
             f"components must be between 1 and {len(points)}, the number of rows, not {components}"
         )
-    origin = _checked_mean(points, device, protocol)
-    rows = Rows(points, device, dtype, origin=origin)
+    mean, variance = _checked_moments(points, device, protocol)
+    rows = Rows(points, device, dtype, origin=mean)
     if start is None:
         runs = _starts(rows, components, protocol)
     else:
         runs = [_checked_start(start, components, protocol, rows)]
     best = min(_climb(rows, runs, protocol), key=lambda run: run.train_nll)
     check_digits(best)
-    return best.less(-origin).to(torch.float64)
+    narrowest = best.variances.amin(dim=0).double()
+    check_resolution(points, mean, torch.where(variance > 0, narrowest, 0))
+    return best.less(-mean).to(torch.float64)
 
 
 # Iterations ---------------------------------------------------------------------------------------
@@ -279,8 +281,10 @@ def _checked_start(start: Mixture, components: int, protocol: GmmProtocol, rows:
     return dataclasses.replace(centred, iterations=0, converged=False)
 
 
-def _checked_mean(points: Any, device: torch.device, protocol: GmmProtocol) -> Tensor:
-    """The mean row (d,) float64. Raises ValueError for rows that cannot be fitted."""
+def _checked_moments(
+    points: Any, device: torch.device, protocol: GmmProtocol
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance (d,) float64 of the rows. Raises ValueError for those beyond fitting."""
     # relative to the first row, so that a constant dimension has no variance at all
     first = next(flat_chunks(points[:1], device))[1][0]
     total = torch.zeros_like(first)
@@ -294,15 +298,15 @@ def _checked_mean(points: Any, device: torch.device, protocol: GmmProtocol) -> T
     squares = torch.zeros_like(first)
     for _, part in flat_chunks(points, device):
         squares += (part - mean).square().sum(dim=0)
-    if len(points) > 1 and not squares.any():
-        raise ValueError("points are constant: all rows are the same, as far as their dtype tells")
-    check_resolution(points, mean, squares / len(points), floor=protocol.covariance_floor)
-
     # distances are sums of squares over dimensions, and are themselves summed over rows
     limit = torch.finfo(getattr(torch, protocol.precision)).max
     if not 4 * len(points) * squares.sum() < limit:
         raise ValueError(
-            f"rows lie {float(squares.sum().sqrt()):.1e} from their mean, whose squares"
+            f"rows hold numbers as large as {float(part.abs().amax()):.1e}, whose squares"
             f" {protocol.precision} cannot hold: divide them by their standard deviations"
         )
-    return mean
+    variance = squares / len(points)
+    if len(points) > 1 and not variance.any():
+        raise ValueError("points are constant: all rows are the same, as far as their dtype tells")
+    check_resolution(points, mean, variance, floor=protocol.covariance_floor)
+    return mean, variance

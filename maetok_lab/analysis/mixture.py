@@ -51,6 +51,13 @@ class Mixture:
         # A mean and a covariance have as many numbers as phi; the weights sum to 1.
         return components - 1 + components * _feature_count(width, self.covariance)
 
+    @property
+    def variances(self) -> Tensor:
+        """Of every component in every dimension, (K, d)."""
+        if self.covariance == "diag":
+            return self.covariances
+        return self.covariances.diagonal(dim1=1, dim2=2)
+
     def log_prob(self, points: Any) -> Tensor:
         """Log-density in nats at each row: (n, d) -> (n,) float64.
 
@@ -202,20 +209,14 @@ def log_joint_of(mixture: Mixture) -> Callable[[Tensor], Tensor]:
 def check_digits(mixture: Mixture) -> None:
     """Raise ValueError where rounding of squares may change a log-density by `LOST_NATS`."""
     # the terms of (x - m)^2 / S, multiplied out, are as large as m^2 / S for the component's rows
-    variances = _variances(mixture.covariances, mixture.means)
-    distances = (mixture.means.square() / variances).sum(dim=1)
+    distances = (mixture.means.square() / mixture.variances).sum(dim=1)
     if torch.finfo(mixture.means.dtype).eps * float(distances.max()) > LOST_NATS:
         dtype = str(mixture.means.dtype).removeprefix("torch.")
         raise ValueError(
             f"a component lies {float(distances.max().sqrt()):.1e} of its standard deviations from "
             f"the mean of all, too far for {dtype}: "
-            "take precision='float64', fewer dimensions of other scales, or a higher floor"
+            "take precision='float64', or fit groups that are so far apart one by one"
         )
-
-
-def _variances(covariances: Tensor, means: Tensor) -> Tensor:
-    """Of every component in every dimension, (..., d)."""
-    return covariances if covariances.ndim == means.ndim else covariances.diagonal(dim1=-2, dim2=-1)
 
 
 # Expectation and maximisation ---------------------------------------------------------------------
@@ -311,7 +312,9 @@ def _refill(weights: Tensor, means: Tensor, covariances: Tensor, empty: list[int
     """
     for component in empty:
         heaviest = int(weights.argmax())
-        variances = _variances(covariances, means)[heaviest]
+        variances = covariances[heaviest]
+        if variances.ndim == 2:
+            variances = variances.diagonal()
         # the halves lie one standard deviation to either side
         step = torch.zeros_like(means[heaviest])
         step[variances.argmax()] = variances.max().sqrt()

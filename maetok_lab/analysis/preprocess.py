@@ -132,20 +132,21 @@ def check_resolution(
 ) -> None:
     """Refuse latents whose dtype is too coarse where they lie, from their moments (D,).
 
-    Raises ValueError where neighbouring numbers are more than a standard deviation apart, unless
-    `floor`, added to variances, hides it; if `pooled`, only where that holds in all. Constant
-    dimensions are left out.
+    Raises ValueError where neighbouring numbers are more than half a standard deviation apart,
+    unless `floor`, added to variances, hides it; if `pooled`, only where that holds in all.
+    Constant dimensions are left out.
     """
     dtype = take_rows(latents, torch.zeros(1, dtype=torch.int64)).dtype
     if not dtype.is_floating_point:
         return
-    # numbers from 2^(e - 1) to 2^e are 2^(e - 1) eps apart
+    # Numbers from 2^(e - 1) to 2^e are 2^(e - 1) eps apart. Rounding to steps h adds h^2 / 12 to a
+    # variance (Sheppard): 2 % where h is half the standard deviation, or 0.01 nats.
     exponent = torch.frexp(mean).exponent - 1
     steps = torch.ldexp(torch.full_like(mean, torch.finfo(dtype).eps), exponent)
     squares = torch.where((variance > 0) & (mean != 0), steps.square(), 0)
-    coarse = squares > variance + floor
+    coarse = 4 * squares > variance + floor
     if pooled:
-        coarse &= squares.sum() > variance.sum()
+        coarse &= 4 * squares.sum() > variance.sum()
     if coarse.any():
         worst = torch.where(coarse, steps, 0).argmax()
         name = str(dtype).removeprefix("torch.")
