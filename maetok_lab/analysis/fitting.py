@@ -35,7 +35,7 @@ class GmmProtocol:
     variance: float = 0.9  # share that the dimensions keep, where their number is open
     covariance: Covariance = "diag"  # of each component: its variances alone, or all of it
     restarts: int = 10  # starts, of which the best end counts
-    max_iterations: int = 200  # of expectation maximisation, those of the short run included
+    max_iterations: int = 200  # of expectation maximisation
     tolerance: float = 1e-3  # nats per row: the fit ends when an iteration gains less
     # Added to every variance, in standardised units squared, as scikit-learn does: no component can
     # shrink onto one row, whose density would be infinite.
@@ -85,21 +85,26 @@ def fit_gmm(
     dtype = getattr(torch, protocol.precision)
     if len(points.shape) != 2:
         raise ValueError(f"points must be (n, d), not {tuple(points.shape)}")
-    if not 1 <= components <= len(points):
+    count = points.shape[0]
+    if not 1 <= components <= count:
         raise ValueError(
-            f"components must be between 1 and {len(points)}, the number of rows, not {components}"
+            f"components must be between 1 and {count}, the number of rows, not {components}"
         )
     mean, variance = _checked_moments(points, device, protocol)
+
+    # everything from here on is relative to the mean: squares lose the digits that an offset takes
     rows = Rows(points, device, dtype, origin=mean)
     if start is None:
         runs = _starts(rows, components, protocol)
     else:
         runs = [_checked_start(start, components, protocol, rows)]
     best = min(_climb(rows, runs, protocol), key=lambda run: run.train_nll)
+
+    # what the rows' own variance did not tell: components may be much narrower
     check_digits(best)
     narrowest = best.variances.amin(dim=0).double()
     check_resolution(points, mean, torch.where(variance > 0, narrowest, 0))
-    return best.less(-mean).to(torch.float64)
+    return best.shifted(mean).to(torch.float64)
 
 
 # Iterations ---------------------------------------------------------------------------------------
@@ -277,7 +282,7 @@ def _checked_start(start: Mixture, components: int, protocol: GmmProtocol, rows:
             f"the start has {tuple(start.means.shape)} means and {start.covariance} covariances, "
             f"but ({components}, {rows.width}) and {protocol.covariance} are to be fitted"
         )
-    centred = start.to(rows.device).less(rows.origin).to(rows.dtype)
+    centred = start.to(rows.device).shifted(-rows.origin).to(rows.dtype)
     return dataclasses.replace(centred, iterations=0, converged=False)
 
 
@@ -286,6 +291,7 @@ def _checked_moments(
 ) -> tuple[Tensor, Tensor]:
     """Mean and variance (d,) float64 of the rows. Raises ValueError for those beyond fitting."""
     # relative to the first row, so that a constant dimension has no variance at all
+    count = points.shape[0]
     first = next(flat_chunks(points[:1], device))[1][0]
     total = torch.zeros_like(first)
     for start, part in flat_chunks(points, device):
@@ -294,19 +300,20 @@ def _checked_moments(
         if not total.isfinite().all() and not part.isfinite().all():
             end = start + len(part) - 1
             raise ValueError(f"points hold NaN or infinite values, in rows {start} to {end}")
-    mean = first + total / len(points)
+    mean = first + total / count
+
     squares = torch.zeros_like(first)
     for _, part in flat_chunks(points, device):
         squares += (part - mean).square().sum(dim=0)
     # distances are sums of squares over dimensions, and are themselves summed over rows
     limit = torch.finfo(getattr(torch, protocol.precision)).max
-    if not 4 * len(points) * squares.sum() < limit:
+    if not 4 * count * squares.sum() < limit:
         raise ValueError(
             f"rows hold numbers as large as {float(part.abs().amax()):.1e}, whose squares"
             f" {protocol.precision} cannot hold: divide them by their standard deviations"
         )
-    variance = squares / len(points)
-    if len(points) > 1 and not variance.any():
+    variance = squares / count
+    if count > 1 and not variance.any():
         raise ValueError("points are constant: all rows are the same, as far as their dtype tells")
     check_resolution(points, mean, variance, floor=protocol.covariance_floor)
     return mean, variance

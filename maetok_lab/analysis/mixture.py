@@ -83,9 +83,9 @@ class Mixture:
         """A copy with its tensors on another device, of another dtype, or both."""
         return self.apply(lambda part: part.to(*target))
 
-    def less(self, origin: Tensor) -> "Mixture":
-        """A copy with means relative to `origin` (d,), in float64."""
-        return dataclasses.replace(self, means=self.means.double() - origin)
+    def shifted(self, offset: Tensor) -> "Mixture":
+        """A copy with `offset` (d,) added to its means, in float64."""
+        return dataclasses.replace(self, means=self.means.double() + offset)
 
     def _joint_chunks(self, points: Any) -> Iterator[Tensor]:
         """Log weight + log-density of each component, for consecutive rows: (K, b) float64."""
@@ -95,7 +95,7 @@ class Mixture:
         device = float64_device(points)
         mixture = self.to(device, torch.float64)
         origin = mixture.weights @ mixture.means
-        centred = mixture.less(origin)
+        centred = mixture.shifted(-origin)
         check_digits(centred)
         log_joint = log_joint_of(centred)
         for phi in Rows(points, device, origin=origin).features(self.covariance, len(self.weights)):
