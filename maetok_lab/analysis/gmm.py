@@ -226,8 +226,9 @@ def _fit_row(
 
 def _row_path(folder: Path, data: _Data, protocol: GmmProtocol, components: int) -> Path:
     """Where a row is kept: equal protocol, data and number of components, equal file."""
-    # The first edition had an option `warm_start`. It stays in the name: rows of then are found.
-    identity = {"class": "GmmProtocol", "warm_start": False, **to_json(protocol)}
+    # Counts what changes the numbers of one protocol: rows of older fits are not found. 2: every
+    # restart has draws of its own, and is fitted to its end.
+    identity = {"class": "GmmProtocol", "algorithm": 2, **to_json(protocol)}
     return folder / f"gmm-{fingerprint(identity)}-{data.facts['data']}-{components}.json"
 
 

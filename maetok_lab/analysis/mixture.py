@@ -3,16 +3,17 @@
 The density of x is p(x) = sum_k w_k N(x; m_k, S_k). Everything here rests on one identity: the log
 of a component, log w_k + log N(x; m_k, S_k), is linear in features phi(x) = (x, x^2), or with full
 covariances (x, x_i x_j for i <= j). So one matrix product gives the log-densities of all components
-of all restarts, and one more their sufficient statistics. Rows are read once an iteration whatever
-the number of restarts, and both kinds of covariance share nearly every line.
+and one more their sufficient statistics. Rows are read once an iteration for all mixtures that are
+fitted to them, and both kinds of covariance share nearly every line.
 
-Log-densities are in nats per row. Sums over rows are float64 even where densities are float32: a
-variance is a difference, E[x^2] - E[x]^2, of sums over up to a million rows.
+Log-densities are in nats per row. Squares lose the digits that an offset takes, so rows and means
+are relative to an origin among the rows. Sums over rows are float64 even where densities are
+float32: a variance is a difference, E[x^2] - E[x]^2, of sums over up to a million rows.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,11 +25,12 @@ Covariance = Literal["diag", "full"]
 CACHE_BYTES = 1 << 28  # features that take no more are kept from one iteration to the next
 # Features and log-densities that exist at a time; on a CPU for each thread, so as to stay in cache.
 CHUNK_VALUES = {"cpu": 1 << 19, "cuda": 1 << 26}
+LOST_NATS = 0.1  # a log-density that rounding may change by more is refused
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """One mixture of K Gaussians in d dimensions, or R of them (restarts), on an axis in front."""
+    """A mixture of K Gaussians in d dimensions."""
 
     weights: Tensor  # (K,), sum to 1
     means: Tensor  # (K, d)
@@ -44,13 +46,24 @@ class Mixture:
 
     @property
     def num_parameters(self) -> int:
-        """Free parameters of one mixture, as in the BIC."""
-        components, width = self.means.shape[-2:]
+        """Free parameters, as in the BIC."""
+        components, width = self.means.shape
         # A mean and a covariance have as many numbers as phi; the weights sum to 1.
         return components - 1 + components * _feature_count(width, self.covariance)
 
+    @property
+    def variances(self) -> Tensor:
+        """Of every component in every dimension, (K, d)."""
+        if self.covariance == "diag":
+            return self.covariances
+        return self.covariances.diagonal(dim1=1, dim2=2)
+
     def log_prob(self, points: Any) -> Tensor:
-        """Log-density in nats at each row: (n, d) -> (n,) float64."""
+        """Log-density in nats at each row: (n, d) -> (n,) float64.
+
+        Raises ValueError for rows of another width, and for components so narrow and far apart
+        that float64 cannot tell.
+        """
         return torch.cat([joint.logsumexp(dim=0) for joint in self._joint_chunks(points)])
 
     def predict(self, points: Any) -> Tensor:
@@ -70,26 +83,43 @@ class Mixture:
         """A copy with its tensors on another device, of another dtype, or both."""
         return self.apply(lambda part: part.to(*target))
 
+    def shifted(self, offset: Tensor) -> "Mixture":
+        """A copy with `offset` (d,) added to its means, in float64."""
+        return dataclasses.replace(self, means=self.means.double() + offset)
+
     def _joint_chunks(self, points: Any) -> Iterator[Tensor]:
         """Log weight + log-density of each component, for consecutive rows: (K, b) float64."""
         width = self.means.shape[-1]
         if points.shape[1:] != (width,):
             raise ValueError(f"points must be (n, {width}), not {tuple(points.shape)}")
-        rows = Rows(points, float64_device(points))
-        log_joint = log_joint_of(self.to(rows.device, torch.float64).apply(lambda part: part[None]))
-        for phi in rows.features(self.covariance, len(self.weights)):
-            yield log_joint(phi)[0]
+        device = float64_device(points)
+        mixture = self.to(device, torch.float64)
+        origin = mixture.weights @ mixture.means
+        centred = mixture.shifted(-origin)
+        check_digits(centred)
+        log_joint = log_joint_of(centred)
+        for phi in Rows(points, device, origin=origin).features(self.covariance, len(self.weights)):
+            yield log_joint(phi)
 
 
 class Rows:
-    """Rows (n, d) of a tensor, array or memory map, given out as features where they are used."""
+    """Rows (n, d) of a tensor, array or memory map, given out as features where they are used.
 
-    def __init__(self, points: Any, device: torch.device, dtype: torch.dtype = torch.float64):
-        if len(points.shape) != 2:
-            raise ValueError(f"points must be (n, d), not {tuple(points.shape)}")
+    They are given relative to `origin` (d,) float64.
+    """
+
+    def __init__(
+        self,
+        points: Any,
+        device: torch.device,
+        dtype: torch.dtype = torch.float64,
+        *,
+        origin: Tensor,
+    ):
         self.points = points
         self.device = device
         self.dtype = dtype
+        self.origin = origin
         self.count, self.width = points.shape
         self._cache: Tensor | None = None
 
@@ -98,15 +128,16 @@ class Rows:
         rows = self.points[index]
         if not isinstance(rows, Tensor):
             rows = torch.tensor(rows)  # a copy: a memory map may be read-only
-        return rows.to(self.device, self.dtype)
+        # the difference first: float32 may hold it where it does not hold the rows
+        return (rows.to(self.device, torch.float64) - self.origin).to(self.dtype)
 
-    def features(self, covariance: Covariance, densities: int) -> Iterator[Tensor]:
-        """phi of consecutive chunks (b, F), so long that `densities` numbers a row fit beside."""
+    def features(self, covariance: Covariance, components: int) -> Iterator[Tensor]:
+        """phi of consecutive chunks (b, F), so long that a density a component fits beside."""
         width = _feature_count(self.width, covariance)
         values = CHUNK_VALUES["cpu"] * torch.get_num_threads()
         if self.device.type == "cuda":
             values = CHUNK_VALUES["cuda"]
-        size = max(16, values // (width + densities))
+        size = max(16, values // (width + components))
 
         # Iterations ask for the same features: where they fit, they are computed once.
         cached = self.count * width * self.dtype.itemsize <= CACHE_BYTES
@@ -137,13 +168,12 @@ def _phi(x: Tensor, covariance: Covariance) -> Tensor:
 
 
 def log_joint_of(mixture: Mixture) -> Callable[[Tensor], Tensor]:
-    """The function phi (b, F) -> log weight + log-density of each component (R, K, b), in nats.
+    """The function phi (b, F) -> log weight + log-density of each component (K, b), in nats.
 
     Raises ValueError for a covariance that is not positive definite.
     """
-    weights = mixture.weights.flatten()  # (R K,)
-    means = mixture.means.flatten(0, 1)  # (R K, d)
-    covariances = mixture.covariances.flatten(0, 1)
+    means = mixture.means
+    covariances = mixture.covariances
     width = means.shape[1]
 
     # log N(x; m, S) = -1/2 (d log 2 pi + log |S| + m' S^-1 m) + (S^-1 m)' x - 1/2 x' S^-1 x
@@ -165,15 +195,28 @@ def log_joint_of(mixture: Mixture) -> Callable[[Tensor], Tensor]:
         quadratic = inverse[:, left, right] * torch.where(left == right, -0.5, -1.0)
         logdet = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(dim=1)
     constant = width * math.log(2 * math.pi) + logdet + (means * linear).sum(dim=1)
-    slopes = torch.cat([linear, quadratic], dim=1)  # (R K, F)
-    offsets = (weights.log() - 0.5 * constant)[:, None]  # (R K, 1)
+    slopes = torch.cat([linear, quadratic], dim=1)  # (K, F)
+    offsets = (mixture.weights.log() - 0.5 * constant)[:, None]  # (K, 1)
 
     def log_joint(phi: Tensor) -> Tensor:
         # Rows come last: with the few components last, MKL's product takes up to twice as long and
         # does not use more threads.
-        return torch.addmm(offsets, slopes, phi.T).unflatten(0, mixture.weights.shape)
+        return torch.addmm(offsets, slopes, phi.T)
 
     return log_joint
+
+
+def check_digits(mixture: Mixture) -> None:
+    """Raise ValueError where rounding of squares may change a log-density by `LOST_NATS`."""
+    # the terms of (x - m)^2 / S, multiplied out, are as large as m^2 / S for the component's rows
+    distances = (mixture.means.square() / mixture.variances).sum(dim=1)
+    if torch.finfo(mixture.means.dtype).eps * float(distances.max()) > LOST_NATS:
+        dtype = str(mixture.means.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"a component lies {float(distances.max().sqrt()):.1e} of its standard deviations from "
+            f"the mean of all, too far for {dtype}: "
+            "take precision='float64', or fit groups that are so far apart one by one"
+        )
 
 
 # Expectation and maximisation ---------------------------------------------------------------------
@@ -181,72 +224,76 @@ def log_joint_of(mixture: Mixture) -> Callable[[Tensor], Tensor]:
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """All that the next mixtures depend on, summed over the rows, for R restarts; float64."""
+    """All that the next mixture depends on, summed over rows; float64."""
 
-    counts: Tensor  # (R, K), the rows that a component is responsible for
-    sums: Tensor  # (R, K, F), phi of the rows weighted by responsibility
-    likelihood: Tensor  # (R,), mean log-likelihood in nats per row
+    counts: Tensor  # (K,), the rows that a component is responsible for
+    sums: Tensor  # (K, F), phi of the rows weighted by responsibility
+    log_likelihood: Tensor  # (), in nats
+
+    def __add__(self, other: "Statistics") -> "Statistics":
+        return Statistics(
+            self.counts + other.counts,
+            self.sums + other.sums,
+            self.log_likelihood + other.log_likelihood,
+        )
 
 
-def expect(rows: Rows, mixture: Mixture, *, hard: bool = False) -> Statistics:
-    """The expectation step under mixtures (R, K): each row's responsibilities, summed.
+def expect(rows: Rows, mixtures: Sequence[Mixture]) -> list[Statistics]:
+    """The expectation step under mixtures of one kind: each row's responsibilities, summed.
 
-    Responsibilities are soft, r_k = w_k N_k(x) / p(x), or `hard`: 1 for the most probable
-    component, 0 for the others, and the likelihood says nothing then.
+    They are r_k = w_k N_k(x) / p(x).
     """
-    counts = 0.0
-    sums = 0.0
-    likelihood = 0.0
-    restarts, components = mixture.weights.shape
-    log_joint = log_joint_of(mixture)
-    for phi in rows.features(mixture.covariance, restarts * components):
-        joint = log_joint(phi)  # (R, K, b)
-        if hard:
-            nearest = joint.argmax(dim=1, keepdim=True)
-            joint = torch.full_like(joint, -torch.inf).scatter_(1, nearest, 0.0)
-        # log-sum-exp over components and the responsibilities, with one pass of exp
-        top = joint.amax(dim=1, keepdim=True)
-        shares = joint.sub_(top).exp_()
-        total = shares.sum(dim=1, keepdim=True)
-        shares = shares.div_(total)
-        counts = counts + shares.sum(dim=2).double()
-        sums = sums + (shares.flatten(0, 1) @ phi).double()
-        likelihood = likelihood + (top + total.log())[:, 0].double().sum(dim=1)
-    return Statistics(counts, sums.view(restarts, components, -1), likelihood / rows.count)
+    # Rows are read once for all mixtures, but each has products of its own: one product of all
+    # would round differently with their number.
+    totals: list[Statistics | None] = [None] * len(mixtures)
+    log_joints = [log_joint_of(mixture) for mixture in mixtures]
+    for phi in rows.features(mixtures[0].covariance, len(mixtures[0].weights)):
+        for index, log_joint in enumerate(log_joints):
+            part = _chunk_statistics(log_joint(phi), phi)
+            total = totals[index]
+            totals[index] = part if total is None else total + part
+    return [total for total in totals if total is not None]
 
 
-def mean_log_likelihood(rows: Rows, mixture: Mixture) -> Tensor:
-    """Mean log-likelihood (R,) in nats per row, as `expect` gives it with the statistics."""
-    total = 0.0
-    log_joint = log_joint_of(mixture)
-    for phi in rows.features(mixture.covariance, mixture.weights.numel()):
-        total = total + log_joint(phi).logsumexp(dim=1).double().sum(dim=1)
-    return total / rows.count
+def _chunk_statistics(joint: Tensor, phi: Tensor) -> Statistics:
+    """Statistics of one chunk of rows, from their log-densities (K, b), which are overwritten."""
+    # log-sum-exp over components and the responsibilities, with one pass of exp
+    top = joint.amax(dim=0)
+    shares = joint.sub_(top).exp_()
+    total = shares.sum(dim=0)
+    shares = shares.div_(total)
+    return Statistics(
+        shares.sum(dim=1).double(), (shares @ phi).double(), (top + total.log()).double().sum()
+    )
+
+
+def mean_log_likelihoods(rows: Rows, mixtures: Sequence[Mixture]) -> list[float]:
+    """Mean log-likelihood of each mixture, in nats per row."""
+    totals = [0.0] * len(mixtures)
+    log_joints = [log_joint_of(mixture) for mixture in mixtures]
+    for phi in rows.features(mixtures[0].covariance, len(mixtures[0].weights)):
+        for index, log_joint in enumerate(log_joints):
+            totals[index] += float(log_joint(phi).logsumexp(dim=0).double().sum())
+    return [total / rows.count for total in totals]
 
 
 def maximise(statistics: Statistics, mixture: Mixture, floor: float) -> Mixture:
-    """The mixtures of highest likelihood under given responsibilities; no component is empty."""
+    """The mixture of highest likelihood under given responsibilities; no component is empty."""
     counts = statistics.counts
-    safe = counts.clamp(min=1e-30)[..., None]
-    means, covariances = moments(statistics.sums / safe, mixture, floor)
-    weights = counts / counts.sum(dim=1, keepdim=True)
-    # With less than half a row's worth of responsibility a component never comes back by itself.
-    empty = counts < 0.5
-    for restart in empty.any(dim=1).nonzero()[:, 0].tolist():
-        components = empty[restart].nonzero()[:, 0].tolist()
-        _refill(weights[restart], means[restart], covariances[restart], components)
-    return Mixture(weights, means, covariances).to(mixture.means.dtype)
-
-
-def moments(average: Tensor, mixture: Mixture, floor: float) -> tuple[Tensor, Tensor]:
-    """Mean phi (R, K, F) -> means (R, K, d), covariances with `floor` added to each variance."""
-    width = mixture.means.shape[-1]
-    means, second = average.split([width, average.shape[-1] - width], dim=-1)
+    safe = counts.clamp(min=1e-30)[:, None]
+    width = mixture.means.shape[1]
+    means, second = (statistics.sums / safe).tensor_split([width], dim=1)
     # S = E[x x'] - m m'; rounding can leave a variance a little below 0
     if mixture.covariance == "diag":
-        return means, (second - means * means).clamp(min=0) + floor
-    covariances = _unpack(second, width) - means[..., :, None] * means[..., None, :]
-    return means, covariances + floor * torch.eye(width, dtype=means.dtype, device=means.device)
+        covariances = (second - means * means).clamp(min=0) + floor
+    else:
+        covariances = _unpack(second, width) - means[:, :, None] * means[:, None, :]
+        covariances.diagonal(dim1=1, dim2=2).add_(floor)
+    weights = counts / counts.sum()
+    # With less than half a row's worth of responsibility a component never comes back by itself.
+    empty = (counts < 0.5).nonzero()[:, 0].tolist()
+    _refill(weights, means, covariances, empty)
+    return Mixture(weights, means, covariances).to(mixture.means.dtype)
 
 
 def _unpack(packed: Tensor, width: int) -> Tensor:
@@ -261,7 +308,7 @@ def _unpack(packed: Tensor, width: int) -> Tensor:
 def _refill(weights: Tensor, means: Tensor, covariances: Tensor, empty: list[int]) -> None:
     """Put each empty component on one half of the heaviest, cut along its widest axis.
 
-    In place: weights (K,), means (K, d), covariances (K, d) or (K, d, d) of one mixture.
+    In place: weights (K,), means (K, d), covariances (K, d) or (K, d, d).
     """
     for component in empty:
         heaviest = int(weights.argmax())

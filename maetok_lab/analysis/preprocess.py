@@ -134,6 +134,37 @@ def check_latents(latents: Any) -> Tensor:
     return hashes
 
 
+def check_resolution(
+    latents: Any, mean: Tensor, variance: Tensor, *, floor: float = 0.0, pooled: bool = False
+) -> None:
+    """Refuse latents whose dtype is too coarse where they lie, from their moments (D,).
+
+    Raises ValueError where neighbouring numbers are more than half a standard deviation apart,
+    unless `floor`, added to variances, hides it; if `pooled`, only where that holds in all.
+    Constant dimensions are left out.
+    """
+    dtype = take_rows(latents, torch.zeros(1, dtype=torch.int64)).dtype
+    if not dtype.is_floating_point:
+        return
+    # Numbers from 2^(e - 1) to 2^e are 2^(e - 1) eps apart. Rounding to steps h adds h^2 / 12 to a
+    # variance (Sheppard): 2 % where h is half the standard deviation, or 0.01 nats.
+    exponent = torch.frexp(mean).exponent - 1
+    steps = torch.ldexp(torch.full_like(mean, torch.finfo(dtype).eps), exponent)
+    squares = torch.where((variance > 0) & (mean != 0), steps.square(), 0)
+    coarse = 4 * squares > variance + floor
+    if pooled:
+        coarse &= 4 * squares.sum() > variance.sum()
+    if coarse.any():
+        worst = torch.where(coarse, steps, 0).argmax()
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"rows lie at {float(mean[worst]):.3g} with a spread of"
+            f" {float(variance[worst].sqrt()):.2g}, which {name} cannot hold: its numbers are"
+            f" {float(steps[worst]):.2g} apart there; subtract their mean before they are made"
+            f" {name}, or give numbers of more digits"
+        )
+
+
 def first_of_copies(latents: Any, hashes: Tensor) -> Tensor:
     """For every row (n,) the first row that is equal to it; its own where none is.
 
@@ -214,8 +245,8 @@ def fit_reducer(
     """PCA of flattened latents (n, ...), to `dimensions` or the fewest that explain `variance`.
 
     Scores have unit variance if `standardise`. Fitted to the rows in `selection` (n,) bool. Raises
-    ValueError for a variance outside (0, 1], more dimensions than the latents have, and constant
-    latents.
+    ValueError for a variance outside (0, 1], more dimensions than the latents have, constant
+    latents, and latents that their dtype or float64 cannot hold.
     """
     latents = as_rows(latents)
     moments = _moments(latents, selection, float64_device(latents, device))
@@ -311,13 +342,22 @@ def _moments(latents: Any, selection: Tensor | None, device: torch.device) -> _M
         raise ValueError("latents hold NaN or infinite values")
     if count < width:
         centred = torch.cat(list(chunks())) - mean
-        return _Moments(mean, centred @ centred.T / count, centred)
-    # centred before the product: E[x x'] - m m' would lose the digits that the mean takes
-    covariance = torch.zeros(width, width, dtype=torch.float64, device=device)
-    for rows in chunks():
-        rows = rows - mean
-        covariance.addmm_(rows.T, rows)
-    return _Moments(mean, covariance / count, None)
+        product = centred @ centred.T / count
+        variance = centred.square().mean(dim=0)
+    else:
+        # centred before the product: E[x x'] - m m' would lose the digits that the mean takes
+        centred = None
+        product = torch.zeros(width, width, dtype=torch.float64, device=device)
+        for rows in chunks():
+            rows = rows - mean
+            product.addmm_(rows.T, rows)
+        product /= count
+        variance = product.diagonal()
+    if not product.isfinite().all():
+        raise ValueError("latents are too large: float64 cannot hold their squares")
+    # a dimension that varies by rounding alone is nothing beside the others
+    check_resolution(latents, mean, variance, pooled=True)
+    return _Moments(mean, product, centred)
 
 
 def _nonzero(values: Tensor, mean: Tensor, width: int) -> Tensor:

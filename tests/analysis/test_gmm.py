@@ -99,12 +99,33 @@ def test_a_stopped_curve_goes_on_from_the_finished_numbers(tmp_path, monkeypatch
     assert fitted == [1, 3, 6]
 
 
-def test_numbers_of_the_first_edition_are_found_by_their_name(tmp_path):
-    config, data = "cc0fcfed5f2a2c57", "6c4b16eb36d2319d"
-    gmm_curve((torch.arange(60.0) ** 2 % 101).view(20, 3), [1, 2], dimensions=2, folder=tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        f"gmm-{config}-{data}-{count}.json" for count in (1, 2)
-    ]
+def test_numbers_of_the_first_edition_are_not_read_as_those_of_today(tmp_path):
+    x = (torch.arange(60.0) ** 2 % 101).view(20, 3)
+    want = gmm_curve(x, [1, 2], dimensions=2, folder=tmp_path)
+    paths = sorted(tmp_path.iterdir())
+    config, data = "bfd72bc04ed2c912", "6c4b16eb36d2319d"
+    assert [path.name for path in paths] == [f"gmm-{config}-{data}-{n}.json" for n in (1, 2)]
+    # the same data and protocol, by their name of then, fitted with other draws
+    for path in paths:
+        record = json.loads(path.read_text())
+        record["row"]["train_nll"] = 12345.0
+        path.rename(tmp_path / path.name.replace(config, "cc0fcfed5f2a2c57"))
+        (tmp_path / path.name.replace(config, "cc0fcfed5f2a2c57")).write_text(json.dumps(record))
+    again = gmm_curve(x, [1, 2], dimensions=2, folder=tmp_path)
+    pd.testing.assert_frame_equal(again, want)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    ("offset", "dtype", "tolerance"),
+    [(1e3, "float32", 1e-5), (1e6, "float32", 1e-2), (1e8, "float64", 1e-7)],
+)
+def test_latents_far_from_zero_have_the_same_curve(offset, dtype, tolerance):
+    x = modes(4).double()
+    want = gmm_curve(x, [1, 4], dimensions=3)
+    far = gmm_curve((x + offset).to(getattr(torch, dtype)), [1, 4], dimensions=3)
+    np.testing.assert_allclose(far.train_nll, want.train_nll, atol=tolerance)
+    np.testing.assert_allclose(far.heldout_nll, want.heldout_nll, atol=tolerance)
 
 
 def test_finished_numbers_are_read_only_for_the_same_data_and_protocol(tmp_path):

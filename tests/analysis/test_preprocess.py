@@ -157,6 +157,25 @@ def test_bad_latents_are_refused_with_a_reason():
         fit_reducer(x, dimensions=2).transform(x[:, :2])
 
 
+def test_latents_that_their_numbers_cannot_hold_are_refused():
+    white = torch.randn(300, 8, generator=generator(0, "white"), dtype=torch.float64)
+    for offset, dtype in [(1e6, torch.float32), (1e11, torch.float64), (100.0, torch.float16)]:
+        spectrum = fit_reducer((white + offset).to(dtype), dimensions=8).spectrum
+        # rounding to steps h adds h^2 / 12
+        torch.testing.assert_close(spectrum, spectrum_of(white), rtol=5e-3, atol=0)
+    message = r"at 1e\+08 with a spread of .*, which float32 cannot hold: its numbers are 8 apart"
+    for count in (300, 5):  # by the covariance, and by the Gram matrix
+        with pytest.raises(ValueError, match=message):
+            fit_reducer((4 * white[:count] + 1e8).float(), dimensions=2)
+    with pytest.raises(ValueError, match="float64 cannot hold their squares"):
+        fit_reducer(1e200 * white, dimensions=2)
+    # a channel that is constant, or nearly, is nothing beside the others; and whole numbers are
+    # exact, wherever they are
+    near = torch.cat([white, 1 + 1e-4 * white[:, :1]], dim=1).half()
+    assert len(spectrum_of(near)) == 9
+    assert len(spectrum_of((4 * white).round().long() + 10**12)) == 8
+
+
 def test_copies_are_known_by_the_first_of_them():
     x = latents(6)
     x[3] = x[1]
