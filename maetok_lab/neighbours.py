@@ -45,19 +45,23 @@ def nearest_neighbours(
             f"of {tuple(rows.shape)} and {tuple(points.shape)}"
         )
     size = max(1, min(CHUNK, HELD // len(points)))
-    few = None
+    candidates = None
     if not cosine and _pays(rows, points):
         count = min(neighbours + SPARE, available)
-        few = _few_of_set(rows, count, size) if same_set else _few(rows, points, count, size)
+        if same_set:
+            candidates = _candidates_of_set(rows, count, size)
+        else:
+            candidates = _candidates_of(rows, points, count, size)
+
+    # distances are measured, those to the candidates, or to all points
     indices, distances = [], []
     for start in range(0, len(rows), size):
         chunk = slice(start, start + size)
         own = torch.arange(len(rows))[chunk].to(rows.device) if same_set else None
-        if few is None:
+        if candidates is None:
             nearest = _measured(rows[chunk], points, neighbours, own, cosine)
         else:
-            picked = _Few(few.indices[chunk], few.estimates[chunk], few.bounds[chunk])
-            nearest = _among(picked, rows[chunk], points, neighbours, own)
+            nearest = _among(candidates.part(chunk), rows[chunk], points, neighbours, own)
         indices.append(nearest.indices)
         distances.append(nearest.distances)
     return Neighbours(torch.cat(indices), torch.cat(distances))
@@ -126,15 +130,19 @@ def _measured(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Few:
-    """Of each of n rows the f points that are nearest by estimate."""
+class _Candidates:
+    """Of each of n rows the f points that are nearest by an estimate in float32."""
 
     indices: Tensor  # (n, f)
     estimates: Tensor  # (n, f), of squared distances, in rising order
     bounds: Tensor  # (n,), how far the estimates of a row can be off
 
+    def part(self, rows: slice) -> "_Candidates":
+        """Those of some rows."""
+        return _Candidates(self.indices[rows], self.estimates[rows], self.bounds[rows])
 
-def _few(rows: Tensor, points: Tensor, count: int, size: int) -> _Few:
+
+def _candidates_of(rows: Tensor, points: Tensor, count: int, size: int) -> _Candidates:
     """The `count` points nearest to each row, `size` rows at a time."""
     estimate = _Estimate(points)
     estimates, indices, bounds = [], [], []
@@ -144,10 +152,10 @@ def _few(rows: Tensor, points: Tensor, count: int, size: int) -> _Few:
         estimates.append(nearest.values)
         indices.append(nearest.indices)
         bounds.append(bound)
-    return _Few(torch.cat(indices), torch.cat(estimates), torch.cat(bounds))
+    return _Candidates(torch.cat(indices), torch.cat(estimates), torch.cat(bounds))
 
 
-def _few_of_set(points: Tensor, count: int, size: int) -> _Few:
+def _candidates_of_set(points: Tensor, count: int, size: int) -> _Candidates:
     """The same inside one set, where each pair is estimated once."""
     estimate = _Estimate(points)
     estimates = torch.full((len(points), count), math.inf)
@@ -170,21 +178,21 @@ def _few_of_set(points: Tensor, count: int, size: int) -> _Few:
         merge(slice(start, stop), apart, start)
         if stop < len(points):  # what is far from these rows is as far the other way
             merge(slice(stop, None), apart[:, stop - start :].T, start)
-    return _Few(indices, estimates, bounds)
+    return _Candidates(indices, estimates, bounds)
 
 
 def _among(
-    few: _Few, rows: Tensor, points: Tensor, neighbours: int, own: Tensor | None
+    candidates: _Candidates, rows: Tensor, points: Tensor, neighbours: int, own: Tensor | None
 ) -> Neighbours:
-    """The nearest of the few by their distances in float64; of all points where few cannot say."""
-    distances = torch.empty(few.indices.shape, dtype=torch.float64)
-    for column, indices in enumerate(few.indices.unbind(dim=1)):
+    """The nearest candidates by distances in float64; of all points where these cannot say."""
+    distances = torch.empty(candidates.indices.shape, dtype=torch.float64)
+    for column, indices in enumerate(candidates.indices.unbind(dim=1)):
         distances[:, column] = torch.linalg.vector_norm(rows - points[indices], dim=1)
     nearest = distances.topk(neighbours, largest=False)
-    indices, distances = few.indices.gather(1, nearest.indices), nearest.values
+    indices, distances = candidates.indices.gather(1, nearest.indices), nearest.values
 
     # What was not measured is no nearer than the last estimate, less what rounding may have added.
-    decided = few.estimates[:, -1] - few.bounds >= distances[:, -1].square()
+    decided = candidates.estimates[:, -1] - candidates.bounds >= distances[:, -1].square()
     if not decided.all():
         rest = (~decided).nonzero()[:, 0]
         again = _measured(rows[rest], points, neighbours, None if own is None else own[rest])

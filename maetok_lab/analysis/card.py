@@ -117,19 +117,12 @@ def diffusability_card(
             _entry(f"diffusion_{name}", value, **trained) for name, value in diffusion_loss.items()
         ]
 
-    # One table; what its figure draws besides, and how all was made, go with it.
-    rows = []
-    for group, entries in groups.items():
-        for entry in entries:
-            definitions[entry["entry"]] = entry.pop("definition")
-            rows.append({"group": group, **entry})
-    card = pd.DataFrame(rows).set_index("entry")
-    card.attrs = {
-        "settings": to_json(settings),
-        "gmm_protocol": mixtures.attrs["protocol"],
-        "definitions": definitions,
-        "curves": curves,
-    }
+    # one table; what its figure draws besides, and how all was made, go with it
+    rows = pd.DataFrame([{"group": group, **entry} for group in groups for entry in groups[group]])
+    card = rows.set_index("entry")
+    definitions |= card.pop("definition").to_dict()
+    card.attrs = {"settings": to_json(settings), "gmm_protocol": mixtures.attrs["protocol"]}
+    card.attrs |= {"definitions": definitions, "curves": curves}
     return card
 
 
@@ -217,13 +210,13 @@ def _decoder_entries(
     entries = []
     for level, value, error in robustness.itertuples(index=False):
         name = f"psnr_at_noise_{level:g}"
-        known = {"measure": "psnr_at_noise", "level": level, "images": len(sample)}
-        entries.append(_entry(name, value, error, "dB", **known))
+        noise = {"measure": "psnr_at_noise", "level": level, "images": len(sample)}
+        entries.append(_entry(name, value, error, "dB", **noise))
     smoothness = interpolation_smoothness(decode, sample, pairs=settings.pairs, seed=settings.seed)
     for name in ("detour", "unevenness"):
         values = smoothness[name]
-        known = {"pairs": settings.pairs, "steps": STEPS, "images": len(sample)}
-        entries.append(_entry(f"interpolation_{name}", values.mean(), values.sem(), **known))
+        lines = {"pairs": settings.pairs, "steps": STEPS, "images": len(sample)}
+        entries.append(_entry(f"interpolation_{name}", values.mean(), values.sem(), **lines))
     return entries
 
 

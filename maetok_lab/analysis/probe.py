@@ -39,8 +39,12 @@ class ProbeResult:
     train_images: int
     test_images: int
     classes: int
-    pooled: bool  # whether tokens were averaged
-    definition: Definition  # of `top1`
+    definition: Definition  # of `top1`, with the settings that it had
+
+    @property
+    def pooled(self) -> bool:
+        """Whether tokens were averaged."""
+        return self.definition["settings"].get("pooled", False)
 
 
 def linear_probe(
@@ -69,21 +73,15 @@ def linear_probe(
     read = functools.partial(labelled_latents, pool=pool, device=device, dtype=dtype)
     train = read(latents, labels)
     test = read(test_latents, test_labels)
-    chosen_on = f"a random {HELDOUT:.0%} of the training rows"
-    if validation is not None:
-        chosen_on = f"{len(validation[1])} validation rows"
-    stated = definition(
-        "linear_probe",
-        pooled=pool,
-        chosen_on=chosen_on,
-        strengths=list(strengths),
-        max_iterations=max_iterations,
-        precision=precision,
-        seed=seed,
-    )
+    settings = {"strengths": list(strengths), "max_iterations": max_iterations, "seed": seed}
+    if validation is None:
+        settings["chosen_on"] = f"a random {HELDOUT:.0%} of the training rows"
+    else:
+        settings["chosen_on"] = f"{len(validation[1])} validation rows"
+    stated = definition("linear_probe", pooled=pool, precision=precision, **settings)
     if len(train.labels.unique()) < 2:
         warnings.warn("one class alone has no linear probe: its accuracy is NaN", stacklevel=2)
-        return _no_result(len(train.labels), len(test.labels), pool, stated)
+        return _no_result(len(train.labels), len(test.labels), stated)
     basis = _Basis.of(train)
     train = basis(train)
     classes = _class_count(train.data.labels, test.labels)
@@ -106,25 +104,15 @@ def linear_probe(
     # the same strength once more, on all training rows
     weight = fit(train, [strengths[best]], begin=weights[best])[0]
     logits = torch.cat([chunk for chunk, _ in basis(test).logits(weight)])
-    return _result(
-        logits,
-        train.data.labels,
-        test.labels,
-        strength=strengths[best],
-        heldout_top1=scores[best][0],
-        pooled=pool,
-        definition=stated,
-    )
+    choice = {"strength": strengths[best], "heldout_top1": scores[best][0]}
+    return _result(logits, train.data.labels, test.labels, definition=stated, **choice)
 
 
-def _no_result(
-    train_images: int, test_images: int, pooled: bool, definition: Definition
-) -> ProbeResult:
+def _no_result(train_images: int, test_images: int, definition: Definition) -> ProbeResult:
     """What is said of one class alone."""
-    unknown = ("top1", "top5", "standard_error", "majority", "strength", "heldout_top1")
+    numbers = ("top1", "top5", "standard_error", "majority", "strength", "heldout_top1")
     facts = {"train_images": train_images, "test_images": test_images, "classes": 1}
-    known = facts | {"pooled": pooled, "definition": definition}
-    return ProbeResult(**dict.fromkeys(unknown, math.nan), **known)
+    return ProbeResult(**dict.fromkeys(numbers, math.nan), **facts, definition=definition)
 
 
 def knn_probe(
@@ -162,7 +150,6 @@ def knn_probe(
         test.labels,
         strength=float(neighbours),
         heldout_top1=math.nan,
-        pooled=False,
         definition=definition("knn_probe", neighbours=neighbours),
     )
 
@@ -362,7 +349,6 @@ def _result(
     *,
     strength: float,
     heldout_top1: float,
-    pooled: bool,
     definition: Definition,
 ) -> ProbeResult:
     """Accuracies of scores (n, K) of the test rows, the highest of which is the prediction."""
@@ -383,6 +369,5 @@ def _result(
         train_images=len(labels),
         test_images=count,
         classes=classes,
-        pooled=pooled,
         definition=definition,
     )

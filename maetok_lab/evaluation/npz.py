@@ -116,6 +116,7 @@ class NpzImages:
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator[np.lib.npyio.NpzFile]:
     """The arrays of an .npz; ValueError for any other file, and one that is cut off or damaged."""
+    # numpy reads the directory of an .npz now, and its arrays when they are asked for
     try:
         file = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, zipfile.BadZipFile) as error:

@@ -99,7 +99,7 @@ class CardOfLatents:
     test: str  # the cache of test images
     labels: str  # of both, which need not be those in the caches
     diffusion: str  # the run of `diffusion_loss`, "" where there is none
-    settings: CardSettings
+    settings: CardSettings  # how it was made
     validation: str = younger("")  # the cache that chose the probes' penalty, "" for none
 
 
@@ -119,10 +119,9 @@ def card_run(
 ) -> Run:
     """The card of cached latents as `card.json` in run `name`; a finished run is returned as it is.
 
-    `validation` (latents, labels) chooses the probes' penalty, `tokenizer` gives the decoder's
-    entries, `diffusion` (a finished run of `diffusion_loss`) the losses, `beside` numbers from
-    elsewhere. Raises ValueError for a diffusion model that was not trained for the steps in
-    `settings`: cards are comparable only where these are equal.
+    `validation` (latents, labels) is the probes', `tokenizer` gives the decoder's entries,
+    `diffusion` (a finished run of `diffusion_loss`) the losses, `beside` numbers from elsewhere.
+    Raises ValueError for a diffusion model of other steps than `settings` has.
     """
     # without a diffusion model the card has no loss, and says so by 0 steps
     steps = diffusion.summary["steps"] if diffusion else 0
@@ -131,25 +130,21 @@ def card_run(
             f"the card is to hold the loss after {settings.diffusion_steps} steps, "
             f"but there were {steps}; train for as many, or change the settings"
         )
+    parents = [latents.run, test.run]
     all_labels = [labels, test_labels]
     if validation is not None:
+        parents.append(validation[0].run)
         all_labels.append(validation[1])
-    all_labels = torch.cat(all_labels)
     config = CardOfLatents(
         latents=latents.fingerprint,
         test=test.fingerprint,
-        labels=data_hash(row_hashes(all_labels[:, None].double())),
+        labels=data_hash(row_hashes(torch.cat(all_labels)[:, None].double())),
         settings=settings,
         diffusion=diffusion.fingerprint if diffusion else "",
         validation=validation[0].fingerprint if validation else "",
     )
-    parents = [latents.run, test.run]
-    if validation:
-        parents.append(validation[0].run)
-    losses = None
     if diffusion:
         parents.append(diffusion)
-        losses = loss_by_time(diffusion)
     with Run.open(name, config, root=root, parents=parents) as run:
         if not run.finished:
             card = diffusability_card(
@@ -159,7 +154,7 @@ def card_run(
                 test_labels,
                 validation=validation,
                 decode=tokenizer.decode if tokenizer else None,
-                diffusion_loss=losses,
+                diffusion_loss=loss_by_time(diffusion) if diffusion else None,
                 beside=beside,
                 settings=settings,
                 folder=run.folder,  # mixtures that are fitted are kept there, if it is stopped
