@@ -10,8 +10,8 @@ Definition = dict[str, Any]  # measure, formula, source, settings
 # By measure: the formula, and its source with what is done otherwise here.
 MEASURES = {
     "gmm_nll": (
-        "mean of -log p(z) over latents that were not fitted, p a Gaussian mixture; flattened, "
-        "principal components, each divided by its std, all of the training latents",
+        "mean of -log p(z) over held-out latents, p a Gaussian mixture of training latents; both "
+        "flattened, on the training latents' principal components, each divided by its std",
         "MAETok (arXiv 2502.03444), App. B.3; fitted by EM, their script's p is not normalised",
     ),
     "gmm_dimensions": ("principal components that the mixtures are fitted to", "MAETok, App. B.3"),

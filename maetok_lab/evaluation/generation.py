@@ -56,8 +56,8 @@ def evaluate_generation(
     """Distances of samples (n, 3, H, W) in [-1, 1] to real images, by names that carry the net.
 
     `metrics` are some of `METRICS`. The floor is what real images get in the samples' place, those
-    of `second_reference` or half the reference. Raises ValueError for NaN, equal images, what does
-    not match, and Frechet distances under 3,000 images unless `preview`.
+    of `second_reference` or half the reference. Raises ValueError for NaN, equal images, unequal
+    sizes, and Frechet distances under 3,000 images unless `preview`.
     """
     unknown = sorted(set(metrics) - set(METRICS))
     if unknown or not metrics:
