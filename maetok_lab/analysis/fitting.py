@@ -236,10 +236,11 @@ def _assign(points: Tensor, means: Tensor) -> tuple[Tensor, Tensor, float]:
 def _plus_plus(points: Tensor, components: int, randoms: Sequence[torch.Generator]) -> Tensor:
     """Greedy k-means++ (Arthur and Vassilvitskii 2007): rows (m, d) -> centres (R, K, d).
 
-    Each next centre is the best of 2 + log K candidates, drawn with probability proportional to the
+    Each next centre is the best of some candidates, drawn with probability proportional to the
     squared distance from the centres so far.
     """
-    trials = 2 + int(math.log(components))
+    # twice scikit-learn's number: starts miss half as many of well separated groups
+    trials = 2 * (2 + int(math.log(components)))
     restarts = len(randoms)
     restart = torch.arange(restarts, device=points.device)
     squares = points.square().sum(dim=1)
