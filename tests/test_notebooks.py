@@ -73,6 +73,14 @@ def test_cells_are_short_and_hold_no_machinery(path):
 
 
 @each_notebook
+def test_a_floor_is_of_training_images(path):
+    # where none are given it is of two halves: another number under the same name
+    for cell in code_cells(path):
+        if "evaluate_generation(" in cell["source"] and "read_reference" not in cell["source"]:
+            assert "second_reference" in cell["source"]
+
+
+@each_notebook
 def test_imports_are_few_and_parameters_stay_what_they_are(path):
     parameters = set(read_parameters(path))
     source = "\n".join(cell["source"] for cell in code_cells(path)[1:])

@@ -16,7 +16,7 @@ from maetok_lab.evaluation.metrics import (
     inception_score,
     kernel_distance,
 )
-from maetok_lab.evaluation.protocol import PREVIEW_IMAGES, EvalProtocol
+from maetok_lab.evaluation.protocol import PREVIEW_IMAGES, EvalProtocol, compare
 from maetok_lab.pictures import from_uint8
 from maetok_lab.rng import generator
 
@@ -76,6 +76,20 @@ def test_samples_in_a_tensor_are_rounded_as_the_protocol_says():
     assert result.metrics == evaluate(from_uint8(levels)).metrics
     assert result.metrics != evaluate(between).metrics
     assert result.protocol.describe().endswith("truncated to uint8")
+
+
+def test_the_protocol_says_what_the_floor_is_of():
+    other = make_reference(images(40, "other"), TinyNet(), name="training images")
+    result = evaluate(images(50, "fake"), second_reference=other)
+    assert result.protocol.floor == "40 of training images"
+    assert "floor: 40 of training images" in result.protocol.describe()
+    kid = kernel_distance(other.features, make_reference(images(), TinyNet()).features)
+    assert result.floor["kid_efflite2"] == kid.value
+    halves = evaluate(images(50, "fake"))
+    assert halves.protocol.floor == "one half of 60 images, to the other"
+    # so numbers with different floors share no table
+    with pytest.raises(ValueError, match=r"floor: '40 of training images' \(0\)"):
+        compare([result, halves])
 
 
 def test_the_protocol_says_what_was_compared():
