@@ -140,9 +140,11 @@ def train(
                 wish = between.agree(asked=record.stopping.is_set(), is_saved=is_saved)
                 if wish and not is_saved:
                     save(state, terms, run)
-                if state.step == config.num_steps:
+                # the last checkpoint, too, may be what `stop_when` waited for
+                met = is_saved and finish_early(state, run, stop_when)
+                if state.step == config.num_steps and not met:
                     break
-                if wish == Wish.STOP or (is_saved and finish_early(state, run, stop_when)):
+                if met or wish == Wish.STOP:
                     between.wait_for_all()
                     signals.pass_on()
                     return

@@ -50,6 +50,16 @@ def test_a_target_that_is_never_reached_leaves_a_whole_training(tmp_path, make_p
     assert "target_psnr" not in run.summary
 
 
+def test_a_target_that_the_last_step_reaches_is_met(tmp_path, make_pictures, config, monkeypatch):
+    ends = iter([1.0, 2.0, 3.0, 9.0])  # at steps 2, 4, 6 and 8, the last
+    monkeypatch.setattr(
+        "maetok_lab.training.tokenizer.validation_psnr", lambda run, images: next(ends)
+    )
+    run, steps = train(config, make_pictures(12, 64), tmp_path, 5.0)
+    assert steps == list(range(1, 9))
+    assert (run.summary["val_psnr"], run.summary["target_psnr"]) == (9.0, 5.0)
+
+
 def test_a_stop_between_checkpoint_and_summary_is_made_good(tmp_path, make_pictures, config):
     pictures = make_pictures(12, 64)
     run, _ = train(config, pictures, tmp_path, 0.0)
