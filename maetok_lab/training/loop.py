@@ -116,7 +116,6 @@ def train(
     config = task.config
     parts = 1 if config.accumulate == "fit" else config.accumulate
     engine = make_engine(config.batch_size, parts=parts, cpu=cpu, task=task)
-    writes = engine.is_main_process
     state = State(task, engine)
 
     if go_on(state, run, stop_when):
@@ -148,7 +147,7 @@ def train(
                     between.wait_for_all()
                     signals.pass_on()
                     return
-        if writes:
+        if engine.is_main_process:
             facts = {"steps": state.step, "images": state.step * config.batch_size}
             facts["skipped"] = state.guard.skipped
             run.finish({**facts, **task.summary(state.emas, state.step, run)})
