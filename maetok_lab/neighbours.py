@@ -1,7 +1,8 @@
 """The nearest rows of a set, exactly: for metrics, probes, maps and the search for copies.
 
-On a CPU a product in float32 picks the few points that can be among the nearest, and those are
-measured in float64. What float32 cannot decide, by a bound of its rounding, is measured again.
+Distances are lengths of differences in float64: a matrix product would round away those of near
+copies. On a CPU a product in float32, less a bound of its rounding, says which points can be among
+the nearest. What it cannot decide is measured whole.
 """
 
 import dataclasses
@@ -17,6 +18,8 @@ HELD = 1 << 27  # distances at most: 1 GB
 SPARE = 2  # points measured beyond the k nearest: with them float32 leaves few rows undecided
 BLOCK = 256  # products in float32 are added up in sums of so many, which bounds their rounding
 FEWEST = 1 << 20  # distances from which on picking in float32 pays
+LARGEST = 1e15  # number that is left to float32
+DIRECT = "donot_use_mm_for_euclid_dist"  # of torch.cdist: lengths of differences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,8 @@ def nearest_neighbours(
     rows = wide(rows)
     points = rows if same_set else wide(points)
     available = len(points) - same_set
-    if not 1 <= neighbours <= available or rows.shape[1:] != points.shape[1:]:
+    fits = rows.ndim == points.ndim == 2 and rows.shape[1] == points.shape[1] and len(rows)
+    if not fits or not 1 <= neighbours <= available:
         raise ValueError(
             f"need 1 to {available} neighbours of rows of one width, not {neighbours} "
             f"of {tuple(rows.shape)} and {tuple(points.shape)}"
@@ -76,54 +80,65 @@ def near_each_other(
     """
     if not _pays(x, y):
         return _near(x, y, y_radius), _near(y, x, x_radius)
-    # the least of squared distance - squared radius, for every row of either side
+
+    # for each row the least squared distance - squared radius, and whose that is
     estimate = _Estimate(y)
-    x_squares, y_squares = x_radius.square().float(), y_radius.square().float()
-    x_least, x_bounds = [], []
+    x_squares, y_squares = (
+        (radius.square() * (1 + 2.0**-22)).float() for radius in (x_radius, y_radius)
+    )
+    of_x = []
     y_least = torch.full_like(y_squares, math.inf)
-    for chunk, squares in zip(x.split(CHUNK), x_squares.split(CHUNK)):
-        apart, bound = estimate(chunk)
-        x_least.append((apart - y_squares).amin(dim=1))
-        x_bounds.append(bound)
-        y_least = torch.minimum(y_least, (apart - squares[:, None]).amin(dim=0))
-    bounds = torch.cat(x_bounds)
-    x_near = _decided(torch.cat(x_least), bounds, x, y, y_radius)
-    return x_near, _decided(y_least, bounds.max(), y, x, x_radius)
+    y_nearest = torch.zeros(len(y), dtype=torch.long)
+    for start in range(0, len(x), CHUNK):
+        rows = slice(start, start + CHUNK)
+        apart = estimate(x[rows])
+        of_x.append((apart - y_squares).min(dim=1))
+        least = (apart - x_squares[rows, None]).min(dim=0)
+        y_nearest = torch.where(least.values < y_least, least.indices + start, y_nearest)
+        y_least = torch.minimum(least.values, y_least)
+    x_least = torch.cat([least.values for least in of_x])
+    x_nearest = torch.cat([least.indices for least in of_x])
+    return _decided(x_least, x_nearest, x, y, y_radius), _decided(
+        y_least, y_nearest, y, x, x_radius
+    )
 
 
-def _decided(least: Tensor, bound: Tensor, rows: Tensor, points: Tensor, radius: Tensor) -> Tensor:
-    """Which rows lie within a radius, (n,): `least` says it where it is beyond its bound from 0."""
-    near = least + bound <= 0
-    undecided = ~near & ~(least - bound > 0)  # NaN of an overflow too
+def _decided(
+    least: Tensor, nearest: Tensor, rows: Tensor, points: Tensor, radius: Tensor
+) -> Tensor:
+    """Which rows lie within a radius, (n,): by the point `nearest` first, where that can be."""
+    possible = least <= 0
+    near = possible & (_lengths(rows - points[nearest]) <= radius[nearest])
+    undecided = possible & ~near
     near[undecided] = _near(rows[undecided], points, radius)
     return near
 
 
 def _near(rows: Tensor, points: Tensor, radius: Tensor) -> Tensor:
-    """Which rows (n, d) lie within the radius (m,) of some point (m, d), in float64: (n,)."""
+    """Which rows (n, d) lie within the radius (m,) of some point (m, d): (n,)."""
     near = [rows.new_zeros(0, dtype=torch.bool)]
     for chunk in rows.split(CHUNK):
-        near.append((torch.cdist(chunk, points) <= radius).any(dim=1))
+        near.append((torch.cdist(chunk, points, compute_mode=DIRECT) <= radius).any(dim=1))
     return torch.cat(near)
 
 
 def _measured(
     rows: Tensor, points: Tensor, neighbours: int, own: Tensor | None, cosine: bool = False
 ) -> Neighbours:
-    """All distances in float64; `own` (b,) are the rows' own indices, which are left out."""
+    """By all distances; `own` (b,) are the rows' own indices, which are left out."""
     if cosine:
         apart = -(rows @ points.T)  # (b, m)
     else:
-        # A matrix product is fast, but rounds away the small distances of near copies. A set's
-        # dimension (analysis.geometry) is computed from just those: inside one set, no product.
-        mode = "use_mm_for_euclid_dist_if_necessary"
-        if own is not None:
-            mode = "donot_use_mm_for_euclid_dist"
-        apart = torch.cdist(rows, points, compute_mode=mode)
+        apart = torch.cdist(rows, points, compute_mode=DIRECT)
     if own is not None:
         apart.scatter_(1, own[:, None], math.inf)
     nearest = apart.topk(neighbours, largest=False)
     return Neighbours(nearest.indices, nearest.values)
+
+
+def _lengths(differences: Tensor) -> Tensor:
+    """(n, d) -> (n,)"""
+    return torch.linalg.vector_norm(differences, dim=1)
 
 
 # Picked by float32 --------------------------------------------------------------------------------
@@ -131,68 +146,64 @@ def _measured(
 
 @dataclasses.dataclass(frozen=True)
 class _Candidates:
-    """Of each of n rows the f points that are nearest by an estimate in float32."""
+    """Of each of n rows the f points that may be nearest, by their least possible distance."""
 
     indices: Tensor  # (n, f)
-    estimates: Tensor  # (n, f), of squared distances, in rising order
-    bounds: Tensor  # (n,), how far the estimates of a row can be off
+    squares: Tensor  # (n, f), the least that squared distances can be, in rising order
 
     def part(self, rows: slice) -> "_Candidates":
         """Those of some rows."""
-        return _Candidates(self.indices[rows], self.estimates[rows], self.bounds[rows])
+        return _Candidates(self.indices[rows], self.squares[rows])
 
 
 def _candidates_of(rows: Tensor, points: Tensor, count: int, size: int) -> _Candidates:
     """The `count` points nearest to each row, `size` rows at a time."""
     estimate = _Estimate(points)
-    estimates, indices, bounds = [], [], []
+    squares, indices = [], []
     for chunk in rows.split(size):
-        apart, bound = estimate(chunk)
-        nearest = apart.topk(count, largest=False)
-        estimates.append(nearest.values)
+        nearest = estimate(chunk).topk(count, largest=False)
+        squares.append(nearest.values)
         indices.append(nearest.indices)
-        bounds.append(bound)
-    return _Candidates(torch.cat(indices), torch.cat(estimates), torch.cat(bounds))
+    return _Candidates(torch.cat(indices), torch.cat(squares))
 
 
 def _candidates_of_set(points: Tensor, count: int, size: int) -> _Candidates:
     """The same inside one set, where each pair is estimated once."""
     estimate = _Estimate(points)
-    estimates = torch.full((len(points), count), math.inf)
-    indices = torch.zeros(estimates.shape, dtype=torch.long)
-    bounds = torch.empty(len(points))
+    squares = torch.full((len(points), count), math.inf)
+    indices = torch.zeros(squares.shape, dtype=torch.long)
 
     def merge(rows: slice, apart: Tensor, first: int) -> None:
         """Take in some rows' squared distances to the points from `first` on."""
         nearest = apart.topk(min(count, apart.shape[1]), largest=False)
-        both = torch.cat([estimates[rows], nearest.values], dim=1)
+        both = torch.cat([squares[rows], nearest.values], dim=1)
         nearest_of_both = both.topk(count, largest=False)
         places = torch.cat([indices[rows], nearest.indices + first], dim=1)
-        estimates[rows] = nearest_of_both.values
+        squares[rows] = nearest_of_both.values
         indices[rows] = places.gather(1, nearest_of_both.indices)
 
     for start in range(0, len(points), size):
         stop = min(start + size, len(points))
-        apart, bounds[start:stop] = estimate.inside(start, stop)
+        apart = estimate.inside(start, stop)
         apart.diagonal().fill_(math.inf)
         merge(slice(start, stop), apart, start)
         if stop < len(points):  # what is far from these rows is as far the other way
             merge(slice(stop, None), apart[:, stop - start :].T, start)
-    return _Candidates(indices, estimates, bounds)
+    return _Candidates(indices, squares)
 
 
 def _among(
     candidates: _Candidates, rows: Tensor, points: Tensor, neighbours: int, own: Tensor | None
 ) -> Neighbours:
-    """The nearest candidates by distances in float64; of all points where these cannot say."""
+    """The nearest candidates; of all points where these cannot say."""
     distances = torch.empty(candidates.indices.shape, dtype=torch.float64)
     for column, indices in enumerate(candidates.indices.unbind(dim=1)):
-        distances[:, column] = torch.linalg.vector_norm(rows - points[indices], dim=1)
+        distances[:, column] = _lengths(rows - points[indices])
     nearest = distances.topk(neighbours, largest=False)
     indices, distances = candidates.indices.gather(1, nearest.indices), nearest.values
 
-    # What was not measured is no nearer than the last estimate, less what rounding may have added.
-    decided = candidates.estimates[:, -1] - candidates.bounds >= distances[:, -1].square()
+    # no other point can be nearer than the last candidate's least possible distance
+    decided = candidates.squares[:, -1] >= distances[:, -1].square()
     if not decided.all():
         rest = (~decided).nonzero()[:, 0]
         again = _measured(rows[rest], points, neighbours, None if own is None else own[rest])
@@ -202,41 +213,51 @@ def _among(
 
 
 class _Estimate:
-    """Squared distances to points in float32, with a bound of their rounding."""
+    """The least that squared distances to points can be, by products in float32."""
 
     def __init__(self, points: Tensor):
         self.centre = points.mean(dim=0)  # lengths from here are the shortest
         self.points = (points - self.centre).float()
-        self.squares = _squares(self.points)
+        self.squares = self._squares(self.points)
 
-    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """rows (b, d) -> estimates (b, m), and for each row how far they can be off (b,)."""
+    def __call__(self, rows: Tensor) -> Tensor:
+        """rows (b, d) -> (b, m)"""
         rows = (rows - self.centre).float()
-        return self._apart(rows, _squares(rows), slice(None))
+        return self._apart(rows, self._squares(rows), slice(None))
 
-    def inside(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """The same of the points start .. stop - 1, to those from `start` on."""
+    def inside(self, start: int, stop: int) -> Tensor:
+        """The points start .. stop - 1, to those from `start` on."""
         rows = slice(start, stop)
         return self._apart(self.points[rows], self.squares[rows], slice(start, None))
 
-    def _apart(self, rows: Tensor, squares: Tensor, others: slice) -> tuple[Tensor, Tensor]:
+    def _apart(self, rows: Tensor, squares: Tensor, others: slice) -> Tensor:
+        # |x - y|^2 = |x|^2 + |y|^2 - 2 x'y, the first two smaller by all that rounding may add
         apart = squares[:, None] + self.squares[others]
         blocks = zip(rows.split(BLOCK, dim=1), self.points[others].split(BLOCK, dim=1))
         for part, points in blocks:
             apart.addmm_(part, points.T, alpha=-2)
-        # Each rounding is 2^-24 of at most |row|^2 + |point|^2: those of one block's sum, one a
-        # block, and a few of single numbers. The last term is for numbers near float32's end.
-        roundings = BLOCK + rows.shape[1] / BLOCK + 32
-        return apart, roundings * 2.0**-24 * (squares + self.squares.max()) + 1e-30
+        return apart
 
-
-def _squares(rows: Tensor) -> Tensor:
-    """Squared lengths of float32 rows (n, d), added up like the products: (n,)."""
-    parts = [torch.linalg.vecdot(part, part) for part in rows.split(BLOCK, dim=1)]
-    return torch.stack(parts).sum(dim=0)
+    @staticmethod
+    def _squares(rows: Tensor) -> Tensor:
+        """Squared lengths (n,) of float32 rows (n, d), less the roundings they have a share in."""
+        parts = [torch.linalg.vecdot(part, part) for part in rows.split(BLOCK, dim=1)]
+        # Each rounding is 2^-24 of at most |x|^2 + |y|^2: those of a block's product and of its
+        # squares, of running sums of at most twice that, and a few of single numbers. The last term
+        # is for numbers near float32's end.
+        roundings = 2 * BLOCK + 3 * len(parts) + 32
+        return torch.stack(parts).sum(dim=0) * (1 - roundings * 2.0**-24) - 1e-30
 
 
 def _pays(rows: Tensor, points: Tensor) -> bool:
     """Whether float32 is to pick: on a CPU, whose products in float32 are what they say."""
-    exact = torch.get_float32_matmul_precision() == "highest"
-    return rows.device.type == "cpu" and exact and len(rows) * len(points) >= FEWEST
+    if rows.device.type != "cpu" or torch.get_float32_matmul_precision() != "highest":
+        return False
+    if len(rows) * len(points) < FEWEST:
+        return False
+    # squares and their sums are to be finite in float32 too; NaN is in no range
+    for side in [rows] if rows is points else [rows, points]:
+        least, most = side.aminmax()
+        if not -LARGEST < least <= most < LARGEST:
+            return False
+    return True

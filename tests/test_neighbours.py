@@ -104,6 +104,25 @@ def test_near_each_other_is_what_all_distances_say(kind, monkeypatch):
         assert torch.equal(y_near, (apart <= x_radius[:, None]).any(dim=0))
 
 
+@pytest.mark.parametrize("fewest", [0, 1 << 62])
+def test_copies_on_both_sides_are_near(fewest, monkeypatch):
+    # where each is there more often than a radius has neighbours, radii are 0
+    monkeypatch.setattr(neighbours, "FEWEST", fewest)
+    points = 100 + rows(60, width=300).repeat(5, 1)
+    for x in (points, points.flip(0)):
+        radius = nearest_neighbours(x, neighbours=3).distances[:, -1]
+        assert not radius.any()
+        near = near_each_other(x, points, radius, radius)
+        assert [share.double().mean() for share in near] == [1, 1]
+        assert not nearest_neighbours(x, points, neighbours=4).distances.any()
+
+
+def test_rows_that_are_none_or_no_rows_are_refused():
+    for x, points in ((rows(0), rows(9)), (rows(9), rows(0)), (rows(9)[None], rows(9)[None])):
+        with pytest.raises(ValueError, match="of rows of one width, not 1 of"):
+            nearest_neighbours(x, points, neighbours=1)
+
+
 def test_few_rows_are_measured_again(monkeypatch):
     again = []
     monkeypatch.setattr(neighbours, "FEWEST", 0)
