@@ -205,10 +205,11 @@ def _among(
     # no other point can be nearer than the last candidate's least possible distance
     decided = candidates.squares[:, -1] >= distances[:, -1].square()
     if not decided.all():
-        rest = (~decided).nonzero()[:, 0]
-        again = _measured(rows[rest], points, neighbours, None if own is None else own[rest])
-        indices[rest] = again.indices
-        distances[rest] = again.distances
+        open_rows = (~decided).nonzero()[:, 0]
+        own = None if own is None else own[open_rows]
+        again = _measured(rows[open_rows], points, neighbours, own)
+        indices[open_rows] = again.indices
+        distances[open_rows] = again.distances
     return Neighbours(indices, distances)
 
 
@@ -230,12 +231,12 @@ class _Estimate:
         rows = slice(start, stop)
         return self._apart(self.points[rows], self.squares[rows], slice(start, None))
 
-    def _apart(self, rows: Tensor, squares: Tensor, others: slice) -> Tensor:
+    def _apart(self, rows: Tensor, squares: Tensor, points: slice) -> Tensor:
         # |x - y|^2 = |x|^2 + |y|^2 - 2 x'y, the first two smaller by all that rounding may add
-        apart = squares[:, None] + self.squares[others]
-        blocks = zip(rows.split(BLOCK, dim=1), self.points[others].split(BLOCK, dim=1))
-        for part, points in blocks:
-            apart.addmm_(part, points.T, alpha=-2)
+        apart = squares[:, None] + self.squares[points]
+        blocks = zip(rows.split(BLOCK, dim=1), self.points[points].split(BLOCK, dim=1))
+        for row_part, point_part in blocks:
+            apart.addmm_(row_part, point_part.T, alpha=-2)
         return apart
 
     @staticmethod

@@ -19,11 +19,12 @@ Rounding = Literal["uint8", "truncated"]
 def to_uint8(images: torch.Tensor, rounding: Rounding = "uint8") -> torch.Tensor:
     """Clamp and round: float in [-1, 1] -> uint8 of the same shape.
 
-    "truncated" is for what models draw: it may take a level from pixels that were bytes before.
+    Pixels that were bytes before stay what they were, under either rule.
     """
     # the protocol of every number and picture, in this order
     levels = images.detach().float().add(1).mul(127.5)
-    levels = levels.floor() if rounding == "truncated" else levels.round()
+    # 1e-4: a byte, as a float in [-1, 1] and back, can come out that little below itself
+    levels = (levels + 1e-4).floor() if rounding == "truncated" else levels.round()
     return levels.clamp(0, 255).to(torch.uint8)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maetok_lab.pictures import image_grid, save_png, to_uint8
+from maetok_lab.pictures import from_uint8, image_grid, save_png, to_uint8
 
 
 def test_uint8_survives_the_way_to_minus_one_one_and_back():
@@ -32,3 +32,9 @@ def test_a_picture_that_cannot_be_encoded_leaves_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
     save_png(tmp_path / "x.png", np.full((2, 2, 3), 7, np.uint8), scale=2)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "x.png")), np.full((4, 4, 3), 7))
+
+
+@pytest.mark.parametrize("rounding", ["uint8", "truncated"])
+def test_bytes_stay_what_they_were(rounding):
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert to_uint8(from_uint8(levels), rounding).equal(levels)

@@ -23,7 +23,7 @@ from scipy import stats
 from torch import Tensor
 
 from maetok_lab.analysis.decoding import STEPS, Decode, decoder_robustness, interpolation_smoothness
-from maetok_lab.analysis.definitions import definition
+from maetok_lab.analysis.definitions import Definition, definition
 from maetok_lab.analysis.geometry import (
     MAX_ROWS,
     NEIGHBOURS,
@@ -111,11 +111,7 @@ def diffusability_card(
         curves["robustness"] = robustness.to_dict("records")
         definitions["robustness"] = robustness.attrs["definition"]
     if diffusion_loss is not None:
-        # "loss", and "loss/t0.25" of noise levels near t = 0.25, where t = 1 is noise
-        trained = {"measure": "diffusion_loss", "steps": settings.diffusion_steps}
-        groups["diffusion"] = [
-            _entry(f"diffusion_{name}", value, **trained) for name, value in diffusion_loss.items()
-        ]
+        groups["diffusion"] = _diffusion_entries(diffusion_loss, settings.diffusion_steps)
 
     # one table; what its figure draws besides, and how all was made, go with it
     rows = pd.DataFrame([{"group": group, **entry} for group in groups for entry in groups[group]])
@@ -220,6 +216,18 @@ def _decoder_entries(
     return entries
 
 
+def _diffusion_entries(losses: Mapping[str, float], steps: int) -> list[Entry]:
+    """The loss of a small diffusion model, over all t, and over quarters of it from noise at 1."""
+    entries = []
+    for name, value in losses.items():  # "loss", and "loss/t0.25" of t in [0.25, 0.5)
+        times = {}
+        if start := name.partition("/t")[2]:
+            times["t_from"] = float(start)
+        entry = _entry(f"diffusion_{name}", value, measure="diffusion_loss", steps=steps, **times)
+        entries.append(entry)
+    return entries
+
+
 # Files --------------------------------------------------------------------------------------------
 
 
@@ -260,7 +268,7 @@ def card_correlation(
 
     Both go by the run's name -> index `entry`, columns `rho, low, high, runs`, strongest first.
     Raises ValueError for a run without metric, fewer than three runs, and cards of different
-    settings (but for seeds); warns below five runs.
+    settings or definitions (but for seeds); warns below five runs.
     """
     missing = sorted(set(cards) - set(metric))
     if missing or len(cards) < 3:
@@ -268,12 +276,7 @@ def card_correlation(
             f"need at least three runs with a card and a metric, not {len(cards)}; "
             f"no metric for {missing}"
         )
-    settings = {}
-    for name, card in cards.items():
-        settings[name] = card.attrs.get("settings", {}) | {"seed": None}
-    first = next(iter(settings.values()))
-    if any(other != first for other in settings.values()):
-        raise ValueError(f"cards made with different settings cannot be compared: {settings}")
+    _check_made_alike(cards)
     enough = len(cards) >= FEWEST_RUNS
     if not enough:
         warnings.warn(
@@ -303,6 +306,34 @@ def card_correlation(
     # rounded: of equally strong ones the order is the card's, not that of their last bits
     strength = result["rho"].abs().round(12)
     return result.reindex(strength.sort_values(ascending=False, kind="stable").index)
+
+
+def _check_made_alike(cards: Mapping[str, pd.DataFrame]) -> None:
+    """Raise ValueError for cards of different settings or definitions, but for seeds."""
+    settings = {}
+    for name, card in cards.items():
+        settings[name] = card.attrs.get("settings", {}) | {"seed": None}
+    (first_name, first), *others = settings.items()
+    if any(other != first for _, other in others):
+        raise ValueError(f"cards made with different settings cannot be compared: {settings}")
+
+    # a card of before definitions were stored has none: its probes and dimensions are others
+    for name, card in cards.items():
+        differing = []
+        for entry in card.index.intersection(cards[first_name].index):
+            if _without_seed(card, entry) != _without_seed(cards[first_name], entry):
+                differing.append(entry)
+        if differing:
+            raise ValueError(
+                f"the cards {first_name} and {name} define {', '.join(differing)} differently: "
+                "make both with one version and one choice of validation rows"
+            )
+
+
+def _without_seed(card: pd.DataFrame, entry: str) -> Definition | None:
+    """An entry's definition, whose settings leave out the seed."""
+    stated = card.attrs.get("definitions", {}).get(entry)
+    return stated and stated | {"settings": stated["settings"] | {"seed": None}}
 
 
 def _spearman(first: np.ndarray, second: np.ndarray) -> Any:

@@ -72,8 +72,10 @@ MEASURES = {
         "this project",
     ),
     "diffusion_loss": (
-        "mean over test latents, and t drawn as in training, of the training's loss: (v(z_t, t) - "
-        "v)^2 a number, z normalised by the training latents, v of averaged weights",
+        "mean over test latents, noise and t drawn as in training (where t_from is set, those in "
+        "t_from <= t < t_from + 0.25) of the training's loss: (network - velocity)^2 a number, "
+        "and direction_weight (1 - cosine) where the model has one; latents normalised by the "
+        "training latents, averaged weights",
         "SiT (arXiv 2401.08740), as in MAETok, figure 2b",
     ),
     "spectrum": ("variances along principal axes, largest first", "Jolliffe 2002"),

@@ -100,10 +100,10 @@ def fit_gmm(
         runs = [_checked_start(start, components, protocol, rows)]
     best = min(_climb(rows, runs, protocol), key=lambda run: run.train_nll)
 
-    # what the rows' own variance did not tell: components may be much narrower
+    # what the rows' own variance did not tell: most may lie in components that are much narrower
     check_digits(best)
-    narrowest = best.variances.amin(dim=0).double()
-    check_resolution(points, mean, torch.where(variance > 0, narrowest, 0))
+    within = (best.weights @ best.variances).double()
+    check_resolution(points, mean, torch.where(variance > 0, within, 0))
     return best.shifted(mean).to(torch.float64)
 
 
@@ -305,14 +305,16 @@ def _checked_moments(
     mean = first + total / count
 
     squares = torch.zeros_like(first)
+    largest = 0.0
     for _, part in flat_chunks(points, device):
         squares += (part - mean).square().sum(dim=0)
+        largest = max(largest, float(part.abs().amax()))
     # distances are sums of squares over dimensions, and are themselves summed over rows
     limit = torch.finfo(getattr(torch, protocol.precision)).max
     if not 4 * count * squares.sum() < limit:
         raise ValueError(
-            f"rows hold numbers as large as {float(part.abs().amax()):.1e}, whose squares"
-            f" {protocol.precision} cannot hold: divide them by their standard deviations"
+            f"rows hold numbers as large as {largest:.1e}, whose squares {protocol.precision}"
+            " cannot hold: divide them by their standard deviations"
         )
     variance = squares / count
     if count > 1 and not variance.any():

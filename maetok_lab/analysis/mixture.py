@@ -129,7 +129,7 @@ class Rows:
         if not isinstance(rows, Tensor):
             rows = torch.tensor(rows)  # a copy: a memory map may be read-only
         # the difference first: float32 may hold it where it does not hold the rows
-        return (rows.to(self.device, torch.float64) - self.origin).to(self.dtype)
+        return (rows.detach().to(self.device, torch.float64) - self.origin).to(self.dtype)
 
     def features(self, covariance: Covariance, components: int) -> Iterator[Tensor]:
         """phi of consecutive chunks (b, F), so long that a density a component fits beside."""
@@ -212,10 +212,11 @@ def check_digits(mixture: Mixture) -> None:
     distances = (mixture.means.square() / mixture.variances).sum(dim=1)
     if torch.finfo(mixture.means.dtype).eps * float(distances.max()) > LOST_NATS:
         dtype = str(mixture.means.dtype).removeprefix("torch.")
+        remedy = "" if dtype == "float64" else "take precision='float64', or "
         raise ValueError(
             f"a component lies {float(distances.max().sqrt()):.1e} of its standard deviations from "
-            f"the mean of all, too far for {dtype}: "
-            "take precision='float64', or fit groups that are so far apart one by one"
+            f"the mean of all, too far for {dtype}: {remedy}fit groups that are so far apart one "
+            "by one, without rows that stand alone"
         )
 
 

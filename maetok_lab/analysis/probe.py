@@ -82,19 +82,17 @@ def linear_probe(
     if len(train.labels.unique()) < 2:
         warnings.warn("one class alone has no linear probe: its accuracy is NaN", stacklevel=2)
         return _no_result(len(train.labels), len(test.labels), stated)
+    unseen = [test] if validation is None else [test, read(*validation)]
+    _check_widths(train, unseen)
     basis = _Basis.of(train)
     train = basis(train)
-    classes = _class_count(train.data.labels, test.labels)
+    classes = _class_count(train.data.labels, *(data.labels for data in unseen))
     fit = functools.partial(
         _fit, variances=basis.variances, classes=classes, max_iterations=max_iterations
     )
 
     # Rows that choose the strength: those for validation, or a random share of the training rows.
-    if validation is None:
-        fitted, heldout = _split(train, seed)
-    else:
-        fitted = train
-        heldout = basis(read(*validation))
+    fitted, heldout = _split(train, seed) if validation is None else (train, basis(unseen[1]))
 
     # From strong to weak: each fit begins where the one before ended. Of equals the strongest wins.
     strengths = sorted(strengths, reverse=True)
@@ -131,6 +129,7 @@ def knn_probe(
         raise ValueError(
             f"neighbours must be between 1 and {count}, the training rows, not {neighbours}"
         )
+    _check_widths(train, [test])
     mean, std = train.scale()
 
     def direction(rows: Tensor) -> Tensor:
@@ -338,8 +337,17 @@ def _heldout_score(weight: Tensor, heldout: _Rotated) -> tuple[float, float]:
 # Results ------------------------------------------------------------------------------------------
 
 
-def _class_count(labels: Tensor, test_labels: Tensor) -> int:
-    return int(max(labels.max(), test_labels.max())) + 1
+def _class_count(*labels: Tensor) -> int:
+    return int(max(part.max() for part in labels)) + 1
+
+
+def _check_widths(train: Labelled, unseen: Sequence[Labelled]) -> None:
+    for data in unseen:
+        if data.width != train.width:
+            raise ValueError(
+                f"latents to fit have {train.width} numbers a row, those of the test or validation "
+                f"images {data.width}: they are to be of one tokenizer"
+            )
 
 
 def _result(

@@ -51,7 +51,7 @@ def from_lightningdit(state_dict: Mapping[str, Tensor]) -> DiffusionTransformer:
 def _build_model(state: Mapping[str, Tensor]) -> DiffusionTransformer:
     """A model of their sizes; heads come from the width of a head that RoPE turns."""
     try:
-        width, latent_dim, patch_size, _ = state[f"{PATCH_EMBED}weight"].shape
+        width, latent_dim, patch_size, _ = _four(state[f"{PATCH_EMBED}weight"].shape)
         num_tokens = state["pos_embed"].shape[1]
         cos, sin = state[f"{ROPE}freqs_cos"], state[f"{ROPE}freqs_sin"]  # each (N, head_dim)
         num_classes = len(state["y_embedder.embedding_table.weight"]) - 1
@@ -59,6 +59,12 @@ def _build_model(state: Mapping[str, Tensor]) -> DiffusionTransformer:
         raise ValueError(
             f"these are no LightningDiT weights: the tensor {missing} is missing"
         ) from None
+    head_dim = cos.shape[1]
+    if not head_dim or width % head_dim:
+        raise ValueError(
+            f"the RoPE of these weights turns heads of {head_dim} channels, into which a width of "
+            f"{width} cannot be divided"
+        )
     if patch_size != 1:
         raise ValueError(
             f"this LightningDiT has patches of {patch_size} x {patch_size} latents; only those of "
@@ -67,7 +73,7 @@ def _build_model(state: Mapping[str, Tensor]) -> DiffusionTransformer:
     config = DiffusionConfig(
         width=width,
         depth=count_blocks(state),
-        num_heads=width // cos.shape[1],
+        num_heads=width // head_dim,
         norm="rmsnorm",
         mlp="swiglu",
         positions="lightningdit",
@@ -85,6 +91,15 @@ def _build_model(state: Mapping[str, Tensor]) -> DiffusionTransformer:
                 "with theta 10000, which alone can be loaded"
             )
     return model
+
+
+def _four(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) != 4:
+        raise ValueError(
+            f"{PATCH_EMBED}weight of LightningDiT is a convolution's (width, channels, 1, 1), not "
+            f"{tuple(shape)}"
+        )
+    return shape
 
 
 def _modulations(model: DiffusionTransformer) -> dict[str, tuple[nn.Linear, int]]:

@@ -12,9 +12,10 @@ from torch import Tensor
 from maetok_lab.cores import each_part
 from maetok_lab.data.loading import batches_in_order
 from maetok_lab.evaluation.metrics import Statistics
-from maetok_lab.evaluation.pixels import round_to_uint8
+from maetok_lab.evaluation.pixels import as_a_file_holds, round_to_uint8
 from maetok_lab.identity import DIGITS, hash_of, tensor_bytes
 from maetok_lab.inference import device_of
+from maetok_lab.pictures import Rounding
 from maetok_lab.processes import join_rows, share_images
 from maetok_lab.protocols import Images, Net
 
@@ -194,6 +195,7 @@ class Reference:
     logits: Tensor | None = None  # (n, classes), of the inception score
     crop: str | None = None  # how files became square
     resize: str | None = None  # the filter that brought them to `image_size`
+    rounding: Rounding | None = None  # of their pixels; None where they were bytes before
 
 
 def make_reference(
@@ -203,12 +205,19 @@ def make_reference(
     name: str | None = None,
     batch_size: int = 32,
     outputs: Sequence[str] = ("features",),
+    rounding: Rounding = "uint8",
 ) -> Reference:
     """Features of images, with a hash of their rounded pixels, in one pass.
 
     `outputs` may add "spatial" (for sFID) and "logits" (for the inception score). `name` defaults
-    to the source's split. Processes share the work and errors are raised as in `image_features`.
+    to the source's split, `rounding` is that of a tensor or of batches. Processes share the work
+    and errors are raised as in `image_features`.
     """
+    is_stored = hasattr(images, "batch")  # as bytes, which nothing rounds
+    if rounding == "truncated" and isinstance(images, Tensor):
+        images = as_a_file_holds(images, rounding)
+    elif rounding == "truncated" and not is_stored:
+        images = (as_a_file_holds(batch, rounding) for batch in images)
     values = share_images(images, lambda part: _outputs(part, net, batch_size, outputs))
     digests = values["digests"]
     # a source says how its files became pixels; a tensor's own `split` and `resize` are methods
@@ -220,5 +229,6 @@ def make_reference(
         image_size=values["image_size"],
         crop=getattr(source, "crop", None),
         resize=getattr(source, "resize", None),
+        rounding=None if is_stored else rounding,
         **{output: values[output] for output in outputs},
     )

@@ -27,9 +27,9 @@ from maetok_lab.evaluation.metrics import (
     kernel_distance,
     precision_recall,
 )
-from maetok_lab.evaluation.pixels import as_a_file_holds
 from maetok_lab.evaluation.protocol import PREVIEW_IMAGES, EvalProtocol, EvalResult
 from maetok_lab.evaluation.scaling import frechet_error
+from maetok_lab.pictures import Rounding
 from maetok_lab.protocols import Net
 from maetok_lab.rng import generator
 
@@ -67,9 +67,13 @@ def evaluate_generation(
     as_reference = functools.partial(_as_reference, net=net, metrics=metrics, batch_size=batch_size)
     reference = as_reference(reference)
     _check_size(samples, reference)
-    if protocol.rounding == "truncated" and isinstance(samples, Tensor):  # files hold theirs
-        samples = as_a_file_holds(samples, protocol.rounding)
-    samples = as_reference(samples)
+    samples = as_reference(samples, rounding=protocol.rounding)
+    if samples.rounding not in (None, protocol.rounding):
+        raise ValueError(
+            f"the protocol says rounding = {protocol.rounding!r}, but features of {samples.name} "
+            f"are of pixels under {samples.rounding!r}: give the samples themselves, or "
+            "`make_reference(samples, net, rounding=protocol.rounding)`"
+        )
     if second_reference is not None:
         second_reference = as_reference(second_reference)
     _check(samples, reference, metrics, preview)
@@ -98,7 +102,12 @@ def evaluate_generation(
 
 
 def _as_reference(
-    images: AnyImages | Reference, *, net: Net, metrics: Sequence[str], batch_size: int
+    images: AnyImages | Reference,
+    *,
+    net: Net,
+    metrics: Sequence[str],
+    batch_size: int,
+    rounding: Rounding = "uint8",
 ) -> Reference:
     """The outputs that the metrics need of a set of images; a Reference has its own already."""
     if isinstance(images, Reference):
@@ -110,7 +119,7 @@ def _as_reference(
         if not hasattr(net, "logits"):
             raise ValueError(f"{net.name} gives no class logits, so there is no inception score")
         outputs.append("logits")
-    return make_reference(images, net, batch_size=batch_size, outputs=outputs)
+    return make_reference(images, net, batch_size=batch_size, outputs=outputs, rounding=rounding)
 
 
 # What cannot be computed or trusted -------------------------------------------------------------

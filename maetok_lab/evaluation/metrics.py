@@ -86,14 +86,16 @@ def frechet_distance(
 
 def _sum_of_singular_values(matrix: Tensor) -> Tensor:
     """Through the eigenvalues of a product, four times as fast, where these are exact enough."""
+    scale = matrix.abs().max().clamp(min=TINY)  # of a matrix near 1, squares are numbers
+    matrix = matrix / scale
     product = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
     squares = torch.linalg.eigvalsh(product).clamp(min=0)
     # eigenvalues are rounded at the size of the largest: roots of small ones lose digits
     rounding = torch.finfo(squares.dtype).eps * squares[-1]
     lost = rounding / torch.maximum(2 * squares.sqrt(), rounding.sqrt()).clamp(min=TINY)
     if lost.sum() > DIGITS_LOST * squares.sqrt().sum():
-        return torch.linalg.svdvals(matrix).sum()
-    return squares.sqrt().sum()
+        return scale * torch.linalg.svdvals(matrix).sum()
+    return scale * squares.sqrt().sum()
 
 
 def as_gaussian(side: Tensor | Statistics | Gaussian, name: str) -> Gaussian:
@@ -141,7 +143,9 @@ def _from_statistics(statistics: Statistics, name: str) -> Gaussian:
             f"{name}: the covariance has rank {rank} of {len(values)}; too few images?",
             stacklevel=4,
         )
-    return Gaussian(mean, (vectors * values.clamp(min=0).sqrt()) @ vectors.T)
+    # roots of what is rounding alone would be large
+    values = torch.where(values > len(values) * 2e-16 * values[-1], values, 0)
+    return Gaussian(mean, (vectors * values.sqrt()) @ vectors.T)
 
 
 # Kernel distance --------------------------------------------------------------------------------

@@ -100,6 +100,7 @@ class NpzImages:
                 f"{path}: arr_1 must hold one whole number, the label, for each of the {shape[0]} "
                 f"images of arr_0, not {dtype} {self._labels.shape}"
             )
+        self._labels = self._labels.astype(np.int64)
         self.image_size = shape[1]
 
     def __len__(self) -> int:
@@ -128,11 +129,11 @@ def _opened(path: str | Path) -> Iterator[np.lib.npyio.NpzFile]:
             f"{path} is one array {file.shape}, not an .npz with the images as arr_0: "
             "numpy.savez(path, arr_0=array) writes one"
         )
-    try:
-        with file:
+    with file:
+        try:
             yield file
-    except (zlib.error, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged; copy it once more ({error})") from error
+        except (zlib.error, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is damaged; copy it once more ({error})") from error
 
 
 def _mapped(path: Path, name: str) -> np.ndarray | None:

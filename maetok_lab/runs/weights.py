@@ -123,8 +123,14 @@ def read_weights(source: str | Path) -> tuple[dict[str, torch.Tensor], dict[str,
     Raises FileNotFoundError that says which file is missing, or as `weights_folder` does, and
     ValueError for a file that is damaged or holds more than tensors and settings.
     """
-    if Path(source).suffix in CHECKPOINTS:
+    # a checkpoint is one file, released weights are a folder
+    if Path(source).suffix.lower() in CHECKPOINTS:
         return _read_checkpoint(Path(source))
+    if Path(source).is_file():
+        raise ValueError(
+            f"weights are read from {' and '.join(CHECKPOINTS)} files, or from a folder with "
+            f"model.safetensors and config.json, not from {source}"
+        )
     folder = weights_folder(source)
     for name in ("model.safetensors", "config.json"):
         if not (folder / name).exists():
@@ -141,7 +147,9 @@ def plain_state(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
     Of several groups the averaged one ("ema") is taken, with a warning.
     """
+    # a training that keeps no average may store an empty one
     groups = [name for name in GROUPS if isinstance(checkpoint.get(name), Mapping)]
+    groups = [name for name in groups if checkpoint[name]]
     if len(groups) > 1:
         warnings.warn(
             f"of {' and '.join(groups)} in this checkpoint, {groups[0]!r} is loaded; "
@@ -149,7 +157,7 @@ def plain_state(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
             stacklevel=2,
         )
     state = checkpoint[groups[0]] if groups else checkpoint
-    return {WRAPPERS.sub("", name): value for name, value in state.items()}
+    return {WRAPPERS.sub("", str(name)): value for name, value in state.items()}
 
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -173,10 +181,10 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
 
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not weights by name")
-    settings = checkpoint.get("args", {})
+    settings = checkpoint.get("args")
     if isinstance(settings, argparse.Namespace):
         settings = vars(settings)
-    config = dict(settings)
+    config = dict(settings) if isinstance(settings, Mapping) else {}
     if (path.parent / "config.json").exists():
         config |= read_json(path.parent / "config.json")
     # out of the file, which a training may write anew while they are used

@@ -99,6 +99,27 @@ def test_every_number_and_curve_says_its_definition(tmp_path):
     assert definitions["psnr"]["measure"] == "given"
 
 
+def test_cards_of_other_definitions_are_not_compared():
+    validation = latents(40, "validation")
+    same = {name: card(validation=validation) for name in "abc"}
+    metric = {"a": 1.0, "b": 2.0, "c": 3.0}
+    with pytest.raises(ValueError, match="no entry differs"):
+        card_correlation(same, metric)
+    other = same | {"b": card()}
+    with pytest.raises(ValueError, match=r"cards a and b define probe_top1, .* differently"):
+        card_correlation(other, metric)
+    same["c"].attrs.pop("definitions")  # of an earlier version
+    with pytest.raises(ValueError, match=r"cards a and c define gmm_dimensions, .* differently"):
+        card_correlation(same, metric)
+
+
+def test_losses_by_time_say_of_what_time():
+    table = card(diffusion_loss={"loss": 0.4, "loss/t0.25": 0.6})
+    definitions = table.attrs["definitions"]
+    assert definitions["diffusion_loss"]["settings"] == {"steps": 0}
+    assert definitions["diffusion_loss/t0.25"]["settings"] == {"steps": 0, "t_from": 0.25}
+
+
 def test_the_probes_of_a_card_are_chosen_on_its_validation_latents():
     validation = latents(40, "validation")
     data = (*latents(), *latents(60, "test"))

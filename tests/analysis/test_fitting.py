@@ -392,3 +392,23 @@ def test_the_benchmark_compares_with_scikit_learn_and_projects(repository, capsy
     for line in fits:
         assert min(line["times_kmeans_float64"], line["times_k-means++_float32"]) > 0
         assert line["log_likelihood_float64"] > line["log_likelihood_k-means++"] - 0.01
+
+
+@pytest.mark.parametrize(("dtype", "offset", "spread"), [("bfloat16", 5, 1), ("float16", 40, 8)])
+def test_components_of_single_rows_are_no_reason_to_refuse(dtype, offset, spread):
+    points = offset + spread * torch.randn(400, 8, generator=generator(0, "points"))
+    assert fit_gmm(points.to(getattr(torch, dtype)), 100, restarts=1).weights.min() > 0
+
+
+def test_refusals_name_the_largest_number_and_a_way_that_is_there():
+    points = torch.randn(70_000, 8, generator=generator(0, "points"), dtype=torch.float64)
+    points[5] = 3e25
+    with pytest.raises(ValueError, match=r"as large as 3\.0e\+25, whose squares float32"):
+        fit_gmm(points, 2, precision="float32")
+    with pytest.raises(ValueError, match="too far for float64: fit groups"):
+        fit_gmm(torch.cat([points[6:100], points[:1] + 1e8]), 2, covariance_floor=1e-3)
+
+
+def test_rows_that_want_a_gradient_are_fitted():
+    points = torch.randn(60, 2, generator=generator(0, "points")).requires_grad_()
+    assert not fit_gmm(points, 2).means.requires_grad

@@ -147,3 +147,25 @@ def test_what_is_read_in_chunks_gives_the_same_probes(monkeypatch, pool):
             probe(x, y, bad, y)
         with pytest.raises(ValueError, match="latents are constant"):
             probe(torch.ones_like(x), y, x, y)
+
+
+def test_a_class_of_the_validation_images_alone_counts():
+    x = torch.randn(40, 3, 2, generator=generator(0, "x"))
+    labels = torch.arange(40) % 2
+    rare = labels[:10].clone()
+    rare[3] = 7
+    result = linear_probe(x, labels, x, labels, validation=(x[:10], rare))
+    assert result.classes == 8
+
+
+@pytest.mark.parametrize("side", ["test", "validation"])
+def test_latents_of_another_width_are_refused(side):
+    x = torch.randn(40, 3, 2, generator=generator(0, "x"))
+    labels = torch.arange(40) % 2
+    other = {"test": (x[:, :2], labels), "validation": (x, labels)}[side]
+    validation = (x[:, :2], labels) if side == "validation" else None
+    with pytest.raises(ValueError, match=r"have 6 numbers a row, .* 4: they are to be of one tok"):
+        linear_probe(x, labels, *other, validation=validation)
+    if side == "test":
+        with pytest.raises(ValueError, match="have 6 numbers a row"):
+            knn_probe(x, labels, *other)

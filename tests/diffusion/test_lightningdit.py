@@ -126,6 +126,16 @@ def test_what_it_cannot_express_is_refused_in_one_line(weights):
             from_lightningdit(weights | {"feat_rope.freqs_cos": other})
 
 
+def test_tensors_of_odd_shapes_are_refused_in_one_line(weights):
+    flat = weights | {"x_embedder.proj.weight": weights["x_embedder.proj.weight"].flatten(1)}
+    with pytest.raises(ValueError, match=r"is a convolution's \(width, channels, 1, 1\), not \("):
+        from_lightningdit(flat)
+    for head_dim in (0, 3):
+        rope = {name: weights[name][:, :head_dim] for name in weights if "feat_rope" in name}
+        with pytest.raises(ValueError, match=f"turns heads of {head_dim} channels"):
+            from_lightningdit(weights | rope)
+
+
 def test_tensors_that_do_not_fit_are_named(weights):
     fewer = {name: value for name, value in weights.items() if name != "blocks.1.norm2.weight"}
     with pytest.raises(ValueError, match=r"LightningDiT: .*\n  missing     blocks.1.norm2.weight"):

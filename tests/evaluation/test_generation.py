@@ -78,6 +78,18 @@ def test_samples_in_a_tensor_are_rounded_as_the_protocol_says():
     assert result.protocol.describe().endswith("truncated to uint8")
 
 
+def test_what_was_rounded_otherwise_is_refused_and_nothing_is_truncated_twice():
+    levels = torch.randint(256, (50, 3, 16, 16), generator=generator(0, "levels"))
+    between = ((levels + 0.75) / 127.5 - 1).clamp(-1, 1)
+    protocol = dataclasses.replace(PROTOCOL, rounding="truncated")
+    expected = evaluate(between, protocol=protocol).metrics
+    assert evaluate(from_uint8(levels), protocol=protocol).metrics == expected
+    truncated = make_reference(between, TinyNet(), rounding="truncated")
+    assert evaluate(truncated, protocol=protocol).metrics == expected
+    with pytest.raises(ValueError, match="rounding = 'truncated', but features of 50 images are"):
+        evaluate(make_reference(between, TinyNet()), protocol=protocol)
+
+
 def test_the_protocol_says_what_the_floor_is_of():
     other = make_reference(images(40, "other"), TinyNet(), name="training images")
     result = evaluate(images(50, "fake"), second_reference=other)

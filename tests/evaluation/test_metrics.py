@@ -132,6 +132,24 @@ def test_frechet_distance_of_a_set_to_itself_is_zero(count):
     assert abs(frechet_distance(x, x)) < 1e-9 * float(feature_statistics(x)[1].trace())
 
 
+@pytest.mark.parametrize("scale", [1e-100, 1e-80, 1e78, 1e100])
+def test_frechet_distance_has_the_scale_of_its_features(scale):
+    x, y = features(), features(name="other", shift=0.3)
+    expected = frechet_distance(x, y)
+    assert frechet_distance(scale * x, scale * y) / scale / scale == pytest.approx(expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*covariance has rank")
+def test_what_is_rounding_alone_is_no_rank():
+    # tr (C1 C2)^(1/2) of a covariance of rank 3 is that of the three dimensions
+    factor = torch.randn(3, 16, generator=generator(0, "factor"), dtype=torch.float64)
+    low, unit = factor.T @ factor, torch.eye(16, dtype=torch.float64)
+    mean = torch.zeros(16, dtype=torch.float64)
+    roots = torch.linalg.svdvals(factor).sum()
+    expected = float(low.trace() + 16 - 2 * roots)
+    assert frechet_distance((mean, low), (mean, unit)) == pytest.approx(expected, rel=1e-12)
+
+
 def test_frechet_distance_grows_with_noise():
     x = features(400)
     assert (values := [frechet_distance(noisy(x, s), x) for s in (0.1, 0.4, 1.0)]) == sorted(values)

@@ -175,3 +175,10 @@ def test_labels_that_are_not_one_an_image_are_refused(tmp_path, labels):
     np.savez(tmp_path / "samples.npz", arr_0=pixels, arr_1=labels)
     with pytest.raises(ValueError, match="one whole number, the label, for each of the 9 images"):
         NpzImages(tmp_path / "samples.npz")
+
+
+def test_labels_of_any_whole_kind_come_as_int64(tmp_path):
+    pixels = np.zeros((9, 8, 8, 3), dtype=np.uint8)
+    for kind in ("uint16", "uint64", "int8"):
+        np.savez(tmp_path / "samples.npz", arr_0=pixels, arr_1=np.arange(9).astype(kind))
+        assert NpzImages(tmp_path / "samples.npz").batch(torch.arange(9))[1].dtype == torch.int64

@@ -86,3 +86,23 @@ def test_a_file_without_weights_is_one_clear_line(tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"checkpoint.pt is damaged, or older than torch 1.6: "):
         read_weights(path)
+
+
+def test_odd_checkpoints_are_read_or_refused_in_one_line(tmp_path):
+    weight = {"weight": torch.ones(2)}
+    stored = {
+        "settings.PT": {"model": weight, "args": None, "ema": {}},
+        "lists.pt": {"model": weight, "args": ["--lr", "1"]},
+    }
+    for name, checkpoint in stored.items():
+        torch.save(checkpoint, tmp_path / name)
+        tensors, config = read_weights(tmp_path / name)
+        assert list(tensors) == ["weight"]
+        assert config == {}
+    torch.save({0: torch.ones(2)}, tmp_path / "numbers.pt")
+    assert list(read_weights(tmp_path / "numbers.pt")[0]) == ["0"]
+    (tmp_path / "weights.ckpt").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"from \.pt and \.pth files, or from a folder with .*ckpt"
+    ):
+        read_weights(tmp_path / "weights.ckpt")
