@@ -108,7 +108,7 @@ def _decided(
 ) -> Tensor:
     """Which rows lie within a radius, (n,): by the point `nearest` first, where that can be."""
     possible = least <= 0
-    near = possible & (_lengths(rows - points[nearest]) <= radius[nearest])
+    near = possible & (_lengths(points[nearest].sub_(rows)) <= radius[nearest])
     undecided = possible & ~near
     near[undecided] = _near(rows[undecided], points, radius)
     return near
@@ -198,7 +198,7 @@ def _among(
     """The nearest candidates; of all points where these cannot say."""
     distances = torch.empty(candidates.indices.shape, dtype=torch.float64)
     for column, indices in enumerate(candidates.indices.unbind(dim=1)):
-        distances[:, column] = _lengths(rows - points[indices])
+        distances[:, column] = _lengths(points[indices].sub_(rows))
     nearest = distances.topk(neighbours, largest=False)
     indices, distances = candidates.indices.gather(1, nearest.indices), nearest.values
 
