@@ -97,7 +97,8 @@ class Ladder:
         config = self.first_stage(rung, tuned=tuned)
         name = self.name(rung) + ("-stage1" if tuned else "")
         with Run.open(name, config, root=self.root) as run:
-            follow_to_end(train_tokenizer(config, images, run, **self.options), name, every=30)
+            training = train_tokenizer(config, images, run, **self.options)
+            follow_to_end(training, name, run=run, every=30)
         if not tuned:
             return run
 
@@ -106,7 +107,7 @@ class Ladder:
         name = self.name(rung, tuned=True)
         with Run.open(name, config, root=self.root, parents=[run]) as second:
             training = finetune_decoder(config, images, second, parent=run, **self.options)
-            follow_to_end(training, name, every=30)
+            follow_to_end(training, name, run=second, every=30)
         return second
 
     def latents(self, run: Run, split: str) -> LatentDataset:

@@ -4,10 +4,12 @@ await follow(train_tokenizer(config, images, run), "tokenizer")
 """
 
 import asyncio
+import bisect
 import contextlib
 import functools
+import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,34 +17,47 @@ from typing import Any
 import numpy as np
 
 from maetok_lab.plots.curves import colours_for
+from maetok_lab.runs import Run
 from maetok_lab.training.task import StepRecord
 from maetok_lab.widgets.front import WRAP, figure_widget, ipywidgets, is_live, png_image
 
 SECONDS_BETWEEN_VIEWS = 0.5  # of the panel: drawing the chart costs more than a small step
+NO_LOSSES = ("step", "images", "split", "skipped")  # of a run's log
 STEPS_TO_TELL = 10  # before a stage's own speed says anything of the stages after it
 
 Training = Generator[StepRecord, None, None]
 
 
 async def follow(
-    training: Training, title: str = "training", *, every: float = 10.0, forecast: Any = None
+    training: Training,
+    title: str = "training",
+    *,
+    run: Run | None = None,
+    every: float = 10.0,
+    forecast: Any = None,
 ) -> None:
-    """Run a training to its end, or until a person stops it; then the same line goes on from there.
+    """Run a training to its end, or until a person stops it: the same line then goes on.
 
     A live notebook shows a panel with a stop button; elsewhere a line is printed at most every
-    `every` seconds. A `forecast` (`experiments.time_left`) adds how long all takes. At the end the
-    generator is closed, which frees its run.
+    `every` seconds. What its `run` holds is shown first; a `forecast` (`experiments.time_left`)
+    adds how long all takes. At the end the generator is closed.
     """
     live = LiveTraining(title, every=every, forecast=forecast)
+    if run is not None:
+        live.recall(run)
     with contextlib.closing(training):
         for record in training:
             live.update(record)
             await live.listen()
 
 
-def follow_to_end(training: Training, title: str = "training", *, every: float = 10.0) -> None:
+def follow_to_end(
+    training: Training, title: str = "training", *, run: Run | None = None, every: float = 10.0
+) -> None:
     """`follow` for library code, which cannot await: the same panel or lines, no stop button."""
     live = LiveTraining(title, every=every)
+    if run is not None:
+        live.recall(run)
     with contextlib.closing(training):
         for record in training:
             live.update(record)
@@ -83,13 +98,7 @@ class LiveTraining:
         now = time.monotonic()
         if self._first is None:
             self._begin(record, now)
-        # without the losses by time, such as loss/t0.25: too many lines for one small chart
-        losses = record.losses or {}
-        losses = {name: value for name, value in losses.items() if "/t" not in name}
-        for name, value in losses.items():
-            steps, values = self.history.setdefault(name, ([], []))
-            steps.append(record.step)
-            values.append(value)
+        losses = self._remember(record.step, record.losses or {})
 
         # a stop ends the training after this step, with a checkpoint
         last = record.step == record.num_steps
@@ -110,6 +119,42 @@ class LiveTraining:
             place = f"{self.title}: step {record.step}/{record.num_steps}"
             self.write(f"{place}, {words}; {self._progress(record, now)}")
 
+    def recall(self, run: Run) -> None:
+        """Take the losses that `run` holds; of a finished one its end is told, in the panel too."""
+        for record in run.metrics("train").to_dict("records"):
+            losses = {name: value for name, value in record.items() if name not in NO_LOSSES}
+            self._remember(int(record["step"]), losses)
+        if not run.finished:
+            return
+
+        # one line, which stays when the notebook is closed, then the curves and the last picture
+        summary = run.summary
+        words = [f"{summary['steps']:,} steps, {summary['images']:,} images"]
+        for name, value in summary.items():
+            if isinstance(value, float) and "/t" not in name:
+                words.append(f"{name} {value:.4g}")
+        scores = run.metrics("val")
+        if "psnr" in scores:
+            words.append(f"PSNR of its last pictures {scores['psnr'].iloc[-1]:.2f} dB")
+        day, _, hour = summary["ended"].partition("T")
+        self.write(f"{self.title}: finished on {day} at {hour[:5]} UTC: {', '.join(words)}")
+        if self.live:
+            self._display()
+            self._show_end(summary["steps"], sorted((run.folder / "samples").glob("*.png")))
+
+    def _remember(self, step: int, losses: Mapping[str, float]) -> dict[str, float]:
+        """Keep the losses of a step for the chart; those that it shows."""
+        shown = {}
+        for name, value in losses.items():
+            # without those by time, such as loss/t0.25: too many lines for one small chart
+            if "/t" in name or not math.isfinite(value):
+                continue
+            shown[name] = value
+            steps, values = self.history.setdefault(name, ([], []))
+            steps.append(step)
+            values.append(value)
+        return shown
+
     async def listen(self) -> None:
         """Let the kernel hear the stop button.
 
@@ -127,10 +172,12 @@ class LiveTraining:
     def _begin(self, record: StepRecord, now: float) -> None:
         self._first = record
         self._start = now
+        # what came after the checkpoint that it goes on from comes again
+        for name, (steps, values) in self.history.items():
+            count = bisect.bisect_left(steps, record.step)
+            self.history[name] = (steps[:count], values[:count])
         if self.live:
-            from IPython.display import display
-
-            display(self.view)
+            self._display()
         if record.step > 1:
             self.write(f"{self.title}: continues at step {record.step} of {record.num_steps}")
 
@@ -189,6 +236,21 @@ class LiveTraining:
         self.stop()
         self.controls.stop.disabled = True
         self.controls.words.value = "stopping after this step ..."
+
+    def _display(self) -> None:
+        from IPython.display import display
+
+        display(self.view)
+
+    def _show_end(self, steps: int, pictures: list[Path]) -> None:
+        """The panel of a finished run."""
+        controls = self.controls
+        controls.bar.max = controls.bar.value = steps
+        controls.words.value = f"{steps} steps, finished before"
+        controls.stop.disabled = True
+        if pictures:
+            controls.picture.value = pictures[-1].read_bytes()
+        self._draw()
 
     def _show(self, record: StepRecord, now: float, *, last: bool) -> None:
         controls = self.controls

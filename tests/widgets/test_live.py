@@ -133,6 +133,56 @@ def test_a_panel_is_drawn_at_most_every_half_second(panel, monkeypatch):
     assert len(drawn) <= 4
 
 
+@pytest.fixture
+def trained(tmp_path):
+    """A run with losses at steps 2 and 4, and a picture."""
+    run = Run.open("tiny", TOKENIZER_TRAINING["test"], root=tmp_path)
+    for step in (2, 4):
+        losses = {"pixel": 1 / step, "loss/t0.25": 7.0, "skipped": 0}
+        run.log({"step": step, "images": 32 * step, "split": "train", **losses})
+    run.log({"step": 4, "images": 128, "split": "val", "psnr": 20.0127})
+    run.sample_path(4).write_bytes(b"png")
+    return run
+
+
+def test_a_finished_run_says_in_one_line_what_is_there(trained, capsys):
+    trained.finish({"steps": 4, "images": 128, "skipped": 0, "pixel": 0.25, "loss/t0.25": 7.0})
+    asyncio.run(follow(iter_of([]), "tiny", run=trained))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("tiny: finished on 2")
+    assert line.endswith(
+        " UTC: 4 steps, 128 images, pixel 0.25, PSNR of its last pictures 20.01 dB"
+    )
+
+
+def test_a_panel_of_a_finished_run_has_its_curve_and_last_picture(panel, trained):
+    trained.finish({"steps": 4, "images": 128, "skipped": 0, "pixel": 0.25})
+    panel.recall(trained)
+    assert panel.displayed == [panel.view]
+    controls = panel.controls
+    (line,) = controls.chart.data
+    assert (line.name, list(line.x), list(line.y)) == ("pixel", [2, 4], [0.5, 0.25])
+    assert controls.picture.value == b"png"
+    assert (controls.bar.value, controls.bar.max, controls.stop.disabled) == (4, 4, True)
+    assert controls.words.value == "4 steps, finished before"
+
+
+def test_a_panel_of_a_training_that_goes_on_begins_with_its_past(panel, trained):
+    panel.recall(trained)
+    assert panel.displayed == []  # until a step comes
+    # from the checkpoint of step 3: what was logged after it comes again
+    panel.update(StepRecord(4, 5, 128, {"pixel": 0.3}))
+    panel.update(StepRecord(5, 5, 160, {"pixel": 0.2}))
+    (line,) = panel.controls.chart.data
+    assert (list(line.x), list(line.y)) == ([2, 4, 5], [0.5, 0.3, 0.2])
+    assert panel.written[0] == "tiny: continues at step 4 of 5"
+
+
+def iter_of(records):
+    """A training that yields these."""
+    yield from records
+
+
 class Training:
     """A training of three steps that notes how it ended."""
 
