@@ -22,6 +22,7 @@ from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.runs import Run, runs_root
 from maetok_lab.training.diffusion import train_diffusion
 from maetok_lab.training.presets import diffusion_training
+from maetok_lab.widgets.live import follow_to_end
 
 SAMPLES_FILE = "samples-to-test.json"  # in an evaluation's run: its distances to test images
 
@@ -43,8 +44,8 @@ def diffusion_loss(
     config = diffusion_training(preset, latents, **options)
     cpu = latents.device.type == "cpu"
     with Run.open(name, config, root=root, parents=[latents.run]) as run:
-        for _ in train_diffusion(config, latents, run, validation=test, cpu=cpu):
-            pass
+        training = train_diffusion(config, latents, run, validation=test, cpu=cpu)
+        follow_to_end(training, name, run=run, every=30)
     return run
 
 

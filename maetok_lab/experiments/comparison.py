@@ -32,6 +32,7 @@ from maetok_lab.nets import load_net
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_tokenizer
 from maetok_lab.training.tokenizer import train_to_psnr, validation_psnr
+from maetok_lab.widgets.live import follow_to_end
 
 MASKED = "all"  # the rung of the paper's claim, whose PSNR the control has
 CONTROL = "control"  # a plain autoencoder, stopped early
@@ -114,8 +115,7 @@ def equal_psnr_control(ladder: Ladder, masked: Run, comparison: Comparison) -> R
             target=validation_psnr(masked, ladder.images["val"]),
             cpu=ladder.options["cpu"],
         )
-        for _ in training:
-            pass
+        follow_to_end(training, name, run=run, every=30)
     return run
 
 

@@ -40,7 +40,7 @@ async def follow(
 
     A live notebook shows a panel with a stop button; elsewhere a line is printed at most every
     `every` seconds. What its `run` holds is shown first; a `forecast` (`experiments.time_left`)
-    adds how long all takes. At the end the generator is closed.
+    adds how long all takes. The generator is closed then.
     """
     live = LiveTraining(title, every=every, forecast=forecast)
     if run is not None:
@@ -54,9 +54,12 @@ async def follow(
 def follow_to_end(
     training: Training, title: str = "training", *, run: Run | None = None, every: float = 10.0
 ) -> None:
-    """`follow` for library code, which cannot await: the same panel or lines, no stop button."""
+    """`follow` for library code, which cannot await: the same panel or lines, no stop button.
+
+    Nothing is said of a finished run, of which one call may read many.
+    """
     live = LiveTraining(title, every=every)
-    if run is not None:
+    if run is not None and not run.finished:
         live.recall(run)
     with contextlib.closing(training):
         for record in training:
