@@ -161,11 +161,12 @@ def reconstruct(studio, mask):
 
 def test_mask_studio(open_widget, studios):
     page, studio = open_widget("mask_studio"), studios["mask_studio"]
+    patch = studio.tokenizer.config.patch_size
     grids = page.locator(".maetok-grid")
     grids.nth(1).wait_for()
     image, masks = (
         studio.image,
-        {r: draw_masks(studio.image[None], 4, ratio=r)[0] for r in (0.5, 0.55)},
+        {r: draw_masks(studio.image[None], patch, ratio=r)[0] for r in (0.5, 0.55)},
     )
     assert_shows(page, picture_of(reconstruct(studio, masks[0.5])), SMALL)
 
@@ -173,7 +174,7 @@ def test_mask_studio(open_widget, studios):
     ratio.locator(".noUi-handle").focus()
     page.keyboard.press("ArrowRight")
     assert_shows(page, picture_of(reconstruct(studio, masks[0.55])), SMALL)
-    assert_shows(page, masked_picture(image, masks[0.55], 4), LARGE)
+    assert_shows(page, masked_picture(image, masks[0.55], patch), LARGE)
 
     track = ratio.locator(".noUi-target").bounding_box()
     page.mouse.click(track["x"] + 0.2 * track["width"], track["y"] + track["height"] / 2)
@@ -182,7 +183,7 @@ def test_mask_studio(open_widget, studios):
     )
     ratio_now = float(ratio.locator(".widget-readout").inner_text())
     assert 0.1 <= ratio_now <= 0.3
-    mask = draw_masks(image[None], 4, ratio=ratio_now)[0]
+    mask = draw_masks(image[None], patch, ratio=ratio_now)[0]
     assert_shows(page, picture_of(reconstruct(studio, mask)), SMALL)
 
     place = grids.nth(0).bounding_box()
@@ -193,17 +194,22 @@ def test_mask_studio(open_widget, studios):
         page.mouse.move(place["x"] + column * cell, place["y"] + 2.5 * cell, steps=4)
     page.mouse.up()
     mask[18:21] = not before
-    assert_shows(page, masked_picture(image, mask, 4), LARGE)
+    assert_shows(page, masked_picture(image, mask, patch), LARGE)
     assert_shows(page, picture_of(reconstruct(studio, mask)), SMALL)
 
     place = grids.nth(1).bounding_box()
-    page.mouse.click(place["x"] + 2.5 * place["width"] / 4, place["y"] + 1.5 * place["height"] / 4)
-    assert_shows(page, heat_picture(studio.footprint[6].view(8, 8)), SMALL)
+    rows = studio.controls.tokens.rows
+    columns = len(studio.footprint) // rows
+    # the third token of the second row
+    across, down = 2.5 * place["width"] / columns, 1.5 * place["height"] / rows
+    page.mouse.click(place["x"] + across, place["y"] + down)
+    token = columns + 2
+    assert_shows(page, heat_picture(studio.footprint[token].view(8, 8)), SMALL)
 
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Space")
     assert_shows(
-        page, heat_picture(studio.footprint[7].view(8, 8)), SMALL
+        page, heat_picture(studio.footprint[token + 1].view(8, 8)), SMALL
     )  # the cursor of the keys follows the click
 
 
