@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,22 @@ def test_it_runs(name, tmp_path):
         row = dict(zip(names, values, strict=True))
         assert float(row["images/s"]) > 0
         assert 0 < float(row["share of it"].rstrip("%")) < 100
+
+
+def test_mixtures_are_compared_with_scikit_learns_and_projected(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    main = runpy.run_path(str(BENCHMARKS / "gmm.py"))["main"]
+    options = "--rows 300 --width 8 --components 4 --iterations 3 --repeats 1 --threads 1"
+    main(options.split())
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all((line["rows"], line["components"], line["threads"]) == (300, 4, 1) for line in lines)
+    iterations, *fits = lines
+    assert iterations["times_sklearn_float64"] > 0
+    assert iterations["projected_hours_imagenet_float64"] > 0
+    assert [line["components are"] for line in fits] == ["overlapping", "separated"]
+    for line in fits:
+        assert min(line["times_kmeans_float64"], line["times_k-means++_float32"]) > 0
+        assert line["log_likelihood_float64"] > line["log_likelihood_k-means++"] - 0.01
 
 
 def test_every_benchmark_is_named_in_its_readme():

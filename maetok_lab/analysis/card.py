@@ -92,7 +92,10 @@ def diffusability_card(
 
     # Every entry of the card, by group, in the order of the card.
     groups = {
-        "known": [_entry(name, value, measure="given") for name, value in (beside or {}).items()],
+        "known": [
+            _entry(name, value, stated=definition("given"))
+            for name, value in (beside or {}).items()
+        ],
         "mixture": _mixture_entries(mixtures),
         "shape": _shape_entries(latents, settings.seed),
         "probe": _probe_entries(
@@ -131,12 +134,11 @@ def _entry(
     error: float = math.nan,
     unit: str = "",
     *,
-    measure: str | None = None,
-    **settings: Any,
+    stated: Definition | None = None,
 ) -> Entry:
-    """One line of the card, with the definition of its measure, which is its name's otherwise."""
+    """One line of the card; without a definition of its own it has that of its name."""
     numbers = {"value": float(value), "error": float(error), "unit": unit}
-    return {"entry": name, **numbers, "definition": definition(measure or name, **settings)}
+    return {"entry": name, **numbers, "definition": stated or definition(name)}
 
 
 def _mixture_entries(curve: pd.DataFrame) -> list[Entry]:
@@ -144,15 +146,15 @@ def _mixture_entries(curve: pd.DataFrame) -> list[Entry]:
     entries = [_entry("gmm_dimensions", curve["dimensions"].iloc[0])]
     for _, row in curve.iterrows():
         count = int(row["components"])
-        units = {"gmm_nll": "nats per image", "gmm_nll_per_dim": "nats"}
-        columns = {"gmm_nll": "heldout_nll", "gmm_nll_per_dim": "heldout_nll_per_dim"}
-        for measure, unit in units.items():
-            value = row[columns[measure]]
-            name = f"{measure}_{count}"
-            entries.append(_entry(name, value, unit=unit, measure=measure, components=count))
+        stated = definition("gmm_nll", components=count)
+        nll = row["heldout_nll"]
+        entries.append(_entry(f"gmm_nll_{count}", nll, unit="nats per image", stated=stated))
+        stated = definition("gmm_nll_per_dim", components=count)
+        nll = row["heldout_nll_per_dim"]
+        entries.append(_entry(f"gmm_nll_per_dim_{count}", nll, unit="nats", stated=stated))
     best = curve.loc[curve["bic"].idxmin()]
-    among = curve["components"].tolist()
-    entries.append(_entry("gmm_components_by_bic", best["components"], among=among))
+    stated = definition("gmm_components_by_bic", among=curve["components"].tolist())
+    entries.append(_entry("gmm_components_by_bic", best["components"], stated=stated))
     # of the largest mixture: a mode far out is hard to sample
     norm = curve["max_mean_norm"].iloc[-1]
     entries.append(_entry("gmm_max_mean_norm", norm, unit="standard deviations"))
@@ -164,8 +166,9 @@ def _shape_entries(latents: Any, seed: int) -> list[Entry]:
     entries = [_entry(name, value) for name, value in spectrum_numbers(latents).items()]
     for method in ("twonn", "mle"):
         dimension = intrinsic_dimension(latents, method=method, seed=seed)
+        name = f"intrinsic_dimension_{method}"
         settings = {"neighbours": NEIGHBOURS[method], "max_rows": MAX_ROWS, "seed": seed}
-        entries.append(_entry(f"intrinsic_dimension_{method}", dimension, **settings))
+        entries.append(_entry(name, dimension, stated=definition(name, **settings)))
     if len(latents.shape) == 3 and latents.shape[1] > 1:
         entries.append(_entry("token_correlation", token_correlation(latents)))
     channels = channel_statistics(latents)
@@ -192,8 +195,8 @@ def _probe_entries(
     results["knn"] = knn_probe(*data, neighbours=min(20, latents.shape[0]))
     entries = []
     for name, result in results.items():
-        entry = _entry(f"{name}_top1", result.top1, result.standard_error, measure="linear_probe")
-        entries.append(entry | {"definition": result.definition})
+        accuracy = (result.top1, result.standard_error)
+        entries.append(_entry(f"{name}_top1", *accuracy, stated=result.definition))
     entries.append(_entry("probe_top5", results["probe"].top5))
     entries.append(_entry("majority", results["probe"].majority))
     return entries
@@ -206,13 +209,15 @@ def _decoder_entries(
     entries = []
     for level, value, error in robustness.itertuples(index=False):
         name = f"psnr_at_noise_{level:g}"
-        noise = {"measure": "psnr_at_noise", "level": level, "images": len(sample)}
-        entries.append(_entry(name, value, error, "dB", **noise))
+        stated = definition("psnr_at_noise", level=level, images=len(sample))
+        entries.append(_entry(name, value, error, "dB", stated=stated))
     smoothness = interpolation_smoothness(decode, sample, pairs=settings.pairs, seed=settings.seed)
-    for name in ("detour", "unevenness"):
-        values = smoothness[name]
-        lines = {"pairs": settings.pairs, "steps": STEPS, "images": len(sample)}
-        entries.append(_entry(f"interpolation_{name}", values.mean(), values.sem(), **lines))
+    lines = {"pairs": settings.pairs, "steps": STEPS, "images": len(sample)}
+    for column in ("detour", "unevenness"):
+        name = f"interpolation_{column}"
+        values = smoothness[column]
+        stated = definition(name, **lines)
+        entries.append(_entry(name, values.mean(), values.sem(), stated=stated))
     return entries
 
 
@@ -223,8 +228,8 @@ def _diffusion_entries(losses: Mapping[str, float], steps: int) -> list[Entry]:
         times = {}
         if start := name.partition("/t")[2]:
             times["t_from"] = float(start)
-        entry = _entry(f"diffusion_{name}", value, measure="diffusion_loss", steps=steps, **times)
-        entries.append(entry)
+        stated = definition("diffusion_loss", steps=steps, **times)
+        entries.append(_entry(f"diffusion_{name}", value, stated=stated))
     return entries
 
 

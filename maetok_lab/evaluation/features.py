@@ -12,7 +12,7 @@ from torch import Tensor
 from maetok_lab.cores import each_part
 from maetok_lab.data.loading import batches_in_order
 from maetok_lab.evaluation.metrics import Statistics
-from maetok_lab.evaluation.pixels import as_a_file_holds, round_to_uint8
+from maetok_lab.evaluation.pixels import round_to_uint8
 from maetok_lab.identity import DIGITS, hash_of, tensor_bytes
 from maetok_lab.inference import device_of
 from maetok_lab.pictures import Rounding
@@ -143,7 +143,11 @@ def batch_features(images: Tensor, net: Net) -> Tensor:
 
 @torch.inference_mode()
 def _outputs(
-    images: AnyImages, net: Any, batch_size: int, outputs: Sequence[str]
+    images: AnyImages,
+    net: Any,
+    batch_size: int,
+    outputs: Sequence[str],
+    rounding: Rounding = "uint8",
 ) -> dict[str, Any]:
     """The outputs (n, D) of each image in float32, its digest (n, 32), and the image size."""
     device = device_of(net)
@@ -151,7 +155,7 @@ def _outputs(
     def measured(batch_and_count: tuple[Tensor, int]) -> dict[str, Any]:
         """The same of one batch, whose first `count` images are no padding."""
         batch, count = batch_and_count
-        levels = round_to_uint8(batch)
+        levels = round_to_uint8(batch, rounding)
         values = {"digests": _digests(levels[:count]), "image_size": batch.shape[-1]}
         # channels last: convolutions on a CPU take half as long
         pixels = (levels / 127.5 - 1).float().to(device)
@@ -213,12 +217,7 @@ def make_reference(
     to the source's split, `rounding` is that of a tensor or of batches. Processes share the work
     and errors are raised as in `image_features`.
     """
-    is_stored = hasattr(images, "batch")  # as bytes, which nothing rounds
-    if rounding == "truncated" and isinstance(images, Tensor):
-        images = as_a_file_holds(images, rounding)
-    elif rounding == "truncated" and not is_stored:
-        images = (as_a_file_holds(batch, rounding) for batch in images)
-    values = share_images(images, lambda part: _outputs(part, net, batch_size, outputs))
+    values = share_images(images, lambda part: _outputs(part, net, batch_size, outputs, rounding))
     digests = values["digests"]
     # a source says how its files became pixels; a tensor's own `split` and `resize` are methods
     source = None if isinstance(images, Tensor) else images
@@ -229,6 +228,6 @@ def make_reference(
         image_size=values["image_size"],
         crop=getattr(source, "crop", None),
         resize=getattr(source, "resize", None),
-        rounding=None if is_stored else rounding,
+        rounding=None if hasattr(images, "batch") else rounding,
         **{output: values[output] for output in outputs},
     )

@@ -23,7 +23,6 @@ KID_DRAWS = 100  # bootstrap draws of the kernel distance's interval
 MIN_IMAGES = 8  # a side; a distance between fewer says nothing
 # Share of the sum of singular values that rounding may take: there FID loses its ninth digit.
 DIGITS_LOST = 1e-9
-TINY = 1e-300  # least divisor: the smallest power of ten that float64 holds well
 NEIGHBOURS = 3  # a row's distance to this neighbour of its own set is its radius (the article's k)
 
 
@@ -86,13 +85,14 @@ def frechet_distance(
 
 def _sum_of_singular_values(matrix: Tensor) -> Tensor:
     """Through the eigenvalues of a product, four times as fast, where these are exact enough."""
-    scale = matrix.abs().max().clamp(min=TINY)  # of a matrix near 1, squares are numbers
+    tiny = torch.finfo(matrix.dtype).tiny  # the least divisor, of a matrix of zeros
+    scale = matrix.abs().max().clamp(min=tiny)  # of a matrix near 1, squares are numbers
     matrix = matrix / scale
     product = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
     squares = torch.linalg.eigvalsh(product).clamp(min=0)
     # eigenvalues are rounded at the size of the largest: roots of small ones lose digits
     rounding = torch.finfo(squares.dtype).eps * squares[-1]
-    lost = rounding / torch.maximum(2 * squares.sqrt(), rounding.sqrt()).clamp(min=TINY)
+    lost = rounding / torch.maximum(2 * squares.sqrt(), rounding.sqrt()).clamp(min=tiny)
     if lost.sum() > DIGITS_LOST * squares.sqrt().sum():
         return scale * torch.linalg.svdvals(matrix).sum()
     return scale * squares.sqrt().sum()
@@ -136,7 +136,8 @@ def _from_statistics(statistics: Statistics, name: str) -> Gaussian:
     if values[0] < -1e-4 * values[-1].abs():
         lowest = float(values[0])
         raise ValueError(f"{name} is no covariance: it has a negative eigenvalue, {lowest:.3g}")
-    rank = int((values > len(values) * 2e-16 * values[-1]).sum())
+    positive = values > len(values) * 2e-16 * values[-1]
+    rank = int(positive.sum())
     # of n <= d images the covariance has rank n - 1
     if rank < len(values):
         warnings.warn(
@@ -144,8 +145,8 @@ def _from_statistics(statistics: Statistics, name: str) -> Gaussian:
             stacklevel=4,
         )
     # roots of what is rounding alone would be large
-    values = torch.where(values > len(values) * 2e-16 * values[-1], values, 0)
-    return Gaussian(mean, (vectors * values.sqrt()) @ vectors.T)
+    roots = torch.where(positive, values, 0).sqrt()
+    return Gaussian(mean, (vectors * roots) @ vectors.T)
 
 
 # Kernel distance --------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maetok_lab.device import wide
-from maetok_lab.pictures import Rounding, from_uint8, to_uint8
+from maetok_lab.pictures import Rounding, to_uint8
 
 
 def round_to_uint8(images: Tensor, rounding: Rounding = "uint8") -> Tensor:
@@ -23,14 +23,6 @@ def round_to_uint8(images: Tensor, rounding: Rounding = "uint8") -> Tensor:
     if not images.isfinite().all():
         raise ValueError("images hold NaN or infinite pixels")
     return wide(to_uint8(images, rounding))
-
-
-def as_a_file_holds(images: Tensor, rounding: Rounding) -> Tensor:
-    """What a model drew, in [-1, 1], after a file in which it was rounded by a protocol's rule.
-
-    (B, 3, H, W) float -> the same shape, float32; raises as `round_to_uint8`.
-    """
-    return from_uint8(round_to_uint8(images, rounding))
 
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:

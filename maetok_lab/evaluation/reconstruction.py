@@ -11,10 +11,11 @@ from torch import Tensor
 from maetok_lab.device import autocast
 from maetok_lab.evaluation.features import about_net, batch_features, image_batches, metric_name
 from maetok_lab.evaluation.metrics import Estimate, frechet_distance, kernel_distance
-from maetok_lab.evaluation.pixels import as_a_file_holds, psnr, ssim
+from maetok_lab.evaluation.pixels import psnr, round_to_uint8, ssim
 from maetok_lab.evaluation.protocol import PREVIEW_IMAGES, EvalProtocol, EvalResult
 from maetok_lab.evaluation.scaling import frechet_error
 from maetok_lab.inference import device_of, eval_mode
+from maetok_lab.pictures import from_uint8
 from maetok_lab.processes import share_images
 from maetok_lab.protocols import AnyTokenizer, Images, Net
 
@@ -85,7 +86,7 @@ def _pairs(
                 shape = tuple(reconstructions.shape)
                 raise ValueError(f"images {tuple(originals.shape)} came back as {shape}")
             if protocol.rounding == "truncated":
-                reconstructions = as_a_file_holds(reconstructions, "truncated")
+                reconstructions = from_uint8(round_to_uint8(reconstructions, "truncated"))
             yield originals, reconstructions, count
 
 

@@ -143,7 +143,10 @@ class LiveTraining:
         self.write(f"{self.title}: finished on {day} at {hour[:5]} UTC: {', '.join(words)}")
         if self.live:
             self._display()
-            self._show_end(summary["steps"], sorted((run.folder / "samples").glob("*.png")))
+            steps = summary["steps"]
+            for picture in sorted((run.folder / "samples").glob("*.png"))[-1:]:
+                self.controls.picture.value = picture.read_bytes()
+            self._show_state(steps, steps, f"{steps} steps, finished before", ended=True)
 
     def _remember(self, step: int, losses: Mapping[str, float]) -> dict[str, float]:
         """Keep the losses of a step for the chart; those that it shows."""
@@ -245,34 +248,29 @@ class LiveTraining:
 
         display(self.view)
 
-    def _show_end(self, steps: int, pictures: list[Path]) -> None:
-        """The panel of a finished run."""
-        controls = self.controls
-        controls.bar.max = controls.bar.value = steps
-        controls.words.value = f"{steps} steps, finished before"
-        controls.stop.disabled = True
-        if pictures:
-            controls.picture.value = pictures[-1].read_bytes()
-        self._draw()
-
     def _show(self, record: StepRecord, now: float, *, last: bool) -> None:
-        controls = self.controls
         # a picture is rare (each some hundred steps): it is shown at once
         if record.picture:
-            controls.picture.value = Path(record.picture).read_bytes()
+            self.controls.picture.value = Path(record.picture).read_bytes()
         if not last and now - self._last_view < SECONDS_BETWEEN_VIEWS:
             return
         self._last_view = now
-        controls.bar.max = record.num_steps
-        controls.bar.value = record.step
         if self.stopping:
             state = "stopped"
         elif last:
             state = "done"
         else:
             state = self._progress(record, now)
-        controls.words.value = f"step {record.step} of {record.num_steps}, {state}"
-        controls.stop.disabled = last
+        words = f"step {record.step} of {record.num_steps}, {state}"
+        self._show_state(record.step, record.num_steps, words, ended=last)
+
+    def _show_state(self, step: int, num_steps: int, words: str, *, ended: bool) -> None:
+        """Bar, words, button and chart."""
+        controls = self.controls
+        controls.bar.max = num_steps
+        controls.bar.value = step
+        controls.words.value = words
+        controls.stop.disabled = ended
         self._draw()
 
     def _draw(self) -> None:

@@ -1,9 +1,7 @@
 """Expectation maximisation against scikit-learn; densities that integrate to one."""
 
 import itertools
-import json
 import math
-import runpy
 
 import numpy as np
 import pytest
@@ -376,22 +374,6 @@ def test_errors_say_what_came():
         fit_gmm(points, 3, start=start_of(points, 2, "diag"))
     with pytest.raises(ValueError, match=r"points must be \(n, 2\)"):
         fit_gmm(points, 2).log_prob(points[:, :1])
-
-
-def test_the_benchmark_compares_with_scikit_learn_and_projects(repository, capsys, monkeypatch):
-    monkeypatch.syspath_prepend(repository / "benchmarks")
-    main = runpy.run_path(str(repository / "benchmarks" / "gmm.py"))["main"]
-    options = "--rows 300 --width 8 --components 4 --iterations 3 --repeats 1 --threads 1"
-    main(options.split())
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert all((line["rows"], line["components"], line["threads"]) == (300, 4, 1) for line in lines)
-    iterations, *fits = lines
-    assert iterations["times_sklearn_float64"] > 0
-    assert iterations["projected_hours_imagenet_float64"] > 0
-    assert [line["components are"] for line in fits] == ["overlapping", "separated"]
-    for line in fits:
-        assert min(line["times_kmeans_float64"], line["times_k-means++_float32"]) > 0
-        assert line["log_likelihood_float64"] > line["log_likelihood_k-means++"] - 0.01
 
 
 @pytest.mark.parametrize(("dtype", "offset", "spread"), [("bfloat16", 5, 1), ("float16", 40, 8)])
