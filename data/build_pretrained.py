@@ -1,11 +1,12 @@
-"""Build data/pretrained: the tokenizer and the diffusion model that come with the project.
+"""Build data/pretrained: two tokenizers and the diffusion model that come with the project.
 
-    python data/build_pretrained.py [--runs FOLDER]
+    python data/build_pretrained.py [--runs FOLDER] [--plain]
 
 The main job's trainings (preset `tiny`, seed 0), with the semantic target beside HOG and more
-steps: half an hour on one core, less what is in the runs folder already. The models are
-rounded to fp16, and scored as they are shipped: index.json has the scores with their protocol,
-the sha256 of every file, and what the trainings record about themselves.
+steps, and a plain autoencoder that saw as many images (`--plain`: this one alone): three quarters
+of an hour on one core, less what is in the runs folder already. The models are rounded to fp16,
+and scored as they are shipped: index.json has the scores with their protocol, the sha256 of every
+file, and what the trainings record about themselves.
 """
 
 import argparse
@@ -15,8 +16,8 @@ from pathlib import Path
 import torch
 
 from maetok_lab.data.caching import cached_latents
-from maetok_lab.data.images import ImageSource, open_splits
-from maetok_lab.data.latents import LatentDataset, LatentSpace, load_latent_space
+from maetok_lab.data.images import ImageSource, open_images, open_splits
+from maetok_lab.data.latents import LatentDataset, load_latent_space
 from maetok_lab.device import pick_device, pick_precision
 from maetok_lab.diffusion.loading import export_diffusion, load_diffusion
 from maetok_lab.diffusion.sampling import Guidance
@@ -24,8 +25,8 @@ from maetok_lab.evaluation.features import make_reference
 from maetok_lab.evaluation.generation import evaluate_generation
 from maetok_lab.evaluation.protocol import EvalProtocol
 from maetok_lab.evaluation.reconstruction import evaluate_reconstruction
-from maetok_lab.experiments.ready import train_both_stages
-from maetok_lab.files import write_json
+from maetok_lab.experiments.ready import train_both_stages, train_plain
+from maetok_lab.files import read_json, write_json
 from maetok_lab.generation.images import generate
 from maetok_lab.nets import load_net
 from maetok_lab.runs import Run, runs_root
@@ -33,12 +34,18 @@ from maetok_lab.runs.weights import SHIPPED
 from maetok_lab.tokenizer.loading import export_tokenizer, load_auxiliary, load_tokenizer
 from maetok_lab.training.diffusion import train_diffusion
 from maetok_lab.training.presets import DECODER_TUNING, diffusion_training, ladder_training
+from maetok_lab.training.recipe import TokenizerTraining
 from maetok_lab.widgets.live import follow_to_end
 
 LABELS = "category-style"
 RUNG = "all"
 # the main job has 950, 220 and 950
 STEPS = {"tokenizer": 2400, "decoder": 600, "diffusion": 3000}
+TUNING = DECODER_TUNING["tiny"] | {"num_steps": STEPS["decoder"]}
+ABOUT = (
+    "Preset `tiny` of maetok_lab on its shipped emoji artwork (64 px), "
+    "made by data/build_pretrained.py."
+)
 SAMPLING = {"num_steps": 20, "guidance": Guidance(3.0, 0.0, 0.75)}
 
 
@@ -46,9 +53,36 @@ def main() -> None:
     """Train, export, score what was exported."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", help="folder of its runs; runs/ beside the library by default")
-    root = runs_root(parser.parse_args().runs)
+    parser.add_argument("--plain", action="store_true", help="the plain autoencoder alone")
+    asked = parser.parse_args()
+    root = runs_root(asked.runs)
     images = open_splits("emoji", image_size=64, labels=LABELS)
-    masked, tuned = train_tokenizer(images, root)
+    about = {"scores": {}, "runs": {}}
+    if asked.plain:
+        about = read_json(SHIPPED / "index.json")
+    else:
+        make_models(images, root, about)
+    make_plain(images, root, about)
+    about["sha256"] = {}
+    for path in sorted(SHIPPED.rglob("*.safetensors")):
+        name = str(path.relative_to(SHIPPED))
+        about["sha256"][name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    about["command"] = "python data/build_pretrained.py"
+    write_json(SHIPPED / "index.json", about)
+
+
+def make_models(images: dict[str, ImageSource], root: Path, about: dict[str, dict]) -> None:
+    """The masked tokenizer and the diffusion model; their scores and runs go into `about`."""
+    stages = train_both_stages(
+        "pretrained-tokenizer",
+        first_stage(images["train"]),
+        TUNING,
+        images["train"],
+        images["val"],
+        root=root,
+        device=pick_device(),
+    )
+    _, tuned = stages
     tokenizer = load_tokenizer(tuned.folder)
     latents = {}
     for split in ("train", "test"):
@@ -63,45 +97,39 @@ def main() -> None:
         )
     diffusion = train_generator(latents, images["train"].num_classes, root)
     export(tuned, latents["train"].run, diffusion)
-    scores = score(tuned.config["seed"])
-    runs = (masked, tuned, latents["train"].run, diffusion)
-    files = {
-        str(path.relative_to(SHIPPED)): path for path in sorted(SHIPPED.rglob("*.safetensors"))
+    about["scores"] |= {
+        "reconstruction": reconstruction("shipped/tokenizer"),
+        "generation": generation(images["train"], tuned.config["seed"]),
     }
-    write_json(
-        SHIPPED / "index.json",
-        {
-            "sha256": {
-                name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()
-            },
-            "command": "python data/build_pretrained.py",
-            "scores": scores,
-            "runs": {
-                run.name: {"config": run.config, "provenance": run.provenance} for run in runs
-            },
-        },
-    )
+    for run in (*stages, latents["train"].run, diffusion):
+        about["runs"][run.name] = {"config": run.config, "provenance": run.provenance}
 
 
-def train_tokenizer(images: dict[str, ImageSource], root: Path) -> tuple[Run, Run]:
-    """The masked tokenizer and, from it, the one with a tuned decoder."""
-    device = pick_device()
-    changes = {
-        "images": images["train"].fingerprint,
-        "precision": pick_precision(device),
-        "num_steps": STEPS["tokenizer"],
-    }
-    config = ladder_training("tiny", RUNG, **changes)
-    tuning = DECODER_TUNING["tiny"] | {"num_steps": STEPS["decoder"]}
-    return train_both_stages(
-        "pretrained-tokenizer",
-        config,
-        tuning,
+def make_plain(images: dict[str, ImageSource], root: Path, about: dict[str, dict]) -> None:
+    """The plain autoencoder; its score and run go into `about`."""
+    run = train_plain(
+        "pretrained-plain",
+        first_stage(images["train"]),
+        TUNING,
         images["train"],
         images["val"],
         root=root,
-        device=device,
+        device=pick_device(),
     )
+    tokenizer = load_tokenizer(run.folder)
+    export_tokenizer(tokenizer, SHIPPED / "plain", about=ABOUT, dtype=torch.float16)
+    about["scores"]["plain reconstruction"] = reconstruction("shipped/plain")
+    about["runs"][run.name] = {"config": run.config, "provenance": run.provenance}
+
+
+def first_stage(images: ImageSource) -> TokenizerTraining:
+    """The masked tokenizer's training on this machine."""
+    changes = {
+        "images": images.fingerprint,
+        "precision": pick_precision(pick_device()),
+        "num_steps": STEPS["tokenizer"],
+    }
+    return ladder_training("tiny", RUNG, **changes)
 
 
 def train_generator(latents: dict[str, LatentDataset], num_classes: int, root: Path) -> Run:
@@ -119,45 +147,37 @@ def train_generator(latents: dict[str, LatentDataset], num_classes: int, root: P
 
 def export(tuned: Run, cache: Run, diffusion: Run) -> None:
     """Both models as fp16 folders."""
-    about = (
-        "Preset `tiny` of maetok_lab on its shipped emoji artwork (64 px), "
-        "made by data/build_pretrained.py."
-    )
     tokenizer = load_tokenizer(tuned.folder)
     half = torch.float16
     auxiliary = load_auxiliary(tuned.folder)
-    export_tokenizer(tokenizer, SHIPPED / "tokenizer", about=about, auxiliary=auxiliary, dtype=half)
+    export_tokenizer(tokenizer, SHIPPED / "tokenizer", about=ABOUT, auxiliary=auxiliary, dtype=half)
     space = load_latent_space(cache.folder)
     model = load_diffusion(diffusion.folder)
     export_diffusion(
-        model, SHIPPED / "diffusion", space=space, tokenizer=tokenizer, about=about, dtype=half
+        model, SHIPPED / "diffusion", space=space, tokenizer=tokenizer, about=ABOUT, dtype=half
     )
 
 
-def score(seed: int) -> dict[str, object]:
-    """What the shipped files give on test images, each with its protocol."""
+def reconstruction(name: str) -> dict[str, object]:
+    """What a shipped tokenizer gives on test images, with its protocol."""
     device = pick_device()
-    tokenizer = load_tokenizer("shipped/tokenizer").to(device)
-    space = load_latent_space("shipped/diffusion")
+    tokenizer = load_tokenizer(name).to(device)
     size = tokenizer.config.image_size
-    images = open_splits("emoji", image_size=size, labels=LABELS, splits=("train", "test"))
-    test = images["test"]
-    train = images["train"]
-    rebuilt = evaluate_reconstruction(
-        tokenizer, test, protocol=EvalProtocol(task="reconstruction"), device=device
-    )
-    return {
-        "reconstruction": rebuilt.to_json(),
-        "generation": generation(tokenizer, space, test, train, seed).to_json(),
-    }
+    test = open_images("emoji", split="test", image_size=size, labels=LABELS)
+    protocol = EvalProtocol(task="reconstruction")
+    return evaluate_reconstruction(tokenizer, test, protocol=protocol, device=device).to_json()
 
 
-def generation(tokenizer, space: LatentSpace, test, train, seed: int):
+def generation(train: ImageSource, seed: int) -> dict[str, object]:
     """KID of guided samples, of the test images' classes, to the test images."""
     device = pick_device()
+    tokenizer = load_tokenizer("shipped/tokenizer").to(device)
+    space = load_latent_space("shipped/diffusion").to(device)
+    size = tokenizer.config.image_size
+    test = open_images("emoji", split="test", image_size=size, labels=LABELS)
     net = load_net("efficientnet_lite2", input_size=128).to(device)
     model = load_diffusion("shipped/diffusion").to(device)
-    samples = generate(model, tokenizer, space.to(device), test.labels, seed=seed + 1, **SAMPLING)
+    samples = generate(model, tokenizer, space, test.labels, seed=seed + 1, **SAMPLING)
     spread = torch.linspace(0, len(train) - 1, len(test)).long()
     pictures = {
         "samples": samples,
@@ -175,7 +195,7 @@ def generation(tokenizer, space: LatentSpace, test, train, seed: int):
         guidance_high=guidance.high,
         seed=seed + 1,
     )
-    return evaluate_generation(
+    result = evaluate_generation(
         sets["samples"],
         sets["test"],
         second_reference=sets["train"],
@@ -183,6 +203,7 @@ def generation(tokenizer, space: LatentSpace, test, train, seed: int):
         protocol=protocol,
         metrics=["kid"],
     )
+    return result.to_json()
 
 
 if __name__ == "__main__":

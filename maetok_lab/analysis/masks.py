@@ -31,6 +31,8 @@ PATCH_CLASSES: dict[PatchClass, tuple[float, float]] = {
     "busy": (0.25, math.inf),  # edges, drawings
 }
 MASK_KINDS = ("random", "block", *PATCH_CLASSES)
+# what a slider hides first, by the names that people read
+HIDE_ORDERS = ("scattered", "block", "flat first", "detail first")
 Distance = Callable[[Tensor, Tensor], Tensor]  # images (B, 3, H, W) twice -> (B,)
 
 
@@ -71,6 +73,38 @@ def draw_masks(
     count = (member.sum(1, keepdim=True) * ratio - 1e-6).ceil()
     ranks = order.argsort(1).argsort(1)
     return ranks < count
+
+
+def hide_order(image: Tensor, patch_size: int, *, kind: str, seed: int = 0) -> Tensor:
+    """Patches of an image (3, H, W) in the order in which a slider hides them. -> (patches,) int64
+
+    `kind` is one of `HIDE_ORDERS`: in random order, as a growing square around a random patch, the
+    plainest first, the richest in contrast first. Raises ValueError for another one.
+    """
+    check_choice(kind, HIDE_ORDERS, "order of hiding")
+    down, across = image.shape[-2] // patch_size, image.shape[-1] // patch_size
+    random = generator(seed, "hide", kind)
+    chance = torch.rand(down * across, generator=random)  # also among equals
+    if kind == "scattered":
+        return chance.argsort()
+    if kind == "block":
+        # not at the border, where a block would have one direction to grow in
+        row = int(torch.randint(down // 4, down - down // 4, (), generator=random))
+        column = int(torch.randint(across // 4, across - across // 4, (), generator=random))
+        rows = (torch.arange(down) - row).abs()[:, None]
+        columns = (torch.arange(across) - column).abs()[None]
+        return (torch.maximum(rows, columns).flatten() + chance / 2).argsort()
+    contrast = patch_contrast(image[None], patch_size)[0].cpu()
+    if kind == "detail first":
+        contrast = -contrast
+    return (contrast + 1e-6 * chance).argsort()
+
+
+def masks_along(order: Tensor, num_ratios: int) -> Tensor:
+    """Masks from nothing to everything hidden, evenly: order (patches,) -> (num_ratios, patches)"""
+    ranks = order.argsort()
+    counts = torch.linspace(0, len(order), num_ratios).round()
+    return ranks[None] < counts[:, None]
 
 
 # One image ----------------------------------------------------------------------------------------
@@ -152,6 +186,19 @@ def image_targets(decoders: Mapping[str, AuxiliaryDecoder], image: Tensor) -> di
         if decoder.target.by_patch:
             targets[name] = decoder.target(image[None])[0].float()
     return targets
+
+
+@torch.inference_mode()
+def reconstruct_masked(
+    tokenizer: Tokenizer, image: Tensor, masks: Tensor, *, batch_size: int = 64
+) -> tuple[Tensor, Tensor]:
+    """One image (3, H, W) under many masks (n, patches). -> images (n, 3, H, W), PSNR in dB (n,)"""
+    images = []
+    for mask in masks.to(image.device).split(batch_size):
+        images.append(tokenizer(image.expand(len(mask), *image.shape), mask=mask))
+    images = torch.cat(images)
+    scores = psnr(images, image.expand_as(images)).clamp(max=MAX_PSNR)
+    return images, scores
 
 
 # Many images --------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ _NAMES, __getattr__, __dir__ = lazy_names(
         ),
         "needs": "shortfalls",
         "published": "claims_checked control_checked equal_psnr order_by paper_table",
-        "ready": "find_tokenizer ready_tokenizer",
+        "ready": "find_tokenizer ready_pair ready_tokenizer",
         "settings": "Scorer Setting load_score setting_grid settings_table",
     },
 )

@@ -11,7 +11,7 @@ from maetok_lab.data.images import ImageSource, open_splits
 from maetok_lab.device import pick_precision
 from maetok_lab.runs import Run, run_suffix, runs_root, usual_labels
 from maetok_lab.runs.weights import SHIPPED
-from maetok_lab.training.presets import DECODER_TUNING, tokenizer_training
+from maetok_lab.training.presets import DECODER_TUNING, LADDER, tokenizer_training
 from maetok_lab.training.recipe import TokenizerTraining
 from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
 from maetok_lab.widgets.live import follow_to_end
@@ -62,23 +62,56 @@ def ready_tokenizer(
         return folder
     name = f"tokenizer-{run_suffix(preset, seed, source, labels)}"
     print(f"there is no trained tokenizer {name}-tuned yet: it is trained first, and kept")
+    parts = _training_of(preset, source, seed=seed, labels=labels, device=device, **reading)
+    _, tuned = train_both_stages(name, *parts, root=root, device=torch.device(device))
+    return tuned.folder
 
+
+def ready_pair(
+    preset: str,
+    *,
+    seed: int = 0,
+    source: str | Path = "emoji",
+    labels: str | None = None,
+    root: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    **reading: Any,
+) -> tuple[Path, Path]:
+    """A masked tokenizer and a plain autoencoder that saw as many images. -> two folders
+
+    The shipped ones, if they are of that training; else `ready_tokenizer` and the run NAME-plain,
+    which is trained where it is missing.
+    """
+    shipped = SHIPPED / "tokenizer", SHIPPED / "plain"
+    there = all((folder / "config.json").exists() for folder in shipped)
+    if (preset, seed, str(source)) == SHIPPED_TRAINING and there:
+        return shipped
+    found = {"seed": seed, "source": source, "labels": labels}
+    masked = ready_tokenizer(preset, root=root, device=device, **found, **reading)
+    name = f"tokenizer-{run_suffix(preset, seed, source, labels)}-plain"
+    parts = _training_of(preset, source, seed=seed, labels=labels, device=device, **reading)
+    plain = train_plain(name, *parts, root=root, device=torch.device(device))
+    return masked, plain.folder
+
+
+def _training_of(
+    preset: str,
+    source: str | Path,
+    *,
+    seed: int,
+    labels: str | None,
+    device: torch.device | str,
+    **reading: Any,
+) -> tuple[TokenizerTraining, Mapping[str, Any], ImageSource, ImageSource]:
+    """Both stages' configs as the main notebook has them, and the images for them."""
     # as the main notebook changes the preset: the runs' fingerprints must be the same
     precision = pick_precision(torch.device(device))
     config = tokenizer_training(preset, seed=seed, precision=precision)
     size = config.model.image_size
     reading |= {"labels": labels or usual_labels(source), "splits": ("train", "val")}
     images = open_splits(source, image_size=size, **reading)
-    _, tuned = train_both_stages(
-        name,
-        override(config, {"images": images["train"].fingerprint}),
-        DECODER_TUNING[preset],
-        images["train"],
-        images["val"],
-        root=root,
-        device=torch.device(device),
-    )
-    return tuned.folder
+    config = override(config, {"images": images["train"].fingerprint})
+    return config, DECODER_TUNING[preset], images["train"], images["val"]
 
 
 def train_both_stages(
@@ -104,3 +137,22 @@ def train_both_stages(
         training = finetune_decoder(second, train, tuned, parent=masked, **options)
         follow_to_end(training, "decoder tuning")
     return masked, tuned
+
+
+def train_plain(
+    name: str,
+    config: TokenizerTraining,
+    tuning: Mapping[str, Any],
+    train: ImageSource,
+    val: ImageSource,
+    *,
+    root: str | Path | None,
+    device: torch.device,
+) -> Run:
+    """The plain autoencoder beside `train_both_stages`: as many images, no mask, no target."""
+    num_steps = config.num_steps + tuning["num_steps"]
+    plain = override(config, LADDER["ae"] | {"num_steps": num_steps})
+    options = {"preview": val, "cpu": device.type == "cpu"}
+    with Run.open(name, plain, root=root) as run:
+        follow_to_end(train_tokenizer(plain, train, run, **options), "plain tokenizer", run=run)
+    return run

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from maetok_lab.plots.images import show_sheet
 CURVE, RING = PALETTE[:2]  # held-out images, and one image among them
 HIDDEN = (205, 200, 195)  # the grey of hidden patches; the artwork has no such colour
 COLUMN_LABELS = {"psnr": "PSNR, dB", "perceptual": "perceptual distance"}
+PAIR = {"masked": "masked tokenizer", "plain": "plain autoencoder"}  # of equal budget
 ERROR_LIMIT = 0.6  # mean absolute error that is drawn brightest, so that two maps can be compared
 
 
@@ -115,13 +116,20 @@ def component_pictures(
 
 
 def target_pictures(study: MaskStudy, grid: tuple[int, int]) -> dict[str, np.ndarray]:
+    """`prediction_pictures` of a study."""
+    return prediction_pictures(study.predictions, study.targets, grid)
+
+
+def prediction_pictures(
+    predictions: Mapping[str, Tensor], targets: Mapping[str, Tensor], grid: tuple[int, int]
+) -> dict[str, np.ndarray]:
     """What each auxiliary decoder predicts, and its target: `hog: predicted`, `hog: target`, ...
 
     HOG as strokes, features as the first three principal components of the target. -> (h, w, 3)
     """
     pictures = {}
-    for name, target in study.targets.items():
-        sides = (study.predictions[name], target)
+    for name, target in targets.items():
+        sides = (predictions[name], target)
         if name == "hog":
             pair = [hog_picture(side, grid) for side in sides]
         else:
@@ -227,3 +235,40 @@ def plot_mask_study(
     right = figure.add_subplot(cells[-1, 2:])
     plot_tokens(study.moved, ax=right)
     return figure
+
+
+def plot_mask_pair(
+    image: Tensor,
+    mask: Tensor,
+    results: Mapping[str, tuple[np.ndarray, float]],
+    *,
+    hidden: Sequence[float],
+    curves: Mapping[str, Sequence[float]],
+    trained_ratios: tuple[float, float],
+) -> Any:
+    """The static twin of the mask demo: four pictures, and PSNR over the share hidden -> Figure
+
+    `results` are picture (H, W, 3) and PSNR of each tokenizer under `mask`; `curves` PSNR at the
+    shares `hidden`.
+    """
+    patch_size = round((image.shape[-2] * image.shape[-1] / len(mask)) ** 0.5)
+    share = float(mask.float().mean())
+    pictures = {
+        "original": picture_of(image),
+        f"what both see: {share:.0%} hidden": masked_picture(image, mask, patch_size),
+    }
+    for name, (pixels, score) in results.items():
+        pictures[f"{PAIR[name]}: {score:.1f} dB"] = pixels
+    figure = new_figure(11.2, 5.2)
+    cells = figure.add_gridspec(2, 4, height_ratios=(3, 2.6))
+    for position, (title, pixels) in enumerate(pictures.items()):
+        ax = figure.add_subplot(cells[0, position])
+        show_sheet(pixels, ax=ax).set_title(title, fontsize="medium")
+
+    # both curves, and where the mask of the pictures lies on them
+    ax = figure.add_subplot(cells[1, :])
+    for colour, (name, curve) in zip(PALETTE, curves.items()):
+        ax.plot(hidden, curve, color=colour, label=PAIR[name])
+        ax.plot(share, results[name][1], "o", color=colour, markersize=9, fillstyle="none")
+    ax.axvspan(*trained_ratios, color=PALETTE[0], alpha=0.1, label="hidden in its training")
+    return _finish_ratios(ax, "psnr").figure

@@ -7,6 +7,7 @@ _NAMES, __getattr__, __dir__ = lazy_names(
     {
         "latent_map": "LatentMap",
         "live": "LiveTraining follow",
+        "mask_demo": "MaskDemo",
         "mask_studio": "MaskStudio",
         "run_browser": "RunBrowser",
         "sampler_studio": "SamplerStudio",

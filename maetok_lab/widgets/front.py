@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,8 @@ import numpy as np
 import psutil
 import torch
 from PIL import Image
+
+from maetok_lab.widgets.panel import still
 
 HERE = Path(__file__).parent
 UPLOAD_LIMIT = 8 << 20  # bytes; Jupyter's server cuts connections that send over 10 MiB at once
@@ -94,6 +97,35 @@ class Studio:
             from matplotlib import pyplot
 
             pyplot.close(figure)  # else the notebook's backend shows it a second time
+
+
+class PanelStudio(Studio):
+    """A studio whose `view` is a panel: beside it lies a still, for when its kernel is gone."""
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import HTML, display
+
+        if is_live():
+            display(self.view)
+        display(HTML(still(self.view, figure_bytes(self.twin()))))
+
+
+def figure_bytes(figure: Any) -> bytes:
+    """A matplotlib figure as PNG; it is closed."""
+    from matplotlib import pyplot
+
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=100)
+    pyplot.close(figure)  # else the notebook's backend shows it a second time
+    return file.getvalue()
+
+
+def token_grid(count: int, *, wide: bool = False) -> tuple[int, int]:
+    """Rows and columns for `count` cells: as square as it goes, or twice as wide as high."""
+    rows = math.isqrt(count // 2 if wide else count)
+    while count % rows:
+        rows -= 1
+    return rows, count // rows
 
 
 def png_bytes(pixels: np.ndarray, *, size: int) -> bytes:

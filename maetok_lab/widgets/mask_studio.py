@@ -2,7 +2,6 @@
 
 import functools
 import html
-import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -43,6 +42,7 @@ from maetok_lab.widgets.front import (
     picked_cell,
     png_bytes,
     take_images,
+    token_grid,
     upload_control,
 )
 from maetok_lab.widgets.latest import Latest
@@ -226,7 +226,7 @@ class MaskStudio(Studio):
             ),
             # the tokens, and what is done to them
             tokens=cell_grid(
-                *_token_grid(len(self.whole)),
+                *token_grid(len(self.whole)),
                 size=SMALL,
                 mode="pick",
                 label="latent tokens: pick those to ask about or to change",
@@ -390,11 +390,3 @@ class MaskStudio(Studio):
             drawn = self.footprint[token].view(self.grid)
             title = f"where token {token} draws"
         self.pictures["draws"].show(heat_picture(drawn), title)
-
-
-def _token_grid(count: int) -> tuple[int, int]:
-    """Rows and columns for `count` cells, as square as it goes."""
-    rows = math.isqrt(count)
-    while count % rows:
-        rows -= 1
-    return rows, count // rows

@@ -1,0 +1,391 @@
+// Hide part of a picture and watch a masked and a plain tokenizer cope, side by side.
+// `study` holds all ratios of the chosen picture, so that the slider needs no kernel; a brushed mask is answered by it.
+
+const GREY = "rgb(205, 200, 195)";
+const TILES = ["original", "seen", "masked", "plain"];
+
+function maskDemo({ model, el }) {
+  const about = model.get("about");
+  const [down, across] = about.grid;
+  const size = about.image_size;
+  const cell = size / down;
+  const view = { tiles: {}, sheet: null, original: null, token: null, patch: null, cursor: 0 };
+
+  // Parts -------------------------------------------------------------------------------------------
+
+  const title = make("h2", {}, about.title);
+  const head = make("header", {}, title, kernelLine(model));
+  const thumbnails = make("div", { class: "maetok-thumbnails", role: "radiogroup", "aria-label": "picture" });
+  const own = ownPicture(model);
+  const pick = make("div", { class: "maetok-pick" }, thumbnails, own);
+
+  const slider = make("input", { type: "range", min: 0, max: about.ratios - 1, step: 1, "aria-label": "share of the picture that is hidden" });
+  const band = make("div", { class: "maetok-trained" }, make("span", {}, `trained with ${percent(about.band[0])}–${percent(about.band[1])} hidden`));
+  const share = (part) => `calc(11px + ${part} * (100% - 22px))`;
+  band.style.left = share(about.band[0]);
+  band.style.width = `calc(${about.band[1] - about.band[0]} * (100% - 22px))`;
+  const play = make("button", { type: "button", "aria-label": "play", onclick: () => togglePlay() }, "▶");
+  const value = make("output", {});
+  const slide = make("div", { class: "maetok-slide" }, play, make("div", { class: "maetok-track" }, band, slider), value);
+
+  const kinds = make("div", { class: "maetok-kinds", role: "radiogroup", "aria-label": "what is hidden" });
+  for (const kind of about.kinds) {
+    const button = make("button", { type: "button", role: "radio", onclick: () => choose({ kind }) }, kind);
+    button.dataset.kind = kind;
+    kinds.append(button);
+  }
+  const hint = make("span", { class: "maetok-faint" }, "or drag over the picture to hide patches by hand");
+  const ways = make("div", { class: "maetok-ways" }, make("span", {}, "Hide"), kinds, hint);
+
+  const tiles = make("div", { class: "maetok-tiles" });
+  for (const name of TILES) {
+    const picture = make("canvas", { width: size, height: size, role: "img" });
+    const marks = make("canvas", { width: 512, height: 512, class: "maetok-marks" });
+    const stack = make("div", { class: "maetok-stack" }, picture, marks);
+    const score = make("b", {});
+    const name_ = make("span", {}, about.tiles[name][0]);
+    const caption = make("figcaption", {}, make("div", {}, name_, score), make("small", {}, about.tiles[name][1]));
+    tiles.append(make("figure", { class: `maetok-${name}` }, stack, caption));
+    view.tiles[name] = { picture, marks, stack, score, caption };
+  }
+  const words = make("p", { class: "maetok-words", "aria-live": "polite" });
+
+  const chart = make("div", {});
+  const tokens = make("div", { class: "maetok-tokens", role: "group", "aria-label": "latent tokens" });
+  tokens.style.gridTemplateColumns = `repeat(${about.token_grid[1]}, 1fr)`;
+  view.tokens = [];
+  for (let index = 0; index < about.tokens; index++) {
+    const picture = make("canvas", { width: size, height: size, role: "img", tabindex: 0, "aria-label": `latent token ${index}` });
+    for (const event of ["pointerenter", "focus"]) picture.addEventListener(event, () => point({ token: index }));
+    for (const event of ["pointerleave", "blur"]) picture.addEventListener(event, () => point({}));
+    view.tokens.push(picture);
+    tokens.append(picture);
+  }
+  const right = make("div", {}, make("h3", {}, about.tokens_title), tokens);
+  const lower = make("div", { class: "maetok-lower" }, make("div", {}, make("h3", {}, about.chart_title), chart), right);
+  const deeper = lookDeeper(model, about);
+  el.classList.add("maetok", "maetok-demo");
+  el.replaceChildren(head, pick, slide, ways, tiles, words, lower, deeper);
+
+  // State -------------------------------------------------------------------------------------------
+
+  // The mask and what both tokenizers made of it: by the slider's place, or the answer to a brushed one.
+  const mask = () => {
+    const brushed = model.get("brushed");
+    if (brushed.length) return [...brushed];
+    const study = model.get("study");
+    const masks = numbersOf(study.masks);
+    const step = Math.min(model.get("step"), about.ratios - 1);
+    return Array.from(masks.subarray(step * down * across, (step + 1) * down * across));
+  };
+  const scores = () => {
+    if (!model.get("brushed").length) return model.get("study").psnr.map((row) => row[model.get("step")]);
+    const answer = model.get("answer");
+    return answer.psnr || [NaN, NaN];
+  };
+
+  const choose = (change) => {
+    model.set({ choice: { ...model.get("choice"), ...change }, brushed: [] });
+    model.save_changes();
+    showChoice();
+  };
+
+  let timer = null;
+  const togglePlay = () => {
+    if (timer) {
+      clearInterval(timer);
+      timer = null;
+    } else {
+      let step = model.get("step");
+      let forward = step < about.ratios - 1;
+      timer = setInterval(() => {
+        if (!el.isConnected) togglePlay();
+        step += forward ? 1 : -1;
+        if (step <= 0 || step >= about.ratios - 1) forward = !forward;
+        moveTo(step);
+      }, 110);
+    }
+    play.textContent = timer ? "❚❚" : "▶";
+    play.setAttribute("aria-label", timer ? "pause" : "play");
+  };
+  const moveTo = (step) => {
+    model.set({ step, brushed: [] });
+    model.save_changes();
+    show();
+  };
+  slider.addEventListener("input", () => moveTo(Number(slider.value)));
+
+  // Hide by hand: on the picture that the tokenizers see, with a pointer or with the keyboard.
+  const board = view.tiles.seen.stack;
+  board.tabIndex = 0;
+  board.setAttribute("role", "application");
+  board.setAttribute("aria-label", "brush: drag to hide patches or show them again; arrows move, space hides");
+  let hiding = null;
+  const brush = (patch) => {
+    const now = mask();
+    if (hiding === null) hiding = !now[patch];
+    if (Boolean(now[patch]) === hiding) return;
+    now[patch] = hiding ? 1 : 0;
+    model.set("brushed", now);
+    model.save_changes();
+    show();
+  };
+  const patchAt = (event, stack) => {
+    const place = stack.getBoundingClientRect();
+    const column = Math.floor(((event.clientX - place.left) / place.width) * across);
+    const row = Math.floor(((event.clientY - place.top) / place.height) * down);
+    return row < 0 || column < 0 || row >= down || column >= across ? null : row * across + column;
+  };
+  board.addEventListener("pointerdown", (event) => {
+    event.preventDefault();
+    board.focus();
+    hiding = null;
+    const patch = patchAt(event, board);
+    if (patch === null) return;
+    brush(patch);
+    board.setPointerCapture(event.pointerId);
+  });
+  board.addEventListener("pointermove", (event) => {
+    const patch = patchAt(event, board);
+    if (hiding !== null && event.buttons & 1 && patch !== null) brush(patch);
+  });
+  for (const end of ["pointerup", "pointercancel"]) board.addEventListener(end, () => (hiding = null));
+  board.addEventListener("keydown", (event) => {
+    const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across };
+    if (event.key in moves) {
+      const next = view.cursor + moves[event.key];
+      if (next >= 0 && next < down * across) view.cursor = next;
+      point({ patch: view.cursor });
+    } else if (event.key === " " || event.key === "Enter") {
+      hiding = null;
+      brush(view.cursor);
+      hiding = null;
+    } else return;
+    event.preventDefault();
+  });
+  for (const { stack } of Object.values(view.tiles)) {
+    stack.addEventListener("pointermove", (event) => hiding === null && point({ patch: patchAt(event, stack) }));
+    stack.addEventListener("pointerleave", () => point({}));
+  }
+
+  // Pictures ----------------------------------------------------------------------------------------
+
+  const show = () => {
+    const study = model.get("study");
+    const now = mask();
+    const brushed = model.get("brushed").length > 0;
+    const count = now.filter(Boolean).length;
+    const hidden = count / now.length;
+    const psnr = scores();
+    slider.value = model.get("step");
+    value.textContent = `${percent(hidden)} hidden`;
+    slider.setAttribute("aria-valuetext", value.textContent);
+
+    // pictures: the original, the same under its mask, and what came out
+    if (!view.sheet) return;
+    const draw = (name, image, x, y) => {
+      const pen = view.tiles[name].picture.getContext("2d");
+      pen.clearRect(0, 0, size, size);
+      pen.drawImage(image, x, y, size, size, 0, 0, size, size);
+      return pen;
+    };
+    draw("original", view.original, 0, 0);
+    const pen = draw("seen", view.original, 0, 0);
+    pen.fillStyle = GREY;
+    now.forEach((hide, patch) => hide && pen.fillRect((patch % across) * cell, Math.floor(patch / across) * cell, cell, cell));
+    if (!brushed) {
+      draw("masked", view.sheet, model.get("step") * size, 0);
+      draw("plain", view.sheet, model.get("step") * size, size);
+    } else if (view.answer) {
+      draw("masked", view.answer, 0, 0);
+      draw("plain", view.answer, size, 0);
+    }
+
+    // numbers: the better one in bold, then all of them as a sentence
+    const names = ["masked", "plain"];
+    names.forEach((name, index) => {
+      const { score, caption } = view.tiles[name];
+      score.textContent = Number.isFinite(psnr[index]) ? `${psnr[index].toFixed(1)} dB` : "…";
+      caption.classList.toggle("maetok-better", psnr[index] > psnr[1 - index]);
+    });
+    view.tiles.seen.score.textContent = `${percent(hidden)} hidden`;
+    words.textContent = sentence(hidden, psnr, study.psnr.map((row) => row[0]));
+    const points = names.map((name, index) => ({ x: hidden, y: psnr[index], colour: `var(--maetok-${name})` }));
+    const lines = names.map((name, index) => ({ name: about.tiles[name][0], colour: `var(--maetok-${name})`, x: study.hidden, y: study.psnr[index] }));
+    drawChart(chart, {
+      width: 520, height: 226, lines, points,
+      x: { label: "share of the picture hidden", range: [0, 1], percent: true },
+      y: { label: "PSNR, dB" },
+      bands: [{ from: about.band[0], to: about.band[1], name: "trained here" }],
+    });
+    if (deeper.open) deeper.ask();
+  };
+
+  // A token glows where it draws, a patch lights up the tokens that draw there.
+  const point = ({ token = null, patch = null }) => {
+    if (view.token === token && view.patch === patch) return;
+    Object.assign(view, { token, patch });
+    const footprint = numbersOf(model.get("study").footprint);
+    const patches = down * across;
+    const strongest = patch === null ? 0 : Math.max(...view.tokens.map((_, index) => footprint[index * patches + patch]));
+    view.tokens.forEach((picture, index) => {
+      const part = patch === null ? 1 : footprint[index * patches + patch] / Math.max(strongest, 1);
+      picture.classList.toggle("maetok-dim", patch !== null && part < 0.4);
+      picture.classList.toggle("maetok-lit", (patch !== null && part >= 0.4) || index === token);
+    });
+    for (const [name, { marks }] of Object.entries(view.tiles)) {
+      const pen = marks.getContext("2d");
+      const [w, h] = [marks.width / across, marks.height / down];
+      pen.clearRect(0, 0, marks.width, marks.height);
+      if (patch !== null) {
+        pen.strokeStyle = "#D55E00";
+        pen.lineWidth = 5;
+        pen.strokeRect((patch % across) * w + 2.5, Math.floor(patch / across) * h + 2.5, w - 5, h - 5);
+      }
+      if (token === null || name === "plain" || name === "seen") continue;
+      // all but the token's places sinks into the page
+      for (let index = 0; index < patches; index++) {
+        const part = footprint[token * patches + index] / 255;
+        pen.fillStyle = part > 0.25 ? hue(token, about.tokens, 0.45 * part) : "rgba(128,128,128,.6)";
+        pen.fillRect((index % across) * w, Math.floor(index / across) * h, w, h);
+      }
+    }
+  };
+
+  const showTokens = () => {
+    const footprint = numbersOf(model.get("study").footprint);
+    view.tokens.forEach((picture, token) => {
+      const pen = picture.getContext("2d");
+      pen.clearRect(0, 0, size, size);
+      pen.globalAlpha = 0.25;
+      pen.drawImage(view.original, 0, 0);
+      pen.globalAlpha = 1;
+      for (let patch = 0; patch < down * across; patch++) {
+        pen.fillStyle = hue(token, about.tokens, footprint[token * down * across + patch] / 255);
+        pen.fillRect((patch % across) * cell, Math.floor(patch / across) * cell, cell, cell);
+      }
+    });
+  };
+
+  const showChoice = () => {
+    const choice = model.get("choice");
+    const buttons = [...thumbnails.children];
+    buttons.forEach((button, index) => button.setAttribute("aria-checked", index === choice.picture));
+    own.classList.toggle("maetok-chosen", choice.picture < 0);
+    for (const button of kinds.children) button.setAttribute("aria-checked", button.dataset.kind === choice.kind);
+  };
+
+  // Bitmaps take a moment to decode: only the newest of them are shown, all of one study at once.
+  let turn = 0;
+  const showStudy = async () => {
+    const study = model.get("study");
+    const mine = ++turn;
+    const [original, sheet] = await Promise.all([bitmapOf(study.original), bitmapOf(study.sheet)]);
+    if (mine !== turn) return;
+    Object.assign(view, { original, sheet });
+    showTokens();
+    show();
+  };
+  const showAnswer = async () => {
+    const answer = model.get("answer");
+    const pictures = await bitmapOf(answer.pictures);
+    // an answer to a mask that has changed since comes too late
+    if (!pictures || answer.mask.join() !== model.get("brushed").join()) return;
+    view.answer = pictures;
+    show();
+  };
+  const showThumbnails = async () => {
+    const strip = await bitmapOf(model.get("thumbnails"));
+    const names = model.get("names");
+    const buttons = names.map((name, index) => {
+      const picture = make("canvas", { width: size, height: size });
+      picture.getContext("2d").drawImage(strip, index * size, 0, size, size, 0, 0, size, size);
+      return make("button", { type: "button", role: "radio", title: name, "aria-label": name, onclick: () => choose({ picture: index }) }, picture);
+    });
+    thumbnails.replaceChildren(...buttons);
+    showChoice();
+  };
+  model.on("change:study", showStudy);
+  model.on("change:answer", showAnswer);
+  model.on("change:step", show);
+  model.on("change:brushed", show);
+  model.on("change:choice", showChoice);
+  model.on("change:thumbnails", showThumbnails);
+  showThumbnails();
+  showStudy();
+  hearUpdates(model);
+}
+
+const percent = (share) => `${Math.round(100 * share)} %`;
+const hue = (token, count, alpha) => `hsla(${Math.round((360 * token) / count)}, 85%, 48%, ${alpha})`;
+
+// What the numbers say, in words.
+function sentence(hidden, psnr, whole) {
+  if (!psnr.every(Number.isFinite)) return "…";
+  const lost = psnr.map((score, index) => (whole[index] - score).toFixed(1));
+  if (hidden === 0) {
+    const [better, by] = psnr[0] > psnr[1] ? ["masked tokenizer", psnr[0] - psnr[1]] : ["plain autoencoder", psnr[1] - psnr[0]];
+    return `Nothing hidden: the ${better} is ${by.toFixed(1)} dB sharper. Now hide something.`;
+  }
+  return `${percent(hidden)} hidden: the masked tokenizer loses ${lost[0]} dB, the plain autoencoder loses ${lost[1]} dB.`;
+}
+
+// A picture of one's own: chosen, dropped or pasted. One over the limit never leaves the browser.
+function ownPicture(model) {
+  const input = make("input", { type: "file", accept: "image/*" });
+  const message = make("span", { role: "status", class: "maetok-faint" });
+  const box = make("label", { class: "maetok-own", tabindex: 0 }, make("b", {}, "+ your own"), make("span", {}, "choose, drop or paste"), input);
+  const send = async (file) => {
+    if (!file) return;
+    const fits = file.size <= model.get("about").upload_limit;
+    const content = fits ? new DataView(await file.arrayBuffer()) : new DataView(new ArrayBuffer(0));
+    model.set({ upload: { name: file.name, length: file.size, content, serial: model.get("upload").serial + 1 }, brushed: [] });
+    model.save_changes();
+  };
+  input.addEventListener("change", () => {
+    send(input.files[0]);
+    input.value = "";
+  });
+  box.addEventListener("dragover", (event) => event.preventDefault());
+  box.addEventListener("drop", (event) => {
+    event.preventDefault();
+    send(event.dataTransfer.files[0]);
+  });
+  // wherever on the page it is pasted, but for a cell that is being written in
+  const paste = (event) => {
+    if (!box.isConnected) document.removeEventListener("paste", paste);
+    else if (event.clipboardData.files.length && !event.target.closest("[contenteditable=true], textarea")) send(event.clipboardData.files[0]);
+  };
+  document.addEventListener("paste", paste);
+  model.on("change:message", () => (message.textContent = model.get("message")));
+  message.textContent = model.get("message");
+  return make("div", { class: "maetok-owner" }, box, message);
+}
+
+// The closed part: what the auxiliary decoders say at this mask. It is asked for while it is open.
+function lookDeeper(model, about) {
+  const pictures = make("div", { class: "maetok-deep" });
+  const box = make("details", { class: "maetok-deeper" }, make("summary", {}, about.deeper_title), pictures);
+  box.ask = () => {
+    model.set("question", { open: box.open, step: model.get("step"), brushed: model.get("brushed") });
+    model.save_changes();
+  };
+  box.addEventListener("toggle", () => box.ask());
+  const show = async () => {
+    const { titles, side, strip } = model.get("deeper");
+    const all = await bitmapOf(strip);
+    if (!all) return;
+    const figures = titles.map((title, index) => {
+      const picture = make("canvas", { width: side, height: side, role: "img", "aria-label": title });
+      picture.getContext("2d").drawImage(all, index * side, 0, side, side, 0, 0, side, side);
+      return make("figure", {}, picture, make("figcaption", {}, title));
+    });
+    pictures.replaceChildren(...figures);
+  };
+  model.on("change:deeper", show);
+  show();
+  return box;
+}
+
+const page = { render: maskDemo };
+export default page;

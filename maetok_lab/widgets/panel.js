@@ -1,0 +1,100 @@
+// What all our pages share: elements, pictures, a model that hears every update, and what the kernel does.
+
+function make(tag, settings = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(settings)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else node.setAttribute(name, value);
+  }
+  node.append(...children);
+  return node;
+}
+
+// PNG bytes as something a canvas can draw. Without bytes: null.
+async function bitmapOf(bytes) {
+  if (!bytes || !bytes.byteLength) return null;
+  return createImageBitmap(new Blob([bytes], { type: "image/png" }));
+}
+
+// Bytes arrive as a DataView from the kernel, as a Uint8Array in a still.
+function numbersOf(bytes) {
+  return new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
+
+// anywidget drops every update of a model for good where its script took over two seconds to start, as on
+// a busy machine. Its updates are therefore taken from the kernel without it, and whatever was dropped
+// before is asked for once more.
+async function hearUpdates(model) {
+  const id = model.get("identity");
+  if (!model.widget_manager || !id) return;
+  const real = await model.widget_manager.get_model(id);
+  if (!real.comm || !real.comm_live) return;
+  let waiting = Object.getPrototypeOf(real);
+  while (!Object.hasOwn(waiting, "_handle_comm_msg")) waiting = Object.getPrototypeOf(waiting);
+  const plain = Object.getPrototypeOf(waiting)._handle_comm_msg;
+  real.comm.on_msg(plain.bind(real));
+  model.send({ kind: "state" });
+}
+
+// A line that says when the kernel cannot answer: it is busy with another cell, gone, or was never there.
+function kernelLine(model) {
+  const line = make("span", { class: "maetok-kernel", role: "status" });
+  let busySince = null;
+  let wasShown = false;
+  const look = () => {
+    const kernel = model.widget_manager ? model.widget_manager.kernel : null;
+    const busy = kernel && kernel.status === "busy";
+    busySince = busy ? busySince || performance.now() : null;
+    let words = "";
+    if (!kernel) words = "no kernel: this is the stored state";
+    else if (kernel.isDisposed || kernel.status === "dead" || kernel.connectionStatus === "disconnected")
+      words = "the kernel is gone: run the cell again to go on";
+    else if (busy && performance.now() - busySince > 1500)
+      words = "the kernel is busy with another cell: it answers afterwards";
+    if (line.textContent !== words) line.textContent = words;
+  };
+  const timer = setInterval(() => {
+    if (wasShown && !line.isConnected) clearInterval(timer);
+    wasShown = line.isConnected;
+    look();
+  }, 500);
+  look();
+  return line;
+}
+
+// The model of a still: what was stored, changed by this page alone.
+class StillModel {
+  constructor(state) {
+    this.state = state;
+    this.heard = {};
+  }
+  get(name) {
+    return this.state[name];
+  }
+  set(name, value) {
+    const changes = typeof name === "string" ? { [name]: value } : name;
+    for (const [key, now] of Object.entries(changes)) {
+      this.state[key] = now;
+      for (const listener of this.heard["change:" + key] || []) listener();
+    }
+  }
+  on(name, listener) {
+    (this.heard[name] = this.heard[name] || []).push(listener);
+  }
+  save_changes() {}
+  send() {}
+}
+
+// Show a stored state in the element of that id: once it is seen, so that hidden stills cost nothing.
+function showStill(id, text, show) {
+  const el = document.getElementById(id);
+  const bytes = (value) => Uint8Array.from(atob(value), (letter) => letter.charCodeAt(0));
+  const state = JSON.parse(text, (_, value) => (value && value.base64 !== undefined ? bytes(value.base64) : value));
+  const watch = new IntersectionObserver((entries) => {
+    if (!entries.some((entry) => entry.isIntersecting)) return;
+    watch.disconnect();
+    el.replaceChildren();
+    show({ model: new StillModel(state), el });
+  });
+  watch.observe(el);
+}

@@ -1,0 +1,92 @@
+"""Pages of our own script: their first state is given when they are made, a still needs no kernel.
+
+`panel("mask_demo.js", {...})` is a widget; `still(...)` is what stays of it in a stored notebook.
+"""
+
+import base64
+import functools
+import html
+import json
+import uuid
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+SHARED = ("panel.js", "chart.js")  # before each page's own script
+
+
+def panel(script: str, state: Mapping[str, Any], *, pages_own: Collection[str] = ()) -> Any:
+    """A widget whose traits are `state`: numbers, texts, PNG bytes, or dicts and lists of them.
+
+    `script` draws it. `pages_own` are the traits that the page sets: they are never sent twice,
+    which would undo what a person did meanwhile. Raises ImportError that names the extra.
+    """
+    return _panel_class()(script, state, frozenset(pages_own))
+
+
+@functools.cache
+def _panel_class() -> type:
+    try:
+        import anywidget
+        import traitlets
+    except ImportError as problem:
+        raise ImportError(
+            "widgets need anywidget: pip install 'maetok-lab[notebooks]'"
+        ) from problem
+
+    class Panel(anywidget.AnyWidget):
+        def __init__(self, script: str, state: Mapping[str, Any], pages_own: frozenset[str]):
+            self.script = script
+            self.names = tuple(state)
+            self._again = [name for name in state if name not in pages_own]
+            # panel.js finds its model by this name
+            identity = uuid.uuid4().hex
+            traits = {
+                "_esm": traitlets.Unicode(source(script)),
+                "_css": traitlets.Unicode((HERE / "panel.css").read_text(encoding="utf-8")),
+                "identity": traitlets.Unicode(identity),
+            }
+            for name, value in state.items():
+                traits[name] = traitlets.Any(value)
+            self.add_traits(**{name: trait.tag(sync=True) for name, trait in traits.items()})
+            super().__init__(model_id=identity)
+            self.on_msg(self._on_message)
+
+        def _on_message(self, _: Any, content: dict[str, Any], __: Any) -> None:
+            # a page that started late asks for what it missed; see panel.js
+            if content.get("kind") == "state":
+                self.send_state(self._again)
+
+    return Panel
+
+
+def source(script: str) -> str:
+    """The whole script of a page, as one module."""
+    parts = [(HERE / name).read_text(encoding="utf-8") for name in (*SHARED, script)]
+    return "\n".join(parts)
+
+
+def still(view: Any, twin: bytes) -> str:
+    """HTML of a panel's state, for where no kernel is; `twin` is a PNG for where no script runs.
+
+    It hides itself beside the living view of the same cell.
+    """
+    state = {name: getattr(view, name) for name in view.names}
+    text = json.dumps(state, default=_as_base64, ensure_ascii=False).replace("</", "<\\/")
+    style = (HERE / "panel.css").read_text(encoding="utf-8")
+    name = f"maetok-{view.identity}"
+    picture = base64.b64encode(twin).decode()
+    return (
+        f"<style>{style}</style>"
+        f"<div class='maetok-still' id='{name}'>"
+        f"<img alt='{html.escape(view.script)}' src='data:image/png;base64,{picture}'></div>"
+        f"<script type='application/json' id='{name}-state'>{text}</script>"
+        f"<script type='module'>{source(view.script)}\n"
+        f"showStill('{name}', document.getElementById('{name}-state').textContent, page.render);"
+        "</script>"
+    )
+
+
+def _as_base64(value: Any) -> dict[str, str]:
+    return {"base64": base64.b64encode(bytes(value)).decode()}
