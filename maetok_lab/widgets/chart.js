@@ -50,7 +50,7 @@ function scaleOf(side, values, from, to, room) {
   if (!side.range && !side.log && room) [low, high] = [low - 0.05 * (high - low), high + 0.05 * (high - low)];
   const warp = side.log ? Math.log : (value) => value;
   const place = (value) => from + ((warp(value) - warp(low)) / (warp(high) - warp(low))) * (to - from);
-  const ticks = side.log ? powerTicks(low, high) : roundTicks(low, high, Math.abs(to - from) / 60);
+  const ticks = side.log ? powerTicks(low, high) : roundTicks(low, high, Math.abs(to - from) / (room ? 30 : 70));
   return { place, ticks };
 }
 

@@ -68,8 +68,9 @@ def is_live() -> bool:
 
 @functools.cache
 def _started_by_voila() -> bool:
-    # nbclient, which both voila and papermill use, looks the same from here but for this
-    return psutil.Process().environ().get("SERVER_SOFTWARE", "").startswith("voila")
+    # nbclient, which both voila and papermill use, looks the same from here but for this; "True" in
+    # kernels that were started before anybody came, else "False"
+    return "VOILA_PREHEAT" in psutil.Process().environ()
 
 
 class Studio:
@@ -107,7 +108,9 @@ class PanelStudio(Studio):
 
         if is_live():
             display(self.view)
-        display(HTML(still(self.view, figure_bytes(self.twin()))))
+        # voila stores no notebook
+        if not _started_by_voila():
+            display(HTML(still(self.view, figure_bytes(self.twin()))))
 
 
 def figure_bytes(figure: Any) -> bytes:

@@ -20,7 +20,7 @@ function maskDemo({ model, el }) {
   const pick = make("div", { class: "maetok-pick" }, thumbnails, own);
 
   const slider = make("input", { type: "range", min: 0, max: about.ratios - 1, step: 1, "aria-label": "share of the picture that is hidden" });
-  const band = make("div", { class: "maetok-trained" }, make("span", {}, `trained with ${percent(about.band[0])}–${percent(about.band[1])} hidden`));
+  const band = make("div", { class: "maetok-trained" }, make("span", {}, `trained with ${Math.round(100 * about.band[0])}–${percent(about.band[1])} hidden`));
   const share = (part) => `calc(11px + ${part} * (100% - 22px))`;
   band.style.left = share(about.band[0]);
   band.style.width = `calc(${about.band[1] - about.band[0]} * (100% - 22px))`;
@@ -213,7 +213,7 @@ function maskDemo({ model, el }) {
     const points = names.map((name, index) => ({ x: hidden, y: psnr[index], colour: `var(--maetok-${name})` }));
     const lines = names.map((name, index) => ({ name: about.tiles[name][0], colour: `var(--maetok-${name})`, x: study.hidden, y: study.psnr[index] }));
     drawChart(chart, {
-      width: 520, height: 226, lines, points,
+      width: 520, height: 212, lines, points,
       x: { label: "share of the picture hidden", range: [0, 1], percent: true },
       y: { label: "PSNR, dB" },
       bands: [{ from: about.band[0], to: about.band[1], name: "trained here" }],

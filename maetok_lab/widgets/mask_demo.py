@@ -66,14 +66,11 @@ class MaskDemo(PanelStudio):
         num_ratios: int = 33,
         seed: int = 0,
     ):
-        if (
-            masked.config.grid != plain.config.grid
-            or masked.config.image_size != plain.config.image_size
-        ):
+        cuts = [(net.config.image_size, net.config.patch_size) for net in (masked, plain)]
+        if cuts[0] != cuts[1]:
             raise ValueError(
-                "the demo shows one mask to both tokenizers: they need one image size and one patch "
-                f"size, not {masked.config.image_size} px in {masked.config.grid} patches and "
-                f"{plain.config.image_size} px in {plain.config.grid}"
+                "both tokenizers are shown one mask, so they need one image size and patch size,"
+                f" not {cuts[0]} and {cuts[1]}"
             )
         check_choice(kind, HIDE_ORDERS, "order of hiding")
         self.tokenizers = {"masked": masked.eval(), "plain": plain.eval()}
@@ -203,17 +200,17 @@ class MaskDemo(PanelStudio):
             "kinds": list(HIDE_ORDERS),
             "tokens": config.num_latent_tokens,
             "token_grid": list(token_grid(config.num_latent_tokens, wide=True)),
-            "tokens_title": f"{config.num_latent_tokens} latent tokens, each where it draws: point at"
-            " one, or at the picture",
+            "tokens_title": f"{config.num_latent_tokens} latent tokens, each where it draws:"
+            " point at one, or at the picture",
             "upload_limit": UPLOAD_LIMIT,
             "tiles": {
                 "original": ["original", "never seen in training"],
                 "seen": ["what both see", "drag here to hide patches by hand"],
                 "masked": [
                     "masked tokenizer",
-                    f"trained with {low:.0%}–{high:.0%} of each picture hidden",
+                    f"trained with {100 * low:.0f}–{high:.0%} of each picture hidden",
                 ],
-                "plain": ["plain autoencoder", "same size and pictures, nothing ever hidden"],
+                "plain": ["plain autoencoder", "no masks, no targets, as many images"],
             },
         }
         strip = torch.cat(list(to_uint8(self.pictures).movedim(1, -1)), dim=1).cpu().numpy()

@@ -50,7 +50,7 @@ function kernelLine(model) {
     else if (kernel.isDisposed || kernel.status === "dead" || kernel.connectionStatus === "disconnected")
       words = "the kernel is gone: run the cell again to go on";
     else if (busy && performance.now() - busySince > 1500)
-      words = "the kernel is busy with another cell: it answers afterwards";
+      words = "the kernel is busy: it answers afterwards";
     if (line.textContent !== words) line.textContent = words;
   };
   const timer = setInterval(() => {
@@ -85,16 +85,21 @@ class StillModel {
   send() {}
 }
 
-// Show a stored state in the element of that id: once it is seen, so that hidden stills cost nothing.
+// Show a stored state in the element of that id: once it is seen, so that stills beside a living view cost nothing.
 function showStill(id, text, show) {
   const el = document.getElementById(id);
   const bytes = (value) => Uint8Array.from(atob(value), (letter) => letter.charCodeAt(0));
-  const state = JSON.parse(text, (_, value) => (value && value.base64 !== undefined ? bytes(value.base64) : value));
+  const revive = (_, value) => (value && value.base64 !== undefined ? bytes(value.base64) : value);
+  // where a kernel may be, the living view comes a little later than this; its style hides the still
+  const patience = document.querySelector(".jp-LabShell") ? 3000 : 0;
   const watch = new IntersectionObserver((entries) => {
     if (!entries.some((entry) => entry.isIntersecting)) return;
-    watch.disconnect();
-    el.replaceChildren();
-    show({ model: new StillModel(state), el });
+    setTimeout(() => {
+      if (el.offsetParent === null || el.classList.contains("maetok")) return;
+      watch.disconnect();
+      el.replaceChildren();
+      show({ model: new StillModel(JSON.parse(text, revive)), el });
+    }, patience);
   });
   watch.observe(el);
 }

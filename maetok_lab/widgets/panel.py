@@ -38,7 +38,7 @@ def _panel_class() -> type:
     class Panel(anywidget.AnyWidget):
         def __init__(self, script: str, state: Mapping[str, Any], pages_own: frozenset[str]):
             self.script = script
-            self.names = tuple(state)
+            self.state_names = tuple(state)
             self._again = [name for name in state if name not in pages_own]
             # panel.js finds its model by this name
             identity = uuid.uuid4().hex
@@ -72,7 +72,7 @@ def still(view: Any, twin: bytes) -> str:
 
     It hides itself beside the living view of the same cell.
     """
-    state = {name: getattr(view, name) for name in view.names}
+    state = {name: getattr(view, name) for name in view.state_names}
     text = json.dumps(state, default=_as_base64, ensure_ascii=False).replace("</", "<\\/")
     style = (HERE / "panel.css").read_text(encoding="utf-8")
     name = f"maetok-{view.identity}"

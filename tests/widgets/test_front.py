@@ -32,10 +32,11 @@ def test_a_script_is_not_live():
 
 
 @pytest.mark.parametrize(
-    ("software", "voila"), [({"SERVER_SOFTWARE": "voila/0.5.13"}, True), ({}, False)]
+    ("environ", "voila"),
+    [({"VOILA_PREHEAT": "True"}, True), ({"VOILA_PREHEAT": "False"}, True), ({}, False)],
 )
-def test_a_kernel_that_voila_started_carries_its_mark(monkeypatch, software, voila):
-    monkeypatch.setattr(front.psutil, "Process", lambda: SimpleNamespace(environ=lambda: software))
+def test_a_kernel_that_voila_started_carries_its_mark(monkeypatch, environ, voila):
+    monkeypatch.setattr(front.psutil, "Process", lambda: SimpleNamespace(environ=lambda: environ))
     assert front._started_by_voila.__wrapped__() == voila
 
 
