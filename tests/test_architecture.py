@@ -88,8 +88,8 @@ FILES = {  # inside a package a file imports files to its left only
         *("probe", "geometry", "decoding", "card", "theory", "masks", "maps"),
     ],
     "widgets": [
-        *("front", "latest", "uploads", "live", "ratio_chart", "mask_studio", "latent_map"),
-        *("run_browser", "sampler_studio"),
+        *("panel", "front", "charts", "uploads", "live", "ratio_chart", "mask_controls"),
+        *("mask_studio", "mask_demo", "latent_map", "run_browser", "sampler_studio"),
     ],
     "experiments": [
         *(
@@ -111,7 +111,7 @@ FILES = {  # inside a package a file imports files to its left only
     ],
 }
 LATE = {
-    *("umap", "plotly", "ipywidgets", "anywidget", "traitlets", "matplotlib", "IPython"),
+    *("umap", "ipywidgets", "anywidget", "traitlets", "matplotlib", "IPython"),
     *("papermill", "nbconvert", "nbformat", "tensorboard"),
     *("torch_fidelity", "diffusers", "lpips", "submitit", "torchdiffeq", "skimage", "open_clip"),
 }

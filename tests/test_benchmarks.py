@@ -49,7 +49,7 @@ def columns(line):
     "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in SMALLEST]
 )
 def test_it_runs(name, tmp_path):
-    needed = {"studio.py": "plotly", "metrics.py": "torch_fidelity"}
+    needed = {"studio.py": "anywidget", "metrics.py": "torch_fidelity"}
     if name in needed and importlib.util.find_spec(needed[name]) is None:
         pytest.skip(f"{needed[name]} is not installed")
     words = [*SMALLEST[name], *(["--runs", str(tmp_path)] if name == "ladder.py" else [])]

@@ -9,11 +9,11 @@ _NAMES, __getattr__, __dir__ = lazy_names(
         "decoding": "decoder_robustness interpolation_smoothness",
         "geometry": "channel_statistics intrinsic_dimension spectrum_numbers token_correlation",
         "gmm": "gmm_curve",
-        "maps": "decode_between make_atlas",
+        "maps": "decode_between decoded_psnr make_atlas velocity_losses",
         "masks": "MASK_KINDS ratio_curve study_mask",
         "preprocess": "common_dimensions needed_dimensions shared_dimensions spectrum_of",
         "probe": "knn_probe linear_probe",
-        "projection": "project",
+        "projection": "fit_projection project",
         "theory": "ToySettings sample_complexity",
     },
 )

@@ -1,7 +1,7 @@
 """A map of latents to walk on: where each image lies, what it is, what a selection shares."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from maetok_lab.analysis.decoding import MAX_PSNR
 from maetok_lab.analysis.fitting import GmmProtocol, fit_gmm
 from maetok_lab.analysis.preprocess import as_rows, take_rows
 from maetok_lab.analysis.projection import Method, Projection, fit_projection
 from maetok_lab.data.images import ImageSource
+from maetok_lab.diffusion.model import DiffusionTransformer
+from maetok_lab.diffusion.path import velocity_loss
+from maetok_lab.evaluation.pixels import psnr
+from maetok_lab.inference import device_of
 from maetok_lab.protocols import AnyTokenizer
+from maetok_lab.rng import generator
 
 REAL = "real"  # the run of the source's own latents
 RECORDS = ("category", "style", "subcategory")  # columns of a source's records that a map shows
@@ -45,11 +51,14 @@ def make_atlas(
     components: int = 8,
     seed: int = 0,
     max_rows: int = 50_000,
+    projection: Projection | None = None,
+    values: Mapping[str, Sequence[float]] | None = None,
 ) -> LatentAtlas:
     """Map the latents of a source's images (a `LatentDataset` or raw (n, N, C)), and overlays.
 
-    `overlays` are raw latents of the same tokenizer by name, such as generated ones. Raises
-    ValueError where latents and images differ in number, and what `fit_projection` raises.
+    `overlays` are more raw latents by name, such as generated ones; `projection` is a map that is
+    there already; `values` are numbers of each image by name. Raises ValueError where latents and
+    images or values differ in number, and what `fit_projection` raises.
     """
     if as_rows(latents).shape[0] != len(source):
         raise ValueError(
@@ -57,9 +66,13 @@ def make_atlas(
             "give the images that the latents were encoded from"
         )
     overlays = dict(overlays or {})
-    projection = fit_projection(
-        latents, labels=source.labels, method=method, seed=seed, max_rows=max_rows
-    )
+    for name, column in (values or {}).items():
+        if len(column) != len(source):
+            raise ValueError(f"{len(column)} values of {name!r} for {len(source)} images")
+    if projection is None:
+        projection = fit_projection(
+            latents, labels=source.labels, method=method, seed=seed, max_rows=max_rows
+        )
 
     # The real points, with class and records of their images.
     real = projection.frame.drop(columns="label").assign(run=REAL)
@@ -68,6 +81,9 @@ def make_atlas(
     for column in RECORDS:
         if records is not None and column in records:
             real[column] = records[column].to_numpy()[real["row"]].astype(str)
+
+    for name, column in (values or {}).items():
+        real[name] = np.asarray(column, float)[real["row"]]
 
     # The overlays' points, of whose images nothing is known.
     parts = [real]
@@ -79,7 +95,7 @@ def make_atlas(
         rows = torch.tensor(real["row"].tolist())
         runs = [take_rows(latents, rows), *overlays.values()]
         frame["component"] = _components(projection, runs, components, seed)
-    facts = frame.columns.difference(["x", "y", "row"])
+    facts = frame.columns.difference(["x", "y", "row", *(values or {})])
     frame[facts] = frame[facts].fillna("not known")
     return LatentAtlas(frame, projection, {REAL: latents, **overlays})
 
@@ -95,6 +111,51 @@ def _components(projection: Projection, runs: list[Any], components: int, seed: 
     width = len(str(components))
     indices = torch.cat([mixture.predict(points) for points in scores])
     return [f"component {index + 1:0{width}}" for index in indices.tolist()]
+
+
+# Numbers that colour a map ------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def decoded_psnr(
+    latents: Any, source: ImageSource, tokenizer: AnyTokenizer, *, batch_size: int = 64
+) -> Tensor:
+    """PSNR in dB of what each image's latent decodes to. -> (n,)"""
+    device = device_of(tokenizer)
+    scores = []
+    for rows in torch.arange(len(source)).split(batch_size):
+        images = source.batch(rows)[0].to(device)
+        decoded = tokenizer.decode(take_rows(latents, rows).float().to(device))
+        scores.append(psnr(decoded, images).clamp(max=MAX_PSNR).cpu())
+    return torch.cat(scores)
+
+
+@torch.inference_mode()
+def velocity_losses(
+    model: DiffusionTransformer,
+    latents: Tensor,
+    labels: Tensor,
+    *,
+    times: int = 8,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Tensor:
+    """Velocity loss of each latent (n, N, C), normalised as the model takes it. -> (n,)
+
+    Means over `times` times, evenly between 0 and 1, each with one noise for all latents.
+    """
+    device = device_of(model)
+    total = torch.zeros(len(latents))
+    for step in range(times):
+        random = generator(seed, "velocity losses", step)
+        noise = torch.randn(latents.shape[1:], generator=random)
+        for rows in torch.arange(len(latents)).split(batch_size):
+            t = torch.full((len(rows),), (step + 0.5) / times)
+            same = noise.expand(len(rows), *noise.shape)
+            part = (latents[rows].to(device), labels[rows].to(device))
+            losses = velocity_loss(model, *part, t=t, noise=same, path=model.trained_path)
+            total[rows] += losses.cpu() / times
+    return total
 
 
 # A selection, a line ------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def ready_tokenizer(
         return folder
     name = f"tokenizer-{run_suffix(preset, seed, source, labels)}"
     print(f"there is no trained tokenizer {name}-tuned yet: it is trained first, and kept")
-    parts = _training_of(preset, source, seed=seed, labels=labels, device=device, **reading)
+    parts = _training_of(preset, source=source, seed=seed, labels=labels, device=device, **reading)
     _, tuned = train_both_stages(name, *parts, root=root, device=torch.device(device))
     return tuned.folder
 
@@ -86,18 +86,18 @@ def ready_pair(
     there = all((folder / "config.json").exists() for folder in shipped)
     if (preset, seed, str(source)) == SHIPPED_TRAINING and there:
         return shipped
-    found = {"seed": seed, "source": source, "labels": labels}
-    masked = ready_tokenizer(preset, root=root, device=device, **found, **reading)
+    reading |= {"seed": seed, "source": source, "labels": labels, "device": device}
+    masked = ready_tokenizer(preset, root=root, **reading)
     name = f"tokenizer-{run_suffix(preset, seed, source, labels)}-plain"
-    parts = _training_of(preset, source, seed=seed, labels=labels, device=device, **reading)
+    parts = _training_of(preset, **reading)
     plain = train_plain(name, *parts, root=root, device=torch.device(device))
     return masked, plain.folder
 
 
 def _training_of(
     preset: str,
-    source: str | Path,
     *,
+    source: str | Path,
     seed: int,
     labels: str | None,
     device: torch.device | str,

@@ -9,6 +9,8 @@ import pandas as pd
 
 # Okabe and Ito 2008: told apart with any kind of colour vision; black last
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#000000")
+# of a class, by its number, in every figure and view: seen on white and on black
+CLASS_COLOURS = PALETTE[:7] + ("#7B3294", "#8DB600", "#B2182B", "#7F7F7F", "#00B2C2")
 # the ladder's rungs keep their colour in every figure, whichever of them are drawn
 RUNGS = {"ae": 0, "kl": 4, "ae-mask": 5, "hog": 2, "semantic": 3, "all": 1}
 MARKERS = "osD^vP*X"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from maetok_lab.plots.curves import MARKERS, PALETTE, axes, drawable
+from maetok_lab.plots.curves import CLASS_COLOURS, MARKERS, axes, drawable
 
 METHODS = {"umap": "UMAP", "tsne": "t-SNE", "pca": "PCA"}
 # how far a map can be trusted: entries of its `quality`
@@ -47,9 +47,9 @@ def plot_projection(
     points = {}
     for index in classes:
         rows = frame[labels == index]
-        # beyond 8 classes the colours repeat with another marker
-        colour = PALETTE[index % len(PALETTE)]
-        marker = MARKERS[index // len(PALETTE) % len(MARKERS)]
+        # beyond 12 classes the colours repeat with another marker
+        colour = CLASS_COLOURS[index % len(CLASS_COLOURS)]
+        marker = MARKERS[index // len(CLASS_COLOURS) % len(MARKERS)]
         style = {"s": size, "color": colour, "marker": marker, "alpha": 0.65}
         name = drawable(class_names[index])
         points[name] = ax.scatter(rows["x"], rows["y"], linewidths=0, **style)
@@ -62,7 +62,7 @@ def plot_projection(
     # a map has no units: name the method and drop the ticks
     settings = frame.attrs.get("settings", {})
     method = METHODS.get(settings.get("method"), "map")
-    ax.set_xlabel(f"{method} 1 (no unit)" + _quality_line(frame))
+    ax.set_xlabel(f"{method} 1 (no unit)" + quality_line(frame))
     ax.set_ylabel(f"{method} 2 (no unit)")
     ax.set_xticks([])
     ax.set_yticks([])
@@ -70,7 +70,7 @@ def plot_projection(
     return ax
 
 
-def _quality_line(frame: pd.DataFrame) -> str:
+def quality_line(frame: pd.DataFrame) -> str:
     """How far the map can be trusted, on a line of its own; empty where it was not measured."""
     quality = frame.attrs.get("quality", {})
     numbers = []

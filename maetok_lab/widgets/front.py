@@ -1,10 +1,10 @@
 """What all widgets share: whether a person is looking, pictures as bytes, and two controls."""
 
+import asyncio
 import functools
 import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,10 +13,12 @@ import psutil
 import torch
 from PIL import Image
 
-from maetok_lab.widgets.panel import still
+from maetok_lab.widgets.panel import panel, picture_still, still
 
-HERE = Path(__file__).parent
 UPLOAD_LIMIT = 8 << 20  # bytes; Jupyter's server cuts connections that send over 10 MiB at once
+QUARTER = {"width": "23.5%", "margin": "0 1.5% 0 0", "flex": "none", "overflow": "hidden"}
+FULL = {"width": "100%", "margin": "0"}  # of the page, or of the column
+QUIET = 2.0  # seconds without a move before the stored state is taken anew
 # rows of boxes wrap, so that a view of 1160 px also fits a narrower page
 WRAP = {"flex_flow": "row wrap", "align_items": "flex-start", "max_width": "1160px"}
 
@@ -30,24 +32,6 @@ def ipywidgets() -> ModuleType:
             "widgets need ipywidgets: pip install 'maetok-lab[notebooks]'"
         ) from problem
     return package
-
-
-def figure_widget(traces: Sequence[dict[str, Any]] = (), **layout: Any) -> Any:
-    """A plotly FigureWidget of `traces` on white. Raises ImportError that names the extra.
-
-    What is to be visible at first must be given here: voila's page is made from the figure as it
-    was when it was made.
-    """
-    try:
-        import plotly.graph_objects as plotly
-    except ImportError as problem:
-        raise ImportError(
-            "widgets need plotly and anywidget: pip install 'maetok-lab[notebooks]'"
-        ) from problem
-    # plotly's own margins would take a third of so small a chart
-    margin = {"l": 52, "r": 16, "t": 30, "b": 42}
-    look = {"template": "plotly_white", "margin": margin, "font": {"size": 12}}
-    return plotly.FigureWidget(list(traces), layout=look | layout)
 
 
 def is_live() -> bool:
@@ -77,40 +61,68 @@ class Studio:
     """A view that displays itself where a person can touch it, and its static twin elsewhere.
 
     Subclasses build `view` (an ipywidget) when it is first read, and `twin()` (a matplotlib
-    figure, or None where there is nothing to draw yet).
+    figure, or None); they call `moved()` after each change. Beside a view its still is stored, for
+    when the kernel is gone.
     """
 
     view: Any
+    _stored: Any = None  # the display of the still
+    _timer: asyncio.TimerHandle | None = None  # of the next one
 
     def twin(self) -> Any:
         """The same as a picture."""
         raise NotImplementedError
 
+    def still(self) -> str:
+        """HTML of the present state, for where no kernel is."""
+        figure = self.twin()
+        return "" if figure is None else picture_still(figure_bytes(figure))
+
+    def moved(self) -> None:
+        """Take the still anew once nothing has moved for `QUIET` seconds."""
+        if self._stored is None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        # drawing a figure holds the kernel for some tenths of a second: not between two moves
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(QUIET, lambda: self._stored.update(_html(self.still())))
+
     def _ipython_display_(self) -> None:
         from IPython.display import display
 
-        if is_live():
-            display(self.view)
+        if not is_live():
+            self._display_twin()
             return
+        display(self.view)
+        # voila stores no notebook
+        if not _started_by_voila():
+            self._stored = display(_html(self.still()), display_id=True)
+
+    def _display_twin(self) -> None:
+        from IPython.display import Image, display
+
         figure = self.twin()
         if figure is not None:
-            display(figure)
-            from matplotlib import pyplot
-
-            pyplot.close(figure)  # else the notebook's backend shows it a second time
+            display(Image(figure_bytes(figure)))
 
 
 class PanelStudio(Studio):
-    """A studio whose `view` is a panel: beside it lies a still, for when its kernel is gone."""
+    """A studio whose `view` is a panel: its still goes on without a kernel, as far as it can."""
 
-    def _ipython_display_(self) -> None:
-        from IPython.display import HTML, display
+    def still(self) -> str:
+        return still(self.view, figure_bytes(self.twin()))
 
-        if is_live():
-            display(self.view)
-        # voila stores no notebook
-        if not _started_by_voila():
-            display(HTML(still(self.view, figure_bytes(self.twin()))))
+    def _display_twin(self) -> None:
+        from IPython.display import display
+
+        display(_html(self.still()))
+
+
+def _html(text: str) -> Any:
+    from IPython.display import HTML
+
+    return HTML(text)
 
 
 def figure_bytes(figure: Any) -> bytes:
@@ -145,6 +157,11 @@ def png_bytes(pixels: np.ndarray, *, size: int) -> bytes:
     return file.getvalue()
 
 
+def as_png(pixels: np.ndarray) -> bytes:
+    """A uint8 picture (h, w, 3) as it is."""
+    return png_bytes(pixels, size=1)
+
+
 BLANK = png_bytes(np.zeros((1, 1, 4), np.uint8), size=1)  # one clear pixel
 
 
@@ -154,34 +171,38 @@ def png_image(**layout: str) -> Any:
 
 
 class Picture:
-    """A picture in a box of its own size under a caption, so that nothing moves when it changes.
+    """A uint8 picture (h, w, 3) in a box of its own size under one line of words.
 
-    `.box` is the widget.
+    `.box` is the widget. Nothing moves when the picture changes.
     """
 
-    def __init__(self, title: str, *, size: int):
+    def __init__(self, pixels: np.ndarray, title: str, number: str = "", *, size: int):
         package = ipywidgets()
         self.size = size
-        self.caption = package.HTML(caption(title))
-        self.image = png_image(width=f"{size}px", height=f"{size}px", object_fit="contain")
+        self._pixels = pixels
+        sides = {"width": "100%", "max_width": f"{size}px", "object_fit": "contain"}
+        # the first picture is given here: one that came later would be lost on a busy page
+        png = png_bytes(pixels, size=size)
+        self.image = package.Image(format="png", value=png, layout=sides)
+        self.caption = package.HTML(caption(title, number), layout=FULL)
         self.box = package.VBox(
-            [self.caption, self.image], layout={"margin": "0 10px 0 0", "overflow": "hidden"}
+            [self.caption, self.image], layout=QUARTER | {"max_width": f"{size}px"}
         )
-        self._pixels: np.ndarray | None = None
 
-    def show(self, pixels: np.ndarray, title: str | None = None) -> None:
-        """A uint8 (h, w, 3) picture, and a new caption where there is one."""
+    def show(self, pixels: np.ndarray, title: str, number: str = "") -> None:
+        """Another picture and its words."""
         # encoding costs more than comparing
-        if self._pixels is None or not np.array_equal(pixels, self._pixels):
+        if not np.array_equal(pixels, self._pixels):
             self.image.value = png_bytes(pixels, size=self.size)
             self._pixels = pixels
-        if title is not None:
-            self.caption.value = caption(title)
+        self.caption.value = caption(title, number)
 
 
-def caption(text: str) -> str:
-    """HTML of a picture's title."""
-    return f"<b style='font-size:12px'>{text}</b>"
+def caption(title: str, number: str = "") -> str:
+    """HTML of one line over a picture: what it is, and a number at its right end."""
+    row = "display:flex;justify-content:space-between;gap:8px;white-space:nowrap;font-size:12px"
+    cut = "overflow:hidden;text-overflow:ellipsis"
+    return f"<div style='{row}'><b style='{cut}'>{title}</b><span>{number}</span></div>"
 
 
 def take_images(images: Any, indices: Any) -> torch.Tensor:
@@ -198,50 +219,33 @@ def image_names(images: Any) -> list[str]:
     return [f"{index}: {name}" for index, name in enumerate(captions)]
 
 
-@functools.cache
-def _controls() -> tuple[type, type]:
-    """The two controls that ipywidgets lacks, defined when first used: anywidget is an extra."""
-    try:
-        import anywidget
-        import traitlets
-    except ImportError as problem:
-        raise ImportError(
-            "widgets need anywidget: pip install 'maetok-lab[notebooks]'"
-        ) from problem
+def cell_grid(
+    rows: int,
+    columns: int,
+    picture: bytes,
+    *,
+    hidden: Sequence[int] = (),
+    size: int,
+    label: str,
+    mode: str = "brush",
+) -> Any:
+    """A PNG under a grid of cells that are brushed (trait `hidden`) or picked (`selection`).
 
-    class Grid(anywidget.AnyWidget):
-        _esm = HERE / "grid.js"
-        picture = traitlets.Bytes().tag(sync=True)  # PNG, drawn under the cells
-        rows = traitlets.Int().tag(sync=True)
-        columns = traitlets.Int().tag(sync=True)
-        size = traitlets.Int().tag(sync=True)  # of the longer side, px
-        hidden = traitlets.List(traitlets.Int()).tag(sync=True)  # cells, numbered row by row
-        selection = traitlets.List(traitlets.Int()).tag(sync=True)  # cells in the same numbers
-        last = traitlets.Int(-1).tag(sync=True)  # the cell that was clicked last
-        mode = traitlets.Enum(["brush", "pick"], "brush").tag(sync=True)
-        label = traitlets.Unicode().tag(sync=True)
-
-    class Upload(anywidget.AnyWidget):
-        _esm = HERE / "upload.js"
-        label = traitlets.Unicode().tag(sync=True)
-        name = traitlets.Unicode().tag(sync=True)
-        limit = traitlets.Int(UPLOAD_LIMIT).tag(sync=True)  # bytes
-        length = traitlets.Int().tag(sync=True)  # bytes, also of a file that was not sent
-        serial = traitlets.Int().tag(sync=True)
-        # a memoryview comes from the browser: Bytes refuses it
-        content = traitlets.CBytes().tag(sync=True)
-
-    return Grid, Upload
-
-
-def cell_grid(rows: int, columns: int, *, size: int, label: str, mode: str = "brush") -> Any:
-    """A picture under a grid of cells that are brushed (trait `hidden`) or picked (`selection`).
-
-    `picture` takes PNG bytes, `last` is the last clicked cell; see grid.js. Cells are numbered
-    row by row; `size` is the longer side in pixels.
+    `last` is the last clicked cell; see grid.js. Cells are numbered row by row; `size` is the
+    longer side in pixels.
     """
-    grid, _ = _controls()
-    return grid(rows=rows, columns=columns, size=size, label=label, mode=mode)
+    state = {
+        "rows": rows,
+        "columns": columns,
+        "size": size,
+        "label": label,
+        "mode": mode,
+        "picture": picture,
+        "hidden": list(hidden),
+        "selection": [],
+        "last": -1,
+    }
+    return panel(["grid.js"], state, pages_own=("selection", "last"))
 
 
 def picked_cell(grid: Any) -> int | None:
@@ -256,5 +260,12 @@ def upload_control(label: str) -> Any:
 
     `content` is empty for a file over `limit`.
     """
-    _, upload = _controls()
-    return upload(label=label)
+    state = {
+        "label": label,
+        "limit": UPLOAD_LIMIT,  # bytes
+        "name": "",
+        "length": 0,  # bytes, also of a file that was not sent
+        "content": b"",
+        "serial": 0,
+    }
+    return panel(["upload.js"], state, pages_own=("name", "length", "content", "serial"))

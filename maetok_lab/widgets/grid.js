@@ -5,7 +5,7 @@ function render({ model, el }) {
   box.className = "maetok-grid";
   box.tabIndex = 0;
   box.setAttribute("role", "application");
-  box.style.cssText = "position:relative;touch-action:none;cursor:crosshair;background:#eee";
+  box.style.cssText = "position:relative;touch-action:none;cursor:crosshair;background:var(--jp-layout-color2, #eee)";
   const picture = document.createElement("img");
   const marks = document.createElement("canvas");
   const said = document.createElement("span");
@@ -17,13 +17,14 @@ function render({ model, el }) {
   picture.alt = "";
   box.append(picture, marks, said);
   el.append(box);
+  el.classList.add("maetok-live");
   let cursor = 0, painting = null, address = null;
 
   const rows = () => model.get("rows"), columns = () => model.get("columns");
   const shape = () => {
     const size = model.get("size"), cell = size / Math.max(rows(), columns());
-    box.style.width = `${cell * columns()}px`;
-    box.style.height = `${cell * rows()}px`;
+    box.style.width = `min(100%, ${cell * columns()}px)`;
+    box.style.aspectRatio = `${columns()} / ${rows()}`;
     box.setAttribute("aria-label", model.get("label"));
     marks.width = Math.round(cell * columns());
     marks.height = Math.round(cell * rows());
@@ -117,6 +118,8 @@ function render({ model, el }) {
   for (const name of ["rows", "columns", "size", "label"]) model.on(`change:${name}`, shape);
   shape();
   show();
+  hearUpdates(model);
   return () => address && URL.revokeObjectURL(address);
 }
-export default { render };
+const page = { render };
+export default page;

@@ -1,48 +1,53 @@
-"""A map of latents: points show their images, a click decodes, a lasso sums up, two make a line."""
+"""A map of pictures: hover shows an image, a click decodes its latent, a lasso sums up."""
 
+import asyncio
 import functools
-import html
-from collections.abc import Mapping
-from types import SimpleNamespace
+import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor
 
-from maetok_lab.analysis.maps import REAL, class_counts, decode_between, make_atlas, mean_image
+from maetok_lab.analysis.maps import REAL, decode_between, make_atlas, mean_image
+from maetok_lab.analysis.preprocess import take_rows
+from maetok_lab.analysis.projection import Projection
 from maetok_lab.data.images import ImageSource
 from maetok_lab.inference import device_of
-from maetok_lab.pictures import image_grid
-from maetok_lab.plots.curves import PALETTE
-from maetok_lab.plots.masks import picture_of
-from maetok_lab.plots.projection import plot_projection
+from maetok_lab.pictures import to_uint8
+from maetok_lab.plots.curves import CLASS_COLOURS
+from maetok_lab.plots.masks import heat_picture, picture_of
+from maetok_lab.plots.projection import METHODS, plot_projection, quality_line
 from maetok_lab.protocols import AnyTokenizer
-from maetok_lab.widgets.front import (
-    WRAP,
-    Picture,
-    Studio,
-    figure_widget,
-    ipywidgets,
-    png_bytes,
-    png_image,
-    take_images,
-)
+from maetok_lab.widgets.front import PanelStudio, as_png, take_images
+from maetok_lab.widgets.panel import panel
 
-METHODS = ("pca", "umap", "tsne")  # the last cannot place overlays
-SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "pentagon", "x", "star")
-GLYPHS = "●■◆✚▲⬟✖★"  # the same in a legend
-MAX_LEGEND = 24  # classes in the legend, most frequent first
+OVERLAID = ("pca", "umap")  # methods that can place overlays
+MAX_LEGEND = 24  # classes in the twin's legend
 STRIP = 9  # images between two points
+NEAR = 8  # neighbours that are shown
+THUMBNAIL = 32  # px
+THUMBNAILS = 2000  # at most, on one sheet of so many columns and bytes
+SHEET_COLUMNS = 50
+SHEET_BYTES = 600_000
+RAMP = 64  # colours of a column of numbers
+PAGES_OWN = ("method", "colour", "point", "clicks", "lasso")
+ABOUT = {
+    "label": "map of latents: + and - zoom, arrows move, the field above takes a point's number",
+    "near_title": "Nearest latents",
+    "hint": "Click another point to see what is decoded between the two.",
+}
 
 
-class LatentMap(Studio):
+class LatentMap(PanelStudio):
     """Latents of the images of `source` (a `LatentDataset` or raw (n, N, C)) on a map.
 
-    `tokenizer` decodes. `overlays` are more latents by name, such as generated ones: raw, of the
-    same tokenizer. Attributes to read: `atlas`, `point` and `previous` (the last two clicked
-    points), `selection` (a DataFrame of what the lasso holds).
+    `overlays` are more raw latents by name, such as generated ones; `values` numbers of each image
+    that can colour the map; `projection` a map of `fit_projection`. Attributes to read: `atlas`,
+    `point` and `previous` (the last two clicked), `selection` (a DataFrame).
     """
 
     def __init__(
@@ -53,7 +58,9 @@ class LatentMap(Studio):
         *,
         method: str = "pca",
         colour: str = "class",
+        projection: Projection | None = None,
         overlays: Mapping[str, Any] | None = None,
+        values: Mapping[str, Sequence[float]] | None = None,
         components: int = 8,
         seed: int = 0,
         max_rows: int = 50_000,
@@ -61,24 +68,30 @@ class LatentMap(Studio):
         self.source = source
         self.tokenizer = tokenizer.eval()
         self.device = device_of(tokenizer)
+        self.method = method if projection is None else projection.settings.method
+        options = {
+            "overlays": overlays,
+            "values": values,
+            "components": components,
+            "seed": seed,
+            "max_rows": max_rows if projection is None else projection.settings.max_rows,
+        }
         # a map takes seconds (umap a minute): each is made once, when it is first looked at
         self._make = functools.cache(
             lambda method: make_atlas(
                 latents,
                 source,
                 method=method,
-                overlays=overlays,
-                components=components,
-                seed=seed,
-                max_rows=max_rows,
+                projection=projection if method == self._first else None,
+                **options,
             )
         )
-        self.method = method
-        self.atlas = self._make(method)
+        self._first = self.method
+        self.atlas = self._make(self.method)
         if colour not in self.colours:
             raise ValueError(f"unknown colour {colour!r}; choose one of {self.colours}")
         self.colour = colour
-        self.point: int | None = None  # a row of atlas.frame, as everywhere here
+        self.point = 0  # a row of atlas.frame, as everywhere here
         self.previous: int | None = None
         self.selection: pd.DataFrame = self.atlas.frame.iloc[:0]
 
@@ -89,15 +102,19 @@ class LatentMap(Studio):
         """The columns that can colour the map."""
         return [name for name in self.atlas.frame if name not in ("x", "y", "row")]
 
-    def codes(self) -> tuple[np.ndarray, list[str]]:
-        """The number of each point's class in the present colour, and the classes.
+    def codes(self, column: str | None = None) -> tuple[np.ndarray, list[str]]:
+        """The number of each point's class in a column, the present colour's, and the classes.
 
-        Most frequent first: they get the colours that are easiest to tell apart.
+        Classes of images keep the source's order, so that they have their colour everywhere.
         """
-        values = self.atlas.frame[self.colour]
-        order = values.value_counts().index.tolist()
-        codes = pd.Categorical(values, categories=order).codes.astype(np.int32)
-        return codes, list(map(str, order))
+        column = column or self.colour
+        values = self.atlas.frame[column].astype(str)
+        names = sorted(values.unique())
+        if column == "class":
+            order = {name: number for number, name in enumerate(map(str, self.source.class_names))}
+            names.sort(key=lambda name: order.get(name, len(order)))
+        codes = pd.Categorical(values, categories=names).codes.astype(np.int32)
+        return codes, names
 
     @torch.inference_mode()
     def decoded(self, point: int) -> Tensor:
@@ -125,9 +142,28 @@ class LatentMap(Studio):
         end = self.atlas.latent(self.point).to(self.device)
         return decode_between(self.tokenizer, start, end, steps=STRIP).cpu()
 
-    def select(self, points: list[int]) -> None:
+    def near(self, point: int) -> list[int]:
+        """The points whose latents are nearest, nearest first."""
+        rows = self._rows
+        far = (rows - rows[point]).square().sum(1)
+        far[point] = torch.inf
+        return far.topk(min(NEAR, len(rows) - 1), largest=False).indices.tolist()
+
+    @functools.cached_property
+    def _rows(self) -> Tensor:
+        """Each point's latent in the principal components of the map. -> (points, dimensions)"""
+        # the rows of other methods' maps are the same
+        frame = self.atlas.frame
+        parts = []
+        for name in frame["run"].unique():
+            indices = torch.tensor(frame.loc[frame["run"] == name, "row"].to_numpy())
+            latents = take_rows(self.atlas.latents[name], indices)
+            parts.append(self.atlas.projection.reducer.transform(latents).float().cpu())
+        return torch.cat(parts)
+
+    def select(self, points: Sequence[int]) -> None:
         """Take these points as the `selection`."""
-        self.selection = self.atlas.frame.iloc[points]
+        self.selection = self.atlas.frame.iloc[list(points)]
 
     def selected_mean(self) -> Tensor | None:
         """The mean image of the selection's real images; None without any. -> (3, H, W)"""
@@ -145,212 +181,164 @@ class LatentMap(Studio):
     # View -----------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def controls(self) -> SimpleNamespace:
-        """Every control by name."""
-        package = ipywidgets()
-        overlaid = len(self.atlas.latents) > 1
-        return SimpleNamespace(
-            method=package.Dropdown(
-                options=METHODS[:2] if overlaid else METHODS, value=self.method, description="map"
-            ),
-            colour=package.Dropdown(options=self.colours, value=self.colour, description="colour"),
-            # the map without a pointer: the number of a point does what a click does
-            point=package.BoundedIntText(
-                value=0,
-                min=0,
-                max=len(self.atlas.frame) - 1,
-                description="point",
-                continuous_update=False,
-            ),
-        )
-
-    @functools.cached_property
     def view(self) -> Any:
         """The widget."""
-        package = ipywidgets()
-        controls = self.controls
-        self.chart = self._chart()
-        self.legend = package.HTML()
-        self.about = package.HTML()  # the names of the two ends
-        self.counted = package.HTML()  # the classes of the selection
-        self.pictures = {
-            "near": Picture("under the pointer", size=128),
-            "original": Picture("clicked: image", size=128),
-            "decoded": Picture("clicked: decoded", size=128),
-            "mean": Picture("lasso: mean image", size=128),
-        }
-        self.strip = png_image(width=f"{64 * STRIP}px", height="64px")
-        controls.method.observe(self._on_method, "value")
-        controls.colour.observe(self._on_colour, "value")
-        controls.point.observe(lambda change: self._on_click(change["new"]), "value")
-
-        # the map and its legend on the left, what belongs to points on the right
-        *points, mean = [picture.box for picture in self.pictures.values()]
-        chart = package.Box([self.chart], layout={"width": "540px"})
-        left = package.VBox([chart, self.legend], layout={"width": "550px"})
-        selection = package.HBox([mean, self.counted])
-        right = package.VBox(
-            [package.HBox(points), self.about, self.strip, selection], layout={"width": "600px"}
-        )
-        head = package.HBox([controls.method, controls.colour, controls.point], layout=WRAP)
-        self._show_colours()
-        return package.VBox([head, package.HBox([left, right], layout=WRAP)])
-
-    def _chart(self) -> Any:
         frame = self.atlas.frame
-        numbers, symbols = self._looks()
-        # the fewer points, the larger: 9000 is the area that they cover, about
-        dots = {
-            "size": float(np.clip(9000 / max(len(frame), 1), 3, 8)),
-            "opacity": 0.75,
-            "cmin": 0,
-            "cmax": len(PALETTE) - 1,
-            "colorscale": _scale(PALETTE),
-            "color": numbers,
-            "symbol": symbols,
+        overlaid = len(self.atlas.latents) > 1
+        # t-SNE cannot place overlays
+        about = ABOUT | {
+            "points": len(frame),
+            "methods": list(OVERLAID if overlaid else METHODS),
+            "thumbnail": THUMBNAIL,
         }
-        # scattergl: with scatter, fifty thousand points would be as many elements of the page
-        points = {
-            "type": "scattergl",
-            "mode": "markers",
-            "hoverinfo": "none",
-            "marker": dots,
-            "x": frame["x"].to_numpy(),
-            "y": frame["y"].to_numpy(),
-        }
-        # rings around the two ends and a line between them, empty at first
-        ring = {"width": 3, "color": "black"}
-        line = {
-            "type": "scatter",
-            "mode": "markers+lines",
-            "hoverinfo": "skip",
-            "marker": {"size": 15, "color": "rgba(0,0,0,0)", "line": ring},
-            "line": {"width": 1, "color": "black"},
-        }
-        chart = figure_widget(
-            [points, line],
-            dragmode="lasso",
-            showlegend=False,
-            hovermode="closest",
-            width=530,
-            height=480,
-            xaxis={"showticklabels": False, "title": self._axis_title(1)},
-            yaxis={"showticklabels": False, "title": self._axis_title(2)},
+        view = panel(
+            ["map.js"],
+            {
+                "about": about,
+                "columns": {name: self.column(name) for name in self.colours},
+                "overlays": (frame["run"] != REAL).to_numpy().astype(np.uint8).tobytes(),
+                "thumbnails": self.thumbnails(),
+                "places": self.places(),
+                "inspected": self.inspected(),
+                "mean": b"",
+                "message": "",
+                "method": self.method,
+                "colour": self.colour,
+                "point": self.point,
+                "clicks": 0,
+                "lasso": b"",
+            },
+            pages_own=PAGES_OWN,
         )
-        # plotly calls with (trace, points, state); a click beside every point has no numbers
-        trace = chart.data[0]
-        trace.on_hover(lambda _, at, __: at.point_inds and self._on_hover(at.point_inds[0]))
-        trace.on_click(lambda _, at, __: at.point_inds and self._take(at.point_inds[0]))
-        trace.on_selection(lambda _, at, __: self._on_select(list(at.point_inds)))
-        trace.on_deselect(lambda *_: self._on_select([]))
-        return chart
+        view.observe(self._on_method, "method")
+        view.observe(self._on_colour, "colour")
+        view.observe(self._on_click, "clicks")
+        view.observe(self._on_lasso, "lasso")
+        return view
 
-    def _axis_title(self, number: int) -> str:
-        return f"{self.method} {number} (no unit)"
+    def column(self, name: str) -> dict[str, Any]:
+        """A colour for each point: of its class, or of its number, dark to bright."""
+        values = self.atlas.frame[name]
+        if values.dtype != float:
+            codes, names = self.codes(name)
+            colours = [CLASS_COLOURS[code % len(CLASS_COLOURS)] for code in range(len(names))]
+            return {"codes": codes.astype(np.uint16).tobytes(), "names": names, "colours": colours}
 
-    def _on_method(self, change: Any) -> None:
-        self.method = change["new"]
-        self.about.value = f"making the {self.method} map ..."
-        self.atlas = self._make(self.method)
-        points = self.chart.data[0]
-        layout = self.chart.layout
-        with self.chart.batch_update():
-            points.x = self.atlas.frame["x"].to_numpy()
-            points.y = self.atlas.frame["y"].to_numpy()
-            layout.xaxis.title.text = self._axis_title(1)
-            layout.yaxis.title.text = self._axis_title(2)
-        self._show_ends()
+        # numbers by their rank within the middle 98 %: an outlier would leave one colour for all
+        low, high = np.nanpercentile(values, [1, 99])
+        shares = ((values - low) / max(high - low, 1e-12)).clip(0, 1)
+        codes = (shares * (RAMP - 1)).round().fillna(RAMP)  # the last: no number
+        ramp = heat_picture(torch.linspace(0, 1, RAMP)[None], limit=1.0)[0]
+        colours = ["#{:02x}{:02x}{:02x}".format(*ink) for ink in ramp] + ["#c8c8c8"]
+        names = [""] * (RAMP + 1)
+        names[0], names[RAMP - 1] = f"{low:.3g}", f"{high:.3g}"
+        codes = codes.to_numpy().astype(np.uint16).tobytes()
+        return {"codes": codes, "names": names, "colours": colours, "ramp": True}
+
+    def places(self) -> dict[str, Any]:
+        """Where the points are, from 0 to 1 with a margin, and what the map is worth."""
+        places = {}
+        for side in ("x", "y"):
+            values = self.atlas.frame[side].to_numpy(np.float64)
+            low, high = values.min(), values.max()
+            shares = 0.03 + 0.94 * (values - low) / max(high - low, 1e-12)
+            # y grows upwards on a map, downwards on a page
+            upright = shares if side == "x" else 1 - shares
+            places[side] = (65535 * upright).round().astype(np.uint16).tobytes()
+        quality = quality_line(self.atlas.projection.frame).strip()
+        return places | {"note": f"{METHODS[self.method]} (no unit). {quality}"}
+
+    def thumbnails(self) -> dict[str, Any]:
+        """Small pictures of evenly spaced points on one sheet: as many as a notebook can store."""
+        count = min(len(self.atlas.frame), THUMBNAILS)
+        points, sheet = self._sheet(count)
+        # photographs take three times what drawings take
+        while len(sheet) > SHEET_BYTES:
+            count //= 2
+            points, sheet = self._sheet(count)
+        return {"sheet": sheet, "points": points.tobytes(), "columns": SHEET_COLUMNS}
+
+    def _sheet(self, count: int) -> tuple[np.ndarray, bytes]:
+        """Thumbnails of `count` points as WebP, and the points."""
+        last = len(self.atlas.frame) - 1
+        points = np.linspace(0, last, count).round().astype(np.int32)
+        rows = -(-count // SHEET_COLUMNS)
+        sheet = Image.new("RGB", (SHEET_COLUMNS * THUMBNAIL, rows * THUMBNAIL))
+        for start in range(0, count, 256):
+            part = points[start : start + 256].tolist()
+            for number, image in enumerate(self._images(part), start):
+                tile = Image.fromarray(picture_of(image))
+                tile = tile.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+                row, column = divmod(number, SHEET_COLUMNS)
+                sheet.paste(tile, (column * THUMBNAIL, row * THUMBNAIL))
+        file = io.BytesIO()
+        sheet.save(file, "WEBP", quality=55, method=2)
+        return points, file.getvalue()
+
+    def _images(self, points: Sequence[int]) -> list[Tensor]:
+        """The images of points: one reading for all that are images of the source."""
+        rows = self.atlas.frame.iloc[list(points)]
+        real = rows[rows["run"] == REAL]
+        images = {}
+        if len(real):
+            pictures = take_images(self.source, torch.tensor(real["row"].to_numpy()))
+            images = dict(zip(real.index, pictures))
+        return [images[p] if p in images else self.decoded(p) for p in points]
+
+    def inspected(self) -> dict[str, Any]:
+        """The clicked point: image, decoded latent, neighbours, the line from the previous one."""
+        near = self.near(self.point)
+        tiles = [*self._images([self.point]), self.decoded(self.point), *self._images(near)]
+        if self.previous is not None:
+            tiles += list(self.between())
+        pixels = torch.cat([to_uint8(tile).movedim(0, -1).cpu() for tile in tiles], dim=1)
+        return {
+            "point": self.point,
+            "previous": self.previous,
+            "title": self.name(self.point),
+            "near": [self.name(point) for point in near],
+            "near_points": near,
+            "between": 0 if self.previous is None else STRIP,
+            "side": tiles[0].shape[-1],
+            "sheet": as_png(pixels.numpy()),
+        }
+
+    def name(self, point: int) -> str:
+        """A point in words."""
+        return f"{point}: {self.atlas.frame.iloc[point]['class']}"
+
+    def _on_click(self, _: Any) -> None:
+        self.click(self.view.point)
+        self.view.inspected = self.inspected()
+        self.moved()
 
     def _on_colour(self, change: Any) -> None:
         self.colour = change["new"]
-        self._show_colours()
-        self._show_selection()
+        self.moved()
 
-    def _on_hover(self, point: int) -> None:
-        self.pictures["near"].show(picture_of(self.original(point)), self._name(point))
-
-    def _take(self, point: int) -> None:
-        # a click on the map is a number in the control, so that both do the same; the control
-        # says nothing when it stands on that number already
-        if self.controls.point.value == point:
-            self._on_click(point)
-        self.controls.point.value = point
-
-    def _on_click(self, point: int) -> None:
-        self.click(point)
-        self.pictures["original"].show(picture_of(self.original(point)))
-        self.pictures["decoded"].show(picture_of(self.decoded(point)))
-        self._show_ends()
-
-    def _on_select(self, points: list[int]) -> None:
-        self.select(points)
-        self._show_selection()
-
-    # Pictures -------------------------------------------------------------------------------------
-
-    def _name(self, point: int) -> str:
-        place = self.atlas.frame.iloc[point]
-        return html.escape(f"{point}: {place[self.colour]}")
-
-    def _show_ends(self) -> None:
-        """Rings and a line on the map, and the images between the two."""
-        ends = [point for point in (self.previous, self.point) if point is not None]
-        frame = self.atlas.frame.iloc[ends]
-        line = self.chart.data[1]
-        with self.chart.batch_update():
-            line.x = frame["x"].tolist()
-            line.y = frame["y"].tolist()
-        words = " to ".join(map(self._name, ends))
-        self.about.value = words or "click a point, then another one"
-        if len(ends) == 2:
-            sheet = image_grid(self.between(), columns=STRIP, padding=0)
-            self.strip.value = png_bytes(sheet, size=64 * STRIP)
-
-    def _looks(self) -> tuple[np.ndarray, Any]:
-        """Colour number and symbol of each point: all colours first, then other symbols."""
-        codes, names = self.codes()
-        numbers = codes % len(PALETTE)
-        if len(names) <= len(PALETTE):
-            return numbers, SYMBOLS[0]
-        return numbers, np.array(SYMBOLS)[codes // len(PALETTE) % len(SYMBOLS)].tolist()
-
-    def _show_colours(self) -> None:
-        marker = self.chart.data[0].marker
-        with self.chart.batch_update():
-            marker.color, marker.symbol = self._looks()
-        _, names = self.codes()
-        entries = []
-        for i, name in enumerate(names[:MAX_LEGEND]):
-            glyph = GLYPHS[i // len(PALETTE) % len(GLYPHS)]
-            colour = PALETTE[i % len(PALETTE)]
-            entries.append(f"<span style='color:{colour}'>{glyph}</span> {html.escape(name)}")
-        text = " &nbsp; ".join(entries)
-        if len(names) > MAX_LEGEND:
-            text += f" and {len(names) - MAX_LEGEND} more"
-        self.legend.value = f"<p style='font-size:12px;line-height:1.4'>{text}</p>"
-
-    def _show_selection(self) -> None:
-        counts = class_counts(self.selection, self.colour)
-        if not len(counts):
-            self.counted.value = "draw around points: what is in there?"
-            return
-        # a table with bars: the ten most frequent classes of the selection
-        rows = ""
-        for name, count, share in counts.head(10).itertuples(index=False):
-            bar = f"background:{PALETTE[0]};height:9px;width:{120 * share:.0f}px"
-            rows += (
-                f"<tr><td>{html.escape(str(name))}</td>"
-                f"<td style='text-align:right;padding:0 8px'>{count}</td>"
-                f"<td><div style='{bar}'></div></td></tr>"
-            )
-        head = f"<b>{len(self.selection)} points</b>"
-        self.counted.value = f"{head}<table style='font-size:12px'>{rows}</table>"
+    def _on_lasso(self, change: Any) -> None:
+        self.select(np.frombuffer(bytes(change["new"]), np.int32))
         mean = self.selected_mean()
-        if mean is not None:
-            self.pictures["mean"].show(picture_of(mean))
+        self.view.mean = b"" if mean is None else as_png(picture_of(mean))
+        self.moved()
 
+    def _on_method(self, change: Any) -> None:
+        method = change["new"]
+        self.view.message = f"making the {METHODS[method]} map; the present one can be used on"
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._show_map(method, self._make(method))
+            return
+        # in a thread of its own: umap takes a minute the first time
+        making = loop.run_in_executor(None, self._make, method)
+        making.add_done_callback(lambda done: self._show_map(method, done.result()))
 
-def _scale(colours: tuple[str, ...]) -> list[tuple[float, str]]:
-    # plotly blends between the stops of a scale; whole numbers never fall between these
-    last = len(colours) - 1
-    return [(index / last, colour) for index, colour in enumerate(colours)]
+    def _show_map(self, method: str, atlas: Any) -> None:
+        if method != self.view.method:  # another one was chosen meanwhile
+            return
+        self.method = method
+        self.atlas = atlas
+        self.view.places = self.places()
+        self.view.message = ""
+        self.moved()

@@ -14,12 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
 from maetok_lab.plots.curves import colours_for
 from maetok_lab.runs import Run
 from maetok_lab.training.task import StepRecord
-from maetok_lab.widgets.front import WRAP, figure_widget, ipywidgets, is_live, png_image
+from maetok_lab.widgets.charts import chart, line, line_chart
+from maetok_lab.widgets.front import WRAP, ipywidgets, is_live, png_image
 
 SECONDS_BETWEEN_VIEWS = 0.5  # of the panel: drawing the chart costs more than a small step
 NO_LOSSES = ("step", "images", "split", "skipped")  # of a run's log
@@ -222,9 +221,7 @@ class LiveTraining:
             ),
             words=package.HTML(),
             picture=png_image(width="512px", height="256px", object_fit="contain"),
-            chart=figure_widget(
-                width=520, height=256, xaxis_title="step", yaxis={"type": "log", "title": "loss"}
-            ),
+            chart=line_chart(self.chart_spec()),
         )
         controls.stop.on_click(lambda _: self._on_stop())
         return controls
@@ -235,8 +232,17 @@ class LiveTraining:
         package = ipywidgets()
         controls = self.controls
         head = package.HBox([controls.bar, controls.stop, controls.words])
-        chart = package.Box([controls.chart], layout={"width": "530px"})
+        chart = package.Box([controls.chart], layout={"width": "550px"})
         return package.VBox([head, package.HBox([chart, controls.picture], layout=WRAP)])
+
+    def chart_spec(self) -> dict[str, Any]:
+        """The spec of all losses so far; a logarithm has those above 0 only."""
+        colours = colours_for(self.history)
+        lines = []
+        for name, (steps, values) in self.history.items():
+            lines.append(line(name, steps, values, colours[name]))
+        y = {"label": "loss", "log": True}
+        return chart(lines, x={"label": "step"}, y=y, width=530, height=256)
 
     def _on_stop(self) -> None:
         self.stop()
@@ -271,17 +277,4 @@ class LiveTraining:
         controls.bar.value = step
         controls.words.value = words
         controls.stop.disabled = ended
-        self._draw()
-
-    def _draw(self) -> None:
-        """Lines of all losses above 0: a logarithm has no others."""
-        chart = self.controls.chart
-        colours = colours_for(self.history)
-        for name in list(self.history)[len(chart.data) :]:  # losses that came since the last time
-            chart.add_scatter(name=name, mode="lines", line={"color": colours[name]})
-        with chart.batch_update():
-            for line in chart.data:
-                steps, values = self.history[line.name]
-                positive = np.array(values) > 0
-                line.x = np.array(steps)[positive]
-                line.y = np.array(values)[positive]
+        controls.chart.spec = self.chart_spec()

@@ -64,6 +64,7 @@ function maskDemo({ model, el }) {
   const right = make("div", {}, make("h3", {}, about.tokens_title), tokens);
   const lower = make("div", { class: "maetok-lower" }, make("div", {}, make("h3", {}, about.chart_title), chart), right);
   const deeper = lookDeeper(model, about);
+  if (model.stored) el.classList.add("maetok-stored");
   el.classList.add("maetok", "maetok-demo");
   el.replaceChildren(head, pick, slide, ways, tiles, words, lower, deeper);
 
@@ -141,7 +142,7 @@ function maskDemo({ model, el }) {
     board.focus();
     hiding = null;
     const patch = patchAt(event, board);
-    if (patch === null) return;
+    if (patch === null || model.stored) return;
     brush(patch);
     board.setPointerCapture(event.pointerId);
   });
@@ -156,7 +157,7 @@ function maskDemo({ model, el }) {
       const next = view.cursor + moves[event.key];
       if (next >= 0 && next < down * across) view.cursor = next;
       point({ patch: view.cursor });
-    } else if (event.key === " " || event.key === "Enter") {
+    } else if (!model.stored && (event.key === " " || event.key === "Enter")) {
       hiding = null;
       brush(view.cursor);
       hiding = null;
@@ -267,7 +268,9 @@ function maskDemo({ model, el }) {
     });
   };
 
+  // A stored page has one picture, in one order of hiding: the slider alone goes on.
   const showChoice = () => {
+    for (const button of [...thumbnails.children, ...kinds.children]) button.disabled = model.stored;
     const choice = model.get("choice");
     const buttons = [...thumbnails.children];
     buttons.forEach((button, index) => button.setAttribute("aria-checked", index === choice.picture));

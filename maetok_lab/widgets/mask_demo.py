@@ -26,8 +26,8 @@ from maetok_lab.tokenizer.model import Tokenizer
 from maetok_lab.widgets.front import (
     UPLOAD_LIMIT,
     PanelStudio,
+    as_png,
     image_names,
-    png_bytes,
     take_images,
     token_grid,
 )
@@ -126,14 +126,14 @@ class MaskDemo(PanelStudio):
         """All ratios of the present image, as the page takes them."""
         sheet, psnr = self.reconstruct(self.masks)
         masked = self.tokenizers["masked"]
-        drawn = anatomy.footprint(
+        footprint = anatomy.footprint(
             masked,
             masked.encode(self.image[None])[0],
             self.mean,
             patch_size=masked.config.patch_size,
         )
         # the strongest place of each token at 255
-        levels = (255 * drawn / drawn.amax(1, keepdim=True).clamp(min=1e-9)).round()
+        levels = (255 * footprint / footprint.amax(1, keepdim=True).clamp(min=1e-9)).round()
         return {
             "original": as_png(picture_of(self.image)),
             "sheet": as_png(sheet),
@@ -204,18 +204,16 @@ class MaskDemo(PanelStudio):
             " point at one, or at the picture",
             "upload_limit": UPLOAD_LIMIT,
             "tiles": {
-                "original": ["original", "never seen in training"],
+                "original": ["original", "not in the training set"],
                 "seen": ["what both see", "drag here to hide patches by hand"],
-                "masked": [
-                    "masked tokenizer",
-                    f"trained with {100 * low:.0f}–{high:.0%} of each picture hidden",
-                ],
+                "masked": ["masked tokenizer", f"trained with {100 * low:.0f}–{high:.0%} hidden"],
                 "plain": ["plain autoencoder", "no masks, no targets, as many images"],
             },
         }
+        # all pictures in a row, which the page cuts up
         strip = torch.cat(list(to_uint8(self.pictures).movedim(1, -1)), dim=1).cpu().numpy()
         view = panel(
-            "mask_demo.js",
+            ["chart.js", "mask_demo.js"],
             {
                 "about": about,
                 "thumbnails": as_png(strip),
@@ -279,8 +277,3 @@ class MaskDemo(PanelStudio):
         self.view.message = f"{upload['name']}: its middle square"
         self.image = image.to(self.device)
         self.view.choice = {"picture": OWN, "kind": self.kind}
-
-
-def as_png(pixels: np.ndarray) -> bytes:
-    """A uint8 picture (h, w, 3) as it is."""
-    return png_bytes(pixels, size=1)

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from maetok_lab.analysis.masks import (
-    MASK_KINDS,
     Distance,
     MaskStudy,
     draw_masks,
@@ -32,27 +32,28 @@ from maetok_lab.plots.masks import (
 from maetok_lab.tokenizer import anatomy
 from maetok_lab.tokenizer.auxiliary import AuxiliaryDecoder
 from maetok_lab.tokenizer.model import Tokenizer
+from maetok_lab.widgets.charts import line_chart
 from maetok_lab.widgets.front import (
-    WRAP,
+    FULL,
+    QUARTER,
     Picture,
     Studio,
-    cell_grid,
+    caption,
     image_names,
     ipywidgets,
     picked_cell,
     png_bytes,
     take_images,
     token_grid,
-    upload_control,
 )
-from maetok_lab.widgets.latest import Latest
-from maetok_lab.widgets.ratio_chart import RatioChart
+from maetok_lab.widgets.mask_controls import LARGE, OWN, WIDTH, mask_controls
+from maetok_lab.widgets.ratio_chart import ratio_charts
 from maetok_lab.widgets.uploads import read_upload
 
-SMALL = 176  # side of a picture, px
-LARGE = 256  # and of the one that is brushed
+CHART = (380, 240)  # px
+ROW = {"width": "100%", "max_width": f"{WIDTH}px"}
+COLUMN = QUARTER | {"max_width": f"{LARGE}px"}  # as a `Picture`'s
 HELD_OUT = 64  # images for the curve and the statistics of tokens
-OWN = -1  # the choice "my own picture"
 
 
 class MaskStudio(Studio):
@@ -103,7 +104,6 @@ class MaskStudio(Studio):
             latents = torch.cat([tokenizer.encode(part) for part in self.held_out.split(64)])
         self.statistics = anatomy.token_statistics(latents)
         self._curves: dict[str, pd.DataFrame] = {}  # by kind of mask
-        self._latest = Latest(self.refresh)
         self.computed = 0  # reconstructions so far
         self.take(take_images(images, [0])[0])
 
@@ -198,78 +198,66 @@ class MaskStudio(Studio):
     @functools.cached_property
     def controls(self) -> SimpleNamespace:
         """Every control by name."""
-        package = ipywidgets()
-        wide = {"layout": {"width": "330px"}, "style": {"description_width": "110px"}}
-        dropdown = functools.partial(package.Dropdown, **wide)
-        slider = functools.partial(package.FloatSlider, **wide)
-        images = list(zip(self.names, range(len(self.names))))
-        return SimpleNamespace(
-            # the mask
-            image=dropdown(
-                options=[*images, ("my own picture", OWN)], value=self.index, description="image"
-            ),
-            upload=upload_control("my own picture"),
-            kind=dropdown(options=MASK_KINDS, value=self.kind, description="hide patches"),
-            ratio=slider(value=self.ratio, min=0, max=1, step=0.05, description="mask ratio"),
-            seed=package.BoundedIntText(
-                value=self.seed, min=0, max=9999, description="mask seed", **wide
-            ),
-            touch=package.ToggleButtons(
-                options=[("hide", "brush"), ("ask", "pick")],
-                description="a click on a patch will",
-                style={"description_width": "150px", "button_width": "60px"},
-            ),
-            patches=cell_grid(
-                *self.grid,
-                size=LARGE,
-                label="image patches: brush to hide, or pick one to ask about",
-            ),
-            # the tokens, and what is done to them
-            tokens=cell_grid(
-                *token_grid(len(self.whole)),
-                size=SMALL,
-                mode="pick",
-                label="latent tokens: pick those to ask about or to change",
-            ),
-            surgery=dropdown(options=anatomy.SURGERIES, description="surgery"),
-            amount=slider(value=0.5, min=0, max=2, step=0.05, description="amount"),
-            other=dropdown(options=images, value=self.other, description="other image"),
-        )
+        return mask_controls(self)
 
     @functools.cached_property
     def pictures(self) -> dict[str, Picture]:
         """Every picture of the view by name."""
-        titles = {"reconstruction": "reconstruction", "error": f"error, 0 to {ERROR_LIMIT:g}"}
-        names = list(target_pictures(self.study, self.grid))  # these are their own titles
-        titles |= dict(zip(names, names))
-        titles |= {"draws": "where the last picked token draws", "operated": "after surgery"}
-        return {name: Picture(title, size=SMALL) for name, title in titles.items()}
+        return {name: Picture(*state, size=LARGE) for name, state in self._states().items()}
+
+    def _states(self) -> dict[str, tuple[np.ndarray, str, str]]:
+        """Pixels, title and number of each picture."""
+        study = self.study
+        error = heat_picture(study.error, limit=ERROR_LIMIT)
+        states = {
+            "image": (picture_of(study.image), "image", ""),
+            "reconstruction": (
+                picture_of(study.reconstruction),
+                "reconstruction",
+                f"{study.psnr:.2f} dB",
+            ),
+            "error": (error, "error", f"0 to {ERROR_LIMIT:g}"),
+        }
+        for title, pixels in target_pictures(study, self.grid).items():
+            states[title] = (pixels, title, "")
+        # these two say something once tokens are picked or changed
+        operated = picture_of(self.operated)
+        states["operated"] = (operated, "after surgery", self.surgery.kind)
+        token = picked_cell(self.controls.tokens)
+        heat = torch.zeros(self.grid)
+        if token is not None:
+            heat = self.footprint[token].view(self.grid)
+        states["draws"] = (heat_picture(heat), f"where token {token} draws", "")
+        return states
 
     @functools.cached_property
     def view(self) -> Any:
         """The widget."""
         package = ipywidgets()
         controls = self.controls
+        pictures = {name: picture.box for name, picture in self.pictures.items()}
         self.message = package.HTML()  # about an uploaded picture
-        self.summary = package.HTML()  # of the study, in numbers
-        self._tokens_title = package.HTML()
-        self.chart = RatioChart(self.curve, self.study, perceptual=self.distance is not None)
+        self.summary = package.HTML(layout=FULL)  # over the image that is brushed
+        self._tokens_title = package.HTML(layout=FULL)
+        specs = ratio_charts(self.curve, self.study, size=CHART)
+        self.charts = {name: line_chart(spec) for name, spec in specs.items()}
         self._observe()
+        self.refresh()
 
-        # four rows: what is hidden, the image with all that depends on the mask, tokens, surgery
-        *results, draws, operated = [picture.box for picture in self.pictures.values()]
-        image = package.VBox([controls.touch, controls.patches, self.summary])
-        tokens = package.VBox([self._tokens_title, controls.tokens], layout={"width": "270px"})
-        chart = package.Box([self.chart.figure], layout={"width": "460px"})
+        # what is hidden, and what comes of it; the tokens beside what the mask costs; the targets
+        seen = package.VBox([self.summary, controls.patches, controls.touch], layout=COLUMN)
+        tokens = package.VBox([self._tokens_title, controls.tokens], layout=COLUMN)
         surgery = package.VBox([controls.surgery, controls.amount, controls.other])
         rows = [
-            [controls.image, controls.kind, controls.ratio, controls.seed, controls.upload],
-            [image, *results],
-            [tokens, draws, chart],
-            [surgery, operated],
+            [controls.image, controls.kind, controls.seed, controls.upload],
+            [controls.ratio],
+            [pictures.pop("image"), seen, pictures.pop("reconstruction"), pictures.pop("error")],
+            [tokens, *[package.Box([widget]) for widget in self.charts.values()]],
+            [pictures.pop("draws"), pictures.pop("operated"), surgery],
+            list(pictures.values()),
         ]
-        head, *body = [package.HBox(row, layout=WRAP) for row in rows]
-        self.refresh()
+        head, *body = [package.HBox(row, layout=ROW) for row in rows]
+        head.layout.flex_flow = "row wrap"
         return package.VBox([head, self.message, *body])
 
     def _observe(self) -> None:
@@ -290,7 +278,7 @@ class MaskStudio(Studio):
         if change["new"] != OWN:
             self.index = change["new"]
             self.take(take_images(self.images, [self.index])[0])
-            self._latest.ask()
+            self.refresh()
 
     def _on_upload(self, _: Any) -> None:
         upload = self.controls.upload
@@ -311,20 +299,20 @@ class MaskStudio(Studio):
         self.controls.image.value = OWN
         self.message.value = f"<p role='status'>{html.escape(upload.name)}: its middle square</p>"
         self.take(image)
-        self._latest.ask()
+        self.refresh()
 
     def _on_mask(self, _: Any) -> None:
         self.kind = self.controls.kind.value
         self.ratio = self.controls.ratio.value
         self.seed = self.controls.seed.value
         self.draw()
-        self._latest.ask()
+        self.refresh()
 
     def _on_brush(self, change: Any) -> None:
         # the same patches: our own mask, sent to the grid, came back
         if set(change["new"]) != set(self.mask.nonzero()[:, 0].tolist()):
             self.brush(change["new"])
-            self._latest.ask()
+            self.refresh()
 
     def _on_touch(self, change: Any) -> None:
         self.controls.patches.mode = change["new"]
@@ -340,53 +328,52 @@ class MaskStudio(Studio):
             seed=self.seed,
         )
         self.other = controls.other.value
-        self._latest.ask()
+        self.refresh()
 
     # Pictures -------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
         """Show the present state."""
         study = self.study
-        pictures = self.pictures
         patches = self.controls.patches
-        pixels = masked_picture(study.image, study.mask, self.patch_size)
-        patches.picture = png_bytes(pixels, size=LARGE)
+        patches.picture = self.seen_png()
         patches.hidden = study.mask.nonzero()[:, 0].tolist()
-
-        # a picture that did not change is neither encoded nor sent
-        pictures["reconstruction"].show(picture_of(study.reconstruction))
-        pictures["error"].show(heat_picture(study.error, limit=ERROR_LIMIT))
-        for name, pixels in target_pictures(study, self.grid).items():
-            pictures[name].show(pixels)
-        pictures["operated"].show(picture_of(self.operated))
+        hidden = f"{int(study.mask.sum())} of {len(study.mask)} hidden"
+        self.summary.value = caption(hidden, f"{study.hidden:.0%}")
+        for name, spec in ratio_charts(self.curve, study, size=CHART).items():
+            self.charts[name].spec = spec
         self._show_tokens()
 
-        words = f"{int(study.mask.sum())} of {len(study.mask)} patches hidden: {study.psnr:.2f} dB"
-        if study.perceptual is not None:
-            words += f", perceptual distance {study.perceptual:.2f}"
-        self.summary.value = words
-        self.chart.show(self.curve, study)
+    def seen_png(self) -> bytes:
+        """What the encoder sees."""
+        pixels = masked_picture(self.study.image, self.study.mask, self.patch_size)
+        return png_bytes(pixels, size=LARGE)
 
-    def _show_tokens(self) -> None:
-        """Each token's part in the picked patch, or how far it moved; and where one draws."""
-        tokens = self.controls.tokens
+    def tokens_png(self, values: Tensor) -> bytes:
+        """A number a token (N,) as a picture with a pixel a token, enlarged."""
+        grid = token_grid(len(values), wide=True)
+        return png_bytes(heat_picture(values.view(grid)), size=LARGE)
+
+    def _moved_tokens(self) -> tuple[Tensor, str]:
+        """Each token's part in the picked patch, or how far it moved: (N,), and what it is."""
         patch = picked_cell(self.controls.patches)
         if patch is None:
-            values = self.study.moved
-            title = "how far the tokens moved: brightest"
-        else:
-            values = self.occlusion[:, patch]
-            title = f"tokens that carry patch {patch}: brightest"
-        title = f"{title} {float(values.max()):.2f} std"
-        self._tokens_title.value = f"<b style='font-size:12px'>{title}</b>"
-        tokens.picture = png_bytes(heat_picture(values.view(tokens.rows, -1)), size=SMALL)
+            return self.study.moved, "how far tokens moved"
+        return self.occlusion[:, patch], f"tokens that carry patch {patch}"
 
-        # where the last picked token draws in the whole image; black without one
-        token = picked_cell(tokens)
-        if token is None:
-            drawn = torch.zeros(self.grid)
-            title = "pick a token: where it draws"
-        else:
-            drawn = self.footprint[token].view(self.grid)
-            title = f"where token {token} draws"
-        self.pictures["draws"].show(heat_picture(drawn), title)
+    def _show_tokens(self) -> None:
+        """The tokens, and all pictures: one that did not change is neither encoded nor sent."""
+        tokens = self.controls.tokens
+        values, title = self._moved_tokens()
+        self._tokens_title.value = caption(title, f"up to {float(values.max()):.2f} std")
+        tokens.picture = self.tokens_png(values)
+        for name, state in self._states().items():
+            self.pictures[name].show(*state)
+        # a picture that says nothing yet is not shown
+        pictures = self.pictures
+        for name, empty in {
+            "draws": picked_cell(tokens) is None,
+            "operated": self.surgery.kind == "none",
+        }.items():
+            pictures[name].box.layout.visibility = "hidden" if empty else "visible"
+        self.moved()

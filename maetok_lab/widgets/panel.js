@@ -65,6 +65,7 @@ function kernelLine(model) {
 // The model of a still: what was stored, changed by this page alone.
 class StillModel {
   constructor(state) {
+    this.stored = true;
     this.state = state;
     this.heard = {};
   }

@@ -1,28 +1,29 @@
 """Pages of our own script: their first state is given when they are made, a still needs no kernel.
 
-`panel("mask_demo.js", {...})` is a widget; `still(...)` is what stays of it in a stored notebook.
+`panel(["mask_demo.js"], {...})` is a widget; `still(...)` is what stays of it in a stored notebook.
 """
 
 import base64
 import functools
-import html
 import json
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-SHARED = ("panel.js", "chart.js")  # before each page's own script
 
 
-def panel(script: str, state: Mapping[str, Any], *, pages_own: Collection[str] = ()) -> Any:
+def panel(
+    scripts: Sequence[str], state: Mapping[str, Any], *, pages_own: Collection[str] = ()
+) -> Any:
     """A widget whose traits are `state`: numbers, texts, PNG bytes, or dicts and lists of them.
 
-    `script` draws it. `pages_own` are the traits that the page sets: they are never sent twice,
-    which would undo what a person did meanwhile. Raises ImportError that names the extra.
+    The last of `scripts` draws it. `pages_own` are the traits that the page sets: they are never
+    sent twice, which would undo what a person did meanwhile. Raises ImportError that names the
+    extra.
     """
-    return _panel_class()(script, state, frozenset(pages_own))
+    return _panel_class()(scripts, state, frozenset(pages_own))
 
 
 @functools.cache
@@ -36,15 +37,15 @@ def _panel_class() -> type:
         ) from problem
 
     class Panel(anywidget.AnyWidget):
-        def __init__(self, script: str, state: Mapping[str, Any], pages_own: frozenset[str]):
-            self.script = script
+        def __init__(self, scripts: Sequence[str], state: Mapping[str, Any], pages_own: Any):
+            self.scripts = scripts
             self.state_names = tuple(state)
             self._again = [name for name in state if name not in pages_own]
             # panel.js finds its model by this name
             identity = uuid.uuid4().hex
             traits = {
-                "_esm": traitlets.Unicode(source(script)),
-                "_css": traitlets.Unicode((HERE / "panel.css").read_text(encoding="utf-8")),
+                "_esm": traitlets.Unicode(source(scripts)),
+                "_css": traitlets.Unicode(style("panel.css")),
                 "identity": traitlets.Unicode(identity),
             }
             for name, value in state.items():
@@ -61,10 +62,24 @@ def _panel_class() -> type:
     return Panel
 
 
-def source(script: str) -> str:
+def source(scripts: Sequence[str]) -> str:
     """The whole script of a page, as one module."""
-    parts = [(HERE / name).read_text(encoding="utf-8") for name in (*SHARED, script)]
+    parts = [(HERE / name).read_text(encoding="utf-8") for name in ("panel.js", *scripts)]
     return "\n".join(parts)
+
+
+def style(name: str) -> str:
+    """A style sheet."""
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def picture_still(twin: bytes) -> str:
+    """HTML of a PNG that hides itself beside the living view of the same cell."""
+    picture = base64.b64encode(twin).decode()
+    return (
+        f"<style>{style('still.css')}</style>"
+        f"<div class='maetok-still'><img alt='' src='data:image/png;base64,{picture}'></div>"
+    )
 
 
 def still(view: Any, twin: bytes) -> str:
@@ -74,15 +89,14 @@ def still(view: Any, twin: bytes) -> str:
     """
     state = {name: getattr(view, name) for name in view.state_names}
     text = json.dumps(state, default=_as_base64, ensure_ascii=False).replace("</", "<\\/")
-    style = (HERE / "panel.css").read_text(encoding="utf-8")
     name = f"maetok-{view.identity}"
     picture = base64.b64encode(twin).decode()
     return (
-        f"<style>{style}</style>"
+        f"<style>{style('panel.css')}{style('still.css')}</style>"
         f"<div class='maetok-still' id='{name}'>"
-        f"<img alt='{html.escape(view.script)}' src='data:image/png;base64,{picture}'></div>"
+        f"<img alt='' src='data:image/png;base64,{picture}'></div>"
         f"<script type='application/json' id='{name}-state'>{text}</script>"
-        f"<script type='module'>{source(view.script)}\n"
+        f"<script type='module'>{source(view.scripts)}\n"
         f"showStill('{name}', document.getElementById('{name}-state').textContent, page.render);"
         "</script>"
     )

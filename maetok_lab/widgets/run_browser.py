@@ -17,7 +17,8 @@ from maetok_lab.runs.tables import (
     notebooks_of,
     sample_pictures,
 )
-from maetok_lab.widgets.front import BLANK, WRAP, Studio, figure_widget, ipywidgets, png_image
+from maetok_lab.widgets.charts import chart, line, line_chart
+from maetok_lab.widgets.front import BLANK, WRAP, Studio, ipywidgets, png_image
 
 
 class RunBrowser(Studio):
@@ -109,9 +110,7 @@ class RunBrowser(Studio):
         """The widget."""
         package = ipywidgets()
         controls = self.controls
-        self.chart = figure_widget(
-            self._traces(), width=640, height=330, xaxis_title="training step", showlegend=True
-        )
+        self.chart = line_chart(self.chart_spec())
         self.image = png_image(width="512px", max_height="330px", object_fit="contain")
         self.title = package.HTML()  # of the picture
         self.about = package.HTML()  # table of the runs
@@ -172,22 +171,19 @@ class RunBrowser(Studio):
             self.links.value = f"<b>executed notebooks</b><ul>{''.join(items)}</ul>"
         self._show_picture()
 
-    def _traces(self) -> list[dict[str, Any]]:
+    def chart_spec(self) -> dict[str, Any]:
+        """The chart of the present column, a line a run."""
         lines = self.lines()
-        traces = []
+        runs = []
         for name, colour in colours_for(lines).items():
-            places = {"x": lines[name]["step"].tolist(), "y": lines[name][self.column].tolist()}
-            look = {"type": "scatter", "mode": "lines", "line": {"color": colour}}
-            traces.append(look | {"name": name} | places)
-        return traces
+            frame = lines[name]
+            runs.append(line(name, frame["step"], frame[self.column], colour))
+        y = {"label": self.column, "log": self.controls.log.value}
+        return chart(runs, x={"label": "training step"}, y=y, width=640, height=330)
 
     def _show_lines(self) -> None:
-        chart = self.chart
-        with chart.batch_update():
-            chart.data = ()  # other runs have other lines; plotly allows no other way to drop one
-            chart.add_traces(self._traces())
-            chart.layout.yaxis.title.text = self.column
-            chart.layout.yaxis.type = "log" if self.controls.log.value else "linear"
+        self.chart.spec = self.chart_spec()
+        self.moved()
 
     def _show_picture(self) -> None:
         pictures = self.pictures

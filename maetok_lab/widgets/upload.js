@@ -17,4 +17,5 @@ function render({ model, el }) {
     input.value = "";
   });
 }
-export default { render };
+const page = { render };
+export default page;

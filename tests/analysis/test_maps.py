@@ -7,7 +7,18 @@ import pandas as pd
 import pytest
 import torch
 
-from maetok_lab.analysis.maps import REAL, class_counts, decode_between, make_atlas, mean_image
+from maetok_lab.analysis.maps import (
+    REAL,
+    class_counts,
+    decode_between,
+    decoded_psnr,
+    make_atlas,
+    mean_image,
+    velocity_losses,
+)
+from maetok_lab.diffusion.model import DIFFUSION, DiffusionTransformer
+from maetok_lab.evaluation.pixels import psnr
+from maetok_lab.rng import generator
 from maetok_lab.tokenizer.foreign import RawPixels
 
 
@@ -104,3 +115,37 @@ def test_the_line_has_both_ends_and_is_straight_for_pixels(source, latents, toke
     torch.testing.assert_close(images[2], ((source.images[0] + source.images[1]) / 2).clamp(-1, 1))
     with pytest.raises(ValueError, match="two ends, not 1"):
         decode_between(tokenizer, latents[0], latents[1], steps=1)
+
+
+def test_decoded_psnr_is_that_of_each_latents_own_image(make_pictures):
+    source = make_pictures(70, 8)
+    tokenizer = RawPixels(8)
+    latents = tokenizer.encode(source.images)
+    latents[3] += 0.1
+    scores = decoded_psnr(latents, source, tokenizer)
+    assert scores.shape == (70,)
+    decoded = tokenizer.decode(latents[3:4])
+    assert scores[3] == pytest.approx(psnr(decoded, source.images[3:4]).item())
+    assert scores[[*range(3), *range(4, 70)]].min() == 100.0  # no error at all
+
+
+def test_velocity_losses_are_each_latents_own_whatever_the_batch():
+    torch.manual_seed(0)
+    model = DiffusionTransformer(DIFFUSION["test"], num_tokens=4, latent_dim=2, num_classes=3)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    latents = torch.randn(10, 4, 2)
+    labels = torch.arange(10) % 3
+    losses = velocity_losses(model.eval(), latents, labels, times=2)
+    assert losses.shape == (10,)
+    torch.testing.assert_close(
+        velocity_losses(model, latents, labels, times=2, batch_size=3), losses
+    )
+    expected = 0
+    for step, t in enumerate((0.25, 0.75)):
+        noise = torch.randn(4, 2, generator=generator(0, "velocity losses", step))[None]
+        with torch.inference_mode():
+            x_t = (1 - t) * latents[5:6] + t * noise
+            velocity = model(x_t, torch.tensor([t]), labels[5:6])
+        expected += (velocity - (noise - latents[5:6])).square().mean() / 2
+    assert losses[5] == pytest.approx(expected.item(), rel=1e-5)

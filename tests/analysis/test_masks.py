@@ -4,12 +4,16 @@ import pytest
 import torch
 
 from maetok_lab.analysis.masks import (
+    HIDE_ORDERS,
     MASK_KINDS,
     PATCH_CLASSES,
     draw_masks,
+    hide_order,
     image_targets,
+    masks_along,
     patch_contrast,
     ratio_curve,
+    reconstruct_masked,
     study_mask,
 )
 from maetok_lab.config import override
@@ -154,3 +158,46 @@ def test_the_curve_is_the_mean_over_images_of_the_same_scores(tokenizer, images)
         distance(reconstructions, images).mean().item(), rel=1e-5
     )
     assert "perceptual" not in ratio_curve(tokenizer, images, ratios=(0.5,))
+
+
+@pytest.mark.parametrize("kind", HIDE_ORDERS)
+def test_a_slider_hides_each_patch_once_and_none_comes_back(kind, small_image):
+    order = hide_order(small_image, 8, kind=kind)
+    assert sorted(order.tolist()) == list(range(64))
+    masks = masks_along(order, 33)
+    assert masks.sum(1).tolist() == list(range(0, 65, 2))
+    assert (masks[1:] | ~masks[:-1]).all()
+    assert hide_order(small_image, 8, kind=kind).equal(order)
+
+
+def test_flat_and_detail_first_are_orders_of_contrast_and_a_block_is_a_square(small_image):
+    contrast = patch_contrast(small_image[None], 8)[0]
+    for kind, sign in {"flat first": 1, "detail first": -1}.items():
+        ordered = sign * contrast[hide_order(small_image, 8, kind=kind)]
+        assert (ordered.diff() >= -1e-5).all()
+    nine = torch.zeros(64, dtype=torch.bool)
+    nine[hide_order(small_image, 8, kind="block")[:9]] = True
+    rows, columns = nine.view(8, 8).nonzero().T
+    assert rows.max() - rows.min() == columns.max() - columns.min() == 2
+    with pytest.raises(ValueError, match="unknown order of hiding 'spiral'"):
+        hide_order(small_image, 8, kind="spiral")
+
+
+def test_one_image_under_many_masks_is_each_mask_alone(small_image):
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(TOKENIZERS["test"]).eval()
+    masks = masks_along(hide_order(small_image, 8, kind="scattered"), 5)
+    images, scores = reconstruct_masked(tokenizer, small_image, masks, batch_size=2)
+    for mask, image, score in zip(masks, images, scores):
+        with torch.inference_mode():
+            alone = tokenizer(small_image[None], mask=mask[None])
+        torch.testing.assert_close(image[None], alone)
+        assert score == pytest.approx(psnr(alone, small_image[None]).item(), abs=1e-3)
+
+
+@pytest.fixture
+def small_image():
+    draw = torch.Generator().manual_seed(0)
+    image = torch.ones(3, 64, 64)
+    image[:, 16:40, 8:48] = torch.rand(3, 24, 40, generator=draw) * 2 - 1
+    return image

@@ -1,5 +1,6 @@
 """Pictures as bytes, and who is looking."""
 
+import asyncio
 from types import SimpleNamespace
 
 import numpy as np
@@ -44,7 +45,7 @@ def test_a_studio_shows_itself_where_it_can_be_touched_and_its_twin_elsewhere(mo
     display = pytest.importorskip("IPython.display")
     pyplot = pytest.importorskip("matplotlib.pyplot")
     displayed = []
-    monkeypatch.setattr(display, "display", displayed.append)
+    monkeypatch.setattr(display, "display", lambda shown, **_: displayed.append(shown))
     pyplot.close("all")
 
     class Two(Studio):
@@ -53,8 +54,38 @@ def test_a_studio_shows_itself_where_it_can_be_touched_and_its_twin_elsewhere(mo
         def twin(self):
             return pyplot.figure()
 
-    for live, kind in ((True, str), (False, pyplot.Figure)):
-        monkeypatch.setattr(front, "is_live", lambda live=live: live)
-        Two()._ipython_display_()
-        assert isinstance(displayed.pop(), kind)
+    monkeypatch.setattr(front, "is_live", lambda: True)
+    Two()._ipython_display_()
+    view, still = displayed
+    assert view == "view"
+    assert "class='maetok-still'" in still.data
+    displayed.clear()
+    monkeypatch.setattr(front, "is_live", lambda: False)
+    Two()._ipython_display_()
+    (twin,) = displayed
+    assert twin.data.startswith(b"\x89PNG")
     assert not pyplot.get_fignums(), "displayed once, not again by the notebook"
+
+
+def test_the_stored_state_is_taken_anew_once_nothing_moves(monkeypatch):
+    pytest.importorskip("IPython")
+    monkeypatch.setattr(front, "QUIET", 0.02)
+    stored = []
+
+    class Moving(Studio):
+        state = 0
+
+        def still(self):
+            return str(self.state)
+
+    studio = Moving()
+    studio._stored = SimpleNamespace(update=lambda html: stored.append(html.data))
+
+    async def moves():
+        for studio.state in (1, 2, 3):
+            studio.moved()
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.1)
+
+    asyncio.run(moves())
+    assert stored == ["3"]

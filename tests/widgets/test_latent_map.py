@@ -1,19 +1,24 @@
 """Clicks, the lasso and the controls of the latent map show what the plain functions give."""
 
+import asyncio
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("ipywidgets")
 pytest.importorskip("anywidget")
 
+from maetok_lab.analysis import maps
 from maetok_lab.analysis.maps import decode_between
-from maetok_lab.pictures import image_grid
+from maetok_lab.analysis.projection import fit_projection
+from maetok_lab.plots.curves import CLASS_COLOURS
 from maetok_lab.plots.masks import picture_of
 from maetok_lab.tokenizer.foreign import RawPixels
-from maetok_lab.widgets.front import BLANK, png_bytes
-from maetok_lab.widgets.latent_map import STRIP, LatentMap
+from maetok_lab.widgets.latent_map import STRIP, THUMBNAIL, LatentMap
 
 
 @pytest.fixture(scope="module")
@@ -31,104 +36,155 @@ def walk(source):
     walk = LatentMap(
         latents, source, tokenizer, overlays={"generated": latents[:3] * 0.5}, components=2
     )
-    assert walk.view
     return walk
 
 
-def clicked(walk, name):
-    """Call what plotly calls for an event on the points."""
-    points = walk.chart.data[0]
-    return {
-        "hover": points._hover_callbacks,
-        "click": points._click_callbacks,
-        "select": points._select_callbacks,
-    }[name][0]
+def click(walk, point):
+    """As the page says it."""
+    walk.view.set_state({"point": point, "clicks": walk.view.clicks + 1})
 
 
-def fire(walk, name, *points):
-    from plotly.callbacks import Points
-
-    clicked(walk, name)(walk.chart.data[0], Points(point_inds=list(points)), None)
-
-
-def shows(walk, name, image):
-    return walk.pictures[name].image.value == png_bytes(picture_of(image), size=128)
+def lasso(walk, *points):
+    content = memoryview(np.array(points, np.int32).tobytes())
+    walk.view.set_state({"lasso": content})
 
 
-def test_the_points_are_the_atlas_and_their_colours_the_classes(walk):
-    points = walk.chart.data[0]
-    np.testing.assert_allclose(points.x, walk.atlas.frame["x"])
-    codes, names = walk.codes()
-    assert [names[code] for code in codes] == walk.atlas.frame["class"].tolist()
-    assert points.marker.color.tolist() == codes.tolist()
-    assert "&lt;fish&gt;" in walk.legend.value
-    walk.controls.colour.value = "style"
-    assert len(set(points.marker.color[:40])) == 2
-    assert {"class", "style", "run", "component"} <= set(walk.controls.colour.options)
+def tiles(walk, pixels):
+    """The pictures of the inspector by their order on the page."""
+    inspected = walk.view.inspected
+    side = inspected["side"]
+    sheet = pixels(inspected["sheet"])
+    return [sheet[:, start : start + side] for start in range(0, sheet.shape[1], side)]
 
 
-def test_hover_shows_the_image_and_a_click_what_is_decoded(walk, source):
-    fire(walk, "hover", 5)
-    assert shows(walk, "near", source.images[5])
-    assert "5: &lt;fish&gt;" in walk.pictures["near"].caption.value
-    fire(walk, "click", 7)
-    assert shows(walk, "original", source.images[7])
-    assert shows(walk, "decoded", walk.decoded(7))
+def numbers(content, kind):
+    return np.frombuffer(bytes(content), kind)
+
+
+def test_all_is_there_when_the_widget_is_made(walk, source, pixels):
+    """Places, colours, thumbnails and the first point: a page needs no kernel to show and hover."""
+    view = walk.view
+    assert len(numbers(view.places["x"], np.uint16)) == 43
+    assert numbers(view.thumbnails["points"], np.int32).tolist() == list(range(43))
+    sheet = Image.open(io.BytesIO(view.thumbnails["sheet"])).convert("RGB")
+    thumbnail = Image.fromarray(picture_of(source.images[7])).resize((THUMBNAIL, THUMBNAIL))
+    shown = sheet.crop((7 * THUMBNAIL, 0, 8 * THUMBNAIL, THUMBNAIL))
+    difference = np.asarray(shown, float) - np.asarray(thumbnail, float)
+    assert np.abs(difference).mean() < 25  # WebP, and another way of enlarging 8 px
+    assert np.array_equal(tiles(walk, pixels)[0], picture_of(source.images[0]))
+
+
+def test_the_places_are_the_atlas_between_0_and_1_upwards(walk):
+    frame = walk.atlas.frame
+    x, y = (numbers(walk.view.places[side], np.uint16) / 65535 for side in "xy")
+    assert 0 < x.min() < x.max() < 1
+    assert np.corrcoef(x, frame["x"])[0, 1] == pytest.approx(1, abs=1e-6)
+    assert np.corrcoef(y, frame["y"])[0, 1] == pytest.approx(-1, abs=1e-6)
+
+
+def test_the_colours_are_those_of_the_figures(walk, source):
+    column = walk.view.columns["class"]
+    assert column["names"] == ["cat", "dog", "<fish>", "not known"]
+    assert column["colours"] == list(CLASS_COLOURS[:4])
+    codes = numbers(column["codes"], np.uint16)
+    assert [column["names"][code] for code in codes] == walk.atlas.frame["class"].tolist()
+    assert numbers(walk.view.overlays, np.uint8).tolist() == [0] * 40 + [1] * 3
+    assert {"class", "style", "run", "component"} <= set(walk.view.columns)
+
+
+def test_numbers_of_images_colour_the_map_from_dark_to_bright(source):
+    latents = RawPixels(8).encode(source.images)
+    loss = np.arange(40.0)
+    walk = LatentMap(latents, source, RawPixels(8), components=0, values={"loss": loss})
+    column = walk.view.columns["loss"]
+    codes = numbers(column["codes"], np.uint16)
+    assert (np.diff(codes[np.argsort(walk.atlas.frame["row"])].astype(int)) >= 0).all()
+    assert column["ramp"]
+    with pytest.raises(ValueError, match="3 values of 'loss' for 40 images"):
+        LatentMap(latents, source, RawPixels(8), values={"loss": [1, 2, 3]})
+
+
+def test_a_click_shows_the_image_what_is_decoded_and_the_neighbours(walk, source, pixels):
+    click(walk, 7)
+    image, decoded, *near = tiles(walk, pixels)
+    assert np.array_equal(image, picture_of(source.images[7]))
+    assert np.array_equal(decoded, picture_of(walk.decoded(7)))
     torch.testing.assert_close(walk.decoded(7), source.images[7])
-    assert walk.controls.point.value == 7
-    fire(walk, "click", 41)  # an overlay has no image but the decoded one
-    assert shows(walk, "original", source.images[1] * 0.5)
+    rows = walk.atlas.projection.reducer.transform(RawPixels(8).encode(source.images))
+    far = (rows - rows[7]).square().sum(1)
+    real = [point for point in walk.view.inspected["near_points"] if point < 40]
+    assert real == far.argsort()[1:].tolist()[: len(real)]
+    assert np.array_equal(near[0], picture_of(walk.original(walk.view.inspected["near_points"][0])))
+    click(walk, 41)  # an overlay has no image but the decoded one
+    assert np.array_equal(tiles(walk, pixels)[0], picture_of(source.images[1] * 0.5))
 
 
-def test_two_points_have_a_strip_between_them_and_are_ringed(walk):
-    walk.controls.point.value = 3
-    assert walk.strip.value == BLANK
-    walk.controls.point.value = 8
-    expected = decode_between(
-        walk.tokenizer, walk.atlas.latent(3), walk.atlas.latent(8), steps=STRIP
-    )
-    assert walk.strip.value == png_bytes(
-        image_grid(expected, columns=STRIP, padding=0), size=64 * STRIP
-    )
-    assert list(walk.chart.data[1].x) == walk.atlas.frame["x"][[3, 8]].tolist()
+def test_two_points_have_a_strip_between_them(walk, pixels):
+    assert walk.view.inspected["between"] == 0
+    click(walk, 3)
+    click(walk, 8)
+    assert (walk.view.inspected["previous"], walk.view.inspected["point"]) == (3, 8)
+    ends = walk.atlas.latent(3), walk.atlas.latent(8)
+    expected = decode_between(walk.tokenizer, *ends, steps=STRIP)
+    strip = tiles(walk, pixels)[-STRIP:]
+    for tile, image in zip(strip, expected):
+        assert np.array_equal(tile, picture_of(image))
 
 
-def test_the_first_point_can_be_clicked_although_the_control_stands_on_it(walk, source):
-    fire(walk, "click", 0)
-    assert walk.point == 0
-    assert shows(walk, "original", source.images[0])
-
-
-def test_the_lasso_gives_rows_a_histogram_and_the_mean_image(walk, source):
-    fire(walk, "select", 0, 1, 3, 41)
+def test_the_lasso_gives_rows_and_the_mean_image(walk, source, pixels):
+    lasso(walk, 0, 1, 3, 41)
     assert walk.selection["row"].tolist() == [0, 1, 3, 1]
-    assert shows(walk, "mean", source.images[[0, 1, 3]].mean(0))
-    assert "4 points" in walk.counted.value
-    assert walk.counted.value.index("cat") < walk.counted.value.index("dog")
-    fire(walk, "select")
+    assert np.array_equal(pixels(walk.view.mean), picture_of(source.images[[0, 1, 3]].mean(0)))
+    lasso(walk)
     assert len(walk.selection) == 0
+    assert walk.view.mean == b""
 
 
 def test_another_method_moves_the_points(source):
     walk = LatentMap(RawPixels(8).encode(source.images), source, RawPixels(8), components=0)
+    before = walk.view.places
+    walk.view.set_state({"method": "tsne"})
+    assert walk.view.places["x"] != before["x"]
+    assert walk.view.places["note"].startswith("t-SNE (no unit)")
+    assert walk.view.message == ""
+
+
+def test_a_map_is_made_beside_a_living_kernel(source):
+    """UMAP takes a minute: clicks are answered meanwhile."""
+    walk = LatentMap(RawPixels(8).encode(source.images), source, RawPixels(8), components=0)
     assert walk.view
-    before = np.array(walk.chart.data[0].x)
-    walk.controls.method.value = "tsne"
-    assert not np.allclose(walk.chart.data[0].x, before)
-    assert walk.chart.layout.xaxis.title.text == "tsne 1 (no unit)"
+
+    async def choose():
+        walk.view.set_state({"method": "tsne"})
+        assert "making the t-SNE map" in walk.view.message
+        click(walk, 5)
+        assert walk.view.inspected["point"] == 5
+        while walk.view.message:
+            await asyncio.sleep(0.02)
+
+    asyncio.run(choose())
+    assert walk.view.places["note"].startswith("t-SNE")
+
+
+def test_a_map_that_is_there_is_not_made_again(source, monkeypatch):
+    latents = RawPixels(8).encode(source.images)
+    projection = fit_projection(latents, labels=source.labels, method="tsne", seed=0)
+    monkeypatch.setattr(maps, "fit_projection", None)
+    walk = LatentMap(latents, source, RawPixels(8), components=0, projection=projection)
+    assert walk.method == "tsne"
+    assert walk.atlas.frame["x"].tolist() == projection.frame["x"].tolist()
 
 
 def test_overlays_are_placed_by_methods_that_can(walk):
-    assert walk.controls.method.options == ("pca", "umap")
+    assert walk.view.about["methods"] == ["pca", "umap"]
 
 
-def test_fifty_thousand_points_are_drawn_by_webgl(make_pictures):
+def test_fifty_thousand_points_fit_a_stored_notebook(make_pictures):
     source = make_pictures(50_000, 4)
     source.class_names = ["a", "b", "c"]
-    walk = LatentMap(torch.randn(50_000, 1, 8), source, RawPixels(4), components=0)
-    assert walk.view
-    assert walk.chart.data[0].type == "scattergl"
-    assert len(walk.chart.data[0].x) == 50_000
+    walk = LatentMap(torch.randn(50_000, 1, 48), source, RawPixels(4), components=0)
+    assert len(walk.still()) < 2e6
+    assert len(numbers(walk.view.thumbnails["points"], np.int32)) >= 500
 
 
 def test_the_twin_is_the_same_map(walk):

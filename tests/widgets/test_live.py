@@ -92,9 +92,9 @@ def test_a_panel_has_losses_progress_and_the_newest_picture(panel, tmp_path):
     assert controls.words.value == "step 3 of 3, done"
     assert controls.stop.disabled
     assert controls.picture.value == b"png"
-    assert {line.name: (list(line.x), list(line.y)) for line in controls.chart.data} == {
+    assert {line["name"]: (line["x"], line["y"]) for line in controls.chart.spec["lines"]} == {
         "pixel": ([1, 3], [0.5, 0.25]),
-        "kl": ([3], [2.0]),
+        "kl": ([1, 3], [-1.0, 2.0]),
     }
     assert [line.split(",")[0] for line in panel.written] == ["tiny: step 3/3"], (
         "the last line stays in the notebook"
@@ -127,7 +127,7 @@ def test_the_stop_button_asks_the_training_to_end(panel):
 
 def test_a_panel_is_drawn_at_most_every_half_second(panel, monkeypatch):
     drawn = []
-    monkeypatch.setattr(panel, "_draw", lambda: drawn.append(1))
+    monkeypatch.setattr(panel, "_show_state", lambda *_, **__: drawn.append(1))
     for step in range(1, 51):
         panel.update(StepRecord(step, 50, step, {"pixel": 1.0}))
     assert len(drawn) <= 4
@@ -160,8 +160,8 @@ def test_a_panel_of_a_finished_run_has_its_curve_and_last_picture(panel, trained
     panel.recall(trained)
     assert panel.displayed == [panel.view]
     controls = panel.controls
-    (line,) = controls.chart.data
-    assert (line.name, list(line.x), list(line.y)) == ("pixel", [2, 4], [0.5, 0.25])
+    (line,) = controls.chart.spec["lines"]
+    assert (line["name"], line["x"], line["y"]) == ("pixel", [2, 4], [0.5, 0.25])
     assert controls.picture.value == b"png"
     assert (controls.bar.value, controls.bar.max, controls.stop.disabled) == (4, 4, True)
     assert controls.words.value == "4 steps, finished before"
@@ -173,8 +173,8 @@ def test_a_panel_of_a_training_that_goes_on_begins_with_its_past(panel, trained)
     # from the checkpoint of step 3: what was logged after it comes again
     panel.update(StepRecord(4, 5, 128, {"pixel": 0.3}))
     panel.update(StepRecord(5, 5, 160, {"pixel": 0.2}))
-    (line,) = panel.controls.chart.data
-    assert (list(line.x), list(line.y)) == ([2, 4, 5], [0.5, 0.3, 0.2])
+    (line,) = panel.controls.chart.spec["lines"]
+    assert (line["x"], line["y"]) == ([2, 4, 5], [0.5, 0.3, 0.2])
     assert panel.written[0] == "tiny: continues at step 4 of 5"
 
 

@@ -36,7 +36,7 @@ def browser(root):
 
 
 def drawn(browser):
-    return {line.name: list(line.y) for line in browser.chart.data}
+    return {line["name"]: line["y"] for line in browser.chart.spec["lines"]}
 
 
 def test_losses_of_the_chosen_runs_are_overlaid(browser):
@@ -46,7 +46,7 @@ def test_losses_of_the_chosen_runs_are_overlaid(browser):
     browser.controls.column.value = "kl"
     assert drawn(browser) == {"two": [1.0, 1.0]}
     browser.controls.log.value = True
-    assert browser.chart.layout.yaxis.type == "log"
+    assert browser.chart.spec["y"] == {"label": "kl", "log": True}
 
 
 def test_only_what_differs_between_configs_is_shown(browser):

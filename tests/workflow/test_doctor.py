@@ -79,11 +79,13 @@ def test_missing_images_are_a_verdict_and_the_other_checks_go_on(tmp_path, monke
 
 
 def test_missing_packages_are_named_by_extra(monkeypatch):
-    monkeypatch.setattr(doctor, "_installed", lambda package: package not in ("submitit", "plotly"))
+    monkeypatch.setattr(
+        doctor, "_installed", lambda package: package not in ("submitit", "umap-learn")
+    )
     verdict = doctor.check_packages(HERE)
     assert verdict.level == "fair"
     assert "cluster: submitit" in verdict.facts
-    assert "notebooks: plotly" in verdict.facts
+    assert "notebooks: umap-learn" in verdict.facts
     assert "pip install 'maetok-lab[" in verdict.advice
 
 
