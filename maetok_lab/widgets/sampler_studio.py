@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import html
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
@@ -20,10 +21,10 @@ from maetok_lab.identity import check_owner
 from maetok_lab.pictures import image_grid
 from maetok_lab.plots.images import plot_rows
 from maetok_lab.protocols import AnyTokenizer
-from maetok_lab.widgets.front import WRAP, Studio, ipywidgets, png_bytes, png_image
+from maetok_lab.widgets.front import BLANK, Studio, as_png, ipywidgets
+from maetok_lab.widgets.panel import panel, picture_still
 
-SIDE = 512  # px of the grid
-SECONDS_BETWEEN_PICTURES = 0.15  # while it samples: decoding costs as much as a step
+SECONDS_BETWEEN_PICTURES = 0.2  # while it samples: decoding costs as much as a step
 EACH_CLASS = -1  # the label that stands for one image of each class
 
 
@@ -107,6 +108,10 @@ class SamplerStudio(Studio):
         self.points = list(self.steps())
         return self._images(self.points[-1], "state")
 
+    def still(self) -> str:
+        # while it samples there is nothing to store yet; `moved` does at the end
+        return super().still() if len(self.points) > 1 else picture_still(BLANK)
+
     def twin(self) -> Any:
         """The model's guess at four places of the way and the sample, as a matplotlib figure."""
         if not self.points:
@@ -189,7 +194,6 @@ class SamplerStudio(Studio):
         """The widget; it samples once, when it is first displayed."""
         package = ipywidgets()
         controls = self.controls
-        self.grid = png_image(width=f"{SIDE}px", height=f"{SIDE}px")
         self.position = package.HTML()  # of the picture on the way
         self.cost_line = package.HTML()  # of one sampling
         inputs = [controls.label, controls.seed, controls.scale, controls.interval]
@@ -201,9 +205,42 @@ class SamplerStudio(Studio):
 
         # what is sampled on the left, how it looks on the right
         left = package.VBox([*inputs, self.cost_line])
-        right = package.VBox([controls.place, controls.show, self.position, self.grid])
+        right = package.VBox(
+            [controls.place, controls.show, self.position, self.tiles],
+            layout={"width": "60%", "max_width": "720px"},
+        )
         self.start()
-        return package.HBox([left, right], layout=WRAP)
+        view = package.HBox([left, right], layout={"max_width": "1120px", "width": "100%"})
+        view.add_class("maetok-live")
+        return view
+
+    @functools.cached_property
+    def tiles(self) -> Any:
+        """The page of samples; noise at first."""
+        first = next(self.steps())
+        state = {"tiles": self._tiles(first, "state"), "way": self._way([first], 0)}
+        return panel(["chart.js", "samples.js"], state)
+
+    def _tiles(self, point: TrajectoryPoint, show: str) -> dict[str, Any]:
+        """A point's images on one sheet, and their classes."""
+        images = self._images(point, show)
+        columns = math.ceil(len(images) ** 0.5)
+        names = [""] * len(images)
+        if self.class_names:
+            names = [self.class_names[label] for label in self.labels.tolist()]
+        return {
+            "sheet": as_png(image_grid(images, columns=columns, padding=0)),
+            "columns": columns,
+            "side": images.shape[-1],
+            "names": names,
+        }
+
+    def _way(self, points: Sequence[TrajectoryPoint], place: int) -> dict[str, Any]:
+        guidance = self.settings["guidance"]
+        times = [round(float(point.t), 4) for point in points]
+        scale = guidance.scale if self.class_names else 1.0
+        way = {"times": times, "place": place, "scale": scale}
+        return way | {"low": guidance.low, "high": guidance.high}
 
     def _on_setting(self, _: Any) -> None:
         controls = self.controls
@@ -257,12 +294,14 @@ class SamplerStudio(Studio):
         self._follow()
         seconds = time.perf_counter() - self._began
         self.cost_line.value = html.escape(f"{self.cost.describe()}; took {seconds:.1f} s")
+        self.moved()
 
     def _show(self) -> None:
         if not self.points:
             return
         controls = self.controls
-        point = self.points[min(controls.place.value, len(self.points) - 1)]
-        images = self._images(point, controls.show.value)
-        self.grid.value = png_bytes(image_grid(images), size=SIDE)
+        place = min(controls.place.value, len(self.points) - 1)
+        point = self.points[place]
+        self.tiles.tiles = self._tiles(point, controls.show.value)
+        self.tiles.way = self._way(self.points, place)
         self.position.value = f"after step {point.step}, t = {point.t:.2f} (1 is noise)"

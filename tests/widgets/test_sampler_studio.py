@@ -13,8 +13,8 @@ from maetok_lab.diffusion.sampling import Guidance
 from maetok_lab.generation.images import generate
 from maetok_lab.pictures import image_grid
 from maetok_lab.tokenizer.foreign import RawPixels
-from maetok_lab.widgets.front import png_bytes
-from maetok_lab.widgets.sampler_studio import SIDE, SamplerStudio
+from maetok_lab.widgets.front import as_png
+from maetok_lab.widgets.sampler_studio import SamplerStudio
 
 TOKENIZER = RawPixels(8)
 SPACE = LatentSpace(TOKENIZER.fingerprint, torch.tensor(0.0), torch.tensor(0.7))
@@ -52,7 +52,9 @@ def sampled(rate=0.9, labels=(0, 1, 2, 0), seed=0, **changes):
 def assert_shows(studio, images):
     """The last point: there the model's guess is the sample for Euler; the state is it for all."""
     studio.controls.show.value = "state"
-    assert studio.grid.value == png_bytes(image_grid(images), size=SIDE)
+    tiles = studio.tiles.tiles
+    assert tiles["sheet"] == as_png(image_grid(images, columns=2, padding=0))
+    assert tiles["names"] == [studio.class_names[label] for label in studio.labels]
 
 
 def test_each_control_samples_anew_what_it_says(studio):
@@ -79,14 +81,16 @@ def test_the_slider_walks_back_along_the_way(studio):
     ends = {}
     for place in (0, 5):
         see.place.value = place
-        ends[place] = studio.grid.value
+        ends[place] = studio.tiles.tiles["sheet"]
+        assert studio.tiles.way["place"] == place
         assert f"after step {place}," in studio.position.value
     assert ends[0] != ends[5]
     noise = SPACE.denormalise(studio.points[0].state)
     see.place.value = 0
-    assert studio.grid.value == png_bytes(
-        image_grid(TOKENIZER.decode(noise).clamp(-1, 1)), size=SIDE
-    )
+    decoded = TOKENIZER.decode(noise).clamp(-1, 1)
+    assert studio.tiles.tiles["sheet"] == as_png(image_grid(decoded, columns=2, padding=0))
+    assert studio.tiles.way["times"] == [1.0, 0.8, 0.6, 0.4, 0.2, 0.0]
+    assert (studio.tiles.way["low"], studio.tiles.way["high"]) == (0.0, 0.75)
 
 
 def test_the_cost_is_told_before_and_the_time_after(studio):
