@@ -18,6 +18,7 @@ function render({ model, el }) {
   box.append(picture, marks, said);
   el.append(box);
   el.classList.add("maetok-live");
+  ownKeys(el);
   let cursor = 0, painting = null, address = null;
 
   const rows = () => model.get("rows"), columns = () => model.get("columns");

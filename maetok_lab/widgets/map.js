@@ -50,6 +50,7 @@ function latentMap({ model, el }) {
   const left = make("div", { class: "maetok-mapside" }, board, axis, legend);
   const body = make("div", { class: "maetok-mapbody" }, left, make("div", {}, inspector, selection));
   el.classList.add("maetok", "maetok-map");
+  ownKeys(el);
   if (model.stored) {
     el.classList.add("maetok-stored");
     methods.querySelector("select").disabled = number.disabled = true;

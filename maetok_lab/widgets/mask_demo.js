@@ -66,6 +66,7 @@ function maskDemo({ model, el }) {
   const deeper = lookDeeper(model, about);
   if (model.stored) el.classList.add("maetok-stored");
   el.classList.add("maetok", "maetok-demo");
+  ownKeys(el);
   el.replaceChildren(head, pick, slide, ways, tiles, words, lower, deeper);
 
   // State -------------------------------------------------------------------------------------------

@@ -16,6 +16,12 @@ async function bitmapOf(bytes) {
   return createImageBitmap(new Blob([bytes], { type: "image/png" }));
 }
 
+// Keys are the page's own: JupyterLab would take the arrows, for its headings and to move between cells.
+function ownKeys(el) {
+  el.dataset.lmSuppressShortcuts = "true";
+  el.addEventListener("keydown", (event) => event.stopPropagation());
+}
+
 // Bytes arrive as a DataView from the kernel, as a Uint8Array in a still.
 function numbersOf(bytes) {
   return new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength);

@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,6 +21,11 @@ from playwright import sync_api
 from maetok_lab.widgets.front import png_bytes
 
 HERE = Path(__file__).parent
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
 PATIENCE = 60  # seconds for a picture; the machine may be busy
 
 
@@ -59,15 +65,47 @@ def serving(command, folder, port, path):
             server.wait(30)
 
 
-def write_notebook(folder, name):
-    code = (
-        f"import browser_parts\n{'await ' if name == 'live_training' else ''}browser_parts.{name}()"
-    )
-    cell = nbformat.v4.new_code_cell(code)
-    book = nbformat.v4.new_notebook(
-        cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    )
+def write_notebook(folder, name, parts=()):
+    """A notebook of one cell for each of `parts`, by default the one that it is named after."""
+    cells = []
+    for part in parts or [name]:
+        waits = "await " if part == "live_training" else ""
+        code = f"import browser_parts\n{waits}browser_parts.{part}()"
+        cells.append(nbformat.v4.new_code_cell(code))
+    kernel = {"name": "python3", "display_name": "Python 3"}
+    book = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
     nbformat.write(book, folder / f"{name}.ipynb")
+
+
+LAB = ["jupyter", "lab", "--allow-root", "--no-browser", "--ServerApp.ip=127.0.0.1"]
+LAB += ["--IdentityProvider.token=t", "--LabApp.news_url="]
+LAB += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+VOILA = ["voila", "--no-browser", "--Voila.ip=127.0.0.1"]
+
+
+@contextlib.contextmanager
+def serving_notebooks(front, folder):
+    """`address(name)` of a notebook's page in that front end: "lab" or "voila"."""
+    port = free_port()
+    if front == "lab":
+        command = [*LAB, f"--port={port}", f"--ServerApp.root_dir={folder}"]
+        # `reset`: no tabs of an earlier page
+        path, pages = "/lab?token=t", "/lab/tree/{}.ipynb?token=t&reset"
+    else:
+        command = [*VOILA, f"--port={port}", f"--Voila.root_dir={folder}"]
+        path, pages = "/", "/voila/render/{}.ipynb"
+    with serving(command, folder, port, path) as address:
+        yield lambda name: address + pages.format(name)
+
+
+def run_all(page):
+    """Run the cells of JupyterLab's notebook."""
+    page.wait_for_selector(".jp-Notebook")
+    page.wait_for_function(
+        "() => document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]')"
+    )
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_text("Run All Cells", exact=True).click()
 
 
 def local(url):
@@ -77,12 +115,16 @@ def local(url):
     )
 
 
-PIXELS = """() => [...document.querySelectorAll('img')]
-  .filter(i => i.complete && i.naturalWidth).map(i => {
-    const c = document.createElement('canvas');
-    c.width = i.naturalWidth; c.height = i.naturalHeight;
-    c.getContext('2d').drawImage(i, 0, 0);
-    return c.toDataURL('image/png').split(',')[1]; })"""
+# stills that wait beside a living view are not what a person sees
+PIXELS = """() => [
+    ...[...document.querySelectorAll('img')]
+      .filter(i => i.complete && i.naturalWidth && !i.closest('.maetok-still')).map(i => {
+        const c = document.createElement('canvas');
+        c.width = i.naturalWidth; c.height = i.naturalHeight;
+        c.getContext('2d').drawImage(i, 0, 0);
+        return c; }),
+    ...document.querySelectorAll('canvas:not(.maetok-marks):not(.maetok-board canvas)'),
+  ].filter(c => c.width).map(c => c.toDataURL('image/png').split(',')[1])"""
 
 
 def shown(page):
@@ -91,17 +133,21 @@ def shown(page):
     return [np.asarray(Image.open(file).convert("RGB")).astype(int) for file in files]
 
 
-def assert_shows(page, pixels, size):
-    """The picture is on the page, to one level of 255, before patience ends."""
+def assert_shows(page, pixels, size=1, *, patience=PATIENCE):
+    """The picture is on the page, to one level of 255, before patience ends. -> seconds
+
+    `size`: see `png_bytes`; canvases have pictures as they are.
+    """
     picture = Image.open(io.BytesIO(png_bytes(pixels, size=size))).convert("RGB")
     expected = np.asarray(picture).astype(int)
-    deadline = time.monotonic() + PATIENCE
+    start = time.monotonic()
+    deadline = start + patience
     while time.monotonic() < deadline:
         with contextlib.suppress(sync_api.Error):  # a picture that was replaced while it was read
             for pixels in shown(page):
                 if pixels.shape == expected.shape and abs(pixels - expected).max() <= 1:
-                    return
-        time.sleep(0.2)
+                    return time.monotonic() - start
+        time.sleep(0.05)
     raise AssertionError(f"no picture of the page is the expected one of {expected.shape}")
 
 

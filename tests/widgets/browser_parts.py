@@ -38,6 +38,18 @@ def parts() -> SimpleNamespace:
     )
 
 
+def mask_demo():
+    """The mask demo: this tokenizer and another one of the same kind."""
+    from maetok_lab.widgets.mask_demo import MaskDemo
+
+    small = parts()
+    torch.manual_seed(1)
+    other = Tokenizer(TOKENIZERS["test"]).eval()
+    return MaskDemo(
+        small.tokenizer, other, small.source, decoders=small.decoders, count=4, num_ratios=5
+    )
+
+
 def mask_studio():
     """The mask studio on these parts."""
     from maetok_lab.widgets.mask_studio import MaskStudio

@@ -7,11 +7,12 @@ Needs Debian's chromium and `pip install playwright`; skipped without.
 
 import os
 import re
-import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -22,32 +23,26 @@ sync_api = pytest.importorskip(
 )
 
 from maetok_lab.analysis.masks import draw_masks  # noqa: E402
-from maetok_lab.pictures import image_grid  # noqa: E402
+from maetok_lab.evaluation.pixels import psnr  # noqa: E402
 from maetok_lab.plots.masks import heat_picture, masked_picture, picture_of  # noqa: E402
 from maetok_lab.runs import Run  # noqa: E402
-from maetok_lab.widgets.mask_studio import LARGE, SMALL  # noqa: E402
-from maetok_lab.widgets.sampler_studio import SIDE  # noqa: E402
+from maetok_lab.widgets.mask_controls import LARGE  # noqa: E402
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
     import browser_parts
     from browser_pages import (
+        CHROMIUM,
+        FLAGS,
         assert_shows,
         free_port,
         local,
-        serving,
+        run_all,
+        serving_notebooks,
         slider,
         wait_for,
         write_notebook,
     )
-
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-FLAGS = "--no-sandbox --disable-quic --no-first-run --disable-background-networking"
-FLAGS += " --disable-component-update --disable-sync"
-# the map is drawn by WebGL, here in software
-FLAGS += " --use-angle=swiftshader --enable-unsafe-swiftshader"
 
 pytestmark = [
     pytest.mark.browser,
@@ -56,7 +51,7 @@ pytestmark = [
         CHROMIUM is None, reason="browser tests need chromium: apt install chromium"
     ),
 ]
-WIDGETS = ("mask_studio", "latent_map", "sampler_studio")
+WIDGETS = ("mask_demo", "mask_studio", "latent_map", "sampler_studio")
 PAGES = (*WIDGETS, "large_map", "live_training")
 
 
@@ -69,43 +64,17 @@ def studios():
 @pytest.fixture(scope="module", params=["lab", "voila"])
 def site(request, tmp_path_factory):
     """(front end, address of a widget's page by name, folder for screenshots)."""
-    folder, port = tmp_path_factory.mktemp(request.param), free_port()
+    folder = tmp_path_factory.mktemp(request.param)
     for name in PAGES:
         write_notebook(folder, name)
-    if request.param == "lab":
-        command = [
-            "jupyter",
-            "lab",
-            "--allow-root",
-            "--no-browser",
-            "--ServerApp.ip=127.0.0.1",
-            f"--port={port}",
-            "--IdentityProvider.token=t",
-            f"--ServerApp.root_dir={folder}",
-            "--LabApp.news_url=",
-            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-        ]
-        path, pages = (
-            "/lab?token=t",
-            "/lab/tree/{}.ipynb?token=t&reset",
-        )  # no tabs of an earlier page
-    else:
-        command = [
-            "voila",
-            "--no-browser",
-            "--Voila.ip=127.0.0.1",
-            f"--port={port}",
-            f"--Voila.root_dir={folder}",
-        ]
-        path, pages = "/", "/voila/render/{}.ipynb"
-    with serving(command, folder, port, path) as address:
-        yield request.param, lambda name: address + pages.format(name), folder
+    with serving_notebooks(request.param, folder) as address:
+        yield request.param, address, folder
 
 
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as engine:
-        chromium = engine.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        chromium = engine.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium
         chromium.close()
 
@@ -120,9 +89,8 @@ def open_widget(site, browser):
     opened = []
 
     def show(name):
-        page = browser.new_page(
-            viewport={"width": 1200 if front == "voila" else 1500, "height": 1100}
-        )
+        width = 1200 if front == "voila" else 1500
+        page = browser.new_page(viewport={"width": width, "height": 1100})
         page.set_default_timeout(120_000)
         errors, strange = [], []
         page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
@@ -130,25 +98,18 @@ def open_widget(site, browser):
         page.on("request", lambda it: None if local(it.url) else strange.append(it.url))
         page.goto(address(name))
         if front == "lab":
-            page.wait_for_selector(".jp-Notebook")
-            page.wait_for_function(
-                "() => document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]')"
-            )
-            page.get_by_role("menuitem", name="Run", exact=True).click()
-            page.get_by_text("Run All Cells", exact=True).click()
+            run_all(page)
         opened.append((name, page, errors, strange))
         return page
 
     yield show
     for name, page, errors, strange in opened:
         page.screenshot(path=folder / f"{name}.png")
-        if (
-            front == "voila"
-        ):  # its template asks a CDN for an icon font, which fails where there is no network
+        if front == "voila":
+            # its template asks a CDN for an icon font, which fails where there is no network
             strange = [url for url in strange if "cdn.jsdelivr.net/npm/@fortawesome" not in url]
-            errors = [
-                error for error in errors if not error.startswith("Failed to load resource: net::")
-            ]
+            failed = "Failed to load resource: net::"
+            errors = [error for error in errors if not error.startswith(failed)]
         assert not errors
         assert not strange
         page.close()
@@ -168,23 +129,21 @@ def test_mask_studio(open_widget, studios):
         studio.image,
         {r: draw_masks(studio.image[None], patch, ratio=r)[0] for r in (0.5, 0.55)},
     )
-    assert_shows(page, picture_of(reconstruct(studio, masks[0.5])), SMALL)
+    assert_shows(page, picture_of(reconstruct(studio, masks[0.5])), LARGE)
 
     ratio = slider(page, "mask ratio")
     ratio.locator(".noUi-handle").focus()
     page.keyboard.press("ArrowRight")
-    assert_shows(page, picture_of(reconstruct(studio, masks[0.55])), SMALL)
+    assert_shows(page, picture_of(reconstruct(studio, masks[0.55])), LARGE)
     assert_shows(page, masked_picture(image, masks[0.55], patch), LARGE)
 
     track = ratio.locator(".noUi-target").bounding_box()
     page.mouse.click(track["x"] + 0.2 * track["width"], track["y"] + track["height"] / 2)
-    page.wait_for_function(
-        "old => !document.body.innerText.includes(old)", arg="36 of 64 patches hidden"
-    )
+    page.wait_for_function("old => !document.body.innerText.includes(old)", arg="36 of 64 hidden")
     ratio_now = float(ratio.locator(".widget-readout").inner_text())
     assert 0.1 <= ratio_now <= 0.3
     mask = draw_masks(image[None], patch, ratio=ratio_now)[0]
-    assert_shows(page, picture_of(reconstruct(studio, mask)), SMALL)
+    assert_shows(page, picture_of(reconstruct(studio, mask)), LARGE)
 
     place = grids.nth(0).bounding_box()
     cell, before = place["width"] / 8, mask[18].item()
@@ -195,7 +154,7 @@ def test_mask_studio(open_widget, studios):
     page.mouse.up()
     mask[18:21] = not before
     assert_shows(page, masked_picture(image, mask, patch), LARGE)
-    assert_shows(page, picture_of(reconstruct(studio, mask)), SMALL)
+    assert_shows(page, picture_of(reconstruct(studio, mask)), LARGE)
 
     place = grids.nth(1).bounding_box()
     rows = studio.controls.tokens.rows
@@ -204,12 +163,12 @@ def test_mask_studio(open_widget, studios):
     across, down = 2.5 * place["width"] / columns, 1.5 * place["height"] / rows
     page.mouse.click(place["x"] + across, place["y"] + down)
     token = columns + 2
-    assert_shows(page, heat_picture(studio.footprint[token].view(8, 8)), SMALL)
+    assert_shows(page, heat_picture(studio.footprint[token].view(8, 8)), LARGE)
 
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Space")
     assert_shows(
-        page, heat_picture(studio.footprint[token + 1].view(8, 8)), SMALL
+        page, heat_picture(studio.footprint[token + 1].view(8, 8)), LARGE
     )  # the cursor of the keys follows the click
 
 
@@ -225,38 +184,78 @@ def test_an_upload_that_is_no_picture_or_too_large_is_told_in_the_page(open_widg
         page.get_by_text(words).wait_for()
 
 
+def test_mask_demo(open_widget, studios):
+    page, demo = open_widget("mask_demo"), studios["mask_demo"]
+    page.locator(".maetok-thumbnails button").nth(3).wait_for()
+
+    def assert_shows_both(mask):
+        for name, tokenizer in demo.tokenizers.items():
+            with torch.inference_mode():
+                rebuilt = tokenizer(demo.image[None], mask=mask[None])
+            assert_shows(page, picture_of(rebuilt[0]))
+            score = psnr(rebuilt, demo.image[None]).item()
+            page.locator(f".maetok-{name} b", has_text=f"{score:.1f} dB").wait_for()
+        assert_shows(page, masked_picture(demo.image, mask, 8))
+
+    # first state, the slider by keyboard, another picture, another order, a brush
+    assert_shows_both(demo.masks[2])
+    share = page.get_by_label("share of the picture that is hidden")
+    share.focus()
+    page.keyboard.press("ArrowRight")
+    assert_shows_both(demo.masks[3])
+    page.locator(".maetok-thumbnails button").nth(2).click()
+    page.get_by_role("radio", name="block", exact=True).click()
+    demo.kind = "block"
+    demo.take(demo.pictures[2])
+    assert_shows_both(demo.masks[3])
+    place = page.locator(".maetok-seen .maetok-stack").bounding_box()
+    cell = place["width"] / 8
+    page.mouse.move(place["x"] + 0.5 * cell, place["y"] + 0.5 * cell)
+    page.mouse.down()
+    page.mouse.move(place["x"] + 1.5 * cell, place["y"] + 0.5 * cell, steps=4)
+    page.mouse.up()
+    mask = demo.masks[3].clone()
+    mask[:2] = not mask[0]
+    assert_shows_both(mask)
+    page.locator("summary").click()
+    page.locator(".maetok-deep figure", has_text="hog: target").wait_for()
+
+
 def test_latent_map(open_widget, studios):
     page, walk = open_widget("latent_map"), studios["latent_map"]
-    page.locator(".js-plotly-plot .nsewdrag").first.wait_for()
-    places = """index => {
-      const plot = document.querySelector('.js-plotly-plot'), box = plot.getBoundingClientRect();
-      const layout = plot._fullLayout, data = plot._fullData[0];
-      return [box.x + layout.xaxis._offset + layout.xaxis.d2p(data.x[index]),
-              box.y + layout.yaxis._offset + layout.yaxis.d2p(data.y[index])]; }"""
-    frame = walk.atlas.frame
-    far = int(
-        (frame["x"] ** 2 + frame["y"] ** 2).idxmax()
-    )  # alone at the edge, so that nothing else lies under the pointer
-    x, y = page.evaluate(places, far)
+    board = page.locator(".maetok-board")
+    board.wait_for()
+    assert_shows(page, picture_of(walk.original(0)))
+    assert_shows(page, picture_of(walk.decoded(0)))
+    places = {}
+    for side in "xy":
+        places[side] = np.frombuffer(walk.places()[side], np.uint16) / 65535
+    # alone at the edge, so that nothing else lies under the pointer
+    far = int(((places["x"] - 0.5) ** 2 + (places["y"] - 0.5) ** 2).argmax())
+    board.scroll_into_view_if_needed()
+    box = board.bounding_box()
+    x = box["x"] + places["x"][far] * box["width"]
+    y = box["y"] + places["y"][far] * box["height"]
     page.mouse.move(x - 30, y + 30)
     page.mouse.move(x, y, steps=4)
-    assert_shows(page, picture_of(walk.original(far)), 128)
-    page.mouse.down()
-    page.mouse.up()
-    assert_shows(page, picture_of(walk.decoded(far)), 128)
+    page.locator(".maetok-card", has_text=f"{far}: ").wait_for()
+    page.mouse.click(x, y)
+    assert_shows(page, picture_of(walk.decoded(far)))
+    walk.click(far)
+    for image in walk.between():
+        assert_shows(page, picture_of(image))
 
-    drag = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
+    page.get_by_role("radio", name="lasso").click()
     corners = [(0.01, 0.01), (0.99, 0.01), (0.99, 0.99), (0.01, 0.99), (0.01, 0.02)]
     for step, (across, down) in enumerate(corners):
-        page.mouse.move(
-            drag["x"] + across * drag["width"], drag["y"] + down * drag["height"], steps=8
-        )
+        page.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"], steps=8)
         if not step:
             page.mouse.down()
     page.mouse.up()
-    page.get_by_text(f"{len(frame)} points").wait_for()
-    walk.select(list(range(len(frame))))
-    assert_shows(page, picture_of(walk.selected_mean()), 128)
+    count = len(walk.atlas.frame)
+    page.get_by_text(f"{count} points in the lasso").wait_for()
+    walk.select(range(count))
+    assert_shows(page, picture_of(walk.selected_mean()))
 
 
 def test_sampler_studio(open_widget, studios):
@@ -264,18 +263,19 @@ def test_sampler_studio(open_widget, studios):
     box = page.get_by_label("class", exact=True)
     box.wait_for()
 
-    def grid():
-        return image_grid(studio.sample())
+    def assert_shows_samples():
+        for image in studio.sample():
+            assert_shows(page, picture_of(image))
 
-    assert_shows(page, grid(), SIDE)
+    assert_shows_samples()
     box.select_option(label="dog")
     studio.label = 1
-    assert_shows(page, grid(), SIDE)
+    assert_shows_samples()
     slider(page, "guidance scale").locator(".noUi-handle").focus()
     page.keyboard.press("ArrowRight")
     now = studio.settings["guidance"]
     studio.settings["guidance"] = type(now)(now.scale + 0.25, now.low, now.high)
-    assert_shows(page, grid(), SIDE)
+    assert_shows_samples()
 
 
 NAMELESS = """() => [...document.querySelectorAll('input, select, button, [role=slider]')]
@@ -290,7 +290,7 @@ NAMELESS = """() => [...document.querySelectorAll('input, select, button, [role=
 @pytest.mark.parametrize("name", WIDGETS)
 def test_every_control_has_a_name_and_nothing_is_wider_than_1200_px(open_widget, name):
     page = open_widget(name)
-    page.locator(".widget-dropdown").first.wait_for()
+    page.locator(".maetok-demo, .maetok-map, .widget-dropdown").first.wait_for()
     assert page.evaluate(NAMELESS) == []
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 1200
 
@@ -298,8 +298,8 @@ def test_every_control_has_a_name_and_nothing_is_wider_than_1200_px(open_widget,
 @pytest.mark.parametrize("site", ["voila"], indirect=True)
 def test_a_map_of_fifty_thousand_points_is_smooth_under_the_pointer(open_widget, site):
     page = open_widget("large_map")
-    page.locator(".js-plotly-plot .nsewdrag").first.wait_for()
-    box = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
+    page.locator(".maetok-board").wait_for()
+    box = page.locator(".maetok-board").bounding_box()
     page.evaluate("""() => { window.frames_ = []; let last = performance.now();
       const tick = now => {
         window.frames_.push(now - last); last = now; requestAnimationFrame(tick); };
@@ -316,7 +316,9 @@ def test_a_map_of_fifty_thousand_points_is_smooth_under_the_pointer(open_widget,
     assert median < 100
 
 
-def test_make_studio_serves_the_mask_studio_on_this_machine_only(browser, repository, tmp_path):
+def test_make_studio_serves_the_mask_demo_on_one_screen_on_this_machine_only(
+    browser, repository, tmp_path
+):
     port = free_port()
     with open(tmp_path / "server.log", "w") as log:
         server = subprocess.Popen(
@@ -328,12 +330,18 @@ def test_make_studio_serves_the_mask_studio_on_this_machine_only(browser, reposi
         )
     try:
         wait_for(server, f"http://127.0.0.1:{port}/", seconds=300)
-        page = browser.new_page(viewport={"width": 1200, "height": 1100})
+        time.sleep(15)  # its kernel is started before anybody comes
+        page = browser.new_page(viewport={"width": 1200, "height": 800})
         page.set_default_timeout(120_000)
+        start = time.monotonic()
         page.goto(f"http://127.0.0.1:{port}/")
-        page.locator(".maetok-grid").nth(1).wait_for()
-        page.get_by_text("of 64 patches hidden").wait_for()
+        page.locator(".maetok-words", has_text="the masked tokenizer loses").wait_for()
+        seconds = time.monotonic() - start
         page.screenshot(path=tmp_path / "studio.png")
+        demo = page.locator(".maetok-demo").bounding_box()
+        assert demo["y"] + demo["height"] <= 800
+        assert demo["x"] + demo["width"] <= 1200
+        assert seconds <= 3
         page.close()
         heard = [place.laddr for place in psutil.net_connections("tcp") if place.status == "LISTEN"]
         assert {address.ip for address in heard if address.port == port} == {"127.0.0.1"}
