@@ -23,7 +23,7 @@ from maetok_lab.training.presets import TOKENIZER_TRAINING
 from maetok_lab.training.tokenizer import train_tokenizer
 from maetok_lab.workflow import summary
 from maetok_lab.workflow.doctor import Examination, check_run
-from maetok_lab.workflow.execute import write_html
+from maetok_lab.workflow.page import write_html
 
 TEST = override(
     TOKENIZER_TRAINING["test"],

@@ -88,7 +88,8 @@ def still(view: Any, twin: bytes) -> str:
     It hides itself beside the living view of the same cell.
     """
     state = {name: getattr(view, name) for name in view.state_names}
-    text = json.dumps(state, default=_as_base64, ensure_ascii=False).replace("</", "<\\/")
+    # no name of a class or file can end the script that it is in
+    text = json.dumps(state, default=_as_base64).replace("<", "\\u003c")
     name = f"maetok-{view.identity}"
     picture = base64.b64encode(twin).decode()
     return (

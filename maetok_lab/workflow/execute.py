@@ -4,7 +4,6 @@ papermill, nbconvert and jupyter_client take seconds to import, so they are impo
 """
 
 import asyncio
-import html
 import logging
 import os
 import signal
@@ -14,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from maetok_lab.files import write_bytes, write_json
+from maetok_lab.files import write_json
 from maetok_lab.runs.provenance import clock, now
 
 SECONDS_BETWEEN_UPDATES = 5.0  # of a progress bar, and of heartbeat.json
@@ -24,18 +23,6 @@ STOP_SECONDS = 25.0  # for a training to end its step and save: Slurm kills afte
 # busy process makes training ten times slower, with none at all it is 1.6 times slower on a quiet
 # machine. Read when the kernel starts.
 KERNEL_ENVIRONMENT = {"GOMP_SPINCOUNT": "1000"}
-STYLE = """
-body {max-width: 62em; margin: 2em auto; padding: 0 1em;
-      font: 16px/1.5 system-ui, sans-serif; color: #222}
-img, svg {max-width: 100%} pre {overflow-x: auto; font-size: 13px; line-height: 1.35}
-.input_area {background: #f6f6f4; padding: .1em .8em; border-radius: 4px}
-.prompt {display: none}
-table {border-collapse: collapse; font-size: 14px}
-th, td {padding: .2em .8em; border-bottom: 1px solid #ddd; text-align: right}
-"""
-PAGE = """<!doctype html><html lang='en'><head><meta charset='utf-8'>\
-<title>{title}</title><style>{style}</style></head><body>{body}</body></html>
-"""
 
 
 class NotebookFailed(RuntimeError):
@@ -149,19 +136,6 @@ def execute(
         message = f"{notebook.name}: the kernel died in section {progress.section!r}"
         message += f" (out of memory?): {problem}"
     raise NotebookFailed(message)
-
-
-def write_html(notebook: Any, path: Path, *, folder: Path) -> None:
-    """An executed notebook as one page; pictures that its prose links to are in `folder`."""
-    from nbconvert import HTMLExporter
-    from pygments.formatters import HtmlFormatter
-
-    # The basic template has no scripts: the page opens anywhere, without a network.
-    exporter = HTMLExporter(template_name="basic", embed_images=True, exclude_anchor_links=True)
-    body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(folder)}})
-    style = STYLE + HtmlFormatter().get_style_defs(".highlight")
-    page = PAGE.format(title=html.escape(path.parent.name), style=style, body=body)
-    write_bytes(path, page.encode())
 
 
 def _on_screen(line: str) -> str:

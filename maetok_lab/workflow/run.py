@@ -26,8 +26,9 @@ from maetok_lab.runs import runs_root
 from maetok_lab.runs.locks import lock_folder
 from maetok_lab.runs.provenance import clock, now
 from maetok_lab.workflow.code import code_hash
-from maetok_lab.workflow.execute import NotebookFailed, Progress, execute, write_html
+from maetok_lab.workflow.execute import NotebookFailed, Progress, execute
 from maetok_lab.workflow.inputs import changed_inputs, content_of_inputs
+from maetok_lab.workflow.page import write_html
 from maetok_lab.workflow.parameters import check_parameters, read_cells, read_defaults
 from maetok_lab.workflow.summary import as_text, collect
 
@@ -192,7 +193,7 @@ def _run(call: NotebookCall) -> NotebookResult:
         # `partial` is saved after every cell, so a failure leaves all that there was.
         with _signals_as_exceptions(progress):
             notebook = execute(path, partial, call.changes, folder=home, progress=progress)
-        write_html(notebook, folder / "notebook.html", folder=path.parent)
+        write_html(notebook, folder / "notebook.html", folder=path.parent, home=home)
         os.replace(partial, folder / "notebook.ipynb")
 
         # Paths inside are relative, so that a runs folder can be moved as a whole.

@@ -69,7 +69,8 @@ def _as_html(numbers: Mapping[str, Any], runs: list[str]) -> str:
         lines.append(f"<tr><th style='text-align:left'>{title}</th><td>{word}</td></tr>")
     lines.append("</table>")
     if runs:
-        items = [f"<li><code>{html.escape(run)}</code></li>" for run in runs]
+        # a page is read elsewhere: names, not places on this machine
+        items = [f"<li><code>{html.escape(Path(run).name)}</code></li>" for run in runs]
         lines += ["<p>Runs:</p><ul>", *items, "</ul>"]
     return "".join(lines)
 
