@@ -1,10 +1,12 @@
-"""The README's pictures of the studios, as a browser shows them: docs/mask_studio.png and others.
+"""The README's pictures of the studios, as a browser shows them, and the moving one of the demo.
 
-    pip install playwright; python docs/make_studios.py
+    pip install playwright; python docs/make_studios.py [NAME ...]
 
-Needs chromium. What is shown are the shipped weights.
+Needs chromium. What is shown are the shipped weights. Names: mask_demo (docs/mask_demo.gif),
+mask_studio, latent_map, sampler_studio (PNG).
 """
 
+import io
 import shutil
 import subprocess
 import sys
@@ -14,11 +16,11 @@ import urllib.request
 from pathlib import Path
 
 import nbformat
+from PIL import Image
 from playwright import sync_api
 
 ROOT = Path(__file__).resolve().parents[1]
 PORT = 8899
-FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 OPENING = """
 import contextlib
 
@@ -27,6 +29,10 @@ tokenizer = lab.load_tokenizer("shipped/tokenizer")
 images = lab.open_images("emoji", split={split!r}, image_size=64, labels={labels!r})
 """
 STUDIOS = {  # by name: split and labels of the images, what shows the studio, and its height
+    "mask_demo": ("val", "category", """
+plain = lab.load_tokenizer("shipped/plain")
+lab.widgets.MaskDemo(tokenizer, plain, images)
+""", 800),
     "mask_studio": ("val", "category", """
 decoders = lab.tokenizer.load_auxiliary("shipped/tokenizer")
 distance = lab.tokenizer.make_perceptual(lab.tokenizer.LossConfig(perceptual="squeezenet"))
@@ -35,36 +41,36 @@ lab.widgets.MaskStudio(tokenizer, images, decoders=decoders, distance=distance)
     "latent_map": ("train", "category", """
 with contextlib.redirect_stdout(None):
     latents = lab.cached_latents(tokenizer, images, "latents", root={folder!r})
-lab.widgets.LatentMap(latents, images, tokenizer, seed=0, max_rows=20_000)
-""", 640),
+lab.widgets.LatentMap(latents, images, tokenizer, seed=0, method="umap", max_rows=20_000)
+""", 720),
     "sampler_studio": ("train", "category-style", """
 models = {{0.9995: lab.load_diffusion("shipped/diffusion")}}
 space = lab.load_latent_space("shipped/diffusion")
-studio = lab.widgets.SamplerStudio(models, space, tokenizer, class_names=images.class_names)
-studio.sample()
-studio
-""", 700),
+lab.widgets.SamplerStudio(models, space, tokenizer, class_names=images.class_names)
+""", 860),
 }  # fmt: skip
 
 
 def main() -> None:
     """Serve each studio with voila and take a picture of it."""
+    names = sys.argv[1:] or list(STUDIOS)
     with tempfile.TemporaryDirectory() as folder:
-        for name, (split, labels, code, _) in STUDIOS.items():
+        for name in names:
+            split, labels, code, _ = STUDIOS[name]
             code = (OPENING + code).format(split=split, labels=labels, folder=folder)
             cell = nbformat.v4.new_code_cell(code)
             nbformat.write(nbformat.v4.new_notebook(cells=[cell]), f"{folder}/{name}.ipynb")
         command = [sys.executable, "-m", "voila", "--no-browser", f"--port={PORT}", folder]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            picture_all()
+            picture_all(names)
         finally:
             server.terminate()
             server.wait(30)
 
 
-def picture_all() -> None:
-    """Open each page, wait until nothing moves, and keep what is seen."""
+def picture_all(names: list[str]) -> None:
+    """Open each page, do what a person would do first, and keep what is seen."""
     address = f"http://127.0.0.1:{PORT}"
     for _ in range(60):
         try:
@@ -73,32 +79,72 @@ def picture_all() -> None:
         except OSError:
             time.sleep(1)
     with sync_api.sync_playwright() as engine:
-        chromium = engine.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        for name, (*_, height) in STUDIOS.items():
-            page = chromium.new_page(viewport={"width": 1200, "height": height})
+        chromium = engine.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        for name in names:
+            page = chromium.new_page(viewport={"width": 1150, "height": STUDIOS[name][3]})
             page.set_default_timeout(300_000)
             page.goto(f"{address}/voila/render/{name}.ipynb")
-            page.wait_for_selector(".jupyter-widgets img, .jupyter-widgets canvas")
-            page.wait_for_timeout(8000)
-            touch(page, name)
-            page.screenshot(path=ROOT / "docs" / f"{name}.png")
+            page.wait_for_selector(".maetok canvas, .maetok svg")
+            page.wait_for_timeout(4000)
+            if name == "mask_demo":
+                film(page, ROOT / "docs" / "mask_demo.gif")
+            else:
+                touch(page, name)
+                page.screenshot(path=ROOT / "docs" / f"{name}.png")
             page.close()
         chromium.close()
 
 
+def film(page: sync_api.Page, path: Path) -> None:
+    """The slider goes up and down, another picture loses a block, tokens are pointed at."""
+    frames: list[Image.Image] = []
+
+    def shoot(times: int = 1) -> None:
+        shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        small = shot.resize((shot.width * 7 // 10, shot.height * 7 // 10), Image.Resampling.LANCZOS)
+        frames.extend([small] * times)
+
+    slider = page.get_by_label("share of the picture that is hidden")
+    slider.fill("0")
+    page.wait_for_timeout(300)
+    shoot(6)
+    for step in (*range(2, 25, 2), *range(24, 15, -2)):
+        slider.fill(str(step))
+        page.wait_for_timeout(80)
+        shoot()
+    shoot(5)
+    page.locator(".maetok-thumbnails button").nth(4).click()
+    page.get_by_role("radio", name="block").click()
+    page.wait_for_timeout(1500)
+    shoot(6)
+    for token in (9, 18, 20):
+        page.locator(".maetok-tokens canvas").nth(token).hover()
+        page.wait_for_timeout(200)
+        shoot(5)
+    page.mouse.move(5, 5)
+    page.wait_for_timeout(200)
+    shoot(4)
+
+    # one palette for all: colours that flicker between frames are larger and look worse
+    palette = frames[len(frames) // 2].quantize(128, dither=Image.Dither.NONE)
+    flat = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    flat[0].save(path, save_all=True, append_images=flat[1:], duration=140, loop=0, optimize=True)
+    print(f"{path.name}: {len(flat)} frames, {path.stat().st_size / 1e6:.1f} MB")
+
+
 def touch(page: sync_api.Page, name: str) -> None:
-    """Do what a person would do first: pick a token, decode a point."""
+    """Do what a person would do first: pick a token, decode two points."""
     if name == "mask_studio":
         box = page.locator(".maetok-grid").nth(1).bounding_box()
         page.mouse.click(box["x"] + 0.3 * box["width"], box["y"] + 0.4 * box["height"])
     if name == "latent_map":
-        page.get_by_label("map").select_option("umap")
-        page.wait_for_timeout(90_000)
-        box = page.locator(".js-plotly-plot").first.bounding_box()
-        page.mouse.click(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
-        page.get_by_label("point").fill("120")
-        page.keyboard.press("Enter")
-    page.wait_for_timeout(4000)
+        for point in ("120", "460"):
+            page.get_by_label("number of a point").fill(point)
+            page.keyboard.press("Enter")
+            page.wait_for_timeout(1000)
+    page.wait_for_timeout(3000)
 
 
 if __name__ == "__main__":
