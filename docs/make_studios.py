@@ -128,7 +128,11 @@ def film(page: sync_api.Page, path: Path) -> None:
     shoot(4)
 
     # one palette for all: colours that flicker between frames are larger and look worse
-    palette = frames[len(frames) // 2].quantize(128, dither=Image.Dither.NONE)
+    spread = frames[:: len(frames) // 6]
+    sheet = Image.new("RGB", (spread[0].width, sum(frame.height for frame in spread)))
+    for index, frame in enumerate(spread):
+        sheet.paste(frame, (0, index * frame.height))
+    palette = sheet.quantize(256, dither=Image.Dither.NONE)
     flat = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     flat[0].save(path, save_all=True, append_images=flat[1:], duration=140, loop=0, optimize=True)
     print(f"{path.name}: {len(flat)} frames, {path.stat().st_size / 1e6:.1f} MB")
