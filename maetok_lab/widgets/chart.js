@@ -1,5 +1,6 @@
 // Line charts as SVG. A spec: { width, height, x: { label, range, log, percent }, y: the same, lines: [{ name, colour, x, y,
-// dash, marks }], points: [{ x, y, colour }], bands: [{ from, to, name, colour }], legend }.
+// dash, marks }], points: [{ x, y, colour }], bands: [{ from, to, name, colour }], legend }. A page may add `pick`, which a
+// click calls with its place on x.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -104,7 +105,15 @@ function drawChart(host, spec) {
   }
   if (legend) drawLegend(svg, lines, box);
   host.replaceChildren(svg);
-  if (spec.readout !== false) readValues(svg, spec, x, y, box);
+  readValues(svg, spec, x, box);
+  if (!spec.pick) return;
+  svg.style.cursor = "pointer";
+  const [low, high] = spec.x.range;
+  svg.addEventListener("click", (event) => {
+    const place = svg.getBoundingClientRect();
+    const at = ((event.clientX - place.left) / place.width) * width;
+    spec.pick(low + ((at - box.left) / (box.right - box.left)) * (high - low));
+  });
 }
 
 function drawLegend(svg, lines, box) {
@@ -120,7 +129,7 @@ function drawLegend(svg, lines, box) {
 }
 
 // Under the pointer: the nearest place that has values, and the values.
-function readValues(svg, spec, x, y, box) {
+function readValues(svg, spec, x, box) {
   const rule = shape("line", { class: "maetok-pointer", y1: box.top, y2: box.bottom, visibility: "hidden" });
   const words = shape("text", { y: box.top + 12, class: "maetok-readout", visibility: "hidden" });
   svg.append(rule, words);
@@ -137,7 +146,7 @@ function readValues(svg, spec, x, y, box) {
     const left = here < (box.left + box.right) / 2;
     words.replaceChildren();
     const heading = `${spec.x.label} ${short(rows[0][0].x[rows[0][1]], spec.x.percent)}`;
-    const texts = [heading, ...rows.slice(0, 8).map(([line, index]) => `${line.name} ${short(line.y[index], spec.y.percent)}`)];
+    const texts = [heading, ...rows.slice(0, 8).map(([line, index]) => `${line.name} ${short(line.y[index], spec.y.percent)}${spec.y.unit || ""}`)];
     texts.forEach((text, index) => words.append(shape("tspan", { x: here + (left ? 8 : -8), dy: index ? 14 : 0 }, text)));
     words.setAttribute("text-anchor", left ? "start" : "end");
     [rule, words].forEach((part) => part.setAttribute("visibility", "visible"));

@@ -34,7 +34,9 @@ function maskDemo({ model, el }) {
     button.dataset.kind = kind;
     kinds.append(button);
   }
-  const hint = make("span", { class: "maetok-faint" }, "or drag over the picture to hide patches by hand");
+  const hint = make("span", { class: "maetok-faint" }, "drag over the second picture to hide or show patches by hand");
+  const byHand = make("button", { type: "button", role: "radio", disabled: "" }, "by hand");
+  kinds.append(byHand);
   const ways = make("div", { class: "maetok-ways" }, make("span", {}, "Hide"), kinds, hint);
 
   const tiles = make("div", { class: "maetok-tiles" });
@@ -45,7 +47,7 @@ function maskDemo({ model, el }) {
     const score = make("b", {});
     const name_ = make("span", {}, about.tiles[name][0]);
     const caption = make("figcaption", {}, make("div", {}, name_, score), make("small", {}, about.tiles[name][1]));
-    tiles.append(make("figure", { class: `maetok-${name}` }, stack, caption));
+    tiles.append(make("figure", { class: `maetok-${name}`, title: about.tiles[name][2] || "" }, stack, caption));
     view.tiles[name] = { picture, marks, stack, score, caption };
   }
   const words = make("p", { class: "maetok-words", "aria-live": "polite" });
@@ -204,6 +206,8 @@ function maskDemo({ model, el }) {
     }
 
     // numbers: the better one in bold, then all of them as a sentence
+    el.classList.toggle("maetok-byhand", brushed);
+    showChoice();
     const names = ["masked", "plain"];
     names.forEach((name, index) => {
       const { score, caption } = view.tiles[name];
@@ -217,8 +221,9 @@ function maskDemo({ model, el }) {
     drawChart(chart, {
       width: 520, height: 212, lines, points,
       x: { label: "share of the picture hidden", range: [0, 1], percent: true },
-      y: { label: "PSNR, dB" },
+      y: { label: "PSNR, dB", unit: " dB" },
       bands: [{ from: about.band[0], to: about.band[1], name: "trained here" }],
+      pick: (share) => moveTo(Math.max(0, Math.min(about.ratios - 1, Math.round(share * (about.ratios - 1))))),
     });
     if (deeper.open) deeper.ask();
   };
@@ -240,9 +245,12 @@ function maskDemo({ model, el }) {
       const [w, h] = [marks.width / across, marks.height / down];
       pen.clearRect(0, 0, marks.width, marks.height);
       if (patch !== null) {
-        pen.strokeStyle = "#D55E00";
-        pen.lineWidth = 5;
-        pen.strokeRect((patch % across) * w + 2.5, Math.floor(patch / across) * h + 2.5, w - 5, h - 5);
+        // black within white: seen on every picture, and no model's colour
+        for (const [colour, width] of [["#fff", 7], ["#111", 4]]) {
+          pen.strokeStyle = colour;
+          pen.lineWidth = width;
+          pen.strokeRect((patch % across) * w + 4, Math.floor(patch / across) * h + 4, w - 8, h - 8);
+        }
       }
       if (token === null || name === "plain" || name === "seen") continue;
       // all but the token's places sinks into the page
@@ -271,12 +279,13 @@ function maskDemo({ model, el }) {
 
   // A stored page has one picture, in one order of hiding: the slider alone goes on.
   const showChoice = () => {
-    for (const button of [...thumbnails.children, ...kinds.children]) button.disabled = model.stored;
+    const brushed = model.get("brushed").length > 0;
+    for (const button of [...thumbnails.children, ...kinds.children]) button.disabled = model.stored || button === byHand;
     const choice = model.get("choice");
     const buttons = [...thumbnails.children];
     buttons.forEach((button, index) => button.setAttribute("aria-checked", index === choice.picture));
     own.classList.toggle("maetok-chosen", choice.picture < 0);
-    for (const button of kinds.children) button.setAttribute("aria-checked", button.dataset.kind === choice.kind);
+    for (const button of kinds.children) button.setAttribute("aria-checked", button === byHand ? brushed : !brushed && button.dataset.kind === choice.kind);
   };
 
   // Bitmaps take a moment to decode: only the newest of them are shown, all of one study at once.
@@ -331,7 +340,10 @@ function sentence(hidden, psnr, whole) {
     const [better, by] = psnr[0] > psnr[1] ? ["masked tokenizer", psnr[0] - psnr[1]] : ["plain autoencoder", psnr[1] - psnr[0]];
     return `Nothing hidden: the ${better} is ${by.toFixed(1)} dB sharper. Now hide something.`;
   }
-  return `${percent(hidden)} hidden: the masked tokenizer loses ${lost[0]} dB, the plain autoencoder loses ${lost[1]} dB.`;
+  const ahead = psnr[0] - psnr[1];
+  const better = ahead > 0 ? "the masked tokenizer" : "the plain autoencoder";
+  const losses = `Hiding cost the masked one ${lost[0]} dB, the plain one ${lost[1]}.`;
+  return `${percent(hidden)} hidden: ${better} is ${Math.abs(ahead).toFixed(1)} dB better. ${losses}`;
 }
 
 // A picture of one's own: chosen, dropped or pasted. One over the limit never leaves the browser.
@@ -374,7 +386,10 @@ function lookDeeper(model, about) {
     model.set("question", { open: box.open, step: model.get("step"), brushed: model.get("brushed") });
     model.save_changes();
   };
-  box.addEventListener("toggle", () => box.ask());
+  box.addEventListener("toggle", () => {
+    box.ask();
+    if (box.open) setTimeout(() => box.scrollIntoView({ behavior: "smooth", block: "end" }), 400);
+  });
   const show = async () => {
     const { titles, side, strip } = model.get("deeper");
     const all = await bitmapOf(strip);

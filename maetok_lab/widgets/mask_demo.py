@@ -37,6 +37,11 @@ from maetok_lab.widgets.uploads import read_upload
 HELD_OUT = 64  # images for the mean that takes a token's place
 OWN = -1  # the choice "my own picture"
 PAGES_OWN = ("choice", "step", "brushed", "question", "upload")  # what the page sets
+PLAIN = (
+    "The same architecture, trained on as many images by their pixels alone: nothing was hidden,"
+    " and there were no HOG or semantic targets."
+)
+TARGETS = {"hog": "edges (HOG)", "semantic": "features, as colours"}
 TITLES = {
     "title": "Hide part of the picture. What does the model still know?",
     "chart_title": "This picture: how good the reconstruction is, the more is hidden",
@@ -164,7 +169,9 @@ class MaskDemo(PanelStudio):
             scale = max(1, side // max(pixels.shape[:2]))
             large = pixels.repeat(scale, 0).repeat(scale, 1)[:side, :side]
             strip.append(np.pad(large, [(0, side - size) for size in large.shape[:2]] + [(0, 0)]))
-            titles.append(title)
+            name, _, side_name = title.partition(": ")
+            words = {"predicted": "read off the tokens", "target": "of the whole picture"}
+            titles.append(f"{TARGETS.get(name, name)}, {words[side_name]}")
         if not strip:
             return {"titles": [], "side": side, "strip": b""}
         return {"titles": titles, "side": side, "strip": as_png(np.concatenate(strip, 1))}
@@ -200,14 +207,14 @@ class MaskDemo(PanelStudio):
             "kinds": list(HIDE_ORDERS),
             "tokens": config.num_latent_tokens,
             "token_grid": list(token_grid(config.num_latent_tokens, wide=True)),
-            "tokens_title": f"{config.num_latent_tokens} latent tokens, each where it draws:"
-            " point at one, or at the picture",
+            "tokens_title": f"The masked one's {config.num_latent_tokens} tokens, each where it"
+            " draws: point at one, or at a picture",
             "upload_limit": UPLOAD_LIMIT,
             "tiles": {
                 "original": ["original", "not in the training set"],
                 "seen": ["what both see", "drag here to hide patches by hand"],
                 "masked": ["masked tokenizer", f"trained with {100 * low:.0f}–{high:.0%} hidden"],
-                "plain": ["plain autoencoder", "no masks, no targets, as many images"],
+                "plain": ["plain autoencoder", "as many images seen, nothing hidden", PLAIN],
             },
         }
         # all pictures in a row, which the page cuts up

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from pandas.api.types import is_number
+
 from maetok_lab.plots.curves import colours_for
 from maetok_lab.plots.runs import plot_run_lines
 from maetok_lab.runs import Run, list_runs, runs_root
@@ -18,7 +20,11 @@ from maetok_lab.runs.tables import (
     sample_pictures,
 )
 from maetok_lab.widgets.charts import chart, line, line_chart
-from maetok_lab.widgets.front import BLANK, WRAP, Studio, ipywidgets, png_image
+from maetok_lab.widgets.front import BLANK, FULL, Studio, ipywidgets, png_image
+
+PAGE = {"width": "100%", "max_width": "1120px"}
+NARROW = {"width": "38%", "overflow": "hidden"}
+BROAD = {"width": "60%", "margin": "0 0 0 2%"}
 
 
 class RunBrowser(Studio):
@@ -87,12 +93,15 @@ class RunBrowser(Studio):
         """Every control by name."""
         package = ipywidgets()
         return SimpleNamespace(
+            words=package.Text(
+                placeholder="words of their names", description="filter", layout=FULL
+            ),
             runs=package.SelectMultiple(
                 options=self.names,
                 value=[run.name for run in self.runs],
                 description="runs",
                 rows=min(10, len(self.names)),
-                layout={"width": "420px"},
+                layout=FULL,
             ),
             # None, not "", where nothing was logged: a Dropdown takes only what it offers
             column=package.Dropdown(
@@ -100,9 +109,7 @@ class RunBrowser(Studio):
             ),
             log=package.Checkbox(value=False, description="logarithmic"),
             # all pictures in one row, of one run after the other
-            picture=package.IntSlider(
-                value=0, min=0, max=0, description="picture", layout={"width": "420px"}
-            ),
+            picture=package.IntSlider(value=0, min=0, max=0, description="picture", layout=FULL),
         )
 
     @functools.cached_property
@@ -111,26 +118,35 @@ class RunBrowser(Studio):
         package = ipywidgets()
         controls = self.controls
         self.chart = line_chart(self.chart_spec())
-        self.image = png_image(width="512px", max_height="330px", object_fit="contain")
+        self.image = png_image(max_width="100%", max_height="300px", object_fit="contain")
         self.title = package.HTML()  # of the picture
         self.about = package.HTML()  # table of the runs
         self.differences = package.HTML()  # table of their configs
         self.links = package.HTML()  # to executed notebooks
+        controls.words.observe(self._on_words, "value")
         controls.runs.observe(self._on_runs, "value")
         controls.column.observe(self._on_column, "value")
         controls.log.observe(lambda _: self._show_lines(), "value")
         controls.picture.observe(lambda _: self._show_picture(), "value")
 
-        # the runs above their chart, the pictures on the right, tables below
-        settings = package.VBox([controls.column, controls.log, self.links])
-        chart = package.Box([self.chart], layout={"width": "650px"})
-        pictures = package.VBox([controls.picture, self.title, self.image])
-        rows = [
-            package.HBox([controls.runs, settings], layout=WRAP),
-            package.HBox([chart, pictures], layout=WRAP),
-        ]
+        # the runs beside their chart, the pictures beside the notebooks, tables below
+        chosen = package.VBox(
+            [controls.words, controls.runs, controls.column, controls.log], layout=NARROW
+        )
+        chart = package.Box([self.chart], layout=BROAD)
+        links = package.VBox([controls.picture, self.title, self.links], layout=NARROW)
+        pictures = package.Box([self.image], layout=BROAD)
+        rows = [package.HBox([chosen, chart]), package.HBox([links, pictures])]
         self._show()
-        return package.VBox([*rows, self.about, self.differences])
+        return package.VBox([*rows, self.about, self.differences], layout=PAGE)
+
+    def _on_words(self, change: Any) -> None:
+        words = change["new"].lower().split()
+        names = [name for name in self.names if all(word in name.lower() for word in words)]
+        # what is chosen stays in the list
+        chosen = self.controls.runs.value
+        self.controls.runs.options = list(dict.fromkeys([*chosen, *names]))
+        self.controls.runs.value = chosen
 
     def _on_runs(self, change: Any) -> None:
         self.select(change["new"])
@@ -152,7 +168,12 @@ class RunBrowser(Studio):
         # what the runs are, without columns that none of them has
         names = [run.name for run in self.runs]
         rows = self.table[self.table["run"].isin(names)].dropna(axis=1, how="all")
-        self.about.value = "<b>the chosen runs</b>" + _table(rows, index=False)
+        facts = (
+            rows.drop(columns="fingerprint", errors="ignore")
+            .set_index("run")
+            .T.rename_axis(columns=None)
+        )
+        self.about.value = "<b>the chosen runs</b>" + _table(facts)
 
         # and what sets them apart
         self.differences.value = ""
@@ -179,7 +200,7 @@ class RunBrowser(Studio):
             frame = lines[name]
             runs.append(line(name, frame["step"], frame[self.column], colour))
         y = {"label": self.column, "log": self.controls.log.value}
-        return chart(runs, x={"label": "training step"}, y=y, width=640, height=330)
+        return chart(runs, x={"label": "training step"}, y=y, width=640, height=300)
 
     def _show_lines(self) -> None:
         self.chart.spec = self.chart_spec()
@@ -197,9 +218,23 @@ class RunBrowser(Studio):
         self.image.value = path.read_bytes()
 
 
-def _table(frame: Any, *, index: bool = True) -> str:
-    table = frame.to_html(index=index, border=0, float_format="%.4g")
-    return f"<div style='overflow-x:auto;font-size:12px'>{table}</div>"
+def _table(frame: Any) -> str:
+    """A table with a column a run."""
+    words = frame.map(readable_number)
+    table = words.to_html(border=0, justify="left", na_rep="")
+    look = "overflow-x:auto;font-size:12px;line-height:1.4;white-space:nowrap"
+    return f"<div style='{look}'>{table}</div>"
+
+
+def readable_number(value: Any) -> Any:
+    """Four digits, or all before the point with commas; nothing for nan. Words stay as they are."""
+    if isinstance(value, bool) or not is_number(value):
+        return value
+    if value != value:
+        return ""
+    if value == int(value) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
 
 
 def _link(page: Path, root: Path) -> str:

@@ -217,8 +217,9 @@ def test_mask_demo(open_widget, studios):
     mask = demo.masks[3].clone()
     mask[:2] = not mask[0]
     assert_shows_both(mask)
+    assert page.get_by_role("radio", name="by hand").get_attribute("aria-checked") == "true"
     page.locator("summary").click()
-    page.locator(".maetok-deep figure", has_text="hog: target").wait_for()
+    page.locator(".maetok-deep figure", has_text="edges (HOG), of the whole picture").wait_for()
 
 
 def test_latent_map(open_widget, studios):
@@ -335,7 +336,7 @@ def test_make_studio_serves_the_mask_demo_on_one_screen_on_this_machine_only(
         page.set_default_timeout(120_000)
         start = time.monotonic()
         page.goto(f"http://127.0.0.1:{port}/")
-        page.locator(".maetok-words", has_text="the masked tokenizer loses").wait_for()
+        page.locator(".maetok-words", has_text="50 % hidden: the masked tokenizer is").wait_for()
         seconds = time.monotonic() - start
         page.screenshot(path=tmp_path / "studio.png")
         demo = page.locator(".maetok-demo").bounding_box()

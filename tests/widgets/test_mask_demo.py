@@ -98,7 +98,10 @@ def test_the_deeper_part_is_computed_while_it_is_open(demo):
     demo.view.set_state({"question": {"open": False, "step": 3, "brushed": []}})
     assert demo.view.deeper["titles"] == []
     demo.view.set_state({"question": {"open": True, "step": 3, "brushed": []}})
-    assert demo.view.deeper["titles"] == ["hog: predicted", "hog: target"]
+    assert demo.view.deeper["titles"] == [
+        "edges (HOG), read off the tokens",
+        "edges (HOG), of the whole picture",
+    ]
     assert demo.step == 3
 
 

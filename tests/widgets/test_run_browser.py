@@ -1,5 +1,7 @@
 """The run browser shows what the chosen runs hold."""
 
+import math
+
 import pytest
 
 pytest.importorskip("ipywidgets")
@@ -8,7 +10,7 @@ pytest.importorskip("anywidget")
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.masking import MaskingConfig
 from maetok_lab.widgets.front import BLANK
-from maetok_lab.widgets.run_browser import RunBrowser
+from maetok_lab.widgets.run_browser import RunBrowser, readable_number
 
 
 @pytest.fixture
@@ -55,6 +57,22 @@ def test_only_what_differs_between_configs_is_shown(browser):
     browser.controls.runs.value = ["two"]
     assert browser.differences.value == ""
     assert drawn(browser) == {"two": [2.0, 1.5]}
+
+
+def test_words_filter_the_list_and_what_is_chosen_stays(browser):
+    see = browser.controls
+    see.runs.value = ["two"]
+    see.words.value = "ONE"
+    assert see.runs.options == ("two", "one")
+    assert see.runs.value == ("two",)
+    assert list(drawn(browser)) == ["two"]
+    see.words.value = ""
+    assert set(see.runs.options) == {"empty", "one", "two"}
+
+
+def test_numbers_in_tables_are_for_reading():
+    numbers = {12800: "12,800", 0.123456: "0.1235", 1234.5: "1,234", 3.0: "3", math.nan: ""}
+    assert [readable_number(value) for value in numbers] == list(numbers.values())
 
 
 def test_the_slider_walks_through_the_pictures(browser):
