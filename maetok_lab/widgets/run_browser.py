@@ -168,12 +168,10 @@ class RunBrowser(Studio):
         # what the runs are, without columns that none of them has
         names = [run.name for run in self.runs]
         rows = self.table[self.table["run"].isin(names)].dropna(axis=1, how="all")
-        facts = (
-            rows.drop(columns="fingerprint", errors="ignore")
-            .set_index("run")
-            .T.rename_axis(columns=None)
-        )
-        self.about.value = "<b>the chosen runs</b>" + _table(facts)
+        self.about.value = ""
+        if len(rows):
+            facts = rows.drop(columns="fingerprint").set_index("run").T.rename_axis(columns=None)
+            self.about.value = "<b>the chosen runs</b>" + _table(facts)
 
         # and what sets them apart
         self.differences.value = ""
