@@ -1,5 +1,6 @@
 """Lines over training steps, and what all figures share: axes, frame, and the colour of a name."""
 
+import colorsys
 import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,6 +38,17 @@ def colours_for(names: Iterable[str]) -> dict[str, str]:
         if number is None:
             number = next(following)
         colours[name] = PALETTE[number]
+    return colours
+
+
+def class_colours(count: int) -> list[str]:
+    """A colour for each of `count` classes, by number; beyond 12 hues that lie far apart."""
+    colours = list(CLASS_COLOURS[:count])
+    for number in range(len(colours), count):
+        # steps of the golden ratio: neighbours in number are far apart in hue
+        hue = number * 0.618034 % 1
+        red, green, blue = colorsys.hls_to_rgb(hue, (0.42, 0.58, 0.5)[number % 3], 0.7)
+        colours.append(f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}")
     return colours
 
 

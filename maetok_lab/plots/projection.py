@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from maetok_lab.plots.curves import CLASS_COLOURS, MARKERS, axes, drawable
+from maetok_lab.plots.curves import CLASS_COLOURS, MARKERS, axes, class_colours, drawable
 
 METHODS = {"umap": "UMAP", "tsne": "t-SNE", "pca": "PCA"}
 # how far a map can be trusted: entries of its `quality`
@@ -45,12 +45,12 @@ def plot_projection(
     ax = axes(ax, size=(5.6, 4.4))
     size = min(max(6000 / len(frame), 4), 28)
     points = {}
+    colours = class_colours(classes.max() + 1)
     for index in classes:
         rows = frame[labels == index]
-        # beyond 12 classes the colours repeat with another marker
-        colour = CLASS_COLOURS[index % len(CLASS_COLOURS)]
+        # beyond 12 classes colours are close to each other: they have other markers too
         marker = MARKERS[index // len(CLASS_COLOURS) % len(MARKERS)]
-        style = {"s": size, "color": colour, "marker": marker, "alpha": 0.65}
+        style = {"s": size, "color": colours[index], "marker": marker, "alpha": 0.65}
         name = drawable(class_names[index])
         points[name] = ax.scatter(rows["x"], rows["y"], linewidths=0, **style)
     if 1 < len(classes) <= legend:

@@ -119,8 +119,12 @@ function render({ model, el }) {
   for (const name of ["rows", "columns", "size", "label"]) model.on(`change:${name}`, shape);
   shape();
   show();
-  hearUpdates(model);
-  return () => address && URL.revokeObjectURL(address);
+  hearUpdates(model, el);
+  const end = ending(el);
+  return () => {
+    end();
+    if (address) URL.revokeObjectURL(address);
+  };
 }
 const page = { render };
 export default page;

@@ -18,7 +18,7 @@ from maetok_lab.analysis.projection import Projection
 from maetok_lab.data.images import ImageSource
 from maetok_lab.inference import device_of
 from maetok_lab.pictures import to_uint8
-from maetok_lab.plots.curves import CLASS_COLOURS
+from maetok_lab.plots.curves import class_colours
 from maetok_lab.plots.masks import heat_picture, picture_of
 from maetok_lab.plots.projection import METHODS, plot_projection, quality_line
 from maetok_lab.protocols import AnyTokenizer
@@ -30,11 +30,12 @@ MAX_LEGEND = 24  # classes in the twin's legend
 STRIP = 9  # images between two points
 NEAR = 8  # neighbours that are shown
 THUMBNAIL = 32  # px
-THUMBNAILS = 2000  # at most, on one sheet of so many columns and bytes
-SHEET_COLUMNS = 50
-SHEET_BYTES = 600_000
+THUMBNAILS = 5000  # at most, on one sheet of so many columns
+SHEET_COLUMNS = 64
+STORED_BYTES = 1_050_000  # for thumbnails and, at about so many bytes a point, places and colours
+POINT_BYTES = 12
 RAMP = 64  # colours of a column of numbers
-PAGES_OWN = ("method", "colour", "point", "clicks", "lasso")
+PAGES_OWN = ("method", "colour", "point", "clicks", "lasso", "hovered")
 ABOUT = {
     "label": "map of latents: + and - zoom, arrows move, the field above takes a point's number",
     "near_title": "Nearest latents",
@@ -100,7 +101,13 @@ class LatentMap(PanelStudio):
     @property
     def colours(self) -> list[str]:
         """The columns that can colour the map."""
-        return [name for name in self.atlas.frame if name not in ("x", "y", "row")]
+        frame = self.atlas.frame
+        names = [name for name in frame if name not in ("x", "y", "row")]
+        if len(self.atlas.latents) == 1:
+            names.remove("run")
+        if "category" in names and (frame["category"] == frame["class"]).all():
+            names.remove("category")
+        return names
 
     def codes(self, column: str | None = None) -> tuple[np.ndarray, list[str]]:
         """The number of each point's class in a column, the present colour's, and the classes.
@@ -207,6 +214,8 @@ class LatentMap(PanelStudio):
                 "point": self.point,
                 "clicks": 0,
                 "lasso": b"",
+                "hovered": -1,
+                "near": {"point": -1, "picture": b""},
             },
             pages_own=PAGES_OWN,
         )
@@ -214,6 +223,7 @@ class LatentMap(PanelStudio):
         view.observe(self._on_colour, "colour")
         view.observe(self._on_click, "clicks")
         view.observe(self._on_lasso, "lasso")
+        view.observe(self._on_hover, "hovered")
         return view
 
     def column(self, name: str) -> dict[str, Any]:
@@ -221,7 +231,7 @@ class LatentMap(PanelStudio):
         values = self.atlas.frame[name]
         if values.dtype != float:
             codes, names = self.codes(name)
-            colours = [CLASS_COLOURS[code % len(CLASS_COLOURS)] for code in range(len(names))]
+            colours = class_colours(len(names))
             return {"codes": codes.astype(np.uint16).tobytes(), "names": names, "colours": colours}
 
         # numbers by their rank within the middle 98 %: an outlier would leave one colour for all
@@ -245,15 +255,17 @@ class LatentMap(PanelStudio):
             # y grows upwards on a map, downwards on a page
             upright = shares if side == "x" else 1 - shares
             places[side] = (65535 * upright).round().astype(np.uint16).tobytes()
+        # only on principal components is a line between latents a line on the map
         quality = quality_line(self.atlas.projection.frame).strip()
-        return places | {"note": f"{METHODS[self.method]} (no unit). {quality}"}
+        note = f"{METHODS[self.method]} map, no unit. Of the classes: {quality}"
+        return places | {"note": note, "straight": self.method == "pca"}
 
     def thumbnails(self) -> dict[str, Any]:
         """Small pictures of evenly spaced points on one sheet: as many as a notebook can store."""
         count = min(len(self.atlas.frame), THUMBNAILS)
         points, sheet = self._sheet(count)
         # photographs take three times what drawings take
-        while len(sheet) > SHEET_BYTES:
+        while len(sheet) > STORED_BYTES - POINT_BYTES * len(self.atlas.frame):
             count //= 2
             points, sheet = self._sheet(count)
         return {"sheet": sheet, "points": points.tobytes(), "columns": SHEET_COLUMNS}
@@ -315,6 +327,11 @@ class LatentMap(PanelStudio):
     def _on_colour(self, change: Any) -> None:
         self.colour = change["new"]
         self.moved()
+
+    def _on_hover(self, change: Any) -> None:
+        # the page asks for pictures that it does not carry
+        image = self._images([change["new"]])[0]
+        self.view.near = {"point": change["new"], "picture": as_png(picture_of(image))}
 
     def _on_lasso(self, change: Any) -> None:
         self.select(np.frombuffer(bytes(change["new"]), np.int32))

@@ -4,7 +4,8 @@ function lineChart({ model, el }) {
   const draw = () => drawChart(el, model.get("spec"));
   model.on("change:spec", draw);
   draw();
-  hearUpdates(model);
+  hearUpdates(model, el);
+  return ending(el);
 }
 
 const page = { render: lineChart };

@@ -25,7 +25,11 @@ function latentMap({ model, el }) {
     showColours();
   });
   const number = make("input", { type: "number", min: 0, max: about.points - 1, value: model.get("point"), "aria-label": "number of a point" });
-  number.addEventListener("change", () => number.checkValidity() && inspect(Number(number.value)));
+  number.addEventListener("change", () => {
+    if (number.value !== "" && number.checkValidity()) return inspect(Number(number.value));
+    message.textContent = `points are 0 to ${about.points - 1}`;
+    number.value = model.get("point");
+  });
   const tools = make("div", { class: "maetok-kinds", role: "radiogroup", "aria-label": "what a drag does" });
   for (const tool of ["move", "lasso"]) {
     const button = make("button", { type: "button", role: "radio", onclick: () => useTool(tool) }, tool);
@@ -34,7 +38,7 @@ function latentMap({ model, el }) {
   }
   const whole = make("button", { type: "button", class: "maetok-button", onclick: () => zoomOut() }, "whole map");
   const message = make("span", { class: "maetok-faint", role: "status" });
-  const head = make("div", { class: "maetok-maphead" }, methods, colours, make("label", {}, "point ", number), tools, whole, message, kernelLine(model));
+  const head = make("div", { class: "maetok-maphead" }, methods, colours, make("label", {}, "point ", number), tools, whole, message, kernelLine(model, el));
 
   const dots = make("canvas", { width: WIDE * ratio, height: HIGH * ratio });
   const marks = make("canvas", { width: WIDE * ratio, height: HIGH * ratio, tabindex: 0, role: "img", "aria-label": about.label });
@@ -94,9 +98,9 @@ function latentMap({ model, el }) {
       const chip = make("button", { type: "button", "aria-pressed": view.only === code, onclick: () => isolate(code) }, dot, name);
       return chip;
     });
-    const most = column.ramp ? chips.length : 24;
     legend.classList.toggle("maetok-ramp", Boolean(column.ramp));
-    legend.replaceChildren(...chips.slice(0, most), ...(chips.length > most ? [`and ${chips.length - most} more`] : []));
+    legend.replaceChildren(...chips);
+    showCounts();
     draw();
   };
   const isolate = (code) => {
@@ -120,6 +124,7 @@ function latentMap({ model, el }) {
     const wide = dots.width;
     const high = dots.height;
     const visible = [];
+    let inView = 0;
     const size = Math.max(2, Math.min(7, Math.sqrt(60000 / count) * Math.sqrt(view.scale))) * ratio;
     const radius = Math.round(size / 2);
     for (const pass of [false, true])
@@ -128,6 +133,7 @@ function latentMap({ model, el }) {
         const column = Math.round((x[index] * view.scale + view.left) * wide);
         const row = Math.round((y[index] * view.scale + view.top) * high);
         if (column < radius || row < radius || column >= wide - radius || row >= high - radius) continue;
+        inView += 1;
         if (pass) visible.push(index);
         const ink = pass ? pens[index] : faint;
         const hollow = overlay[index];
@@ -145,8 +151,8 @@ function latentMap({ model, el }) {
 
     // thumbnails, where there is room for them
     view.tile = 0;
-    if (view.sheet && visible.length && visible.length <= MOST_TILES) {
-      view.tile = Math.max(18, Math.min(56, 0.55 * Math.sqrt((WIDE * HIGH) / visible.length)));
+    if (view.sheet && visible.length && inView <= MOST_TILES) {
+      view.tile = Math.max(18, Math.min(56, 0.55 * Math.sqrt((WIDE * HIGH) / inView)));
       const side = view.tile * ratio;
       for (const index of visible) {
         if (tileOf[index] < 0) continue;
@@ -175,7 +181,7 @@ function latentMap({ model, el }) {
     over.strokeStyle = getComputedStyle(el).color;
     over.lineWidth = 2;
     const half = Math.max(8, view.tile / 2 + 3);
-    if (ends.length === 2) {
+    if (ends.length === 2 && model.get("places").straight) {
       over.setLineDash([4, 4]);
       over.beginPath();
       over.moveTo(...pixelOf(ends[0]));
@@ -234,12 +240,22 @@ function latentMap({ model, el }) {
       card.style.left = `${(left / WIDE) * place.width + (left > WIDE * 0.7 ? -130 : 14)}px`;
       card.style.top = `${Math.max(0, (top / HIGH) * place.height - 60)}px`;
       cardWords.textContent = nameOf(point);
-      const ink = cardPicture.getContext("2d");
-      ink.clearRect(0, 0, about.thumbnail, about.thumbnail);
       cardPicture.hidden = tileOf[point] < 0 || !view.sheet;
-      if (!cardPicture.hidden) ink.drawImage(view.sheet, ...tilePlace(point), about.thumbnail, about.thumbnail, 0, 0, about.thumbnail, about.thumbnail);
+      if (!cardPicture.hidden) paintCard(view.sheet, ...tilePlace(point), about.thumbnail);
+      else if (!model.stored) tell({ hovered: point });
     }
     drawMarks();
+  };
+  const paintCard = (sheet, left, top, side) => {
+    cardPicture.width = cardPicture.height = side;
+    cardPicture.getContext("2d").drawImage(sheet, left, top, side, side, 0, 0, side, side);
+  };
+  const showNear = async () => {
+    const { point, picture: png } = model.get("near");
+    const image = await bitmapOf(png);
+    if (!image || point !== view.hover) return;
+    cardPicture.hidden = false;
+    paintCard(image, 0, 0, image.width);
   };
   const nameOf = (point) => {
     const column = model.get("columns")[model.get("colour")];
@@ -268,6 +284,7 @@ function latentMap({ model, el }) {
       hover(null);
       view.left = drag.left + dx / WIDE;
       view.top = drag.top + dy / HIGH;
+      keepInView();
       draw();
     }
   });
@@ -282,7 +299,10 @@ function latentMap({ model, el }) {
       else if (anyPicked) pick([]);
     } else if (lasso) {
       const inside = [];
-      for (let index = 0; index < count; index++) if (holds(view.lasso, pixelOf(index))) inside.push(index);
+      anyPicked = false;
+      for (let index = 0; index < count; index++)
+        if (shown(index) && holds(view.lasso, pixelOf(index))) inside.push(index);
+      hover(null);
       view.lasso = null;
       pick(inside);
     }
@@ -300,19 +320,26 @@ function latentMap({ model, el }) {
     if (step) {
       view.left += step[0];
       view.top += step[1];
+      keepInView();
       draw();
-    } else if (event.key === "+" || event.key === "=") zoom(1.25, 0.5, 0.5);
+    } else if (event.key === "Escape") pick([]);
+    else if (event.key === "0" || event.key === "Home") zoomOut();
+    else if (event.key === "+" || event.key === "=") zoom(1.25, 0.5, 0.5);
     else if (event.key === "-") zoom(0.8, 0.5, 0.5);
     else return;
     event.preventDefault();
   });
   const zoom = (factor, left, top) => {
-    const scale = Math.max(0.9, Math.min(400, view.scale * factor));
+    const scale = Math.max(1, Math.min(400, view.scale * factor));
     view.left = left - ((left - view.left) * scale) / view.scale;
     view.top = top - ((top - view.top) * scale) / view.scale;
     view.scale = scale;
+    keepInView();
     hover(null);
     draw();
+  };
+  const keepInView = () => {
+    for (const side of ["left", "top"]) view[side] = Math.min(0.5, Math.max(0.5 - view.scale, view[side]));
   };
   const zoomOut = () => {
     Object.assign(view, { scale: 1, left: 0, top: 0 });
@@ -327,13 +354,20 @@ function latentMap({ model, el }) {
   const inspect = (point) => {
     if (model.stored) return;
     number.value = point;
+    // a point that was asked for by its number, or as a neighbour, may lie outside
+    const [left, top] = pixelOf(point);
+    if (left < 0 || top < 0 || left > WIDE || top > HIGH) {
+      view.left += (WIDE / 2 - left) / WIDE;
+      view.top += (HIGH / 2 - top) / HIGH;
+    }
     tell({ point, clicks: model.get("clicks") + 1 });
   };
   const pick = (points) => {
     picked.fill(0);
     for (const point of points) picked[point] = 1;
     anyPicked = points.length > 0;
-    showCounts(points);
+    view.points = points;
+    showCounts();
     draw();
     tell({ lasso: new DataView(new Int32Array(points).buffer) });
   };
@@ -354,9 +388,8 @@ function latentMap({ model, el }) {
     const side = inspected.side;
     const figure = (place, title) => make("figure", {}, tileFrom(sheet, place, side, title), make("figcaption", {}, title));
     const near = inspected.near.map((name, index) => {
-      const tile = tileFrom(sheet, 2 + index, side, name);
-      tile.addEventListener("click", () => inspect(inspected.near_points[index]));
-      return tile;
+      const label = { type: "button", title: name, "aria-label": name, onclick: () => inspect(inspected.near_points[index]) };
+      return make("button", label, tileFrom(sheet, 2 + index, side, name));
     });
     const parts = [
       make("h3", {}, inspected.title),
@@ -371,20 +404,25 @@ function latentMap({ model, el }) {
     inspector.replaceChildren(...parts);
     draw();
   };
-  const showCounts = (points) => {
+  const showCounts = () => {
+    const points = view.points || [];
     const column = model.get("columns")[model.get("colour")];
     const counts = new Map();
     for (const point of points) counts.set(view.codes[point], (counts.get(view.codes[point]) || 0) + 1);
-    const rows = [...counts].sort((one, other) => other[1] - one[1]).slice(0, 8).map(([code, size]) => {
+    const sorted = [...counts].sort((one, other) => other[1] - one[1]);
+    const rows = sorted.slice(0, 8).map(([code, size]) => {
       const bar = make("i", {});
       bar.style.width = `${(100 * size) / points.length}px`;
       bar.style.background = column.colours[code];
       return make("div", {}, make("span", {}, column.names[code]), make("b", {}, String(size)), bar);
     });
+    const others = sorted.slice(8).reduce((sum, [, size]) => sum + size, 0);
+    if (others) rows.push(make("div", {}, make("span", {}, `${sorted.length - 8} more`), make("b", {}, String(others))));
     selection.replaceChildren();
     if (!points.length) return;
+    const clear = make("button", { type: "button", class: "maetok-button", onclick: () => pick([]) }, "clear");
     view.mean = make("canvas", { width: 1, height: 1, role: "img", "aria-label": "mean image" });
-    selection.append(make("h3", {}, `${points.length} points in the lasso, and their mean image`), make("div", { class: "maetok-lassoed" }, make("div", {}, ...rows), view.mean));
+    selection.append(make("h3", {}, `${points.length} points in the lasso, and their mean image `, clear), make("div", { class: "maetok-lassoed" }, make("div", {}, ...rows), view.mean));
   };
   const showMean = async () => {
     const image = await bitmapOf(model.get("mean"));
@@ -429,6 +467,7 @@ function latentMap({ model, el }) {
   model.on("change:places", showPlaces);
   model.on("change:inspected", showInspected);
   model.on("change:mean", showMean);
+  model.on("change:near", showNear);
   model.on("change:message", () => (message.textContent = model.get("message")));
   message.textContent = model.get("message");
   useTool("move");
@@ -436,7 +475,8 @@ function latentMap({ model, el }) {
   showColours();
   showThumbnails();
   showInspected();
-  hearUpdates(model);
+  hearUpdates(model, el);
+  return ending(el);
 }
 
 // Whether a polygon holds a place: an odd number of its sides lies to the right.

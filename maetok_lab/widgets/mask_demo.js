@@ -14,7 +14,7 @@ function maskDemo({ model, el }) {
   // Parts -------------------------------------------------------------------------------------------
 
   const title = make("h2", {}, about.title);
-  const head = make("header", {}, title, kernelLine(model));
+  const head = make("header", {}, title, kernelLine(model, el));
   const thumbnails = make("div", { class: "maetok-thumbnails", role: "radiogroup", "aria-label": "picture" });
   const own = ownPicture(model);
   const pick = make("div", { class: "maetok-pick" }, thumbnails, own);
@@ -326,7 +326,8 @@ function maskDemo({ model, el }) {
   model.on("change:thumbnails", showThumbnails);
   showThumbnails();
   showStudy();
-  hearUpdates(model);
+  hearUpdates(model, el);
+  return ending(el);
 }
 
 const percent = (share) => `${Math.round(100 * share)} %`;

@@ -27,26 +27,41 @@ function numbersOf(bytes) {
   return new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
+// Work that goes on while the page is shown; `ending(el)` is what its render returns.
+function every(el, milliseconds, work) {
+  el.timers = el.timers || [];
+  el.timers.push(setInterval(() => el.isConnected && work(), milliseconds));
+}
+
+function ending(el) {
+  return () => (el.timers || []).forEach(clearInterval);
+}
+
 // anywidget drops every update of a model for good where its script took over two seconds to start, as on
 // a busy machine. Its updates are therefore taken from the kernel without it, and whatever was dropped
-// before is asked for once more.
-async function hearUpdates(model) {
+// before is asked for once more; so too after the connection was lost and made anew.
+async function hearUpdates(model, el) {
   const id = model.get("identity");
   if (!model.widget_manager || !id) return;
   const real = await model.widget_manager.get_model(id);
-  if (!real.comm || !real.comm_live) return;
   let waiting = Object.getPrototypeOf(real);
   while (!Object.hasOwn(waiting, "_handle_comm_msg")) waiting = Object.getPrototypeOf(waiting);
-  const plain = Object.getPrototypeOf(waiting)._handle_comm_msg;
-  real.comm.on_msg(plain.bind(real));
-  model.send({ kind: "state" });
+  const plain = Object.getPrototypeOf(waiting)._handle_comm_msg.bind(real);
+  let heard = null;
+  const listen = () => {
+    if (!real.comm || !real.comm_live || real.comm === heard) return;
+    heard = real.comm;
+    heard.on_msg(plain);
+    model.send({ kind: "state" });
+  };
+  listen();
+  every(el, 2000, listen);
 }
 
 // A line that says when the kernel cannot answer: it is busy with another cell, gone, or was never there.
-function kernelLine(model) {
+function kernelLine(model, el) {
   const line = make("span", { class: "maetok-kernel", role: "status" });
   let busySince = null;
-  let wasShown = false;
   const look = () => {
     const kernel = model.widget_manager ? model.widget_manager.kernel : null;
     const busy = kernel && kernel.status === "busy";
@@ -55,15 +70,10 @@ function kernelLine(model) {
     if (!kernel) words = "no kernel: this is the stored state";
     else if (kernel.isDisposed || kernel.status === "dead" || kernel.connectionStatus === "disconnected")
       words = "the kernel is gone: run the cell again to go on";
-    else if (busy && performance.now() - busySince > 1500)
-      words = "the kernel is busy: it answers afterwards";
+    else if (busy && performance.now() - busySince > 1500) words = "the kernel is busy: it answers afterwards";
     if (line.textContent !== words) line.textContent = words;
   };
-  const timer = setInterval(() => {
-    if (wasShown && !line.isConnected) clearInterval(timer);
-    wasShown = line.isConnected;
-    look();
-  }, 500);
+  every(el, 500, look);
   look();
   return line;
 }

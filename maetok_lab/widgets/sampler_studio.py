@@ -25,13 +25,13 @@ from maetok_lab.widgets.front import BLANK, Studio, as_png, ipywidgets
 from maetok_lab.widgets.panel import panel, picture_still
 
 SECONDS_BETWEEN_PICTURES = 0.2  # while it samples: decoding costs as much as a step
-EACH_CLASS = -1  # the label that stands for one image of each class
+EACH_CLASS = -1  # the label that stands for images of different classes
 
 
 class SamplerStudio(Studio):
     """`model` is one diffusion transformer, or several by EMA rate ({0.998: ..., 0.9: ...}).
 
-    `count` images are drawn, of one class or one of each of the first `count`. Attributes to read:
+    `count` images are drawn, of one class or of different ones. Attributes to read:
     `points` (the trajectory), `cost`, `settings`, `labels`; `sample()` draws at once. Raises
     ValueError where model, latent space and tokenizer do not belong together.
     """
@@ -87,8 +87,11 @@ class SamplerStudio(Studio):
         if not self.class_names:
             return torch.zeros(self.count, dtype=torch.long)
         if self.label == EACH_CLASS:
-            # more images than classes: begin again at the first
-            return torch.arange(self.count) % len(self.class_names)
+            # fewer images than classes: spread over all; more: begin again at the first
+            num_classes = len(self.class_names)
+            if self.count < num_classes:
+                return torch.linspace(0, num_classes - 1, self.count).round().long()
+            return torch.arange(self.count) % num_classes
         return torch.full((self.count,), self.label)
 
     @property
@@ -148,7 +151,7 @@ class SamplerStudio(Studio):
             rates.append((name, number))
         return SimpleNamespace(
             label=dropdown(
-                options=[("one of each", EACH_CLASS), *classes],
+                options=[("different ones", EACH_CLASS), *classes],
                 value=self.label,
                 description="class",
             ),
@@ -204,10 +207,10 @@ class SamplerStudio(Studio):
             control.observe(lambda _: self._show(), "value")
 
         # what is sampled on the left, how it looks on the right
-        left = package.VBox([*inputs, self.cost_line])
+        left = package.VBox([*inputs, self.cost_line], layout={"width": "400px", "flex": "none"})
         right = package.VBox(
             [controls.place, controls.show, self.position, self.tiles],
-            layout={"width": "60%", "max_width": "720px"},
+            layout={"flex": "1 1 auto", "min_width": "0", "max_width": "700px"},
         )
         self.start()
         view = package.HBox([left, right], layout={"max_width": "1120px", "width": "100%"})
@@ -218,8 +221,13 @@ class SamplerStudio(Studio):
     def tiles(self) -> Any:
         """The page of samples; noise at first."""
         first = next(self.steps())
-        state = {"tiles": self._tiles(first, "state"), "way": self._way([first], 0)}
-        return panel(["chart.js", "samples.js"], state)
+        state = {"tiles": self._tiles(first, "state"), "way": self._way([first], 0), "goto": -1}
+        page = panel(["chart.js", "samples.js"], state, pages_own=("goto",))
+        page.observe(self._on_goto, "goto")
+        return page
+
+    def _on_goto(self, change: Any) -> None:
+        self.controls.place.value = change["new"]
 
     def _tiles(self, point: TrajectoryPoint, show: str) -> dict[str, Any]:
         """A point's images on one sheet, and their classes."""

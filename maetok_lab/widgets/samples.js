@@ -21,7 +21,10 @@ function samples({ model, el }) {
       if (picture.width !== side) picture.width = picture.height = side;
       picture.setAttribute("aria-label", name);
       picture.getContext("2d").drawImage(all, (index % columns) * side, Math.floor(index / columns) * side, side, side, 0, 0, side, side);
-      caption.textContent = caption.title = name;
+      // "Flags / noto": what comes after the stroke goes to a line of its own
+      const [first, ...more] = name.split(" / ");
+      caption.title = name;
+      caption.replaceChildren(make("div", {}, first), make("div", { class: "maetok-faint" }, more.join(" / ")));
     });
   };
 
@@ -30,7 +33,7 @@ function samples({ model, el }) {
     const [width, left, right] = [600, 60, 540];
     const at = (t) => left + (1 - t) * (right - left);
     const svg = shape("svg", { class: "maetok-chart", viewBox: `0 0 ${width} 46`, width, height: 46, role: "img" });
-    const guided = scale > 1 && high > low;
+    const guided = scale !== 1 && high > low;
     svg.append(shape("title", {}, guided ? `guided at scale ${scale} for t from ${high} to ${low}` : "not guided"));
     if (guided) {
       svg.append(shape("rect", { class: "maetok-band maetok-guided", x: at(high), y: 6, width: at(low) - at(high), height: 20 }));
@@ -41,6 +44,14 @@ function samples({ model, el }) {
     if (times.length) svg.append(shape("circle", { class: "maetok-ring", cx: at(times[place]), cy: 16, r: 6, style: "stroke:var(--maetok-accent)" }));
     svg.append(shape("text", { x: left - 10, y: 20, "text-anchor": "end" }, "noise"));
     svg.append(shape("text", { x: right + 10, y: 20 }, "sample"));
+    svg.style.cursor = "pointer";
+    svg.addEventListener("click", (event) => {
+      const box = svg.getBoundingClientRect();
+      const t = 1 - (((event.clientX - box.left) / box.width) * width - left) / (right - left);
+      const far = times.map((time) => Math.abs(time - t));
+      model.set("goto", far.indexOf(Math.min(...far)));
+      model.save_changes();
+    });
     way.replaceChildren(svg);
   };
 
@@ -48,7 +59,8 @@ function samples({ model, el }) {
   model.on("change:way", showWay);
   showTiles();
   showWay();
-  hearUpdates(model);
+  hearUpdates(model, el);
+  return ending(el);
 }
 
 const page = { render: samples };

@@ -30,12 +30,13 @@ def test_every_row_is_a_point_of_its_class():
     assert ax.get_xlabel() == "UMAP 1 (no unit)\ntrustworthiness 0.93, kNN 0.50; 30 images"
 
 
-def test_classes_beyond_the_palette_get_another_marker():
-    ax = plot_projection(frame(40, 10))
-    first, ninth = ax.collections[0], ax.collections[8]
-    assert first.get_facecolor().tolist() == ninth.get_facecolor().tolist()
-    assert first.get_paths()[0].vertices.shape != ninth.get_paths()[0].vertices.shape
-    assert plot_projection(frame(60, 30)).get_legend() is None
+def test_classes_have_colours_of_their_own_and_beyond_twelve_another_marker():
+    ax = plot_projection(frame(40, 14))
+    colours = {tuple(part.get_facecolor()[0]) for part in ax.collections}
+    assert len(colours) == 14
+    first, twelfth, thirteenth = (ax.collections[index] for index in (0, 11, 12))
+    shapes = [part.get_paths()[0].vertices.tolist() for part in (first, twelfth, thirteenth)]
+    assert shapes[0] == shapes[1] != shapes[2]
 
 
 def test_labels_can_be_given_or_left_out():

@@ -140,12 +140,19 @@ def test_the_lasso_gives_rows_and_the_mean_image(walk, source, pixels):
     assert walk.view.mean == b""
 
 
+def test_a_picture_that_the_page_lacks_is_given_when_it_is_pointed_at(walk, source, pixels):
+    walk.view.set_state({"hovered": 9})
+    assert walk.view.near["point"] == 9
+    assert np.array_equal(pixels(walk.view.near["picture"]), picture_of(source.images[9]))
+
+
 def test_another_method_moves_the_points(source):
     walk = LatentMap(RawPixels(8).encode(source.images), source, RawPixels(8), components=0)
     before = walk.view.places
     walk.view.set_state({"method": "tsne"})
     assert walk.view.places["x"] != before["x"]
-    assert walk.view.places["note"].startswith("t-SNE (no unit)")
+    assert walk.view.places["note"].startswith("t-SNE map")
+    assert (before["straight"], walk.view.places["straight"]) == (True, False)
     assert walk.view.message == ""
 
 

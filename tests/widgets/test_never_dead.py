@@ -111,15 +111,14 @@ def assert_map_shows(page, walk, patience):
     return sum(assert_shows(page, picture_of(image), patience=patience) for image in images)
 
 
-@pytest.mark.parametrize("opening", range(OPENINGS))
-@pytest.mark.parametrize(("slower", "seconds_late", "busy"), CONDITIONS)
-def test_every_picture_is_pythons(site, studios, slower, seconds_late, busy, opening):
+@contextlib.contextmanager
+def opened(site, slower, seconds_late):
+    """The page, whose processor and modules are slow; a screenshot is kept."""
     front, address, folder = site
-    patience = 60 * (1 + slower / 5)
-    with sync_api.sync_playwright() as engine, both_cores_busy(busy):
+    with sync_api.sync_playwright() as engine:
         chromium = engine.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = chromium.new_page(viewport={"width": 1500, "height": 3200})
-        page.set_default_timeout(1000 * patience)
+        page.set_default_timeout(1000 * patience_for(slower))
         if seconds_late:
             page.route("**/anywidget/**/*.js*", lambda route: late(route, seconds_late))
         session = page.context.new_cdp_session(page)
@@ -127,11 +126,26 @@ def test_every_picture_is_pythons(site, studios, slower, seconds_late, busy, ope
         page.goto(address)
         if front == "lab":
             run_all(page)
+        try:
+            yield page
+        finally:
+            page.screenshot(path=folder / f"{slower}-{seconds_late}.png")
+            chromium.close()
 
-        demo, studio, walk = (studios[name] for name in WIDGETS)
-        demo.kind, demo.step, demo.brushed = "scattered", 2, []
-        demo.take(demo.pictures[0])
-        walk.point = 0
+
+def patience_for(slower):
+    return 60 * (1 + slower / 5)
+
+
+@pytest.mark.parametrize("opening", range(OPENINGS))
+@pytest.mark.parametrize(("slower", "seconds_late", "busy"), CONDITIONS)
+def test_every_picture_is_pythons(site, studios, slower, seconds_late, busy, opening):
+    patience = patience_for(slower)
+    demo, studio, walk = (studios[name] for name in WIDGETS)
+    demo.kind, demo.step, demo.brushed = "scattered", 2, []
+    demo.take(demo.pictures[0])
+    walk.point = 0
+    with both_cores_busy(busy), opened(site, slower, seconds_late) as page:
         page.locator(".maetok-thumbnails button").nth(3).wait_for()
         times = {"first": assert_demo_shows(page, demo, patience)}
         page.locator(".maetok-grid").nth(1).wait_for()
@@ -153,8 +167,7 @@ def test_every_picture_is_pythons(site, studios, slower, seconds_late, busy, ope
             field.press("Enter")
             walk.point = 7 + turn
             times[f"map {turn}"] = assert_map_shows(page, walk, patience)
-        chromium.close()
 
     words = ", ".join(f"{name} {seconds:.2f}" for name, seconds in times.items())
-    with open(folder / "seconds.txt", "a") as file:
+    with open(site[2] / "seconds.txt", "a") as file:
         file.write(f"{slower} x slower, {seconds_late} s late, busy {busy}: {words}\n")
