@@ -238,7 +238,7 @@ function latentMap({ model, el }) {
       const [left, top] = pixelOf(point);
       const place = board.getBoundingClientRect();
       card.style.left = `${(left / WIDE) * place.width + (left > WIDE * 0.7 ? -130 : 14)}px`;
-      card.style.top = `${Math.max(0, (top / HIGH) * place.height - 60)}px`;
+      card.style.top = `${Math.max(0, Math.min(place.height - 142, (top / HIGH) * place.height - 60))}px`;
       cardWords.textContent = nameOf(point);
       cardPicture.hidden = tileOf[point] < 0 || !view.sheet;
       if (!cardPicture.hidden) paintCard(view.sheet, ...tilePlace(point), about.thumbnail);
@@ -400,7 +400,7 @@ function latentMap({ model, el }) {
     if (inspected.between) {
       const strip = Array.from({ length: inspected.between }, (_, index) => tileFrom(sheet, 2 + near.length + index, side, `${index + 1} of ${inspected.between}`));
       parts.push(make("h3", {}, `Decoded on the line from ${inspected.previous} to ${inspected.point}`), make("div", { class: "maetok-row" }, ...strip));
-    } else parts.push(make("p", { class: "maetok-faint" }, about.hint));
+    } else if (!model.stored) parts.push(make("p", { class: "maetok-faint" }, about.hint));
     inspector.replaceChildren(...parts);
     draw();
   };

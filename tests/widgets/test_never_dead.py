@@ -6,24 +6,30 @@ Every picture must be what Python says, at first and after every later move. any
 a model whose script took over two seconds, and drops its updates from then on: see panel.js.
 """
 
+import base64
 import contextlib
+import io
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("nbformat")
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="browser tests need playwright: pip install playwright"
 )
 
-from pathlib import Path  # noqa: E402
+from nbformat import v4  # noqa: E402
 
 from maetok_lab.analysis.masks import draw_masks  # noqa: E402
 from maetok_lab.plots.masks import masked_picture, picture_of  # noqa: E402
 from maetok_lab.widgets.mask_controls import LARGE  # noqa: E402
+from maetok_lab.workflow.page import write_html  # noqa: E402
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
@@ -171,3 +177,59 @@ def test_every_picture_is_pythons(site, studios, slower, seconds_late, busy, ope
     words = ", ".join(f"{name} {seconds:.2f}" for name, seconds in times.items())
     with open(site[2] / "seconds.txt", "a") as file:
         file.write(f"{slower} x slower, {seconds_late} s late, busy {busy}: {words}\n")
+
+
+def test_a_page_without_a_kernel_shows_each_state_and_goes_on(studios, tmp_path):
+    """Stills in an exported page, opened from a disk: sliders, zoom and hover need no kernel."""
+    cells = []
+    for name in WIDGETS:
+        html = v4.new_output("display_data", {"text/html": studios[name].still()})
+        cells.append(v4.new_code_cell("show", outputs=[html]))
+    page_file = tmp_path / "exported" / "notebook.html"
+    write_html(v4.new_notebook(cells=cells), page_file, folder=tmp_path)
+    demo, _, walk = (studios[name] for name in WIDGETS)
+    with sync_api.sync_playwright() as engine:
+        chromium = engine.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = chromium.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(30_000)
+        problems = []
+        page.on("pageerror", lambda problem: problems.append(str(problem)))
+        page.goto(page_file.as_uri())
+
+        # the demo's slider
+        share = page.get_by_label("share of the picture that is hidden")
+        share.fill("3")
+        page.locator(".maetok-words", has_text="75 % hidden").wait_for()
+        sheet = np.asarray(Image.open(io.BytesIO(demo.view.study["sheet"])).convert("RGB"))
+        drawn = page.evaluate(CANVAS, ".maetok-masked canvas")
+        assert np.abs(as_pixels(drawn).astype(int) - sheet[:64, 192:256]).max() <= 1
+        assert page.get_by_role("radio", name="block").is_disabled()
+        page.get_by_text("no kernel: this is the stored state").first.wait_for()
+
+        # the studio's twin, and the map's hover
+        pictures = page.locator(".maetok-still img")
+        pictures.first.scroll_into_view_if_needed()
+        assert pictures.first.bounding_box()["height"] > 200
+        page.locator(".maetok-still").nth(2).scroll_into_view_if_needed()
+        board = page.locator(".maetok-board")
+        board.scroll_into_view_if_needed()
+        box = board.bounding_box()
+        x = numbers(walk.view.places["x"])
+        y = numbers(walk.view.places["y"])
+        far = int(((x - 0.5) ** 2 + (y - 0.5) ** 2).argmax())
+        page.mouse.move(box["x"] + x[far] * box["width"], box["y"] + y[far] * box["height"])
+        page.locator(".maetok-card", has_text=f"{far}: ").wait_for()
+        page.screenshot(path=tmp_path / "exported.png")
+        assert not problems
+        chromium.close()
+
+
+CANVAS = "selector => document.querySelector(selector).toDataURL('image/png').split(',')[1]"
+
+
+def as_pixels(text):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB"))
+
+
+def numbers(content):
+    return np.frombuffer(content, np.uint16) / 65535
