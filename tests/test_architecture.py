@@ -23,7 +23,7 @@ ROWS = [  # a row imports rows above it only. The first row's files: left to rig
             "pictures",
             "nets",
         ),
-        *("processes", "ranks", "inference", "neighbours", "walking"),
+        *("processes", "ranks", "inference", "neighbours", "walking", "progress"),
     ],
     ["runs"],
     ["data", "layers"],

@@ -35,13 +35,26 @@ def test_the_files_are_those_of_the_index_and_small(index):
     assert sum(sizes) <= LARGEST_SUM
 
 
-def test_the_tokenizer_reconstructs_test_images_as_well_as_the_index_says(index):
-    tokenizer = load_tokenizer("shipped/tokenizer")
+@pytest.mark.parametrize(
+    ("name", "score"), [("tokenizer", "reconstruction"), ("plain", "plain reconstruction")]
+)
+def test_the_tokenizers_reconstruct_test_images_as_well_as_the_index_says(index, name, score):
+    tokenizer = load_tokenizer(f"shipped/{name}")
     test = open_images("emoji", split="test", image_size=tokenizer.config.image_size)
     images = test.batch(torch.arange(len(test)))[0]
     assert psnr(reconstruct(tokenizer, images), images).mean().item() == pytest.approx(
-        index["scores"]["reconstruction"]["metrics"]["psnr"], abs=0.01
+        index["scores"][score]["metrics"]["psnr"], abs=0.01
     )
+
+
+def test_the_plain_autoencoder_is_of_the_same_size_and_saw_as_many_images(index):
+    assert load_tokenizer("shipped/plain").config == load_tokenizer("shipped/tokenizer").config
+    runs = {name: run["config"] for name, run in index["runs"].items()}
+    plain = runs["pretrained-plain"]
+    stages = runs["pretrained-tokenizer"], runs["pretrained-tokenizer-tuned"]
+    assert (plain["masking"]["ratio"], plain["targets"]) == ("none", [])
+    seen = [config["num_steps"] * config["batch_size"] for config in (plain, *stages)]
+    assert seen[0] == sum(seen[1:])
 
 
 def test_the_diffusion_model_belongs_to_the_tokenizer_and_draws_pictures():

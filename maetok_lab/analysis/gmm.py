@@ -36,6 +36,7 @@ from maetok_lab.config import to_json
 from maetok_lab.cores import one_thread
 from maetok_lab.files import read_json, write_json
 from maetok_lab.identity import fingerprint
+from maetok_lab.progress import track
 from maetok_lab.rng import generator
 
 COLUMNS = [
@@ -91,7 +92,7 @@ def gmm_curve(
     rows = []
     with one_thread() if small else contextlib.nullcontext():
         data = _standardise(latents, heldout_latents, protocol, device)
-        for count in _possible(counts, len(data.train)):
+        for count in track(_possible(counts, len(data.train)), "mixtures"):
             # ImageNet takes hours a row: each is kept as soon as it is finished
             path = None if folder is None else _row_path(Path(folder), data, protocol, count)
             if path is None or not path.exists():

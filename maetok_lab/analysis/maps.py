@@ -18,6 +18,7 @@ from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.diffusion.path import velocity_loss
 from maetok_lab.evaluation.pixels import psnr
 from maetok_lab.inference import device_of
+from maetok_lab.progress import track
 from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.rng import generator
 
@@ -123,7 +124,7 @@ def decoded_psnr(
     """PSNR in dB of what each image's latent decodes to. -> (n,)"""
     device = device_of(tokenizer)
     scores = []
-    for rows in torch.arange(len(source)).split(batch_size):
+    for rows in track(torch.arange(len(source)).split(batch_size), "batches decoded"):
         images = source.batch(rows)[0].to(device)
         decoded = tokenizer.decode(take_rows(latents, rows).float().to(device))
         scores.append(psnr(decoded, images).clamp(max=MAX_PSNR).cpu())
@@ -146,7 +147,7 @@ def velocity_losses(
     """
     device = device_of(model)
     total = torch.zeros(len(latents))
-    for step in range(times):
+    for step in track(range(times), "velocity losses, times"):
         random = generator(seed, "velocity losses", step)
         noise = torch.randn(latents.shape[1:], generator=random)
         for rows in torch.arange(len(latents)).split(batch_size):

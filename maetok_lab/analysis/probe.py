@@ -20,6 +20,7 @@ from maetok_lab.analysis.definitions import Definition, definition
 from maetok_lab.analysis.labelled import ROUNDING, Labelled, labelled_latents
 from maetok_lab.analysis.preprocess import as_rows, float64_device
 from maetok_lab.neighbours import Neighbours, nearest_neighbours
+from maetok_lab.progress import track
 from maetok_lab.rng import generator
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the L2 penalty, among which held-out rows choose
@@ -293,7 +294,7 @@ def _fit(
     if weight is None:
         weight = curvature.new_zeros(len(curvature), classes)
     weights = []
-    for strength in strengths:
+    for strength in track(strengths, "linear probe, penalties"):
         penalty = torch.full_like(curvature, strength)
         penalty[-1] = 0.0
         # The curvature is near p (1 - p) variance + penalty: in units of its root all directions

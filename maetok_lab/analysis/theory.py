@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from maetok_lab.config import to_json
+from maetok_lab.progress import track
 from maetok_lab.rng import generator
 
 TRIES = 200  # sets of random directions from which the best separated is taken
@@ -54,7 +55,7 @@ def sample_complexity(
             f"need K >= 2 and at least K samples, not {list(components)} and {list(samples)}"
         )
     rows = []
-    for count in components:
+    for count in track(components, "toy, modes"):
         means = separated_means(count, settings)
         for number in samples:
             errors = torch.tensor(

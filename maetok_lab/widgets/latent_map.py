@@ -29,10 +29,10 @@ OVERLAID = ("pca", "umap")  # methods that can place overlays
 MAX_LEGEND = 24  # classes in the twin's legend
 STRIP = 9  # images between two points
 NEAR = 8  # neighbours that are shown
-THUMBNAIL = 32  # px
 THUMBNAILS = 5000  # at most, on one sheet of so many columns
 SHEET_COLUMNS = 64
-STORED_BYTES = 1_050_000  # for thumbnails and, at about so many bytes a point, places and colours
+THUMBNAIL_LOOKS = ((32, 55), (32, 35), (24, 35))  # px and WebP's quality, the best first
+STORED_BYTES = 700_000  # for thumbnails and, at about so many bytes a point, places and colours
 POINT_BYTES = 12
 RAMP = 64  # colours of a column of numbers
 PAGES_OWN = ("method", "colour", "point", "clicks", "lasso", "hovered")
@@ -193,11 +193,7 @@ class LatentMap(PanelStudio):
         frame = self.atlas.frame
         overlaid = len(self.atlas.latents) > 1
         # t-SNE cannot place overlays
-        about = ABOUT | {
-            "points": len(frame),
-            "methods": list(OVERLAID if overlaid else METHODS),
-            "thumbnail": THUMBNAIL,
-        }
+        about = ABOUT | {"points": len(frame), "methods": list(OVERLAID if overlaid else METHODS)}
         view = panel(
             ["map.js"],
             {
@@ -261,30 +257,37 @@ class LatentMap(PanelStudio):
         return places | {"note": note, "straight": self.method == "pca"}
 
     def thumbnails(self) -> dict[str, Any]:
-        """Small pictures of evenly spaced points on one sheet: as many as a notebook can store."""
-        count = min(len(self.atlas.frame), THUMBNAILS)
-        points, sheet = self._sheet(count)
-        # photographs take three times what drawings take
-        while len(sheet) > STORED_BYTES - POINT_BYTES * len(self.atlas.frame):
-            count //= 2
-            points, sheet = self._sheet(count)
-        return {"sheet": sheet, "points": points.tobytes(), "columns": SHEET_COLUMNS}
+        """Small pictures of evenly spaced points on one sheet, as good as a notebook can store."""
+        frame = self.atlas.frame
+        count = min(len(frame), THUMBNAILS)
+        limit = STORED_BYTES - POINT_BYTES * len(frame)
+        looks = list(THUMBNAIL_LOOKS)
+        side, quality = looks.pop(0)
+        points, sheet = self._sheet(count, side, quality)
+        # photographs take three times what drawings take: first smaller ones, then fewer
+        while len(sheet) > limit:
+            if looks:
+                side, quality = looks.pop(0)
+            else:
+                count //= 2
+            points, sheet = self._sheet(count, side, quality)
+        return {"sheet": sheet, "points": points.tobytes(), "columns": SHEET_COLUMNS, "side": side}
 
-    def _sheet(self, count: int) -> tuple[np.ndarray, bytes]:
+    def _sheet(self, count: int, side: int, quality: int) -> tuple[np.ndarray, bytes]:
         """Thumbnails of `count` points as WebP, and the points."""
         last = len(self.atlas.frame) - 1
         points = np.linspace(0, last, count).round().astype(np.int32)
         rows = -(-count // SHEET_COLUMNS)
-        sheet = Image.new("RGB", (SHEET_COLUMNS * THUMBNAIL, rows * THUMBNAIL))
+        sheet = Image.new("RGB", (SHEET_COLUMNS * side, rows * side))
         for start in range(0, count, 256):
             part = points[start : start + 256].tolist()
             for number, image in enumerate(self._images(part), start):
                 tile = Image.fromarray(picture_of(image))
-                tile = tile.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+                tile = tile.resize((side, side), Image.Resampling.LANCZOS)
                 row, column = divmod(number, SHEET_COLUMNS)
-                sheet.paste(tile, (column * THUMBNAIL, row * THUMBNAIL))
+                sheet.paste(tile, (column * side, row * side))
         file = io.BytesIO()
-        sheet.save(file, "WEBP", quality=55, method=2)
+        sheet.save(file, "WEBP", quality=quality, method=2)
         return points, file.getvalue()
 
     def _images(self, points: Sequence[int]) -> list[Tensor]:
@@ -349,7 +352,7 @@ class LatentMap(PanelStudio):
             return
         # in a thread of its own: umap takes a minute the first time
         making = loop.run_in_executor(None, self._make, method)
-        making.add_done_callback(lambda done: self._show_map(method, done.result()))
+        making.add_done_callback(lambda task: self._show_map(method, task.result()))
 
     def _show_map(self, method: str, atlas: Any) -> None:
         if method != self.view.method:  # another one was chosen meanwhile

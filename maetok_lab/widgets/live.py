@@ -149,16 +149,16 @@ class LiveTraining:
 
     def _remember(self, step: int, losses: Mapping[str, float]) -> dict[str, float]:
         """Keep the losses of a step for the chart; those that it shows."""
-        shown = {}
+        drawable = {}
         for name, value in losses.items():
             # without those by time, such as loss/t0.25: too many lines for one small chart
             if "/t" in name or not math.isfinite(value):
                 continue
-            shown[name] = value
+            drawable[name] = value
             steps, values = self.history.setdefault(name, ([], []))
             steps.append(step)
             values.append(value)
-        return shown
+        return drawable
 
     async def listen(self) -> None:
         """Let the kernel hear the stop button.

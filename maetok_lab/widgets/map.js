@@ -43,7 +43,7 @@ function latentMap({ model, el }) {
   const dots = make("canvas", { width: WIDE * ratio, height: HIGH * ratio });
   const marks = make("canvas", { width: WIDE * ratio, height: HIGH * ratio, tabindex: 0, role: "img", "aria-label": about.label });
   const card = make("div", { class: "maetok-card", hidden: "" });
-  const cardPicture = make("canvas", { width: about.thumbnail, height: about.thumbnail });
+  const cardPicture = make("canvas", {});
   const cardWords = make("span", {});
   card.append(cardPicture, cardWords);
   const board = make("div", { class: "maetok-board" }, dots, marks, card);
@@ -157,7 +157,7 @@ function latentMap({ model, el }) {
       for (const index of visible) {
         if (tileOf[index] < 0) continue;
         const [left, top] = pixelOf(index).map((value) => value * ratio - side / 2);
-        pen.drawImage(view.sheet, ...tilePlace(index), about.thumbnail, about.thumbnail, left, top, side, side);
+        pen.drawImage(view.sheet, ...tilePlace(index), left, top, side, side);
         pen.strokeStyle = column32(pens[index]);
         pen.lineWidth = 1.5 * ratio;
         pen.strokeRect(left, top, side, side);
@@ -168,8 +168,8 @@ function latentMap({ model, el }) {
   const column32 = (ink) => `rgb(${ink & 255},${(ink >> 8) & 255},${(ink >> 16) & 255})`;
   const tilePlace = (index) => {
     const tile = tileOf[index];
-    const columns = model.get("thumbnails").columns;
-    return [(tile % columns) * about.thumbnail, Math.floor(tile / columns) * about.thumbnail];
+    const { columns, side } = model.get("thumbnails");
+    return [(tile % columns) * side, Math.floor(tile / columns) * side, side, side];
   };
 
   const over = marks.getContext("2d");
@@ -241,8 +241,9 @@ function latentMap({ model, el }) {
       card.style.top = `${Math.max(0, Math.min(place.height - 142, (top / HIGH) * place.height - 60))}px`;
       cardWords.textContent = nameOf(point);
       cardPicture.hidden = tileOf[point] < 0 || !view.sheet;
-      if (!cardPicture.hidden) paintCard(view.sheet, ...tilePlace(point), about.thumbnail);
-      else if (!model.stored) tell({ hovered: point });
+      if (!cardPicture.hidden) paintCard(view.sheet, ...tilePlace(point));
+      // the picture itself follows, where a kernel has it
+      if (!model.stored) tell({ hovered: point });
     }
     drawMarks();
   };

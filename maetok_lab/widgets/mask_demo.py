@@ -162,6 +162,7 @@ class MaskDemo(PanelStudio):
         latents = masked.encode(self.image[None], mask=self.mask[None].to(self.device))
         targets = image_targets(self.decoders, self.image)
         predictions = {name: self.decoders[name](latents)[0].float() for name in targets}
+        # all at one size in a row, which the page cuts up
         side = 192
         strip = []
         titles = []

@@ -245,13 +245,13 @@ class MaskStudio(Studio):
         self.refresh()
 
         # what is hidden, and what comes of it; the tokens beside what the mask costs; the targets
-        seen = package.VBox([self.summary, controls.patches, controls.touch], layout=COLUMN)
+        board = package.VBox([self.summary, controls.patches, controls.touch], layout=COLUMN)
         tokens = package.VBox([self._tokens_title, controls.tokens], layout=COLUMN)
         surgery = package.VBox([controls.surgery, controls.amount, controls.other])
         rows = [
             [controls.image, controls.kind, controls.seed, controls.upload],
             [controls.ratio],
-            [pictures.pop("image"), seen, pictures.pop("reconstruction"), pictures.pop("error")],
+            [pictures.pop("image"), board, pictures.pop("reconstruction"), pictures.pop("error")],
             [tokens, *[package.Box([widget]) for widget in self.charts.values()]],
             [pictures.pop("draws"), pictures.pop("operated"), surgery],
             list(pictures.values()),

@@ -130,13 +130,13 @@ class RunBrowser(Studio):
         controls.picture.observe(lambda _: self._show_picture(), "value")
 
         # the runs beside their chart, the pictures beside the notebooks, tables below
-        chosen = package.VBox(
+        selection = package.VBox(
             [controls.words, controls.runs, controls.column, controls.log], layout=NARROW
         )
         chart = package.Box([self.chart], layout=BROAD)
         links = package.VBox([controls.picture, self.title, self.links], layout=NARROW)
         pictures = package.Box([self.image], layout=BROAD)
-        rows = [package.HBox([chosen, chart]), package.HBox([links, pictures])]
+        rows = [package.HBox([selection, chart]), package.HBox([links, pictures])]
         self._show()
         return package.VBox([*rows, self.about, self.differences], layout=PAGE)
 
@@ -144,9 +144,9 @@ class RunBrowser(Studio):
         words = change["new"].lower().split()
         names = [name for name in self.names if all(word in name.lower() for word in words)]
         # what is chosen stays in the list
-        chosen = self.controls.runs.value
-        self.controls.runs.options = list(dict.fromkeys([*chosen, *names]))
-        self.controls.runs.value = chosen
+        selection = self.controls.runs.value
+        self.controls.runs.options = list(dict.fromkeys([*selection, *names]))
+        self.controls.runs.value = selection
 
     def _on_runs(self, change: Any) -> None:
         self.select(change["new"])

@@ -57,9 +57,9 @@ def write_html(notebook: Any, path: Path, *, folder: Path, home: Path | None = N
 
     # headings get their places, and the list of contents
     contents: list[str] = []
-    body = HEADING.sub(lambda found: _anchored(found, contents), "\n".join(parts))
-    body = LINK.sub(lambda found: _resolved(found, path.parent), body)
-    body = LONG_NUMBER.sub(lambda found: short_number(float(found[0])), body)
+    body = HEADING.sub(lambda match: _anchored(match, contents), "\n".join(parts))
+    body = LINK.sub(lambda match: _resolved(match, path.parent), body)
+    body = LONG_NUMBER.sub(lambda match: short_number(float(match[0])), body)
     if home is not None:
         body = body.replace(f"{html.escape(str(home))}/", "")
     style = STYLE + exporter.colours
@@ -163,8 +163,8 @@ def _verdict(exporter: _Exporter, cells: list[Any]) -> str:
     return f"<section class='verdict'><h2>In short</h2>{''.join(parts)}</section>"
 
 
-def _anchored(found: re.Match, contents: list[str]) -> str:
-    level, attributes, words = found.groups()
+def _anchored(match: re.Match, contents: list[str]) -> str:
+    level, attributes, words = match.groups()
     plain = re.sub(r"<[^>]+>", "", words)
     name = f"part-{len(contents)}"
     deeper = " class='deeper'" if level == "3" else ""
@@ -173,9 +173,9 @@ def _anchored(found: re.Match, contents: list[str]) -> str:
     return f"<h{level} id='{name}'{attributes}>{words}</h{level}>"
 
 
-def _resolved(found: re.Match, folder: Path) -> str:
+def _resolved(match: re.Match, folder: Path) -> str:
     """A link to a notebook, to its page where it was run; words alone where there is none."""
-    target, words = found.groups()
+    target, words = match.groups()
     name = Path(target.partition("#")[0]).stem
     pages = sorted(folder.parent.glob(f"{name}-*/notebook.html"))
     if not target.endswith(".ipynb") or not pages:

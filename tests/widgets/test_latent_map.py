@@ -18,7 +18,7 @@ from maetok_lab.analysis.projection import fit_projection
 from maetok_lab.plots.curves import CLASS_COLOURS
 from maetok_lab.plots.masks import picture_of
 from maetok_lab.tokenizer.foreign import RawPixels
-from maetok_lab.widgets.latent_map import STRIP, THUMBNAIL, LatentMap
+from maetok_lab.widgets.latent_map import STRIP, LatentMap
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,9 @@ def test_all_is_there_when_the_widget_is_made(walk, source, pixels):
     assert len(numbers(view.places["x"], np.uint16)) == 43
     assert numbers(view.thumbnails["points"], np.int32).tolist() == list(range(43))
     sheet = Image.open(io.BytesIO(view.thumbnails["sheet"])).convert("RGB")
-    thumbnail = Image.fromarray(picture_of(source.images[7])).resize((THUMBNAIL, THUMBNAIL))
-    shown = sheet.crop((7 * THUMBNAIL, 0, 8 * THUMBNAIL, THUMBNAIL))
+    side = view.thumbnails["side"]
+    thumbnail = Image.fromarray(picture_of(source.images[7])).resize((side, side))
+    shown = sheet.crop((7 * side, 0, 8 * side, side))
     difference = np.asarray(shown, float) - np.asarray(thumbnail, float)
     assert np.abs(difference).mean() < 25  # WebP, and another way of enlarging 8 px
     assert np.array_equal(tiles(walk, pixels)[0], picture_of(source.images[0]))
