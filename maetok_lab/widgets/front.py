@@ -248,6 +248,11 @@ def cell_grid(
     return panel(["grid.js"], state, pages_own=("selection", "last"))
 
 
+def kernel_line() -> Any:
+    """A line that says when the kernel is busy or gone."""
+    return panel(["kernel_line.js"], {})
+
+
 def picked_cell(grid: Any) -> int | None:
     """The cell of a `cell_grid` that was picked last; None where none is selected."""
     if grid.last in grid.selection:

@@ -8,7 +8,7 @@ const MOST_TILES = 400; // visible points from which on they are dots again
 function latentMap({ model, el }) {
   const about = model.get("about");
   const view = { scale: 1, left: 0, top: 0, tool: "move", only: null, hover: null, chosen: null, sheet: null, lasso: null };
-  const ratio = Math.min(window.devicePixelRatio || 1, 2);
+  const ratio = 2; // canvas pixels a unit: crisp on dense screens, and where the page is wider than usual
 
   // Parts -------------------------------------------------------------------------------------------
 

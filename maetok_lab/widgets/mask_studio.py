@@ -41,6 +41,7 @@ from maetok_lab.widgets.front import (
     caption,
     image_names,
     ipywidgets,
+    kernel_line,
     picked_cell,
     png_bytes,
     take_images,
@@ -258,7 +259,7 @@ class MaskStudio(Studio):
         ]
         head, *body = [package.HBox(row, layout=ROW) for row in rows]
         head.layout.flex_flow = "row wrap"
-        return package.VBox([head, self.message, *body])
+        return package.VBox([kernel_line(), head, self.message, *body])
 
     def _observe(self) -> None:
         controls = self.controls

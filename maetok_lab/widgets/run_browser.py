@@ -20,7 +20,7 @@ from maetok_lab.runs.tables import (
     sample_pictures,
 )
 from maetok_lab.widgets.charts import chart, line, line_chart
-from maetok_lab.widgets.front import BLANK, FULL, Studio, ipywidgets, png_image
+from maetok_lab.widgets.front import BLANK, FULL, Studio, ipywidgets, kernel_line, png_image
 
 PAGE = {"width": "100%", "max_width": "1120px"}
 NARROW = {"width": "38%", "overflow": "hidden"}
@@ -138,7 +138,7 @@ class RunBrowser(Studio):
         pictures = package.Box([self.image], layout=BROAD)
         rows = [package.HBox([selection, chart]), package.HBox([links, pictures])]
         self._show()
-        return package.VBox([*rows, self.about, self.differences], layout=PAGE)
+        return package.VBox([kernel_line(), *rows, self.about, self.differences], layout=PAGE)
 
     def _on_words(self, change: Any) -> None:
         words = change["new"].lower().split()

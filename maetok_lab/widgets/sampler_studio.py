@@ -21,7 +21,7 @@ from maetok_lab.identity import check_owner
 from maetok_lab.pictures import image_grid
 from maetok_lab.plots.images import plot_rows
 from maetok_lab.protocols import AnyTokenizer
-from maetok_lab.widgets.front import BLANK, Studio, as_png, ipywidgets
+from maetok_lab.widgets.front import BLANK, Studio, as_png, ipywidgets, kernel_line
 from maetok_lab.widgets.panel import panel, picture_still
 
 SECONDS_BETWEEN_PICTURES = 0.2  # while it samples: decoding costs as much as a step
@@ -207,7 +207,9 @@ class SamplerStudio(Studio):
             control.observe(lambda _: self._show(), "value")
 
         # what is sampled on the left, how it looks on the right
-        left = package.VBox([*inputs, self.cost_line], layout={"width": "400px", "flex": "none"})
+        left = package.VBox(
+            [kernel_line(), *inputs, self.cost_line], layout={"width": "400px", "flex": "none"}
+        )
         right = package.VBox(
             [controls.place, controls.show, self.position, self.tiles],
             layout={"flex": "1 1 auto", "min_width": "0", "max_width": "700px"},
