@@ -1,6 +1,7 @@
 """What all widgets share: whether a person is looking, pictures as bytes, and two controls."""
 
 import asyncio
+import contextlib
 import functools
 import io
 import math
@@ -18,7 +19,7 @@ from maetok_lab.widgets.panel import panel, picture_still, still
 UPLOAD_LIMIT = 8 << 20  # bytes; Jupyter's server cuts connections that send over 10 MiB at once
 QUARTER = {"width": "23.5%", "margin": "0 1.5% 0 0", "flex": "none", "overflow": "hidden"}
 FULL = {"width": "100%", "margin": "0"}  # of the page, or of the column
-QUIET = 2.0  # seconds without a move before the stored state is taken anew
+QUIET = 4.0  # seconds without a move before the stored state is taken anew
 # rows of boxes wrap, so that a view of 1160 px also fits a narrower page
 WRAP = {"flex_flow": "row wrap", "align_items": "flex-start", "max_width": "1160px"}
 
@@ -78,6 +79,10 @@ class Studio:
         figure = self.twin()
         return "" if figure is None else picture_still(figure_bytes(figure))
 
+    def first_still(self) -> str:
+        """What is stored at once: light, so that a page that opens has little to do."""
+        return self.still()
+
     def moved(self) -> None:
         """Take the still anew once nothing has moved for `QUIET` seconds."""
         if self._stored is None:
@@ -85,8 +90,12 @@ class Studio:
         if self._timer is not None:
             self._timer.cancel()
         # drawing a figure holds the kernel for some tenths of a second: not between two moves
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(QUIET, lambda: self._stored.update(_html(self.still())))
+        with contextlib.suppress(RuntimeError):  # no event loop: nothing can come later
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(QUIET, self._store)
+
+    def _store(self) -> None:
+        self._stored.update(_html(self.still()))
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
@@ -97,7 +106,7 @@ class Studio:
         display(self.view)
         # voila stores no notebook
         if not _started_by_voila():
-            self._stored = display(_html(self.still()), display_id=True)
+            self._stored = display(_html(self.first_still()), display_id=True)
 
     def _display_twin(self) -> None:
         from IPython.display import Image, display
@@ -112,6 +121,13 @@ class PanelStudio(Studio):
 
     def still(self) -> str:
         return still(self.view, figure_bytes(self.twin()))
+
+    def first_still(self) -> str:
+        return super().still()
+
+    def _ipython_display_(self) -> None:
+        super()._ipython_display_()
+        self.moved()
 
     def _display_twin(self) -> None:
         from IPython.display import display

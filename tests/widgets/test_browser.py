@@ -55,12 +55,6 @@ WIDGETS = ("mask_demo", "mask_studio", "latent_map", "sampler_studio")
 PAGES = (*WIDGETS, "large_map", "live_training")
 
 
-@pytest.fixture(scope="module")
-def studios():
-    """The same studios in this process: their attributes say what the page must show."""
-    return {name: getattr(browser_parts, name)() for name in WIDGETS}
-
-
 @pytest.fixture(scope="module", params=["lab", "voila"])
 def site(request, tmp_path_factory):
     """(front end, address of a widget's page by name, folder for screenshots)."""
@@ -120,8 +114,9 @@ def reconstruct(studio, mask):
     return studio.tokenizer(studio.image[None], mask=mask[None])[0]
 
 
-def test_mask_studio(open_widget, studios):
-    page, studio = open_widget("mask_studio"), studios["mask_studio"]
+def test_mask_studio(open_widget):
+    # the same studio in this process: its attributes say what the page must show
+    page, studio = open_widget("mask_studio"), browser_parts.mask_studio()
     patch = studio.tokenizer.config.patch_size
     grids = page.locator(".maetok-grid")
     grids.nth(1).wait_for()
@@ -184,8 +179,9 @@ def test_an_upload_that_is_no_picture_or_too_large_is_told_in_the_page(open_widg
         page.get_by_text(words).wait_for()
 
 
-def test_mask_demo(open_widget, studios):
-    page, demo = open_widget("mask_demo"), studios["mask_demo"]
+def test_mask_demo(open_widget):
+    # the same studio in this process: its attributes say what the page must show
+    page, demo = open_widget("mask_demo"), browser_parts.mask_demo()
     page.locator(".maetok-thumbnails button").nth(3).wait_for()
 
     def assert_shows_both(mask):
@@ -222,8 +218,9 @@ def test_mask_demo(open_widget, studios):
     page.locator(".maetok-deep figure", has_text="edges (HOG), of the whole picture").wait_for()
 
 
-def test_latent_map(open_widget, studios):
-    page, walk = open_widget("latent_map"), studios["latent_map"]
+def test_latent_map(open_widget):
+    # the same studio in this process: its attributes say what the page must show
+    page, walk = open_widget("latent_map"), browser_parts.latent_map()
     board = page.locator(".maetok-board")
     board.wait_for()
     assert_shows(page, picture_of(walk.original(0)))
@@ -259,8 +256,9 @@ def test_latent_map(open_widget, studios):
     assert_shows(page, picture_of(walk.selected_mean()))
 
 
-def test_sampler_studio(open_widget, studios):
-    page, studio = open_widget("sampler_studio"), studios["sampler_studio"]
+def test_sampler_studio(open_widget):
+    # the same studio in this process: its attributes say what the page must show
+    page, studio = open_widget("sampler_studio"), browser_parts.sampler_studio()
     box = page.get_by_label("class", exact=True)
     box.wait_for()
 
