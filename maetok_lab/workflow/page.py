@@ -23,11 +23,11 @@ nav a {display: block; margin: .45em 0; color: #0072b2; text-decoration: none}
 nav a.deeper {margin-left: 1em}
 @media (max-width: 60rem) {nav {position: static; width: auto} main {padding-left: 2rem}}
 h1 {line-height: 1.25} img, svg {max-width: 100%; height: auto}
-pre {overflow-x: auto; font-size: 13px; line-height: 1.35}
+pre {overflow-x: auto; font-size: 13px; line-height: 1.35; white-space: pre-wrap}
 details {margin: .4em 0} summary {cursor: pointer; color: #666; font-size: 13px}
 .prompt {display: none} .highlight {background: #f6f6f4; padding: .1em .8em; border-radius: 4px}
-table {border-collapse: collapse; font-size: 14px; overflow-x: auto; display: block}
-th, td {padding: .2em .8em; border-bottom: 1px solid #ddd; text-align: right}
+table {border: 0; border-collapse: collapse; font-size: 14px; overflow-x: auto; display: block}
+th, td {padding: .2em .8em; border: 0; border-bottom: 1px solid #ddd; text-align: right}
 .verdict {margin: 1em 0 2em; padding: .5em 1.5em 1em; border: 1px solid #ddd; border-radius: 8px}
 """
 PAGE = """<!doctype html><html lang='en'><head><meta charset='utf-8'>\
