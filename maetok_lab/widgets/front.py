@@ -20,8 +20,6 @@ UPLOAD_LIMIT = 8 << 20  # bytes; Jupyter's server cuts connections that send ove
 QUARTER = {"width": "23.5%", "margin": "0 1.5% 0 0", "flex": "none", "overflow": "hidden"}
 FULL = {"width": "100%", "margin": "0"}  # of the page, or of the column
 QUIET = 4.0  # seconds without a move before the stored state is taken anew
-# rows of boxes wrap, so that a view of 1160 px also fits a narrower page
-WRAP = {"flex_flow": "row wrap", "align_items": "flex-start", "max_width": "1160px"}
 
 
 def ipywidgets() -> ModuleType:

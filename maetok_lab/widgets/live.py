@@ -18,7 +18,7 @@ from maetok_lab.plots.curves import colours_for
 from maetok_lab.runs import Run
 from maetok_lab.training.task import StepRecord
 from maetok_lab.widgets.charts import chart, line, line_chart
-from maetok_lab.widgets.front import WRAP, ipywidgets, is_live, png_image
+from maetok_lab.widgets.front import ipywidgets, is_live, png_image
 
 SECONDS_BETWEEN_VIEWS = 0.5  # of the panel: drawing the chart costs more than a small step
 NO_LOSSES = ("step", "images", "split", "skipped")  # of a run's log
@@ -220,7 +220,7 @@ class LiveTraining:
                 layout={"display": "none"},
             ),
             words=package.HTML(),
-            picture=png_image(width="512px", height="256px", object_fit="contain"),
+            picture=png_image(max_width="100%", max_height="256px", object_fit="contain"),
             chart=line_chart(self.chart_spec()),
         )
         controls.stop.on_click(lambda _: self._on_stop())
@@ -231,9 +231,12 @@ class LiveTraining:
         """The panel."""
         package = ipywidgets()
         controls = self.controls
-        head = package.HBox([controls.bar, controls.stop, controls.words])
-        chart = package.Box([controls.chart], layout={"width": "550px"})
-        return package.VBox([head, package.HBox([chart, controls.picture], layout=WRAP)])
+        head = package.HBox([controls.bar, controls.stop])
+        # side by side, so that both share a screen
+        half = {"width": "49%", "max_width": "550px"}
+        chart = package.Box([controls.chart], layout=half)
+        picture = package.Box([controls.picture], layout=half)
+        return package.VBox([head, controls.words, package.HBox([chart, picture])])
 
     def chart_spec(self) -> dict[str, Any]:
         """The spec of all losses so far; a logarithm has those above 0 only."""

@@ -277,7 +277,7 @@ def test_the_stop_button_ends_a_real_training_with_a_checkpoint_and_the_same_lin
             task = asyncio.create_task(follow(training, "tokenizer"))
             await asyncio.sleep(0)
             if click:
-                head, _ = views[-1].children
+                head, *_ = views[-1].children
                 head.children[1].click()
             await task
         return run
