@@ -93,7 +93,7 @@ class Studio:
             self._timer = loop.call_later(QUIET, self._store)
 
     def _store(self) -> None:
-        self._stored.update(_html(self.still()))
+        self._stored.update(html_output(self.still()))
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
@@ -104,7 +104,7 @@ class Studio:
         display(self.view)
         # voila stores no notebook
         if not _started_by_voila():
-            self._stored = display(_html(self.first_still()), display_id=True)
+            self._stored = display(html_output(self.first_still()), display_id=True)
 
     def _display_twin(self) -> None:
         from IPython.display import Image, display
@@ -130,10 +130,11 @@ class PanelStudio(Studio):
     def _display_twin(self) -> None:
         from IPython.display import display
 
-        display(_html(self.still()))
+        display(html_output(self.still()))
 
 
-def _html(text: str) -> Any:
+def html_output(text: str) -> Any:
+    """HTML as a cell shows it."""
     from IPython.display import HTML
 
     return HTML(text)

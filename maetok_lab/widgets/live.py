@@ -18,7 +18,8 @@ from maetok_lab.plots.curves import colours_for
 from maetok_lab.runs import Run
 from maetok_lab.training.task import StepRecord
 from maetok_lab.widgets.charts import chart, line, line_chart
-from maetok_lab.widgets.front import ipywidgets, is_live, png_image
+from maetok_lab.widgets.front import BLANK, html_output, ipywidgets, is_live, png_image
+from maetok_lab.widgets.panel import still
 
 SECONDS_BETWEEN_VIEWS = 0.5  # of the panel: drawing the chart costs more than a small step
 NO_LOSSES = ("step", "images", "split", "skipped")  # of a run's log
@@ -141,7 +142,7 @@ class LiveTraining:
         day, _, hour = summary["ended"].partition("T")
         self.write(f"{self.title}: finished on {day} at {hour[:5]} UTC: {', '.join(words)}")
         if self.live:
-            self._display()
+            self._display(self.view)
             steps = summary["steps"]
             for picture in sorted((run.folder / "samples").glob("*.png"))[-1:]:
                 self.controls.picture.value = picture.read_bytes()
@@ -182,7 +183,7 @@ class LiveTraining:
             count = bisect.bisect_left(steps, record.step)
             self.history[name] = (steps[:count], values[:count])
         if self.live:
-            self._display()
+            self._display(self.view)
         if record.step > 1:
             self.write(f"{self.title}: continues at step {record.step} of {record.num_steps}")
 
@@ -252,10 +253,10 @@ class LiveTraining:
         self.controls.stop.disabled = True
         self.controls.words.value = "stopping after this step ..."
 
-    def _display(self) -> None:
+    def _display(self, output: Any) -> None:
         from IPython.display import display
 
-        display(self.view)
+        display(output)
 
     def _show(self, record: StepRecord, now: float, *, last: bool) -> None:
         # a picture is rare (each some hundred steps): it is shown at once
@@ -281,3 +282,6 @@ class LiveTraining:
         controls.words.value = words
         controls.stop.disabled = ended
         controls.chart.spec = self.chart_spec()
+        if ended:
+            # what stays of the panel in a stored notebook
+            self._display(html_output(still(controls.chart, BLANK)))
