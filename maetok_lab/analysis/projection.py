@@ -8,6 +8,7 @@ before it says what was lost.
 import dataclasses
 import itertools
 import math
+import sys
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -177,12 +178,15 @@ def _embed(scores: np.ndarray, settings: ProjectionSettings, seed: int) -> tuple
         perplexity = min(settings.neighbours, (len(scores) - 1) / 3)
         mapper = TSNE(2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1)
     else:
+        first = "umap" not in sys.modules
         try:
             from umap import UMAP
         except ImportError as problem:
             raise ImportError(
                 "UMAP maps need umap-learn: pip install 'maetok-lab[notebooks]'"
             ) from problem
+        if first:
+            print("umap: it compiles for half a minute the first time", flush=True)
         # a seeded UMAP runs on one thread; said here, it does not warn
         neighbours = min(settings.neighbours, len(scores) - 1)
         mapper = UMAP(
