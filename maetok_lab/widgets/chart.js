@@ -59,7 +59,7 @@ function scaleOf(side, values, from, to, room) {
 function drawChart(host, spec) {
   const { width, height, lines = [], points = [], bands = [] } = spec;
   const legend = spec.legend !== false && lines.length > 0;
-  const box = { left: 52, right: width - 14, top: legend ? 26 : 10, bottom: height - 40 };
+  const box = { left: 52, right: width - 24, top: legend ? 26 : 10, bottom: height - 40 };
   const xs = lines.flatMap((line) => line.x).concat(points.map((point) => point.x));
   const ys = lines.flatMap((line) => line.y).concat(points.map((point) => point.y));
   const x = scaleOf(spec.x, xs, box.left, box.right, false);
