@@ -98,14 +98,23 @@ def serving_notebooks(front, folder):
         yield lambda name: address + pages.format(name)
 
 
+STARTED = """() => [...document.querySelectorAll('.jp-InputPrompt')]
+  .some(prompt => /\\[(\\*|\\d+)\\]/.test(prompt.textContent))"""
+
+
 def run_all(page):
     """Run the cells of JupyterLab's notebook."""
     page.wait_for_selector(".jp-Notebook")
     page.wait_for_function(
         "() => document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]')"
     )
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_text("Run All Cells", exact=True).click()
+    # JupyterLab says that it is idle a little before it hears the menu
+    for _ in range(3):
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).click()
+        with contextlib.suppress(sync_api.TimeoutError):
+            page.wait_for_function(STARTED, timeout=20_000)
+            return
 
 
 def local(url):
