@@ -11,7 +11,9 @@ file, and what the trainings record about themselves.
 
 import argparse
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,7 +36,6 @@ from maetok_lab.runs.weights import SHIPPED
 from maetok_lab.tokenizer.loading import export_tokenizer, load_auxiliary, load_tokenizer
 from maetok_lab.training.diffusion import train_diffusion
 from maetok_lab.training.presets import DECODER_TUNING, diffusion_training, ladder_training
-from maetok_lab.training.recipe import TokenizerTraining
 from maetok_lab.widgets.live import follow_to_end
 
 LABELS = "category-style"
@@ -54,11 +55,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", help="folder of its runs; runs/ beside the library by default")
     parser.add_argument("--plain", action="store_true", help="the plain autoencoder alone")
-    asked = parser.parse_args()
-    root = runs_root(asked.runs)
+    options = parser.parse_args()
+    root = runs_root(options.runs)
     images = open_splits("emoji", image_size=64, labels=LABELS)
     about = {"scores": {}, "runs": {}}
-    if asked.plain:
+    if options.plain:
         about = read_json(SHIPPED / "index.json")
     else:
         make_models(images, root, about)
@@ -73,15 +74,7 @@ def main() -> None:
 
 def make_models(images: dict[str, ImageSource], root: Path, about: dict[str, dict]) -> None:
     """The masked tokenizer and the diffusion model; their scores and runs go into `about`."""
-    stages = train_both_stages(
-        "pretrained-tokenizer",
-        first_stage(images["train"]),
-        TUNING,
-        images["train"],
-        images["val"],
-        root=root,
-        device=pick_device(),
-    )
+    stages = train(train_both_stages, "pretrained-tokenizer", images, root)
     _, tuned = stages
     tokenizer = load_tokenizer(tuned.folder)
     latents = {}
@@ -107,29 +100,24 @@ def make_models(images: dict[str, ImageSource], root: Path, about: dict[str, dic
 
 def make_plain(images: dict[str, ImageSource], root: Path, about: dict[str, dict]) -> None:
     """The plain autoencoder; its score and run go into `about`."""
-    run = train_plain(
-        "pretrained-plain",
-        first_stage(images["train"]),
-        TUNING,
-        images["train"],
-        images["val"],
-        root=root,
-        device=pick_device(),
-    )
+    run = train(train_plain, "pretrained-plain", images, root)
     tokenizer = load_tokenizer(run.folder)
     export_tokenizer(tokenizer, SHIPPED / "plain", about=ABOUT, dtype=torch.float16)
     about["scores"]["plain reconstruction"] = reconstruction("shipped/plain")
     about["runs"][run.name] = {"config": run.config, "provenance": run.provenance}
 
 
-def first_stage(images: ImageSource) -> TokenizerTraining:
-    """The masked tokenizer's training on this machine."""
+def train(training: Callable, name: str, images: dict[str, ImageSource], root: Path) -> Any:
+    """`train_both_stages` or `train_plain` with the masked tokenizer's config, on this machine."""
+    device = pick_device()
     changes = {
-        "images": images.fingerprint,
-        "precision": pick_precision(pick_device()),
+        "images": images["train"].fingerprint,
+        "precision": pick_precision(device),
         "num_steps": STEPS["tokenizer"],
     }
-    return ladder_training("tiny", RUNG, **changes)
+    config = ladder_training("tiny", RUNG, **changes)
+    parts = (images["train"], images["val"])
+    return training(name, config, TUNING, *parts, root=root, device=device)
 
 
 def train_generator(latents: dict[str, LatentDataset], num_classes: int, root: Path) -> Run:

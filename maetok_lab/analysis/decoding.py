@@ -15,6 +15,11 @@ MAX_PSNR = 100.0  # dB, for images without any error
 STEPS = 8  # of the line between two latents
 
 
+def finite_psnr(images: Tensor, references: Tensor) -> Tensor:
+    """`psnr` in dB, at most `MAX_PSNR`: a decoder that looks at nothing makes no error. -> (B,)"""
+    return psnr(images, references).clamp(max=MAX_PSNR)
+
+
 @torch.inference_mode()
 def decoder_robustness(
     decode: Decode,
@@ -38,9 +43,8 @@ def decoder_robustness(
         noisy = (latents + level * std * noise).to(latents.dtype)
         scores = []
         for part, images in zip(noisy.split(batch_size), clean):
-            scores.append(psnr(decode(part).float(), images.float()))
-        # a decoder that does not look at its latents has no error
-        values = torch.cat(scores).clamp(max=MAX_PSNR)
+            scores.append(finite_psnr(decode(part).float(), images.float()))
+        values = torch.cat(scores)
         error = values.std() / len(values) ** 0.5
         rows.append({"noise": level, "psnr": float(values.mean()), "error": float(error)})
     table = pd.DataFrame(rows)

@@ -9,14 +9,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from maetok_lab.analysis.decoding import MAX_PSNR
+from maetok_lab.analysis.decoding import finite_psnr
 from maetok_lab.analysis.fitting import GmmProtocol, fit_gmm
 from maetok_lab.analysis.preprocess import as_rows, take_rows
 from maetok_lab.analysis.projection import Method, Projection, fit_projection
 from maetok_lab.data.images import ImageSource
 from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.diffusion.path import velocity_loss
-from maetok_lab.evaluation.pixels import psnr
 from maetok_lab.inference import device_of
 from maetok_lab.progress import track
 from maetok_lab.protocols import AnyTokenizer
@@ -127,7 +126,7 @@ def decoded_psnr(
     for rows in track(torch.arange(len(source)).split(batch_size), "batches decoded"):
         images = source.batch(rows)[0].to(device)
         decoded = tokenizer.decode(take_rows(latents, rows).float().to(device))
-        scores.append(psnr(decoded, images).clamp(max=MAX_PSNR).cpu())
+        scores.append(finite_psnr(decoded, images).cpu())
     return torch.cat(scores)
 
 

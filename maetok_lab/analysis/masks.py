@@ -13,8 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from maetok_lab.analysis.decoding import MAX_PSNR
-from maetok_lab.evaluation.pixels import psnr
+from maetok_lab.analysis.decoding import finite_psnr
 from maetok_lab.hints import check_choice
 from maetok_lab.layers.grid import patchify
 from maetok_lab.rng import generator
@@ -168,7 +167,7 @@ def study_mask(
         moved=token_shift(latents[0], whole, statistics.std),
         reconstruction=reconstruction[0],
         error=error_map(image, reconstruction[0]),
-        psnr=psnr(reconstruction, image[None]).clamp(max=MAX_PSNR).item(),
+        psnr=finite_psnr(reconstruction, image[None]).item(),
         perceptual=perceptual,
         predictions={name: decoders[name](latents)[0].float() for name in targets},
         targets=dict(targets),
@@ -197,8 +196,7 @@ def reconstruct_masked(
     for mask in masks.to(image.device).split(batch_size):
         images.append(tokenizer(image.expand(len(mask), *image.shape), mask=mask))
     images = torch.cat(images)
-    scores = psnr(images, image.expand_as(images)).clamp(max=MAX_PSNR)
-    return images, scores
+    return images, finite_psnr(images, image.expand_as(images))
 
 
 # Many images --------------------------------------------------------------------------------------
@@ -228,10 +226,10 @@ def ratio_curve(
         distances = []
         for batch, mask in zip(images.split(batch_size), masks.split(batch_size)):
             reconstructions = tokenizer(batch, mask=mask)
-            scores.append(psnr(reconstructions, batch))
+            scores.append(finite_psnr(reconstructions, batch))
             if distance is not None:
                 distances.append(distance(reconstructions, batch))
-        scores = torch.cat(scores).clamp(max=MAX_PSNR)
+        scores = torch.cat(scores)
         error = math.nan
         if len(scores) > 1:
             error = float(scores.std() / len(scores) ** 0.5)

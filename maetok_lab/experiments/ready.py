@@ -35,9 +35,14 @@ def find_tokenizer(
     run = runs_root(root) / f"tokenizer-{run_suffix(preset, seed, source, labels)}-tuned"
     if (run / "summary.json").exists():
         return run
-    shipped = SHIPPED / "tokenizer"
-    if (preset, seed, str(source)) == SHIPPED_TRAINING and (shipped / "config.json").exists():
-        return shipped
+    return _shipped("tokenizer", preset, seed, source)
+
+
+def _shipped(name: str, preset: str, seed: int, source: str | Path) -> Path | None:
+    """The folder of shipped weights, if they are there and of that training."""
+    folder = SHIPPED / name
+    if (preset, seed, str(source)) == SHIPPED_TRAINING and (folder / "config.json").exists():
+        return folder
     return None
 
 
@@ -82,10 +87,9 @@ def ready_pair(
     The shipped ones, if they are of that training; else `ready_tokenizer` and the run NAME-plain,
     which is trained where it is missing.
     """
-    shipped = SHIPPED / "tokenizer", SHIPPED / "plain"
-    there = all((folder / "config.json").exists() for folder in shipped)
-    if (preset, seed, str(source)) == SHIPPED_TRAINING and there:
-        return shipped
+    masked, plain = (_shipped(name, preset, seed, source) for name in ("tokenizer", "plain"))
+    if masked and plain:
+        return masked, plain
     reading |= {"seed": seed, "source": source, "labels": labels, "device": device}
     masked = ready_tokenizer(preset, root=root, **reading)
     name = f"tokenizer-{run_suffix(preset, seed, source, labels)}-plain"

@@ -116,20 +116,13 @@ def component_pictures(
 
 
 def target_pictures(study: MaskStudy, grid: tuple[int, int]) -> dict[str, np.ndarray]:
-    """`prediction_pictures` of a study."""
-    return prediction_pictures(study.predictions, study.targets, grid)
-
-
-def prediction_pictures(
-    predictions: Mapping[str, Tensor], targets: Mapping[str, Tensor], grid: tuple[int, int]
-) -> dict[str, np.ndarray]:
     """What each auxiliary decoder predicts, and its target: `hog: predicted`, `hog: target`, ...
 
     HOG as strokes, features as the first three principal components of the target. -> (h, w, 3)
     """
     pictures = {}
-    for name, target in targets.items():
-        sides = (predictions[name], target)
+    for name, target in study.targets.items():
+        sides = (study.predictions[name], target)
         if name == "hog":
             pair = [hog_picture(side, grid) for side in sides]
         else:

@@ -4,6 +4,12 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
+// How far right the pointer is, in the units of a chart of that width.
+function unitsAt(event, svg, width) {
+  const place = svg.getBoundingClientRect();
+  return ((event.clientX - place.left) / place.width) * width;
+}
+
 function shape(tag, settings, text) {
   const node = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(settings)) node.setAttribute(name, value);
@@ -110,9 +116,7 @@ function drawChart(host, spec) {
   svg.style.cursor = "pointer";
   const [low, high] = spec.x.range;
   svg.addEventListener("click", (event) => {
-    const place = svg.getBoundingClientRect();
-    const at = ((event.clientX - place.left) / place.width) * width;
-    spec.pick(low + ((at - box.left) / (box.right - box.left)) * (high - low));
+    spec.pick(low + ((unitsAt(event, svg, width) - box.left) / (box.right - box.left)) * (high - low));
   });
 }
 
@@ -135,8 +139,7 @@ function readValues(svg, spec, x, box) {
   svg.append(rule, words);
   svg.addEventListener("pointerleave", () => [rule, words].forEach((part) => part.setAttribute("visibility", "hidden")));
   svg.addEventListener("pointermove", (event) => {
-    const place = svg.getBoundingClientRect();
-    const at = ((event.clientX - place.left) / place.width) * spec.width;
+    const at = unitsAt(event, svg, spec.width);
     const nearest = (line) => line.x.reduce((best, value, index) => (Math.abs(x.place(value) - at) < Math.abs(x.place(line.x[best]) - at) ? index : best), 0);
     const rows = (spec.lines || []).filter((line) => line.x.length).map((line) => [line, nearest(line)]);
     if (!rows.length) return;

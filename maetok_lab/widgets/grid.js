@@ -42,7 +42,7 @@ function render({ model, el }) {
     pen.clearRect(0, 0, marks.width, marks.height);
     for (const index of model.get("hidden")) {
       const x = (index % columns()) * w, y = Math.floor(index / columns()) * h;
-      pen.fillStyle = "rgb(205,200,195)";
+      pen.fillStyle = HIDDEN_GREY;
       pen.fillRect(x, y, w, h);
       pen.strokeStyle = "rgba(90,90,90,.55)";
       pen.lineWidth = 1;
@@ -74,12 +74,7 @@ function render({ model, el }) {
     }
     draw();
   };
-  const at = (event) => {
-    const place = box.getBoundingClientRect();
-    const column = Math.floor(((event.clientX - place.left) / place.width) * columns());
-    const row = Math.floor(((event.clientY - place.top) / place.height) * rows());
-    return row < 0 || column < 0 || row >= rows() || column >= columns() ? null : row * columns() + column;
-  };
+  const at = (event) => cellAt(event, box, rows(), columns());
   box.addEventListener("pointerdown", (event) => {
     event.preventDefault();
     box.focus();
@@ -98,10 +93,9 @@ function render({ model, el }) {
   box.addEventListener("pointerup", () => (painting = null));
   box.addEventListener("pointercancel", () => (painting = null));
   box.addEventListener("keydown", (event) => {
-    const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns(), ArrowDown: columns() };
-    if (event.key in moves) {
-      const next = cursor + moves[event.key];
-      if (next >= 0 && next < rows() * columns()) cursor = next;
+    const next = cellAfter(event.key, cursor, rows(), columns());
+    if (next !== null) {
+      cursor = next;
       said.textContent = `row ${Math.floor(cursor / columns()) + 1}, column ${(cursor % columns()) + 1}`;
       draw();
     } else if (event.key === " " || event.key === "Enter") {
@@ -110,7 +104,6 @@ function render({ model, el }) {
       painting = null;
     } else return;
     event.preventDefault();
-    event.stopPropagation();
   });
   box.addEventListener("focus", draw);
   box.addEventListener("blur", draw);

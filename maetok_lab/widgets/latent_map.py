@@ -131,10 +131,7 @@ class LatentMap(PanelStudio):
 
     def original(self, point: int) -> Tensor:
         """The image of a point; for an overlay, which has none, what is decoded. -> (3, H, W)"""
-        place = self.atlas.frame.iloc[point]
-        if place["run"] != REAL:
-            return self.decoded(point)
-        return take_images(self.source, [int(place["row"])])[0]
+        return self._images([point])[0]
 
     def click(self, point: int) -> None:
         """Take a point; the previous one becomes the other end of the line."""
@@ -230,7 +227,7 @@ class LatentMap(PanelStudio):
             colours = class_colours(len(names))
             return {"codes": codes.astype(np.uint16).tobytes(), "names": names, "colours": colours}
 
-        # numbers by their rank within the middle 98 %: an outlier would leave one colour for all
+        # within the middle 98 %: an outlier would leave one colour for all
         low, high = np.nanpercentile(values, [1, 99])
         shares = ((values - low) / max(high - low, 1e-12)).clip(0, 1)
         codes = (shares * (RAMP - 1)).round().fillna(RAMP)  # the last: no number
@@ -260,35 +257,27 @@ class LatentMap(PanelStudio):
         """Small pictures of evenly spaced points on one sheet, as good as a notebook can store."""
         frame = self.atlas.frame
         count = min(len(frame), THUMBNAILS)
+        points = np.linspace(0, len(frame) - 1, count).round().astype(np.int32)
         limit = STORED_BYTES - POINT_BYTES * len(frame)
         looks = list(THUMBNAIL_LOOKS)
         side, quality = looks.pop(0)
-        points, sheet = self._sheet(count, side, quality)
+
+        # every image is read once, whatever fits
+        tiles = []
+        for start in range(0, count, 256):
+            for image in self._images(points[start : start + 256].tolist()):
+                tile = Image.fromarray(picture_of(image))
+                tiles.append(tile.resize((side, side), Image.Resampling.LANCZOS))
+
         # photographs take three times what drawings take: first smaller ones, then fewer
+        sheet = _sheet(tiles, side, quality)
         while len(sheet) > limit:
             if looks:
                 side, quality = looks.pop(0)
             else:
-                count //= 2
-            points, sheet = self._sheet(count, side, quality)
+                points, tiles = points[::2], tiles[::2]
+            sheet = _sheet(tiles, side, quality)
         return {"sheet": sheet, "points": points.tobytes(), "columns": SHEET_COLUMNS, "side": side}
-
-    def _sheet(self, count: int, side: int, quality: int) -> tuple[np.ndarray, bytes]:
-        """Thumbnails of `count` points as WebP, and the points."""
-        last = len(self.atlas.frame) - 1
-        points = np.linspace(0, last, count).round().astype(np.int32)
-        rows = -(-count // SHEET_COLUMNS)
-        sheet = Image.new("RGB", (SHEET_COLUMNS * side, rows * side))
-        for start in range(0, count, 256):
-            part = points[start : start + 256].tolist()
-            for number, image in enumerate(self._images(part), start):
-                tile = Image.fromarray(picture_of(image))
-                tile = tile.resize((side, side), Image.Resampling.LANCZOS)
-                row, column = divmod(number, SHEET_COLUMNS)
-                sheet.paste(tile, (column * side, row * side))
-        file = io.BytesIO()
-        sheet.save(file, "WEBP", quality=quality, method=2)
-        return points, file.getvalue()
 
     def _images(self, points: Sequence[int]) -> list[Tensor]:
         """The images of points: one reading for all that are images of the source."""
@@ -303,7 +292,7 @@ class LatentMap(PanelStudio):
     def inspected(self) -> dict[str, Any]:
         """The clicked point: image, decoded latent, neighbours, the line from the previous one."""
         near = self.near(self.point)
-        tiles = [*self._images([self.point]), self.decoded(self.point), *self._images(near)]
+        tiles = [self.original(self.point), self.decoded(self.point), *self._images(near)]
         if self.previous is not None:
             tiles += list(self.between())
         pixels = torch.cat([to_uint8(tile).movedim(0, -1).cpu() for tile in tiles], dim=1)
@@ -333,7 +322,7 @@ class LatentMap(PanelStudio):
 
     def _on_hover(self, change: Any) -> None:
         # the page asks for pictures that it does not carry
-        image = self._images([change["new"]])[0]
+        image = self.original(change["new"])
         self.view.near = {"point": change["new"], "picture": as_png(picture_of(image))}
 
     def _on_lasso(self, change: Any) -> None:
@@ -362,3 +351,16 @@ class LatentMap(PanelStudio):
         self.view.places = self.places()
         self.view.message = ""
         self.moved()
+
+
+def _sheet(tiles: Sequence[Image.Image], side: int, quality: int) -> bytes:
+    """Pictures side by side, `SHEET_COLUMNS` in a row, as WebP."""
+    rows = -(-len(tiles) // SHEET_COLUMNS)
+    sheet = Image.new("RGB", (SHEET_COLUMNS * side, rows * side))
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, SHEET_COLUMNS)
+        small = tile.resize((side, side), Image.Resampling.LANCZOS)
+        sheet.paste(small, (column * side, row * side))
+    file = io.BytesIO()
+    sheet.save(file, "WEBP", quality=quality, method=2)
+    return file.getvalue()

@@ -7,7 +7,7 @@ const MOST_TILES = 400; // visible points from which on they are dots again
 
 function latentMap({ model, el }) {
   const about = model.get("about");
-  const view = { scale: 1, left: 0, top: 0, tool: "move", only: null, hover: null, chosen: null, sheet: null, lasso: null };
+  const view = { scale: 1, left: 0, top: 0, tool: "move", only: null, hover: null, sheet: null, lasso: null };
   const ratio = 2; // canvas pixels a unit: crisp on dense screens, and where the page is wider than usual
 
   // Parts -------------------------------------------------------------------------------------------
@@ -30,12 +30,7 @@ function latentMap({ model, el }) {
     message.textContent = `points are 0 to ${about.points - 1}`;
     number.value = model.get("point");
   });
-  const tools = make("div", { class: "maetok-kinds", role: "radiogroup", "aria-label": "what a drag does" });
-  for (const tool of ["move", "lasso"]) {
-    const button = make("button", { type: "button", role: "radio", onclick: () => useTool(tool) }, tool);
-    button.dataset.tool = tool;
-    tools.append(button);
-  }
+  const tools = choices("what a drag does", ["move", "lasso"], (tool) => useTool(tool));
   const whole = make("button", { type: "button", class: "maetok-button", onclick: () => zoomOut() }, "whole map");
   const message = make("span", { class: "maetok-faint", role: "status" });
   const head = make("div", { class: "maetok-maphead" }, methods, colours, make("label", {}, "point ", number), tools, whole, message, kernelLine(model, el));
@@ -70,7 +65,7 @@ function latentMap({ model, el }) {
   const count = about.points;
   const overlay = numbersOf(model.get("overlays"));
   const tileOf = new Int32Array(count).fill(-1);
-  let pens = new Uint32Array(count);
+  const pens = new Uint32Array(count);
   let chips = [];
   const picked = new Uint8Array(count);
   let anyPicked = false;
@@ -348,7 +343,7 @@ function latentMap({ model, el }) {
   };
   const useTool = (tool) => {
     view.tool = tool;
-    for (const button of tools.children) button.setAttribute("aria-checked", button.dataset.tool === tool);
+    mark(tools, tool);
     board.style.cursor = tool === "lasso" ? "crosshair" : "grab";
   };
 
@@ -375,11 +370,7 @@ function latentMap({ model, el }) {
 
   // The right side ----------------------------------------------------------------------------------
 
-  const tileFrom = (sheet, place, side, title) => {
-    const tile = make("canvas", { width: side, height: side, role: "img", title, "aria-label": title });
-    tile.getContext("2d").drawImage(sheet, place * side, 0, side, side, 0, 0, side, side);
-    return tile;
-  };
+  const tileFrom = (sheet, place, side, title) => cut(sheet, place, side, { role: "img", title, "aria-label": title });
   let turn = 0;
   const showInspected = async () => {
     const inspected = model.get("inspected");

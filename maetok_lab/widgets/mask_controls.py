@@ -10,6 +10,7 @@ from maetok_lab.widgets.front import cell_grid, ipywidgets, token_grid, upload_c
 LARGE = 256  # side of a picture, px
 WIDTH = 1120  # of the view: four pictures side by side
 OWN = -1  # the choice "my own picture"
+HELD_OUT = 64  # images for the curve and the statistics of tokens
 KINDS = (  # what is hidden, in words, and as `draw_masks` takes it
     ("any patches", "random"),
     ("a block", "block"),

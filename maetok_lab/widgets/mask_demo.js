@@ -1,7 +1,7 @@
 // Hide part of a picture and watch a masked and a plain tokenizer cope, side by side.
 // `study` holds all ratios of the chosen picture, so that the slider needs no kernel; a brushed mask is answered by it.
 
-const GREY = "rgb(205, 200, 195)";
+const BY_HAND = "by hand"; // what a brush chooses
 const TILES = ["original", "seen", "masked", "plain"];
 
 function maskDemo({ model, el }) {
@@ -28,15 +28,9 @@ function maskDemo({ model, el }) {
   const value = make("output", {});
   const slide = make("div", { class: "maetok-slide" }, play, make("div", { class: "maetok-track" }, band, slider), value);
 
-  const kinds = make("div", { class: "maetok-kinds", role: "radiogroup", "aria-label": "what is hidden" });
-  for (const kind of about.kinds) {
-    const button = make("button", { type: "button", role: "radio", onclick: () => choose({ kind }) }, kind);
-    button.dataset.kind = kind;
-    kinds.append(button);
-  }
+  const kinds = choices("what is hidden", [...about.kinds, BY_HAND], (kind) => choose({ kind }));
+  const byHand = kinds.lastChild;
   const hint = make("span", { class: "maetok-faint" }, "drag over the second picture to hide or show patches by hand");
-  const byHand = make("button", { type: "button", role: "radio", disabled: "" }, "by hand");
-  kinds.append(byHand);
   const ways = make("div", { class: "maetok-ways" }, make("span", {}, "Hide"), kinds, hint);
 
   const tiles = make("div", { class: "maetok-tiles" });
@@ -91,7 +85,6 @@ function maskDemo({ model, el }) {
   const choose = (change) => {
     model.set({ choice: { ...model.get("choice"), ...change }, brushed: [] });
     model.save_changes();
-    showChoice();
   };
 
   let timer = null;
@@ -115,7 +108,6 @@ function maskDemo({ model, el }) {
   const moveTo = (step) => {
     model.set({ step, brushed: [] });
     model.save_changes();
-    show();
   };
   slider.addEventListener("input", () => moveTo(Number(slider.value)));
 
@@ -132,33 +124,25 @@ function maskDemo({ model, el }) {
     now[patch] = hiding ? 1 : 0;
     model.set("brushed", now);
     model.save_changes();
-    show();
-  };
-  const patchAt = (event, stack) => {
-    const place = stack.getBoundingClientRect();
-    const column = Math.floor(((event.clientX - place.left) / place.width) * across);
-    const row = Math.floor(((event.clientY - place.top) / place.height) * down);
-    return row < 0 || column < 0 || row >= down || column >= across ? null : row * across + column;
   };
   board.addEventListener("pointerdown", (event) => {
     event.preventDefault();
     board.focus();
     hiding = null;
-    const patch = patchAt(event, board);
+    const patch = cellAt(event, board, down, across);
     if (patch === null || model.stored) return;
     brush(patch);
     board.setPointerCapture(event.pointerId);
   });
   board.addEventListener("pointermove", (event) => {
-    const patch = patchAt(event, board);
+    const patch = cellAt(event, board, down, across);
     if (hiding !== null && event.buttons & 1 && patch !== null) brush(patch);
   });
   for (const end of ["pointerup", "pointercancel"]) board.addEventListener(end, () => (hiding = null));
   board.addEventListener("keydown", (event) => {
-    const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across };
-    if (event.key in moves) {
-      const next = view.cursor + moves[event.key];
-      if (next >= 0 && next < down * across) view.cursor = next;
+    const next = cellAfter(event.key, view.cursor, down, across);
+    if (next !== null) {
+      view.cursor = next;
       point({ patch: view.cursor });
     } else if (!model.stored && (event.key === " " || event.key === "Enter")) {
       hiding = null;
@@ -168,7 +152,7 @@ function maskDemo({ model, el }) {
     event.preventDefault();
   });
   for (const { stack } of Object.values(view.tiles)) {
-    stack.addEventListener("pointermove", (event) => hiding === null && point({ patch: patchAt(event, stack) }));
+    stack.addEventListener("pointermove", (event) => hiding === null && point({ patch: cellAt(event, stack, down, across) }));
     stack.addEventListener("pointerleave", () => point({}));
   }
 
@@ -195,7 +179,7 @@ function maskDemo({ model, el }) {
     };
     draw("original", view.original, 0, 0);
     const pen = draw("seen", view.original, 0, 0);
-    pen.fillStyle = GREY;
+    pen.fillStyle = HIDDEN_GREY;
     now.forEach((hide, patch) => hide && pen.fillRect((patch % across) * cell, Math.floor(patch / across) * cell, cell, cell));
     if (!brushed) {
       draw("masked", view.sheet, model.get("step") * size, 0);
@@ -206,8 +190,6 @@ function maskDemo({ model, el }) {
     }
 
     // numbers: the better one in bold, then all of them as a sentence
-    el.classList.toggle("maetok-byhand", brushed);
-    showChoice();
     const names = ["masked", "plain"];
     names.forEach((name, index) => {
       const { score, caption } = view.tiles[name];
@@ -280,12 +262,13 @@ function maskDemo({ model, el }) {
   // A stored page has one picture, in one order of hiding: the slider alone goes on.
   const showChoice = () => {
     const brushed = model.get("brushed").length > 0;
+    el.classList.toggle("maetok-byhand", brushed);
     for (const button of [...thumbnails.children, ...kinds.children]) button.disabled = model.stored || button === byHand;
     const choice = model.get("choice");
     const buttons = [...thumbnails.children];
     buttons.forEach((button, index) => button.setAttribute("aria-checked", index === choice.picture));
     own.classList.toggle("maetok-chosen", choice.picture < 0);
-    for (const button of kinds.children) button.setAttribute("aria-checked", button === byHand ? brushed : !brushed && button.dataset.kind === choice.kind);
+    mark(kinds, brushed ? BY_HAND : choice.kind);
   };
 
   // Bitmaps take a moment to decode: only the newest of them are shown, all of one study at once.
@@ -311,9 +294,8 @@ function maskDemo({ model, el }) {
     const strip = await bitmapOf(model.get("thumbnails"));
     const names = model.get("names");
     const buttons = names.map((name, index) => {
-      const picture = make("canvas", { width: size, height: size });
-      picture.getContext("2d").drawImage(strip, index * size, 0, size, size, 0, 0, size, size);
-      return make("button", { type: "button", role: "radio", title: name, "aria-label": name, onclick: () => choose({ picture: index }) }, picture);
+      const settings = { type: "button", role: "radio", title: name, "aria-label": name, onclick: () => choose({ picture: index }) };
+      return make("button", settings, cut(strip, index, size));
     });
     thumbnails.replaceChildren(...buttons);
     showChoice();
@@ -322,10 +304,11 @@ function maskDemo({ model, el }) {
   model.on("change:answer", showAnswer);
   model.on("change:step", show);
   model.on("change:brushed", show);
-  model.on("change:choice", showChoice);
+  for (const name of ["choice", "brushed"]) model.on(`change:${name}`, showChoice);
   model.on("change:thumbnails", showThumbnails);
   showThumbnails();
   showStudy();
+  showAnswer();
   hearUpdates(model, el);
   return ending(el);
 }
@@ -347,16 +330,15 @@ function sentence(hidden, psnr, whole) {
   return `${percent(hidden)} hidden: ${better} is ${Math.abs(ahead).toFixed(1)} dB better. ${losses}`;
 }
 
-// A picture of one's own: chosen, dropped or pasted. One over the limit never leaves the browser.
+// A picture of one's own: chosen, dropped or pasted.
 function ownPicture(model) {
   const input = make("input", { type: "file", accept: "image/*" });
   const message = make("span", { role: "status", class: "maetok-faint" });
   const box = make("label", { class: "maetok-own", tabindex: 0 }, make("b", {}, "+ your own"), make("span", {}, "choose, drop or paste"), input);
   const send = async (file) => {
     if (!file) return;
-    const fits = file.size <= model.get("about").upload_limit;
-    const content = fits ? new DataView(await file.arrayBuffer()) : new DataView(new ArrayBuffer(0));
-    model.set({ upload: { name: file.name, length: file.size, content, serial: model.get("upload").serial + 1 }, brushed: [] });
+    const sent = await sendable(file, model.get("about").upload_limit);
+    model.set({ upload: { ...sent, serial: model.get("upload").serial + 1 }, brushed: [] });
     model.save_changes();
   };
   input.addEventListener("change", () => {
@@ -396,8 +378,7 @@ function lookDeeper(model, about) {
     const all = await bitmapOf(strip);
     if (!all) return;
     const figures = titles.map((title, index) => {
-      const picture = make("canvas", { width: side, height: side, role: "img", "aria-label": title });
-      picture.getContext("2d").drawImage(all, index * side, 0, side, side, 0, 0, side, side);
+      const picture = cut(all, index, side, { role: "img", "aria-label": title });
       return make("figure", {}, picture, make("figcaption", {}, title));
     });
     pictures.replaceChildren(...figures);

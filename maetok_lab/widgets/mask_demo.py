@@ -11,15 +11,15 @@ from torch import Tensor
 from maetok_lab.analysis.masks import (
     HIDE_ORDERS,
     hide_order,
-    image_targets,
     masks_along,
     reconstruct_masked,
+    study_mask,
 )
 from maetok_lab.data.images import ImageSource
 from maetok_lab.hints import check_choice
 from maetok_lab.inference import device_of
 from maetok_lab.pictures import to_uint8
-from maetok_lab.plots.masks import picture_of, plot_mask_pair, prediction_pictures
+from maetok_lab.plots.masks import PAIR, picture_of, plot_mask_pair, target_pictures
 from maetok_lab.tokenizer import anatomy
 from maetok_lab.tokenizer.auxiliary import AuxiliaryDecoder
 from maetok_lab.tokenizer.model import Tokenizer
@@ -31,11 +31,10 @@ from maetok_lab.widgets.front import (
     take_images,
     token_grid,
 )
+from maetok_lab.widgets.mask_controls import HELD_OUT, OWN
 from maetok_lab.widgets.panel import panel
 from maetok_lab.widgets.uploads import read_upload
 
-HELD_OUT = 64  # images for the mean that takes a token's place
-OWN = -1  # the choice "my own picture"
 PAGES_OWN = ("choice", "step", "brushed", "question", "upload")  # what the page sets
 PLAIN = (
     "The same architecture, trained on as many images by their pixels alone: nothing was hidden,"
@@ -87,14 +86,15 @@ class MaskDemo(PanelStudio):
         self.step = round(ratio * (num_ratios - 1))
         self.kind = kind
 
-        # what can be chosen, and the mean latents that a token is replaced by
+        # what can be chosen, and held-out images, whose mean takes a token's place
         indices = torch.linspace(0, len(images) - 1, min(count, len(images))).round().long()
         self.pictures = take_images(images, indices).to(self.device)
         names = image_names(images)
         self.names = [names[index].partition(": ")[2] for index in indices.tolist()]
         spread = torch.linspace(0, len(images) - 1, min(HELD_OUT, len(images))).long()
         with torch.inference_mode():
-            self.mean = masked.encode(take_images(images, spread).to(self.device)).mean(0)
+            latents = masked.encode(take_images(images, spread).to(self.device))
+        self.statistics = anatomy.token_statistics(latents)
         self.index = 0
         self.brushed: list[int] = []  # a mask by hand, one number a patch; empty without one
         self.take(self.pictures[0])
@@ -134,7 +134,7 @@ class MaskDemo(PanelStudio):
         footprint = anatomy.footprint(
             masked,
             masked.encode(self.image[None])[0],
-            self.mean,
+            self.statistics.mean,
             patch_size=masked.config.patch_size,
         )
         # the strongest place of each token at 255
@@ -155,18 +155,16 @@ class MaskDemo(PanelStudio):
         scores = [row[0] for row in psnr]
         return {"mask": self.brushed, "pictures": as_png(side_by_side), "psnr": scores}
 
-    @torch.inference_mode()
     def deeper(self) -> dict[str, Any]:
         """What the auxiliary decoders predict at the present mask, and their targets, in a row."""
         masked = self.tokenizers["masked"]
-        latents = masked.encode(self.image[None], mask=self.mask[None].to(self.device))
-        targets = image_targets(self.decoders, self.image)
-        predictions = {name: self.decoders[name](latents)[0].float() for name in targets}
+        mask = self.mask.to(self.device)
+        study = study_mask(masked, self.image, mask, self.statistics, decoders=self.decoders)
         # all at one size in a row, which the page cuts up
         side = 192
         strip = []
         titles = []
-        for title, pixels in prediction_pictures(predictions, targets, masked.config.grid).items():
+        for title, pixels in target_pictures(study, masked.config.grid).items():
             scale = max(1, side // max(pixels.shape[:2]))
             large = pixels.repeat(scale, 0).repeat(scale, 1)[:side, :side]
             strip.append(np.pad(large, [(0, side - size) for size in large.shape[:2]] + [(0, 0)]))
@@ -214,8 +212,8 @@ class MaskDemo(PanelStudio):
             "tiles": {
                 "original": ["original", "not in the training set"],
                 "seen": ["what both see", "drag here to hide patches by hand"],
-                "masked": ["masked tokenizer", f"trained with {100 * low:.0f}–{high:.0%} hidden"],
-                "plain": ["plain autoencoder", "as many images seen, nothing hidden", PLAIN],
+                "masked": [PAIR["masked"], f"trained with {100 * low:.0f}–{high:.0%} hidden"],
+                "plain": [PAIR["plain"], "as many images seen, nothing hidden", PLAIN],
             },
         }
         # all pictures in a row, which the page cuts up
@@ -253,14 +251,17 @@ class MaskDemo(PanelStudio):
             self.image = self.pictures[self.index]
         self.take(self.image)
         self.view.study = self.study
+        self.moved()
 
     def _on_step(self, change: Any) -> None:
         self.step = change["new"]
+        self.moved()
 
     def _on_brush(self, change: Any) -> None:
         self.brushed = change["new"]
         if self.brushed:
             self.view.answer = self.answer()
+        self.moved()
 
     def _on_question(self, change: Any) -> None:
         question = change["new"]

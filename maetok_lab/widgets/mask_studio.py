@@ -47,14 +47,13 @@ from maetok_lab.widgets.front import (
     take_images,
     token_grid,
 )
-from maetok_lab.widgets.mask_controls import LARGE, OWN, WIDTH, mask_controls
+from maetok_lab.widgets.mask_controls import HELD_OUT, LARGE, OWN, WIDTH, mask_controls
 from maetok_lab.widgets.ratio_chart import ratio_charts
 from maetok_lab.widgets.uploads import read_upload
 
 CHART = (380, 240)  # px
 ROW = {"width": "100%", "max_width": f"{WIDTH}px"}
 COLUMN = QUARTER | {"max_width": f"{LARGE}px"}  # as a `Picture`'s
-HELD_OUT = 64  # images for the curve and the statistics of tokens
 
 
 class MaskStudio(Studio):

@@ -1,5 +1,7 @@
 // What all our pages share: elements, pictures, a model that hears every update, and what the kernel does.
 
+const HIDDEN_GREY = "rgb(205, 200, 195)"; // of hidden patches; the artwork has no such colour
+
 function make(tag, settings = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(settings)) {
@@ -14,6 +16,50 @@ function make(tag, settings = {}, ...children) {
 async function bitmapOf(bytes) {
   if (!bytes || !bytes.byteLength) return null;
   return createImageBitmap(new Blob([bytes], { type: "image/png" }));
+}
+
+// One of the pictures that lie side by side on a sheet.
+function cut(sheet, place, side, settings = {}) {
+  const picture = make("canvas", { width: side, height: side, ...settings });
+  picture.getContext("2d").drawImage(sheet, place * side, 0, side, side, 0, 0, side, side);
+  return picture;
+}
+
+// Buttons of which one is chosen; `mark(buttons, name)` says which.
+function choices(label, names, choose) {
+  const box = make("div", { class: "maetok-kinds", role: "radiogroup", "aria-label": label });
+  for (const name of names) {
+    const button = make("button", { type: "button", role: "radio", onclick: () => choose(name) }, name);
+    button.dataset.name = name;
+    box.append(button);
+  }
+  return box;
+}
+
+function mark(box, name) {
+  for (const button of box.children) button.setAttribute("aria-checked", button.dataset.name === name);
+}
+
+// The cell of a grid over a box that the pointer is in, numbered row by row; null outside.
+function cellAt(event, box, rows, columns) {
+  const place = box.getBoundingClientRect();
+  const column = Math.floor(((event.clientX - place.left) / place.width) * columns);
+  const row = Math.floor(((event.clientY - place.top) / place.height) * rows);
+  return row < 0 || column < 0 || row >= rows || column >= columns ? null : row * columns + column;
+}
+
+// Where an arrow key takes a cursor on such a grid; null for another key.
+function cellAfter(key, cursor, rows, columns) {
+  const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
+  if (!(key in moves)) return null;
+  const next = cursor + moves[key];
+  return next >= 0 && next < rows * columns ? next : cursor;
+}
+
+// A file as Python takes it. One over the limit is not read: servers cut connections that send one.
+async function sendable(file, limit) {
+  const content = file.size <= limit ? await file.arrayBuffer() : new ArrayBuffer(0);
+  return { name: file.name, length: file.size, content: new DataView(content) };
 }
 
 // Keys are the page's own: JupyterLab would take the arrows, for its headings and to move between cells.

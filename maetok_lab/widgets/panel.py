@@ -45,7 +45,7 @@ def _panel_class() -> type:
             identity = uuid.uuid4().hex
             traits = {
                 "_esm": traitlets.Unicode(source(scripts)),
-                "_css": traitlets.Unicode(style("panel.css")),
+                "_css": traitlets.Unicode(_text("panel.css")),
                 "identity": traitlets.Unicode(identity),
             }
             for name, value in state.items():
@@ -64,38 +64,32 @@ def _panel_class() -> type:
 
 def source(scripts: Sequence[str]) -> str:
     """The whole script of a page, as one module."""
-    parts = [(HERE / name).read_text(encoding="utf-8") for name in ("panel.js", *scripts)]
-    return "\n".join(parts)
+    return "\n".join(_text(name) for name in ("panel.js", *scripts))
 
 
-def style(name: str) -> str:
-    """A style sheet."""
+def _text(name: str) -> str:
+    """A script or style sheet beside this file."""
     return (HERE / name).read_text(encoding="utf-8")
 
 
-def picture_still(twin: bytes) -> str:
+def picture_still(twin: bytes, name: str = "") -> str:
     """HTML of a PNG that hides itself beside the living view of the same cell."""
     picture = base64.b64encode(twin).decode()
+    place = f" id='{name}'" if name else ""
     return (
-        f"<style>{style('still.css')}</style>"
-        f"<div class='maetok-still'><img alt='' src='data:image/png;base64,{picture}'></div>"
+        f"<style>{_text('still.css')}</style><div class='maetok-still'{place}>"
+        f"<img alt='' src='data:image/png;base64,{picture}'></div>"
     )
 
 
 def still(view: Any, twin: bytes) -> str:
-    """HTML of a panel's state, for where no kernel is; `twin` is a PNG for where no script runs.
-
-    It hides itself beside the living view of the same cell.
-    """
+    """`picture_still` that its script replaces by the panel's state: no kernel is needed."""
     state = {name: getattr(view, name) for name in view.state_names}
     # no name of a class or file can end the script that it is in
     text = json.dumps(state, default=_as_base64).replace("<", "\\u003c")
     name = f"maetok-{view.identity}"
-    picture = base64.b64encode(twin).decode()
     return (
-        f"<style>{style('panel.css')}{style('still.css')}</style>"
-        f"<div class='maetok-still' id='{name}'>"
-        f"<img alt='' src='data:image/png;base64,{picture}'></div>"
+        f"<style>{_text('panel.css')}</style>{picture_still(twin, name)}"
         f"<script type='application/json' id='{name}-state'>{text}</script>"
         f"<script type='module'>{source(view.scripts)}\n"
         f"showStill('{name}', document.getElementById('{name}-state').textContent, page.render);"

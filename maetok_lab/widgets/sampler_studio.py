@@ -215,9 +215,7 @@ class SamplerStudio(Studio):
             layout={"flex": "1 1 auto", "min_width": "0", "max_width": "700px"},
         )
         self.start()
-        view = package.HBox([left, right], layout={"max_width": "1120px", "width": "100%"})
-        view.add_class("maetok-live")
-        return view
+        return package.HBox([left, right], layout={"max_width": "1120px", "width": "100%"})
 
     @functools.cached_property
     def tiles(self) -> Any:
@@ -229,7 +227,9 @@ class SamplerStudio(Studio):
         return page
 
     def _on_goto(self, change: Any) -> None:
-        self.controls.place.value = change["new"]
+        if change["new"] >= 0:
+            self.controls.place.value = change["new"]
+            change["owner"].goto = -1  # a second click on the same place is heard too
 
     def _tiles(self, point: TrajectoryPoint, show: str) -> dict[str, Any]:
         """A point's images on one sheet, and their classes."""

@@ -46,8 +46,7 @@ function samples({ model, el }) {
     svg.append(shape("text", { x: right + 10, y: 20 }, "sample"));
     svg.style.cursor = "pointer";
     svg.addEventListener("click", (event) => {
-      const box = svg.getBoundingClientRect();
-      const t = 1 - (((event.clientX - box.left) / box.width) * width - left) / (right - left);
+      const t = 1 - (unitsAt(event, svg, width) - left) / (right - left);
       const far = times.map((time) => Math.abs(time - t));
       model.set("goto", far.indexOf(Math.min(...far)));
       model.save_changes();

@@ -3,8 +3,8 @@
 The page has no address in it but those that its prose links to, so it opens without a network.
 """
 
-import copy
 import html
+import itertools
 import logging
 import os
 import re
@@ -48,12 +48,12 @@ def write_html(notebook: Any, path: Path, *, folder: Path, home: Path | None = N
     """
     exporter = _Exporter(folder)
     title = path.parent.name
-    first, *cells = _visible(notebook.cells)
-    parts = [exporter.prose(first)] if first.cell_type == "markdown" else []
-    verdict = _verdict(exporter, notebook.cells)
-    if not parts:
-        cells = [first, *cells]
-    parts += [verdict, *(exporter.cell(cell) for cell in cells)]
+    # papermill leaves cells without anything in them
+    cells = [cell for cell in notebook.cells if cell.source.strip() or cell.get("outputs")]
+    parts = [exporter.cell(cell) for cell in cells]
+    # after the first words
+    opening = 1 if cells and cells[0].cell_type == "markdown" else 0
+    parts.insert(opening, _verdict(exporter, cells))
 
     # headings get their places, and the list of contents
     contents: list[str] = []
@@ -87,7 +87,7 @@ class _Exporter:
         options["log"].setLevel("ERROR")  # it would tell of each figure that it has no words
         self._html = HTMLExporter(**options)
         self._html_of_outputs = HTMLExporter(**options, exclude_input=True)
-        self._resources = {"metadata": {"path": str(folder)}}
+        self._folder = str(folder)
         self.colours = HtmlFormatter().get_style_defs(".highlight")
 
     def prose(self, cell: Any) -> str:
@@ -103,16 +103,10 @@ class _Exporter:
         name = "parameters" if "parameters" in cell.metadata.get("tags", []) else "code"
         code = self.prose(v4.new_code_cell(cell.source))
         parts = [f"<details><summary>{name}</summary>{code}</details>"]
-        log: list[Any] = []
         # what was printed in a row is one log
-        for output in [*cell.outputs, None]:
-            if output is not None and output.output_type == "stream":
-                log.append(output)
-                continue
-            parts.append(self._log(log))
-            log = []
-            if output is not None:
-                parts.append(self.outputs([output]))
+        for printed, group in itertools.groupby(cell.outputs, key=_is_printed):
+            show = self._log if printed else self.outputs
+            parts.append(show(list(group)))
         return "".join(parts)
 
     def outputs(self, outputs: list[Any]) -> str:
@@ -124,26 +118,21 @@ class _Exporter:
     def _page_of(self, cell: Any, exporter: Any) -> str:
         from nbformat import v4
 
-        resources = copy.deepcopy(self._resources)
+        resources = {"metadata": {"path": self._folder}}
         body, _ = exporter.from_notebook_node(v4.new_notebook(cells=[cell]), resources=resources)
         return body.replace("No description has been provided for this image", "figure")
 
     def _log(self, streams: list[Any]) -> str:
         lines = "".join(stream.text for stream in streams).rstrip().splitlines()
-        text = self.outputs(streams) if streams else ""
+        text = self.outputs(streams)
         if len(lines) < LONG_LOG:
             return text
         last = f"{len(lines)} lines, the last: {html.escape(lines[-1][:120])}"
         return f"<details><summary>{last}</summary>{text}</details>"
 
 
-def _visible(cells: list[Any]) -> list[Any]:
-    """The cells that say something: papermill adds one that repeats parameters."""
-    visible = []
-    for cell in cells:
-        if cell.source.strip() or cell.get("outputs"):
-            visible.append(cell)
-    return visible
+def _is_printed(output: Any) -> bool:
+    return output.output_type == "stream"
 
 
 def _verdict(exporter: _Exporter, cells: list[Any]) -> str:

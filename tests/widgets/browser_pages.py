@@ -15,6 +15,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pytest
 from PIL import Image
 from playwright import sync_api
 
@@ -27,6 +28,15 @@ CHROMIUM = (
 FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
 PATIENCE = 60  # seconds for a picture; the machine may be busy
+
+
+MARKS = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="browser tests need chromium: apt install chromium"
+    ),
+]
 
 
 def free_port() -> int:

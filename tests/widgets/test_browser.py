@@ -34,6 +34,7 @@ with pytest.MonkeyPatch.context() as patch:
     from browser_pages import (
         CHROMIUM,
         FLAGS,
+        MARKS,
         assert_shows,
         free_port,
         local,
@@ -44,13 +45,7 @@ with pytest.MonkeyPatch.context() as patch:
         write_notebook,
     )
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="browser tests need chromium: apt install chromium"
-    ),
-]
+pytestmark = MARKS
 WIDGETS = ("mask_demo", "mask_studio", "latent_map", "sampler_studio")
 PAGES = (*WIDGETS, "large_map", "live_training")
 

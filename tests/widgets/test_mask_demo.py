@@ -67,7 +67,9 @@ def test_a_tokens_tile_is_its_footprint(demo):
     levels = np.frombuffer(demo.view.study["footprint"], np.uint8).reshape(32, 64)
     masked = demo.tokenizers["masked"]
     with torch.inference_mode():
-        drawn = footprint(masked, masked.encode(demo.image[None])[0], demo.mean, patch_size=8)
+        drawn = footprint(
+            masked, masked.encode(demo.image[None])[0], demo.statistics.mean, patch_size=8
+        )
     assert levels.max(1).tolist() == [255] * 32
     strongest = drawn / drawn.amax(1, keepdim=True)
     np.testing.assert_allclose(levels / 255, strongest, atol=0.5 / 255 + 1e-6)
@@ -133,6 +135,15 @@ def test_a_still_holds_the_whole_state(demo):
     assert base64.b64decode(state["study"]["sheet"]["base64"]) == demo.view.study["sheet"]
     assert state["step"] == 2
     assert "<img alt='' src='data:image/png;base64," in text
+
+
+def test_each_move_of_the_page_renews_what_is_stored(demo, monkeypatch):
+    moves = []
+    monkeypatch.setattr(demo, "moved", lambda: moves.append((demo.step, demo.kind)))
+    demo.view.set_state({"step": 4})
+    demo.view.set_state({"choice": {"picture": 1, "kind": "block"}})
+    demo.view.set_state({"brushed": [1] * 64})
+    assert moves == [(4, "scattered"), (4, "block"), (4, "block")]
 
 
 def test_tokenizers_that_cut_images_otherwise_are_refused(small_images):

@@ -37,6 +37,7 @@ with pytest.MonkeyPatch.context() as patch:
     from browser_pages import (
         CHROMIUM,
         FLAGS,
+        MARKS,
         assert_shows,
         run_all,
         serving_notebooks,
@@ -44,14 +45,7 @@ with pytest.MonkeyPatch.context() as patch:
         write_notebook,
     )
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.slow,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="browser tests need chromium: apt install chromium"
-    ),
-]
+pytestmark = [*MARKS, pytest.mark.timeout(1800)]
 WIDGETS = ("mask_demo", "mask_studio", "latent_map")
 OPENINGS = 2  # of each page
 # how many times slower the page's processor is, seconds that anywidget's modules are late, and

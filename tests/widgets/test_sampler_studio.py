@@ -74,6 +74,13 @@ def test_each_control_samples_anew_what_it_says(studio):
     assert_shows(studio, sampled(0.5, **now))
 
 
+def test_a_place_of_the_way_can_be_clicked_again(studio):
+    for _ in range(2):
+        studio.tiles.set_state({"goto": 2})
+        assert studio.controls.place.value == 2
+        studio.controls.place.value = 5
+
+
 def test_the_slider_walks_back_along_the_way(studio):
     see = studio.controls
     assert (see.place.value, see.place.max) == (5, 5)
