@@ -163,16 +163,20 @@ def _prune(arguments: argparse.Namespace) -> int:
     from maetok_lab.runs.prune import prunable, prune
 
     table = prunable(arguments.runs)
+    left_alone = table.attrs["left_alone"]
     for _, row in table.iterrows():
         print(f"{row['bytes'] / 1e6:10.1f} MB  {row['run']}: {row['what']}")
     if table.empty:
         print(f"nothing to free in {runs_root(arguments.runs)}")
     elif arguments.yes:
-        print(f"freed {prune(table) / 1e6:.1f} MB")
+        freed, left_alone = prune(table)
+        print(f"freed {freed / 1e6:.1f} MB")
     else:
         size = table["bytes"].sum() / 1e6
         print(f"{size:.1f} MB can be freed: the same command with --yes does it")
-    return 0
+    for line in left_alone:
+        print(f"left alone: {line}", file=sys.stderr)
+    return int(bool(left_alone))
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -7,26 +7,77 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import warnings
+import weakref
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or this person's share of it
+LITTLE_ROOM = (
+    1 << 20
+)  # bytes; libraries report a write that failed with less free in their own words
+
+# By folder: what may refuse a file below it, as long as its owner is there.
+_fences: dict[str, weakref.WeakMethod] = {}
+
+
+def set_fence(folder: Path, check: Callable[[], None]) -> None:
+    """Let the method `check` raise before any file below `folder` gets its name.
+
+    A later fence takes an earlier one's place; one whose object is forgotten lets all through.
+    """
+    _fences[os.path.abspath(folder)] = weakref.WeakMethod(check)
+
+
+def check_fence(path: Path | str) -> None:
+    """Raise what the fence around `path` raises, if there is one."""
+    for parent in Path(os.path.abspath(path)).parents:
+        fence = _fences.get(str(parent))
+        check = fence() if fence else None
+        if check:
+            check()
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """A temporary path beside `path`: renamed to `path` on success, removed on failure."""
+    """A temporary path beside `path`: renamed to `path` on success, removed on failure.
+
+    The file is on disk before it has its name. Raises OSError that says how much room there is
+    where there is too little, and what the folder's fence raises (`set_fence`).
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # beside it: only a rename within one file system is atomic; unique among hosts and threads
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # made here, so that the umask says who may read it: safetensors makes files for one person
+        with open(temporary, "xb") as file:
+            mode = os.fstat(file.fileno()).st_mode
         yield temporary
-        # on disk before it has its name: else a power cut leaves an empty file under a good name
+        os.chmod(temporary, mode)
+        # a power cut would leave an empty file under a good name
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        check_fence(path)
         os.replace(temporary, path)
+        sync_folder(path.parent)
+    except Exception as problem:
+        if is_full(problem, path.parent):
+            raise no_room(f"{path} was not written", path.parent, problem) from problem
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Let the names in a folder outlive a power cut, where its file system can promise that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
@@ -43,35 +94,87 @@ def write_json(path: Path | str, data: Any) -> None:
 def read_json(path: Path | str) -> Any:
     """The content of a JSON file; a broken one raises a ValueError that names it."""
     try:
-        return json.loads(Path(path).read_text())
-    except json.JSONDecodeError as problem:
+        return json.loads(Path(path).read_bytes())
+    # bytes that are no text are a ValueError too
+    except (ValueError, RecursionError) as problem:
         raise ValueError(f"{path} is not valid JSON: {problem}") from None
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """One object a line, up to a line that a kill or a full disk cut off."""
+def read_record(path: Path | str, *, needs: Collection[str] = ()) -> dict[str, Any]:
+    """The object of a JSON file; a ValueError names a file that holds none, or lacks a key."""
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} holds no JSON object, but a {type(record).__name__}")
+    missing = [name for name in needs if name not in record]
+    if missing:
+        raise ValueError(f"{path} is damaged: it has no {' and no '.join(missing)}")
+    return record
+
+
+def read_json_lines(path: Path, *, needs: Collection[str] = ()) -> list[dict[str, Any]]:
+    """One object a line, each with the keys that it `needs`.
+
+    A line that is none is passed over, with a warning that names it; the last one's beginning, as a
+    kill or a full disk leaves it, without a word.
+    """
     records = []
-    for line in path.read_text().splitlines():
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break  # what a later process appended to the broken line is lost with it
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict) and all(name in record for name in needs):
+            records.append(record)
+        elif number < len(lines):
+            warnings.warn(f"{path}: line {number} is damaged, and passed over", stacklevel=2)
     return records
 
 
-def not_written(subject: str, folder: Path, size: int, problem: Exception, remains: str) -> OSError:
-    """The error to raise when `size` bytes of `subject` could not be written into `folder`.
+# A disk without room ------------------------------------------------------------------------------
 
-    `remains` says what is still good there.
+
+def is_full(problem: Exception, folder: Path) -> bool:
+    """Whether a write into `folder` failed for want of room."""
+    if isinstance(problem, OSError) and problem.errno is not None:
+        return problem.errno in FULL
+    # numpy, Pillow and safetensors tell of it in words of their own, without the system's number
+    is_of_a_write = isinstance(problem, OSError) or type(problem).__name__ == "SafetensorError"
+    return is_of_a_write and ("No space left" in str(problem) or _free(folder) < LITTLE_ROOM)
+
+
+def no_room(what: str, folder: Path, problem: Exception | None = None, needed: int = 0) -> OSError:
+    """The error for what a disk had no room for: `needed` bytes if that is known, files, or quota.
+
+    `what` is the beginning of the message.
     """
-    free = shutil.disk_usage(folder).free
-    message = (
-        f"{subject} was not written to {folder}: {problem}. It needs {size / 1e6:.1f} MB,"
-        f" {free / 1e6:.1f} MB are free; {remains}."
-        " Free some space (python -m maetok_lab prune) and run the same again"
-    )
-    # libraries that write files wrap the system's error in their own, without its number
-    return OSError(getattr(problem, "errno", None) or errno.ENOSPC, message)
+    if getattr(problem, "errno", None) == errno.EDQUOT:
+        reason = "your quota of this disk is used up"
+    elif _is_without_inodes(folder):
+        reason = "this disk can hold no more files (its inodes are used up)"
+    else:
+        need = f"{needed / 1e6:.1f} MB more are needed and " if needed else ""
+        reason = f"the disk is full: {need}{_free(folder) / 1e6:.1f} MB are free"
+    advice = "free some (python -m maetok_lab prune lists what can go) and run the same again"
+    return OSError(getattr(problem, "errno", None) or errno.ENOSPC, f"{what}: {reason}; {advice}")
+
+
+def _free(folder: Path) -> int:
+    # the folder itself may be what could not be made
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _is_without_inodes(folder: Path) -> bool:
+    while not folder.exists():
+        folder = folder.parent
+    if not hasattr(os, "statvfs"):
+        return False
+    status = os.statvfs(folder)
+    return status.f_files > 0 and status.f_favail == 0  # some file systems count none
 
 
 def finite(data: Any) -> Any:

@@ -158,6 +158,7 @@ def write_latents(
     `read_ahead`. Raises ValueError for other images or another tokenizer than the config's, and
     when latents are not finite, OSError when the disk is full.
     """
+    run.reopen_if_damaged()
     if run.finished:
         return
     _check_origin(tokenizer, images, config)
@@ -197,7 +198,10 @@ def write_latents(
         complete(run.folder, num_shards)
         space = statistics(open_shards(run.folder, verify=False), config)
         space.save(run.folder / "latent_space.safetensors")
-        run.finish({"images": total, "views": 1 + config.flips, "shards": num_shards})
+        shards = [shard_path(run.folder, number) for number in range(num_shards)]
+        rests_on = [*shards, run.folder / "labels.npy", run.folder / "latent_space.safetensors"]
+        facts = {"images": total, "views": 1 + config.flips, "shards": num_shards}
+        run.finish(facts, files=rests_on)
     wait_for_all()
 
 
@@ -292,7 +296,10 @@ class LatentDataset:
         self, run: Run, *, device: torch.device | str = "cpu", memory_limit: float | None = None
     ):
         if not run.finished:
-            raise ValueError(f"latent cache {run.name} is not finished; write_latents continues it")
+            raise ValueError(
+                f"latent cache {run.name} is not finished ({run.problem}); the cell that caches,"
+                " run once more, goes on with it"
+            )
         self.run = run
         self.device = torch.device(device)
         self.fingerprint = run.fingerprint

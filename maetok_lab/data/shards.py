@@ -5,7 +5,6 @@ written after the shard: one without it was cut off and is made again. The compl
 them in sha256.json.
 """
 
-import errno
 import shutil
 from pathlib import Path
 
@@ -14,11 +13,12 @@ import torch
 from torch import Tensor
 
 from maetok_lab.device import DTYPES
-from maetok_lab.files import atomic_path, read_json, write_bytes, write_json
+from maetok_lab.files import atomic_path, is_full, no_room, read_json, write_bytes, write_json
 from maetok_lab.identity import file_hash
 
-FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or this person's share of it
-_REPAIR = "Delete its summary.json, and write_latents encodes those shards again"
+
+class DamagedCache(ValueError):
+    """A cache with shards that are not what was written."""
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -49,27 +49,23 @@ def write_shard(path: Path, array: np.ndarray) -> None:
             np.save(file, array)
         write_bytes(_checksum_path(path), f"{file_hash(path)}  {path.name}\n".encode())
     except OSError as problem:
-        if problem.errno in FULL:
-            raise _disk_full(path.parent, array.nbytes) from problem
+        if is_full(problem, path.parent):
+            raise _no_room(path.parent, array.nbytes, problem) from problem
         raise
 
 
 def check_room(folder: Path, needed: int) -> None:
     """Raise OSError before hours are spent on shards that the disk cannot hold."""
     if shutil.disk_usage(folder).free < needed:
-        raise _disk_full(folder, needed)
+        raise _no_room(folder, needed)
 
 
-def _disk_full(folder: Path, needed: int) -> OSError:
+def _no_room(folder: Path, needed: int, problem: OSError | None = None) -> OSError:
     count = len(list(folder.glob("shard-*.npy")))
-    free = shutil.disk_usage(folder).free
-    return OSError(
-        errno.ENOSPC,
-        f"the disk is full: the latent cache needs {needed / 1e9:.3g} GB more,"
-        f" {free / 1e9:.3g} GB are free. Its {count} finished shards are kept;"
-        " make room and call write_latents again",
-        str(folder),
+    what = (
+        f"the latent cache {folder.parent} was not written (its {count} finished shards are kept)"
     )
+    return no_room(what, folder, problem, needed)
 
 
 def is_sound(path: Path) -> bool:
@@ -88,25 +84,20 @@ def complete(folder: Path, count: int) -> None:
 def open_shards(folder: Path, *, verify: bool) -> list[np.ndarray]:
     """The shards of a complete cache, mapped.
 
-    Raises ValueError when one is missing, or damaged: that is checked only with `verify`, which
+    Raises DamagedCache when one is missing, or damaged: that is checked only with `verify`, which
     reads them all.
     """
     # the list of checksums is written after the last shard, so that it names all of them
     names = read_json(folder / "latents" / "sha256.json")
     paths = [folder / "latents" / name for name in names]
-    count = sum(path.exists() for path in paths)
-    if count < len(paths):
-        raise ValueError(
-            f"latent cache {folder.name} is incomplete: {count} of {len(paths)} shards. {_REPAIR}"
-        )
     damaged = []
     for path in paths:
-        if verify and not is_sound(path):
+        if not (is_sound(path) if verify else path.exists()):
             damaged.append(path.name)
     if damaged:
-        raise ValueError(
-            f"latent cache {folder.name} is damaged:"
-            f" {', '.join(damaged)} do not match their checksums. {_REPAIR}"
+        raise DamagedCache(
+            f"latent cache {folder.name} is damaged: {', '.join(damaged)} of {len(paths)} shards"
+            " do not match their checksums; the cell that caches, run once more, encodes them again"
         )
     return [np.load(path, mmap_mode="r") for path in paths]
 

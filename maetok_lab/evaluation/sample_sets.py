@@ -156,6 +156,7 @@ def write_samples(
     In a `torch.distributed` group every process calls this, the first with the run it opened, the
     others with `Run(folder)`. Raises ValueError for models or labels other than the config's.
     """
+    run.reopen_if_damaged()
     if run.finished:
         return
     protocol = config.protocol
@@ -195,7 +196,7 @@ def write_samples(
     if process_group()[0] == 0:
         pictures = (_read(image_path(run, row)) for row in range(len(labels)))
         write_npz(run.folder / "samples.npz", pictures, count=len(labels), labels=labels)
-        run.finish({"images": len(labels)})
+        run.finish({"images": len(labels)}, files=[run.folder / "samples.npz"])
     wait_for_all()
 
 

@@ -5,6 +5,7 @@ What is finished is not done again. Several notebooks share these parts.
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,11 @@ def generation_scores(
     results: dict[str, EvalResult] = {}
     files = runs_root(root).glob(f"*/{SAMPLES_FILE}")
     for file in sorted(files, key=lambda file: file.stat().st_mtime):
-        run = Run(file.parent)
+        try:
+            run = Run(file.parent)
+        except ValueError as problem:  # one folder must not keep the others from being read
+            warnings.warn(str(problem), stacklevel=2)
+            continue
         if not run.finished:
             continue
         # an evaluation's parents are a tokenizer, a diffusion model and perhaps a cache

@@ -33,7 +33,7 @@ def find_tokenizer(
     """
     # a run that is not finished has no summary yet: its weights are not to be shown as the result
     run = runs_root(root) / f"tokenizer-{run_suffix(preset, seed, source, labels)}-tuned"
-    if (run / "summary.json").exists():
+    if (run / "config.json").exists() and Run(run).finished:
         return run
     return _shipped("tokenizer", preset, seed, source)
 

@@ -1,15 +1,18 @@
 """What can be freed: superseded checkpoints of finished runs, and leftovers of kills."""
 
+import contextlib
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
-from maetok_lab.runs.checkpoints import step_folder
+from maetok_lab.runs.checkpoints import STEP_FOLDER, step_folder
 from maetok_lab.runs.locks import RunLocked, lock_folder
-from maetok_lab.runs.run import Run, runs_root
+from maetok_lab.runs.names import runs_root
+from maetok_lab.runs.run import Run
 
 # Names under which a killed process leaves what it was writing.
 TEMPORARY = re.compile(
@@ -25,51 +28,76 @@ def prunable(root: str | Path | None = None) -> pd.DataFrame:
     """What `prune` would free, one row a file or folder: run, what, bytes, path.
 
     Of a finished run every checkpoint but the newest and the milestones (`Run.keep_milestones`); of
-    any run what a killed process left half-written. Runs that are being written are left alone.
+    any run what a killed process left half-written. Runs that are being written are left alone;
+    what could not be looked at is in `.attrs["left_alone"]`, a line each.
     """
     rows = []
+    left_alone = []
     for folder in _folders(runs_root(root)):
         # Under the lock nobody else writes there: what is half-written was left by a kill.
         try:
-            lock = lock_folder(folder)
+            with _locked(folder):
+                rows += _of_folder(folder)
         except RunLocked:
             continue
-        try:
-            for path in _leftovers(folder):
-                rows.append((folder.name, "left by a kill", _size(path), str(path)))
-            if (folder / "config.json").exists() and (run := Run(folder)).finished:
-                for step in run.superseded(keep=1):
-                    path = step_folder(folder, step)
-                    rows.append((folder.name, f"checkpoint {step}", _size(path), str(path)))
-        finally:
-            lock.release()
-    return pd.DataFrame(rows, columns=["run", "what", "bytes", "path"])
+        except (OSError, ValueError) as problem:
+            left_alone.append(f"{folder}: {problem}")
+    table = pd.DataFrame(rows, columns=["run", "what", "bytes", "path"])
+    table.attrs["left_alone"] = left_alone
+    return table
 
 
-def prune(table: pd.DataFrame) -> int:
-    """Free what `prunable` lists, run by run under the run's lock; -> bytes freed.
+def prune(table: pd.DataFrame) -> tuple[int, list[str]]:
+    """Free what `prunable` lists, run by run under the run's lock.
 
-    Raises RunLocked if somebody writes there by now.
+    -> bytes freed, and a line for each path that was left alone: somebody writes there by now, or
+    it cannot be removed
     """
     freed = 0
+    left_alone = []
     for path, size in zip(map(Path, table["path"]), table["bytes"]):
         # the lock is the run's, wherever in it the file lies
         folder = path.parent
         if folder.name in INSIDE:
             folder = folder.parent
-        lock = lock_folder(folder)
         try:
-            # a checkpoint goes in one step, so that a reader never meets half of it
-            if path.name.startswith("step-"):
-                Run(folder).remove_checkpoint(int(path.name[5:]))
-            elif path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            with _locked(folder):
+                _remove(path, folder)
             freed += size
-        finally:
-            lock.release()
-    return freed
+        except (RunLocked, OSError, ValueError) as problem:
+            left_alone.append(f"{path}: {problem}")
+    return freed, left_alone
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = lock_folder(folder)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _of_folder(folder: Path) -> list[tuple[str, str, int, str]]:
+    """The rows of one folder."""
+    rows = []
+    for path in _leftovers(folder):
+        rows.append((folder.name, "left by a kill", _size(path), str(path)))
+    if (folder / "config.json").exists() and (run := Run(folder)).finished:
+        for step in run.superseded(keep=1):
+            path = step_folder(folder, step)
+            rows.append((folder.name, f"checkpoint {step}", _size(path), str(path)))
+    return rows
+
+
+def _remove(path: Path, folder: Path) -> None:
+    # a checkpoint goes in one step, so that a reader never meets half of it
+    if match := STEP_FOLDER.fullmatch(path.name):
+        Run(folder).remove_checkpoint(int(match[1]))
+    elif path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:  # of a link only itself goes
+        path.unlink(missing_ok=True)
 
 
 def _folders(root: Path) -> list[Path]:
@@ -91,10 +119,10 @@ def _leftovers(folder: Path) -> list[Path]:
 
 
 def _size(path: Path) -> int:
-    """Bytes on disk of a file, or of all files below a folder."""
-    if not path.is_dir():
-        return path.stat().st_size
+    """Bytes on disk of a file or link, or of all files below a folder."""
+    if path.is_symlink() or not path.is_dir():
+        return path.lstat().st_size
     size = 0
     for place, _, names in os.walk(path):
-        size += sum(os.path.getsize(Path(place) / name) for name in names)
+        size += sum((Path(place) / name).lstat().st_size for name in names)
     return size

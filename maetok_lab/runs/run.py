@@ -4,49 +4,49 @@
               milestones.json tensorboard/ summary.json and, while it is written, lock
 
 Everything but logs is written under a temporary name and renamed: no reader meets half a file.
-`summary.json` is written last, and its presence means that the run finished. Nothing that is loaded
-from a run can execute code: safetensors and JSON.
+`summary.json` is written last, names the files that the result rests on, and means, while these are
+whole, that the run finished. Nothing that is loaded from a run can execute code: safetensors and
+JSON.
 """
 
+import contextlib
 import json
-import os
-import re
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from filelock import SoftFileLease
 
-from maetok_lab.config import differing_fields, from_json, to_json
-from maetok_lab.files import finite, read_json, read_json_lines, write_bytes, write_json
+from maetok_lab.config import from_json, to_json
+from maetok_lab.files import (
+    finite,
+    is_full,
+    no_room,
+    read_json_lines,
+    read_record,
+    write_bytes,
+    write_json,
+)
 from maetok_lab.hints import did_you_mean
-from maetok_lab.identity import fingerprint, fingerprint_of, hash_of
+from maetok_lab.identity import fingerprint, fingerprint_of
 from maetok_lab.runs.checkpoints import (
     Checkpoint,
+    damaged_file,
     delete_checkpoint,
     read_checkpoint,
+    read_milestones,
+    read_state,
     step_folder,
     steps_on_disk,
     write_checkpoint,
 )
+from maetok_lab.runs.ending import read_ending, write_ending
 from maetok_lab.runs.events import Events
-from maetok_lab.runs.locks import RunLocked, lock_folder
-from maetok_lab.runs.provenance import now, provenance
-
-# A run's name is a folder, and a word on a command line.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-def runs_root(path: str | Path | None = None) -> Path:
-    """Where runs live: `path`, or `runs/` in the library's checkout or the working directory."""
-    if path is not None:
-        return Path(path)
-    # notebooks run in notebooks/, shells anywhere: all meet in the checkout
-    checkout = Path(__file__).parents[2]
-    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "runs"
+from maetok_lab.runs.locks import Lease, lock_folder
+from maetok_lab.runs.names import checked_name, runs_root
+from maetok_lab.runs.origin import CONFIG, begin, check_parents, check_same_config
 
 
 class Run:
@@ -60,11 +60,11 @@ class Run:
             siblings = [path.parent.name for path in self.folder.parent.glob("*/config.json")]
             hint = did_you_mean(self.name, siblings) if siblings else ""
             raise FileNotFoundError(f"{self.folder} is not a run: it has no config.json{hint}")
-        record = read_json(self.folder / "config.json")
+        record = read_record(self.folder / "config.json", needs=CONFIG)
         self.class_name = record["class"]
         self.config = record["config"]
         self.fingerprint = record["fingerprint"]
-        self._lock: SoftFileLease | None = None
+        self._lease: Lease | None = None
         self._events = Events(self.folder / "tensorboard")
 
     @classmethod
@@ -78,11 +78,12 @@ class Run:
     ) -> "Run":
         """Make run `name` with a config dataclass, or continue it when its fingerprint is the same.
 
-        Raises ValueError for a name that is no plain folder name or a run of another config (with
-        the fields that differ), RunLocked when another live process writes it, OSError for a folder
-        that cannot be written.
+        Raises ValueError for a name that is no plain folder name, a run of another config (with the
+        fields that differ), or parents that are unfinished or changed; RunLocked when another live
+        process writes it; OSError for a folder that cannot be written.
         """
         folder = runs_root(root) / checked_name(name)
+        origins = [parent.as_parent(name) for parent in parents]
         # the fingerprint decides: it leaves out fields that change no result, such as `log_every`
         record = {
             "class": type(config).__name__,
@@ -92,44 +93,42 @@ class Run:
         # the lock comes first: another process may be making the same run at this moment
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = lock_folder(folder)
+            lease = lock_folder(folder, again=True)
         except OSError as problem:
+            if is_full(problem, folder):
+                raise no_room(f"the run {folder} was not made", folder, problem) from None
             reason = (
-                f"cannot write the run {folder} ({problem.strerror}); "
-                "choose a runs folder that can be written: runs=FOLDER"
+                f"cannot write the run {folder} ({problem.strerror}); choose a runs folder that can"
+                " be written: parameter `runs` of a notebook, -p runs FOLDER on the command line"
             )
             raise type(problem)(problem.errno, reason) from None
 
         try:
-            # the config is written last: a folder without one was stopped before it was a run
-            if not (folder / "config.json").exists():
-                origin = {"parents": [_parent(run) for run in parents]}
-                write_json(folder / "provenance.json", provenance() | origin)
-                write_json(folder / "config.json", record)
+            begin(folder, record, origins)
             run = cls(folder)
-            run._check_same_config(record)
+            check_same_config(folder, record)
+            check_parents(folder, origins)
         except BaseException:
-            lock.release()
+            lease.release()
             raise
-        run._lock = lock
+        run._lease = lease
         return run
 
-    def _check_same_config(self, record: dict[str, Any]) -> None:
-        """ValueError with the fields that differ, unless this run's config is that of `record`."""
-        if self.fingerprint == record["fingerprint"]:
-            return
-        # as config.json has it, where tuples are lists
-        as_stored = json.loads(json.dumps(finite(record["config"])))
-        if record["class"] == self.class_name:
-            lines = differing_fields(as_stored, self.config)
-            lines = lines or ["the same, but a file that one of them names has another content"]
-        else:  # another kind of run: its fields say nothing
-            lines = [f"class: {record['class']}, not {self.class_name}"]
-        raise ValueError(
-            f"run {self.name} was made with another config. Choose another name (parameter `name` "
-            f"of a notebook), or move {self.folder} away. These fields are now:\n  "
-            + "\n  ".join(lines)
-        )
+    def as_parent(self, child: str) -> dict[str, Any]:
+        """What a run `child` records of this one, to tell later whether it is still the same.
+
+        Raises ValueError when this run is not finished: the child would be made of something else.
+        """
+        if problem := self.problem:
+            raise ValueError(
+                f"run {child} is made from run {self.name}, which is not finished ({problem}): run"
+                f" what makes {self.name} to its end first, the same cell or notebook once more"
+            )
+        return {
+            "run": self.name,
+            "fingerprint": self.fingerprint,
+            "checkpoint_sha256": self.checkpoint_hash(),
+        }
 
     def load_config(self, config_class: type) -> Any:
         """The run's config as the dataclass it was made from; another class is an error."""
@@ -143,36 +142,97 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the final numbers are written."""
-        return (self.folder / "summary.json").exists()
+        """Whether the final numbers are written, and the files that they rest on are there."""
+        return self.problem is None
+
+    @property
+    def problem(self) -> str | None:
+        """Why the run is not finished, in words; None where it is."""
+        ending = read_ending(self.folder)
+        return ending.problem if ending else "it was stopped, or goes on"
 
     @property
     def summary(self) -> dict[str, Any]:
         """Final numbers; {} while the run is not finished."""
-        return read_json(self.folder / "summary.json") if self.finished else {}
+        ending = read_ending(self.folder)
+        return ending.numbers if ending and not ending.problem else {}
 
     @property
     def provenance(self) -> dict[str, Any]:
         """What made the run (`provenance.provenance`), and under `parents` the runs it read."""
-        return read_json(self.folder / "provenance.json")
+        return read_record(self.folder / "provenance.json")
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write the final numbers and give up the lock."""
-        # the last file to be written: `finished` looks for it
-        write_json(self.folder / "summary.json", {**summary, "ended": now()})
+    def damage(self) -> str | None:
+        """What a run that has ended lost of what it rests on, in words; None where all is whole.
+
+        Its newest checkpoint is read to its end.
+        """
+        ending = read_ending(self.folder)
+        if ending is None or ending.problem:
+            return ending and ending.problem
+        try:
+            for step in self.checkpoint_steps()[-1:]:
+                if file := damaged_file(self.folder, step):
+                    return f"{file} is damaged"
+        except ValueError as problem:
+            return str(problem)
+        return None
+
+    def reopen_if_damaged(self) -> None:
+        """Take back the end of a run that lost what it rests on: going on makes it whole.
+
+        Only in the process that opened it: those that share its work must not judge alone.
+        """
+        if self._lease and self._lease.lock and (damage := self.damage()):
+            self.reopen(damage)
+
+    def reopen(self, reason: str) -> None:
+        """Take back that the run has ended."""
+        warnings.warn(f"run {self.name} had ended, but {reason}: it goes on", stacklevel=3)
+        self._check_writer()
+        (self.folder / "summary.json").unlink()
+
+    def finish(self, summary: Mapping[str, Any], *, files: Iterable[Path] = ()) -> None:
+        """Write the final numbers and give up the lock.
+
+        They rest on the newest checkpoint and on `files`.
+        """
+        self._check_writer()
+        rests_on = list(files)
+        for step in self.checkpoint_steps()[-1:]:
+            rests_on += sorted(step_folder(self.folder, step).iterdir())
+        write_ending(self.folder, summary, rests_on)
         self.close()
+
+    # Lock -----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, this process may write the run; afterwards it has given up the lock.
+
+        Where another process started this one to share its work, that one's lock is enough.
+        """
+        if self._lease is None or not self._lease.token:
+            self._lease = lock_folder(self.folder)
+        try:
+            yield
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Give up the lock; the run can be continued later."""
         self._events.close()
-        if self._lock:
-            # force: a lease counts how often it was taken, and a cell that was interrupted left one
-            self._lock.release(force=True)
-            self._lock = None
+        if self._lease:
+            self._lease.release()
+
+    def _check_writer(self) -> None:
+        """RunLocked where this run has another writer by now."""
+        if self._lease:
+            self._lease.check()
 
     def __reduce__(self) -> tuple:
-        # in another process it reads: the lock stays with this one
-        return Run, (self.folder,)
+        # in another process it shares the lock that this one holds, or only reads
+        return _shared, (self.folder, self._lease.token if self._lease else "")
 
     def __enter__(self) -> "Run":
         return self
@@ -184,25 +244,34 @@ class Run:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one event, {"step": ..., "split": ..., ...}, to metrics.jsonl and TensorBoard."""
+        self._check_writer()
         # appended, not renamed: whoever reads drops a last line that a kill cut off
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(finite(dict(record))) + "\n")
+        try:
+            with open(self.folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(finite(dict(record))) + "\n")
+        except OSError as problem:
+            if is_full(problem, self.folder):
+                raise no_room(f"{file.name} was not written", self.folder, problem) from None
+            raise
         self._events.add(record)
 
     def metrics(self, split: str | None = None) -> pd.DataFrame:
         """All logged events as a table, or those of one split ("train", "val")."""
-        path = self.folder / "metrics.jsonl"
-        table = pd.DataFrame(read_json_lines(path) if path.exists() else [])
+        table = pd.DataFrame(self._logged())
         if split is None or table.empty:
             return table
         # columns that only other splits log are empty here
         return table[table["split"] == split].dropna(axis=1, how="all")
 
+    def _logged(self) -> list[dict[str, Any]]:
+        path = self.folder / "metrics.jsonl"
+        return read_json_lines(path, needs=("step", "split")) if path.exists() else []
+
     def rewind_metrics(self, step: int) -> None:
         """Drop events after `step`: what a resumed run is about to log again."""
         path = self.folder / "metrics.jsonl"
         if path.exists():
-            events = [event for event in read_json_lines(path) if event["step"] <= step]
+            events = [event for event in self._logged() if event["step"] <= step]
             write_bytes(path, "".join(json.dumps(event) + "\n" for event in events).encode())
         self._events.rewind(step)
 
@@ -221,10 +290,8 @@ class Run:
         `keep` 0 removes none. Raises OSError when it cannot be written, RunLocked when another
         process took the run over.
         """
-        # a process that stood still for a minute may have lost its lease to another
-        if self._lock and not self._lock.is_lock_held_by_us:
-            raise RunLocked(f"{self.folder} was taken over by another process; end this one")
-        folder = write_checkpoint(self.folder, step, tensors, state)
+        self._check_writer()
+        folder = write_checkpoint(self.folder, step, tensors, state, fingerprint=self.fingerprint)
         if keep:
             for old in self.superseded(keep):
                 self.remove_checkpoint(old)
@@ -235,17 +302,29 @@ class Run:
     ) -> Checkpoint | None:
         """The newest sound checkpoint, or that of `step`, with all groups of tensors or some.
 
-        None if there is none. A damaged newest one is passed over with a warning that names it; a
-        damaged one asked for by step is a ValueError.
+        None if there is none. A damaged newest one of a run that goes on is passed over with a
+        warning that names it; that of a run that has ended, or one asked for by step, is a
+        ValueError.
         """
         if step is not None:
             return read_checkpoint(self.folder, step, groups)
+        # earlier weights are not what the numbers of a run that has ended are of
+        ending = read_ending(self.folder)
+        damage = ending.problem if ending else None
         # a crash of the machine can damage the newest one; the one before it loses a few minutes
-        for candidate in reversed(self.checkpoint_steps()):
+        for candidate in reversed([] if damage else self.checkpoint_steps()):
             try:
                 return read_checkpoint(self.folder, candidate, groups)
             except ValueError as problem:
+                damage = str(problem)
+                if ending:
+                    break
                 warnings.warn(f"{problem}; falling back to the checkpoint before it", stacklevel=2)
+        if ending and damage:
+            raise ValueError(
+                f"run {self.name} had ended, but {damage}; run what makes it once more: that goes"
+                " on from what is whole"
+            )
         return None
 
     def last_checkpoint(self, group: str) -> Checkpoint:
@@ -261,12 +340,12 @@ class Run:
 
     def keep_milestones(self, *steps: int) -> None:
         """The checkpoints of these steps are never removed: not for newer ones, not by `prune`."""
+        self._check_writer()
         write_json(self.folder / "milestones.json", sorted({*self.milestones(), *steps}))
 
     def milestones(self) -> list[int]:
-        """Steps whose checkpoints stay."""
-        path = self.folder / "milestones.json"
-        return read_json(path) if path.exists() else []
+        """Steps whose checkpoints stay; all that there are where the list of them is damaged."""
+        return read_milestones(self.folder)
 
     def superseded(self, keep: int) -> list[int]:
         """Steps of checkpoints but the newest `keep` (1 or more) and the milestones."""
@@ -275,66 +354,19 @@ class Run:
 
     def remove_checkpoint(self, step: int) -> None:
         """Delete a checkpoint, milestone or not: `superseded` says which may go."""
+        self._check_writer()
         delete_checkpoint(self.folder, step)
 
     def checkpoint_hash(self) -> str | None:
         """A hash of the newest checkpoint, None without one: what a child run records."""
         steps = self.checkpoint_steps()
-        if not steps:
-            return None
         # the files' hashes are on record: nothing large is read
-        record = read_json(step_folder(self.folder, steps[-1]) / "state.json")
-        return fingerprint_of(record["sha256"])
+        return fingerprint_of(read_state(self.folder, steps[-1])["sha256"]) if steps else None
 
     def sample_path(self, step: int) -> Path:
         """Where the picture of a step goes."""
         (self.folder / "samples").mkdir(exist_ok=True)
         return self.folder / "samples" / f"step-{step:07d}.png"
-
-
-# Names of runs ------------------------------------------------------------------------------------
-
-
-def checked_name(name: str) -> str:
-    """`name`, if it is a plain folder name; ValueError for path separators or a leading dot."""
-    if not NAME.fullmatch(name) or len(name) > 120:
-        raise ValueError(
-            "a run's name is letters, digits, '.', '_' and '-' "
-            f"(120 at most, no leading dot), not {name!r}"
-        )
-    return name
-
-
-def usual_labels(source: str | Path) -> str:
-    """What images are labelled by where nobody says it: "category-style" for the shipped ones."""
-    return "category-style" if str(source) == "emoji" else "category"
-
-
-def run_suffix(
-    preset: str, seed: int, source: str | Path = "emoji", labels: str | None = None
-) -> str:
-    """How the names of a notebook's runs end: "tiny-s0"; "tiny-photos-3f2a91-s0" for other images.
-
-    The digits are of the images' place, so that two folders of one name keep apart. Labels other
-    than the usual ones are named too.
-    """
-    words = [preset]
-    if str(source) != "emoji":
-        # the images' folder or file, cleaned of what no run's name may hold
-        place = Path(source).expanduser().resolve()
-        stem = re.sub(r"[^A-Za-z0-9._]+", "-", place.name).strip("-.") or "images"
-        words += [stem[:60], hash_of([os.fsencode(place)])[:6]]
-    if labels not in (None, usual_labels(source)):
-        words.append(re.sub(r"[^A-Za-z0-9._]+", "-", labels))
-    return "-".join([*words, f"s{seed}"])
-
-
-def changes_suffix(changes: Mapping[str, Any]) -> str:
-    """What `changes` of a config add to a run's name: "-" and a hash, "" where there are none.
-
-    So a changed training never takes the name, or the place, of the one that the preset gives.
-    """
-    return f"-{fingerprint_of(dict(changes))[:8]}" if changes else ""
 
 
 def find_run(source: str | Path, root: str | Path | None = None) -> Run | None:
@@ -344,18 +376,17 @@ def find_run(source: str | Path, root: str | Path | None = None) -> Run | None:
     name that is no run.
     """
     folder = Path(source) if Path(source).is_dir() else runs_root(root) / str(source)
-    # a folder of weights has a config.json too, but no provenance
-    if (folder / "provenance.json").exists():
+    # a folder of weights has a config.json too, but neither of these
+    if (folder / "provenance.json").exists() or (folder / "checkpoints").is_dir():
         return Run(folder)
     if Path(source).exists() or str(source).count("/") == 1:
         return None
     return Run(folder)
 
 
-def _parent(run: Run) -> dict[str, Any]:
-    # enough to say later whether the parent is still the one that this run was made from
-    return {
-        "run": run.name,
-        "fingerprint": run.fingerprint,
-        "checkpoint_sha256": run.checkpoint_hash(),
-    }
+def _shared(folder: Path, token: str) -> Run:
+    """A run as another process has it that works for the holder of its lock."""
+    run = Run(folder)
+    if token:
+        run._lease = Lease(folder, token)
+    return run

@@ -8,32 +8,53 @@ from typing import Any
 
 import pandas as pd
 
-from maetok_lab.files import read_json
-from maetok_lab.runs.run import Run, runs_root
+from maetok_lab.files import read_record
+from maetok_lab.runs.ending import read_ending
+from maetok_lab.runs.names import runs_root
+from maetok_lab.runs.run import Run
 
 COUNTERS = {"step", "images", "split", "skipped"}  # columns of the metrics that are no measurement
 
 
 def list_runs(root: str | Path | None = None) -> pd.DataFrame:
-    """One row a run under `root`: name, class, state, start, fingerprint, its summary's numbers."""
+    """One row a run under `root`: name, class, state, start, fingerprint, its summary's numbers.
+
+    What is wrong with a run is in `problem`; of one whose config cannot be read `kind` is empty.
+    """
     rows = []
     for path in sorted(runs_root(root).glob("*/config.json")):
-        run = Run(path.parent)
-        steps = run.checkpoint_steps()
-        row = {
-            "run": run.name,
-            "kind": run.class_name,
-            "finished": run.finished,
-            "step": steps[-1] if steps else None,  # of the newest checkpoint
-            "started": run.provenance.get("started"),
-            "fingerprint": run.fingerprint,
-        }
-        # a summary may hold text, lists and tables too
-        for name, value in run.summary.items():
-            if isinstance(value, int | float):
-                row[name] = value
+        # whatever one folder is like, the others are listed
+        row = {"run": path.parent.name, "kind": None, "finished": False}
+        problems: list[str] = []
+        try:
+            _describe(Run(path.parent), row, problems)
+        except (OSError, ValueError) as problem:
+            problems.append(str(problem))
+        if problems:
+            row["problem"] = "; ".join(problems)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _describe(run: Run, row: dict[str, Any], problems: list[str]) -> None:
+    """Put what is known of a run into its row."""
+    row["kind"] = run.class_name
+    row["fingerprint"] = run.fingerprint
+    ending = read_ending(run.folder)
+    if ending and ending.problem:
+        problems.append(ending.problem)
+    row["finished"] = ending is not None and not ending.problem
+    steps = run.checkpoint_steps()
+    row["step"] = steps[-1] if steps else None  # of the newest checkpoint
+    # a summary may hold text, lists and tables too
+    numbers = ending.numbers if row["finished"] else {}
+    try:
+        row["started"] = run.provenance.get("started")
+    except (OSError, ValueError) as problem:
+        problems.append(str(problem))
+    for name, value in numbers.items():
+        if isinstance(value, int | float):
+            row[name] = value
 
 
 def config_differences(runs: Iterable[Run]) -> pd.DataFrame:
@@ -83,18 +104,24 @@ def logged_columns(runs: Iterable[Run], *, split: str = "train") -> list[str]:
 
 def sample_pictures(run: Run) -> dict[int, Path]:
     """The pictures a run left while it trained, by step."""
-    paths = sorted((run.folder / "samples").glob("step-*.png"))
-    return {int(path.stem[5:]): path for path in paths}
+    pictures = {}
+    for path in sorted((run.folder / "samples").glob("step-*.png")):
+        # others, such as step-0000020-best.png, are a person's own
+        if path.stem[5:].isdecimal():
+            pictures[int(path.stem[5:])] = path
+    return pictures
 
 
 def notebooks_of(run: Run, root: str | Path | None = None) -> list[Path]:
     """The executed notebooks that reported this run, as HTML pages where there are some."""
     pages = []
     for path in sorted((runs_root(root) / "notebooks").glob("*/summary.json")):
+        try:
+            folders = read_record(path, needs=["runs"])["runs"]
+        except (OSError, ValueError):  # that notebook is run again by whoever needs it
+            continue
         # a notebook's summary names its runs relative to its own folder
-        reported = {
-            os.path.normpath(path.parent / folder) for folder in read_json(path).get("runs", [])
-        }
+        reported = {os.path.normpath(path.parent / folder) for folder in folders}
         if os.path.normpath(run.folder) not in reported:
             continue
         # the page where the export worked, else the notebook

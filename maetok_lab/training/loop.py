@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,17 +106,27 @@ def train(
     returns, if anything, ends the training. Raises what `task.check` raises, and NonFiniteTraining.
     """
     # A finished run is left alone; data that are not the config's are refused before anything.
+    run.reopen_if_damaged()
     if run.finished:
+        run.close()
         return
     task.check()
     if processes > 1:
-        yield from train_in_processes(task, run, processes, cpu=cpu)
+        with run.held():
+            yield from train_in_processes(task, run, processes, cpu=cpu)
         return
-    config = task.config
-    parts = 1 if config.accumulate == "fit" else config.accumulate
-    engine = make_engine(config.batch_size, parts=parts, cpu=cpu, task=task)
-    state = State(task, engine)
+    parts = 1 if task.config.accumulate == "fit" else task.config.accumulate
+    engine = make_engine(task.config.batch_size, parts=parts, cpu=cpu, task=task)
+    # however it ends, the run can be continued by anybody then
+    with run.held() if engine.is_main_process else contextlib.nullcontext():
+        yield from train_here(State(task, engine), run, stop_when)
 
+
+def train_here(state: State, run: Run, stop_when: StopCondition | None) -> Iterator[StepRecord]:
+    """`train` in this process, alone or one of a group."""
+    task = state.task
+    engine = state.engine
+    config = task.config
     if go_on(state, run, stop_when):
         return
 
@@ -182,22 +191,19 @@ def train_in_processes(task: Task, run: Run, processes: int, *, cpu: bool) -> It
     """`train` in a group of processes that are started here; records come as these go on."""
     with heard_signals() as signals:
         device = torch.device("cpu") if cpu else pick_device()
-        call = Call(records, (task, run.folder), {"cpu": cpu})
-        with Ranks(processes, device, call) as ranks:
+        with Ranks(processes, device, Call(records, (task, run), {"cpu": cpu})) as ranks:
             for facts in ranks:
                 record = StepRecord(*facts)
                 yield record
                 if record.stopping.is_set() or signals.number is not None:
                     ranks.stop()
-        if run.finished:  # by the first of them, which had no lock to give up
-            run.close()
         signals.pass_on()
 
 
-def records(task: Task, folder: Path, *, cpu: bool) -> Iterator[tuple]:
+def records(task: Task, run: Run, *, cpu: bool) -> Iterator[tuple]:
     """What `train` yields in one process of a group, as often as somebody would look at it."""
     last = 0.0
-    for record in train(task, Run(folder), cpu=cpu):
+    for record in train(task, run, cpu=cpu):
         now = time.monotonic()
         shows = record.losses or record.picture or record.step == record.num_steps
         if shows or now - last > RECORD_SECONDS:

@@ -23,9 +23,18 @@ from maetok_lab.widgets.panel import still
 
 SECONDS_BETWEEN_VIEWS = 0.5  # of the panel: drawing the chart costs more than a small step
 NO_LOSSES = ("step", "images", "split", "skipped")  # of a run's log
+INTERRUPT_SECONDS = 0.2  # for a kernel to cancel its cell
 STEPS_TO_TELL = 10  # before a stage's own speed says anything of the stages after it
 
 Training = Generator[StepRecord, None, None]
+
+
+class TrainingStopped(Exception):
+    """A person stopped a training: cells below must not go on with half of it."""
+
+    def _render_traceback_(self) -> list[str]:
+        """IPython's hook: all that a notebook shows of it."""
+        return [str(self)]
 
 
 async def follow(
@@ -36,11 +45,12 @@ async def follow(
     every: float = 10.0,
     forecast: Any = None,
 ) -> None:
-    """Run a training to its end, or until a person stops it: the same line then goes on.
+    """Run a training to its end.
 
     A live notebook shows a panel with a stop button; elsewhere a line is printed at most every
     `every` seconds. What its `run` holds is shown first; a `forecast` (`experiments.time_left`)
-    adds how long all takes. The generator is closed then.
+    adds how long all takes. Raises TrainingStopped where a person stopped it, so that Run All ends
+    here: the same line then goes on.
     """
     live = LiveTraining(title, every=every, forecast=forecast)
     if run is not None:
@@ -49,6 +59,14 @@ async def follow(
         for record in training:
             live.update(record)
             await live.listen()
+    # a kernel's interrupt, which the training heard first and passed on, comes up here some turns
+    # of the kernel's loop later; without it cells below would go on
+    try:
+        await asyncio.sleep(INTERRUPT_SECONDS if live.is_short else 0)
+    except asyncio.CancelledError:
+        live.note_stop()
+    if live.stopped:
+        raise TrainingStopped(live.stopped)
 
 
 def follow_to_end(
@@ -89,9 +107,11 @@ class LiveTraining:
         self.write = write
         self.live = is_live() if live is None else live
         self.stopping = False
+        self.stopped = ""  # where, in words, once it is
         self.history: dict[str, tuple[list[int], list[float]]] = {}  # loss: its steps and values
         # the first record and when it came: the speed of a continued run counts its own steps only
         self._first: StepRecord | None = None
+        self._last: StepRecord | None = None
         self._start = 0.0
         self._last_line = 0.0  # time of the last written line
         self._last_view = 0.0  # and of the last drawn panel
@@ -101,16 +121,14 @@ class LiveTraining:
         now = time.monotonic()
         if self._first is None:
             self._begin(record, now)
+        self._last = record
         losses = self._remember(record.step, record.losses or {})
 
         # a stop ends the training after this step, with a checkpoint
         last = record.step == record.num_steps
         if self.stopping and not last:
             record.stop()
-            self.write(
-                f"{self.title}: stopped at step {record.step} of {record.num_steps};"
-                " run the cell again to go on"
-            )
+            self.note_stop()
 
         # a panel is followed by one line at the end, which stays when the notebook is closed
         if self.live:
@@ -121,6 +139,16 @@ class LiveTraining:
             words = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
             place = f"{self.title}: step {record.step}/{record.num_steps}"
             self.write(f"{place}, {words}; {self._progress(record, now)}")
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the training's last step has not come."""
+        return self._last is not None and self._last.step < self._last.num_steps
+
+    def note_stop(self) -> None:
+        """Remember that the training ends with the record that came last."""
+        place = f"step {self._last.step} of {self._last.num_steps}" if self._last else "the start"
+        self.stopped = f"{self.title}: stopped at {place}; run the cell again to go on"
 
     def recall(self, run: Run) -> None:
         """Take the losses that `run` holds; of a finished one its end is told, in the panel too."""

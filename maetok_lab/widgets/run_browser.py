@@ -2,6 +2,7 @@
 
 import functools
 import html
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,11 +50,15 @@ class RunBrowser(Studio):
                 f"there are no runs in {self.root}; run notebooks/00_start_here.ipynb first, "
                 "or give the folder that holds yours"
             )
-        self.names = self.table["run"].tolist()
+        # a run whose config cannot be read is in the table alone, which says why
+        self.names = self.table["run"][self.table["kind"].notna()].tolist()
+        self.unreadable = self.table[self.table["kind"].isna()]
+        if not self.names:
+            raise FileNotFoundError(f"no run can be read: {'; '.join(self.unreadable['problem'])}")
         if not selection:
             # those with losses first: there is something to see
-            trained = [name for name in self.names if logged_columns([Run(self.root / name)])]
-            selection = trained[:2] or self.names[:1]
+            trained = (name for name in self.names if logged_columns([Run(self.root / name)]))
+            selection = list(itertools.islice(trained, 2)) or self.names[:1]
         self.select(selection)
         if column is not None and column not in self.columns:
             raise ValueError(f"no column {column!r} was logged; choose one of {self.columns}")
@@ -172,6 +177,10 @@ class RunBrowser(Studio):
         if len(rows):
             facts = rows.drop(columns="fingerprint").set_index("run").T.rename_axis(columns=None)
             self.about.value = "<b>the chosen runs</b>" + _table(facts)
+
+        if len(self.unreadable):
+            facts = self.unreadable[["run", "problem"]].set_index("run")
+            self.about.value += "<b>runs that cannot be read</b>" + _table(facts)
 
         # and what sets them apart
         self.differences.value = ""

@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from maetok_lab.files import read_json, write_json
-from maetok_lab.processes import process_group
 from maetok_lab.ranks import Call
 from maetok_lab.runs import Run
-from maetok_lab.runs.locks import lock_folder
 from maetok_lab.workflow.pool import Job, Outcome
 from maetok_lab.workflow.spec import SlurmConfig
 from maetok_lab.workflow.worker import run_entry
@@ -205,15 +203,10 @@ class TrainingJob:
         return DelayedSubmission(self)
 
 
-def train_in_job(call: Call, run: Run) -> None:
-    """In each process of a job: go through a training, into a run that the first process holds."""
-    lock = lock_folder(run.folder) if process_group()[0] == 0 else None
-    try:
-        for _ in call.function(*call.arguments, **call.options):
-            pass
-    finally:
-        if lock:
-            lock.release(force=True)
+def train_in_job(call: Call) -> None:
+    """In each process of a job: go through a training, whose run the first process holds."""
+    for _ in call.function(*call.arguments, **call.options):
+        pass
 
 
 def submit_training(
@@ -239,7 +232,7 @@ def submit_training(
         runs[0].close()  # the job's own process will hold it
         folder.mkdir(parents=True, exist_ok=True)
         place = Path(tempfile.mkdtemp(prefix=f"{runs[0].name}-", dir=folder.absolute()))
-        Call(train_in_job, (training, runs[0]), {}).save(place)
+        Call(train_in_job, (training,), {}).save(place)
         device = "cuda" if config.gpus else "cpu"
         command = ["--module", "maetok_lab.ranks", "work", str(place), device]
     training = TrainingJob(command, processes or max(1, config.gpus))

@@ -20,9 +20,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from maetok_lab.files import read_json, write_bytes, write_json
+from maetok_lab.files import read_json, read_record, write_bytes, write_json
 from maetok_lab.identity import fingerprint_of
-from maetok_lab.runs import runs_root
+from maetok_lab.runs import Run, runs_root
 from maetok_lab.runs.locks import lock_folder
 from maetok_lab.runs.provenance import clock, now
 from maetok_lab.workflow.code import code_hash
@@ -136,7 +136,12 @@ def stored_result(call: NotebookCall, *, tell: bool = True) -> NotebookResult | 
     folder = call.folder
     if not (folder / "summary.json").exists():
         return None
-    summary = read_json(folder / "summary.json")
+    try:
+        summary = read_record(folder / "summary.json", needs=["runs", "numbers", "seconds"])
+    except ValueError as problem:
+        if tell:
+            print(f"{problem}: running it again", flush=True)
+        return None
     # normpath, not resolve: a runs folder may be reached through a link
     runs = [Path(os.path.normpath(folder / run)) for run in summary["runs"]]
     result = NotebookResult(folder, summary["numbers"], runs, summary["seconds"], ran_now=False)
@@ -144,12 +149,15 @@ def stored_result(call: NotebookCall, *, tell: bool = True) -> NotebookResult | 
     # Results of earlier versions lack some of these facts: they are made anew.
     changed = [f"its {key}" for key in call.identity if summary.get(key) != call.identity[key]]
     changed += [_short(place) for place in changed_inputs(summary.get("inputs", {}), folder)]
-    files = [result.notebook, result.html, *(run / "summary.json" for run in runs)]
+    files = [result.notebook, result.html, *(run / "config.json" for run in runs)]
     missing = [_short(file) for file in files if not file.exists()]
-    if not changed and not missing:
+    unfinished = [run.name for run in runs if not missing and Run(run).problem]
+    if not changed and not missing and not unfinished:
         return result
     if tell:
         reason = f"{', '.join(missing)} is missing"
+        if unfinished:
+            reason = f"run {' and '.join(unfinished)} is not whole"
         if changed:
             reason = f"{' and '.join(changed)} changed"
         print(f"{_short(folder)} was finished, but {reason} since: running it again", flush=True)

@@ -28,7 +28,7 @@ def test_a_cache_killed_between_shards_goes_on_with_the_first_that_is_missing(
         b"half"
     )  # what a kill leaves behind
     with pytest.raises(
-        ValueError, match="latent cache cut is not finished; write_latents continues it"
+        ValueError, match=r"latent cache cut is not finished \(it was stopped, or goes on\)"
     ):
         LatentDataset(Run(run.folder))
     encoded = []
@@ -55,11 +55,9 @@ def test_a_cache_killed_between_shards_goes_on_with_the_first_that_is_missing(
 
 def test_a_cache_that_lost_a_shard_is_refused(cache, tmp_path):
     run = cache().run
-    for lost, count in (("00001", 2), ("00000", 1), ("00002", 0)):
+    for lost in ("00001", "00000", "00002"):
         (run.folder / "latents" / f"shard-{lost}.npy").unlink()
-        with pytest.raises(
-            ValueError, match=f"latent cache cache is incomplete: {count} of 3 shards"
-        ):
+        with pytest.raises(ValueError, match=r"not finished \(.*shard-0000.\.npy is gone"):
             LatentDataset(Run(run.folder))
 
 
@@ -76,10 +74,7 @@ def test_a_damaged_shard_is_refused_and_encoded_again_alone(
         b"",
     ):  # cut short, one bit, emptied
         path.write_bytes(damage)
-        with pytest.raises(
-            ValueError,
-            match=r"latent cache cache is damaged: shard-00001.npy do not match .* summary.json",
-        ):
+        with pytest.raises(ValueError, match=r"damaged: shard-00001|shard-00001.npy is damaged"):
             LatentDataset(run)
     (run.folder / "summary.json").unlink()
     config, calls = caching(), []
@@ -131,8 +126,8 @@ def test_a_full_disk_is_one_clear_line_and_keeps_what_was_done(
     monkeypatch.setattr("maetok_lab.data.shards.np.save", full)
     with pytest.raises(
         OSError,
-        match=r"the disk is full: the latent cache needs .* GB more, .*"
-        r" Its 1 finished shards are kept",
+        match=r"the latent cache .*full was not written \(its 1 finished shards are kept\):"
+        r" the disk is full: 0.0 MB more are needed and .* MB are free; free some",
     ):
         list(write_latents(tokenizer, pictures, config, run, device=CPU))
     monkeypatch.undo()

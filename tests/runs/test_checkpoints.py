@@ -4,13 +4,17 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
 
+from maetok_lab.files import write_json
 from maetok_lab.identity import file_hash
+from maetok_lab.pictures import save_png
 from maetok_lab.runs import Run
 from maetok_lab.runs import weights as weights_module
 from maetok_lab.runs.checkpoints import read_checkpoint, write_checkpoint
@@ -171,7 +175,8 @@ def test_a_half_written_checkpoint_is_never_read_and_the_next_save_replaces_it(r
     monkeypatch.setattr(weights_module, "save_file", full_disk)
     with pytest.raises(
         OSError,
-        match=r"step 20 was not written .* No space left .* last good one is that of step 10",
+        match=r"step 20 was not written .* last good one is that of step 10: the disk is full: "
+        r"0.0 MB more are needed and .* MB are free; free some \(python -m maetok_lab prune",
     ):
         run.save_checkpoint(20, weights(2.0), {})
     monkeypatch.undo()
@@ -188,11 +193,30 @@ def test_a_half_written_checkpoint_is_never_read_and_the_next_save_replaces_it(r
 
 def test_a_run_that_another_process_took_over_is_written_no_more(run):
     run.save_checkpoint(10, weights(1.0), {})
-    other_lock = (run.folder / "lock").read_text().replace(f"pid={os.getpid()}", "pid=1")
-    (run.folder / "lock").write_text(other_lock)
-    with pytest.raises(RunLocked, match="was taken over by another process; end this one"):
-        run.save_checkpoint(20, weights(2.0), {})
-    assert run.checkpoint_steps() == [10]
+    run.log({"step": 10, "split": "train", "loss": 1.0})
+    text = (run.folder / "lock").read_text()
+    (run.folder / "lock").write_text(re.sub("token=.*", "token=another", text))
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+    writes = [
+        lambda: run.save_checkpoint(20, weights(2.0), {}),
+        lambda: run.log({"step": 20, "split": "train", "loss": 1.0}),
+        lambda: run.rewind_metrics(0),
+        lambda: run.keep_milestones(20),
+        lambda: run.remove_checkpoint(10),
+        lambda: run.finish({}),
+        # whoever writes below the folder, by whatever name of it
+        lambda: save_png(run.sample_path(20), np.zeros((4, 4, 3), np.uint8)),
+        lambda: write_json(os.path.relpath(run.folder / "score.json"), {}),
+    ]
+    for write in writes:
+        with pytest.raises(RunLocked, match="was taken over by another process while this one sto"):
+            write()
+    (run.folder / "samples").rmdir()
+    after = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+    assert {path: after[path] for path in before if path.is_file()} == {
+        path: before[path] for path in before if path.is_file()
+    }
+    assert not [path for path in after if path.is_file() and path not in before]
 
 
 def test_saving_a_step_again_replaces_it(run):
@@ -228,6 +252,7 @@ def test_the_weights_hash_names_the_newest_weights(run, tmp_path):
     first = run.checkpoint_hash()
     run.save_checkpoint(20, weights(2.0), {})
     assert run.checkpoint_hash() != first
+    run.finish({})
     with Run.open("b", Job(rate=2.0), root=tmp_path, parents=[run]) as child:
         child.save_checkpoint(5, weights(1.0), {"note": 2})
         assert child.checkpoint_hash() == first
@@ -238,7 +263,7 @@ def test_the_weights_hash_names_the_newest_weights(run, tmp_path):
 
 def test_a_checkpoint_that_is_written_again_is_never_half_there(tmp_path, monkeypatch):
     folder = tmp_path / "a"
-    write_checkpoint(folder, 2, {"model": {"w": torch.zeros(3)}}, {})
+    write_checkpoint(folder, 2, {"model": {"w": torch.zeros(3)}}, {}, fingerprint="0")
     before = set(tmp_path.rglob("*"))
 
     def killed(*paths):
@@ -246,7 +271,7 @@ def test_a_checkpoint_that_is_written_again_is_never_half_there(tmp_path, monkey
 
     monkeypatch.setattr("maetok_lab.runs.checkpoints.os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_checkpoint(folder, 2, {"model": {"w": torch.ones(3)}}, {})
+        write_checkpoint(folder, 2, {"model": {"w": torch.ones(3)}}, {}, fingerprint="0")
     monkeypatch.undo()
     # the old one, whole: what was to come in its place has another name
     assert before <= set(tmp_path.rglob("*"))

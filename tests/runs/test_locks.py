@@ -1,5 +1,6 @@
 """One writer a folder: a live holder is respected, wherever it runs, a dead one replaced."""
 
+import errno
 import os
 import shutil
 import socket
@@ -9,6 +10,7 @@ import time
 
 import pytest
 
+from maetok_lab.files import write_bytes
 from maetok_lab.runs import locks
 from maetok_lab.runs.locks import RunLocked, lock_folder
 
@@ -38,6 +40,14 @@ def marker(tmp_path_factory):
         return "\n".join(["filelock/2", *lines, ""])
 
     return write
+
+
+def wait_for(condition):
+    """Until it is true, for ten seconds at most."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def refused(folder):
@@ -132,10 +142,7 @@ def test_the_heart_beats_while_the_lock_is_held_and_stops_afterwards(tmp_path, s
     path = tmp_path / "lock"
     lock = lock_folder(tmp_path)
     os.utime(path, (1, 1))
-    deadline = time.monotonic() + 5
-    while path.stat().st_mtime < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert path.stat().st_mtime > 2
+    wait_for(lambda: path.stat().st_mtime > 2)
     lock.release()
     path.write_text("")
     os.utime(path, (1, 1))
@@ -156,13 +163,55 @@ def test_the_lock_file_of_the_first_edition_blocks_nobody(tmp_path):
     assert seconds_to_take(tmp_path) < 1
 
 
-def test_the_same_process_may_take_its_lock_again(tmp_path):
+def test_the_same_process_may_take_its_lock_again_and_the_first_taker_writes_no_more(tmp_path):
     first = lock_folder(tmp_path)
-    second = lock_folder(tmp_path)
+    with pytest.raises(RunLocked, match="is being written by this process"):
+        lock_folder(tmp_path)
+    second = lock_folder(tmp_path, again=True)
+    second.check()
+    with pytest.raises(RunLocked, match="opened once more in this process"):
+        first.check()
+    first.release()  # which is not its any more
+    assert (tmp_path / "lock").exists()
     second.release()
-    assert (tmp_path / "lock").exists()  # once for each time it was taken
-    first.release()
     assert not (tmp_path / "lock").exists()
+    second.check()  # nobody holds it: whoever writes now has to know
+
+
+def test_a_lease_that_is_forgotten_is_given_up(tmp_path):
+    lock_folder(tmp_path)
+    assert seconds_to_take(tmp_path) < 1
+
+
+def test_a_holder_that_stood_still_for_longer_than_its_lease_writes_no_more(tmp_path, hold_lock):
+    """A laptop's lid, or a job that was suspended: it wakes up beside another writer."""
+    lock = lock_folder(tmp_path)
+    text = (tmp_path / "lock").read_text()
+    (tmp_path / "lock").unlink()  # as its lease ends
+    other = hold_lock(tmp_path)
+    with pytest.raises(RunLocked, match="while this one stood still"):
+        write_bytes(tmp_path / "deep" / "file", b"mine")
+    assert not list((tmp_path / "deep").iterdir())
+    # nor does its heart keep the other's lock alive, nor its release remove it
+    assert f"pid={other.pid}\n" in (tmp_path / "lock").read_text()
+    lock.release()
+    assert f"pid={other.pid}\n" in (tmp_path / "lock").read_text() != text
+
+
+def test_one_beat_that_fails_does_not_end_the_heart(tmp_path, short_lease, monkeypatch):
+    lock = lock_folder(tmp_path)
+    failed = []
+
+    def fails(*arguments, **options):
+        failed.append(1)
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("filelock._lease.touch", fails)
+        wait_for(lambda: len(failed) > 1)
+    os.utime(tmp_path / "lock", (1, 1))
+    wait_for(lambda: (tmp_path / "lock").stat().st_mtime > 2)
+    lock.release()
 
 
 def test_releasing_leaves_a_lock_that_somebody_else_has_by_now(tmp_path, marker):
