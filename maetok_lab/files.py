@@ -63,6 +63,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except Exception as problem:
+        check_fence(path)  # another holder may have cleared away what this one was writing
         if is_full(problem, path.parent):
             raise no_room(f"{path} was not written", path.parent, problem) from problem
         raise

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from maetok_lab.files import read_json
-from maetok_lab.identity import file_hash
-from maetok_lab.runs import Run
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(Path(__file__).parent)
+    from kill_work import RUNS, outcome
 
 WORK = Path(__file__).with_name("kill_work.py")
-RUNS = {"tokenizer": "tokenizer", "tuning": "tuned", "caching": "latents", "diffusion": "diffusion"}
 STAGES = list(RUNS)
 
 
@@ -36,29 +37,6 @@ def run_stage(stage, root, *, kill_after=None):
     _, errors = process.communicate()
     assert process.returncode == 0 or kill_after is not None, errors[-2000:]
     return time.monotonic() - started
-
-
-def outcome(folder):
-    """Everything that a run computed, without times of day: numbers, hashes of its newest weights,
-    latents and pictures.
-    """
-    run = Run(folder)
-    assert run.finished
-    tables = (
-        run.metrics().drop(columns=["time", "seconds"], errors="ignore").to_json()
-        if run.metrics().size
-        else ""
-    )
-    summary = {
-        key: value for key, value in run.summary.items() if key != "ended" and "second" not in key
-    }
-    patterns = ("samples/*.png", "latents/*.npy", "*.npy", "latent_space.safetensors")
-    files = {
-        p.relative_to(folder).as_posix(): file_hash(p)
-        for pattern in patterns
-        for p in folder.glob(pattern)
-    }
-    return run.checkpoint_steps(), run.checkpoint_hash(), tables, summary, files
 
 
 @pytest.fixture(scope="module")

@@ -51,8 +51,12 @@ def step_folder(run_folder: Path, step: int) -> Path:
 
 def steps_on_disk(run_folder: Path) -> list[int]:
     """Steps that have a checkpoint, ascending."""
+    try:
+        names = os.listdir(run_folder / "checkpoints")
+    except FileNotFoundError:
+        return []
     # what is half-written or half-deleted has a dot before its name
-    matches = (STEP_FOLDER.fullmatch(path.name) for path in (run_folder / "checkpoints").glob("*"))
+    matches = map(STEP_FOLDER.fullmatch, names)
     return sorted(int(match[1]) for match in matches if match)
 
 

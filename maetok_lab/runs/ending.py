@@ -32,21 +32,21 @@ def write_ending(folder: Path, numbers: Mapping[str, Any], files: Iterable[Path]
 
 def read_ending(folder: Path) -> Ending | None:
     """How a run ended, None where it did not; its files are looked for, not read."""
-    path = folder / "summary.json"
-    if not path.exists():
-        return None
     try:
-        numbers = read_record(path, needs=["ended"])
+        numbers = read_record(folder / "summary.json", needs=["ended"])
+    except FileNotFoundError:
+        return None
     except ValueError as problem:
         return Ending({}, str(problem))
 
     # those of the first edition name none
     sizes = numbers.pop("files", {})
     for name, size in sizes.items():
-        file = folder / name
-        if not file.exists():
+        file = os.path.join(folder, name)  # a Path each would take longer than the look at it
+        try:
+            actual = os.stat(file).st_size
+        except FileNotFoundError:
             return Ending(numbers, f"{file} is gone")
-        if file.stat().st_size != size:
-            damage = f"it has {file.stat().st_size} bytes, not {size}"
-            return Ending(numbers, f"{file} is damaged: {damage}")
+        if actual != size:
+            return Ending(numbers, f"{file} is damaged: it has {actual} bytes, not {size}")
     return Ending(numbers)

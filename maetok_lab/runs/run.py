@@ -56,11 +56,13 @@ class Run:
         # reading takes no lock: a run can be looked at while another process writes it
         self.folder = Path(folder)
         self.name = self.folder.name
-        if not (self.folder / "config.json").exists():
+        try:
+            record = read_record(self.folder / "config.json", needs=CONFIG)
+        except FileNotFoundError:
             siblings = [path.parent.name for path in self.folder.parent.glob("*/config.json")]
             hint = did_you_mean(self.name, siblings) if siblings else ""
-            raise FileNotFoundError(f"{self.folder} is not a run: it has no config.json{hint}")
-        record = read_record(self.folder / "config.json", needs=CONFIG)
+            message = f"{self.folder} is not a run: it has no config.json{hint}"
+            raise FileNotFoundError(message) from None
         self.class_name = record["class"]
         self.config = record["config"]
         self.fingerprint = record["fingerprint"]
