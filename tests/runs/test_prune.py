@@ -6,6 +6,7 @@ import torch
 
 from maetok_lab.__main__ import main
 from maetok_lab.runs import Run
+from maetok_lab.runs import prune as prune_module
 from maetok_lab.runs.prune import prunable, prune
 
 
@@ -112,3 +113,32 @@ def test_the_command_line_lists_first_and_frees_when_told(tmp_path, capsys):
     assert run.checkpoint_steps() == [40]
     assert main(["prune", "--runs", str(tmp_path)]) == 0
     assert "nothing to free" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_looked_at_stops_nobody(tmp_path, monkeypatch):
+    """A colleague's folder, a link, a damaged run: the others are freed."""
+    done = trained(tmp_path, "done")
+    broken = trained(tmp_path, "broken", steps=(10,))
+    (broken.folder / "config.json").write_text("")
+    linked = tmp_path / "elsewhere"
+    linked.mkdir()
+    (linked / "precious").write_text("x" * 1000)
+    (done.folder / "checkpoints" / ".step-0000005.tmp").symlink_to(linked)
+    (done.folder / "checkpoints" / ".step-0000006.tmp").symlink_to(tmp_path / "nowhere")
+    theirs = trained(tmp_path, "theirs")
+
+    def lock_folder(folder):
+        if folder == theirs.folder:
+            raise PermissionError(13, "Permission denied", str(folder / "lock"))
+        return prune_module_lock(folder)
+
+    prune_module_lock = prune_module.lock_folder
+    monkeypatch.setattr(prune_module, "lock_folder", lock_folder)
+    table = prunable(tmp_path)
+    lines = table.attrs["left_alone"]
+    assert [line.partition(": ")[0] for line in lines] == [str(broken.folder), str(theirs.folder)]
+    freed, left_alone = prune(table)
+    assert (freed, left_alone) == (table["bytes"].sum(), [])
+    assert done.checkpoint_steps() == [40]
+    assert (linked / "precious").exists()
+    assert not list((done.folder / "checkpoints").glob(".*"))

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from maetok_lab.runs import Run
+from maetok_lab.runs import Run, list_runs
 from maetok_lab.runs.tables import (
     config_differences,
     logged_columns,
@@ -13,6 +13,7 @@ from maetok_lab.runs.tables import (
     notebooks_of,
     sample_pictures,
 )
+from maetok_lab.widgets.run_browser import RunBrowser
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,3 +79,40 @@ def test_a_notebook_belongs_to_the_runs_it_reported(runs, tmp_path):
     (folder / "notebook.html").write_text("")
     assert notebooks_of(runs[0], tmp_path) == [folder / "notebook.html"]
     assert notebooks_of(runs[1], tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["config", "provenance", "summary"])
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_one_damaged_run_stops_neither_the_list_nor_the_browser(tmp_path, name, content):
+    for run_name in ("a", "b", "c"):
+        with Run.open(run_name, Outer(), root=tmp_path) as run:
+            run.log({"step": 1, "images": 4, "split": "train", "pixel": 1.0})
+            run.finish({"pixel": 1.0})
+    (tmp_path / "b" / f"{name}.json").write_text(content)
+    table = list_runs(tmp_path).set_index("run")
+    assert table.index.tolist() == ["a", "b", "c"]
+    assert table["finished"].tolist() == [True, name == "provenance", True]
+    is_fine = (name, content) == ("provenance", "{}")  # nothing in it is needed for the list
+    if not is_fine:
+        assert f"{name}.json" in table.loc["b", "problem"]
+        assert table["problem"].isna().tolist() == [True, False, True]
+    pytest.importorskip("ipywidgets")
+    browser = RunBrowser(tmp_path)
+    assert browser.names == (["a", "c"] if name == "config" else ["a", "b", "c"])
+
+
+def test_a_damaged_notebook_summary_hides_no_other(tmp_path):
+    run = Run.open("a", Outer(), root=tmp_path)
+    for name, content in (("bad", ""), ("good", json.dumps({"runs": ["../../a"]}))):
+        folder = tmp_path / "notebooks" / name
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(content)
+        (folder / "notebook.ipynb").write_text("{}")
+    assert notebooks_of(run, tmp_path) == [tmp_path / "notebooks" / "good" / "notebook.ipynb"]
+
+
+def test_pictures_of_a_persons_own_are_no_steps(tmp_path):
+    run = Run.open("a", Outer(), root=tmp_path)
+    for name in ("step-0000010.png", "step-0000010-best.png", "step-x.png"):
+        (run.sample_path(0).parent / name).write_bytes(b"")
+    assert list(sample_pictures(run)) == [10]
