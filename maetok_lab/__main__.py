@@ -162,6 +162,7 @@ def _prune(arguments: argparse.Namespace) -> int:
     from maetok_lab.runs import runs_root
     from maetok_lab.runs.prune import prunable, prune
 
+    # what can be freed, one line each
     table = prunable(arguments.runs)
     left_alone = table.attrs["left_alone"]
     for _, row in table.iterrows():
@@ -174,6 +175,7 @@ def _prune(arguments: argparse.Namespace) -> int:
     else:
         size = table["bytes"].sum() / 1e6
         print(f"{size:.1f} MB can be freed: the same command with --yes does it")
+    # whatever stands in the way of one folder, the others were freed
     for line in left_alone:
         print(f"left alone: {line}", file=sys.stderr)
     return int(bool(left_alone))

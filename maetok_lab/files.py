@@ -139,11 +139,12 @@ def read_json_lines(path: Path, *, needs: Collection[str] = ()) -> list[dict[str
 
 def is_full(problem: Exception, folder: Path) -> bool:
     """Whether a write into `folder` failed for want of room."""
-    if isinstance(problem, OSError) and problem.errno is not None:
+    if not isinstance(problem, OSError):
+        return False
+    if problem.errno is not None:
         return problem.errno in FULL
-    # numpy, Pillow and safetensors tell of it in words of their own, without the system's number
-    is_of_a_write = isinstance(problem, OSError) or type(problem).__name__ == "SafetensorError"
-    return is_of_a_write and ("No space left" in str(problem) or _free(folder) < LITTLE_ROOM)
+    # numpy and Pillow tell of it in words of their own, without the system's number
+    return "No space left" in str(problem) or _free(folder) < LITTLE_ROOM
 
 
 def no_room(what: str, folder: Path, problem: Exception | None = None, needed: int = 0) -> OSError:

@@ -72,7 +72,7 @@ def test_a_full_disk_stops_with_a_clear_error_and_the_last_good_checkpoint_intac
         )  # room for one checkpoint and a half
         with pytest.raises(
             OSError,
-            match=r"step 4 was not written.*MB are free; the last good one is that of step 2",
+            match=r"step 4 was not written.*; the last good one is that of step 2: the disk is f",
         ):
             train(root, images)
         stopped = Run(root / "a")
@@ -112,7 +112,7 @@ def test_a_runs_folder_that_cannot_be_made_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(
         OSError,
-        match=r"cannot write the run .*file/runs/a .*; choose a runs folder that can be written",
+        match=r"cannot write the run .*file/runs/a .*; choose a runs folder that can be written: p",
     ):
         Run.open("a", TEST, root=tmp_path / "file" / "runs")
 

@@ -83,10 +83,9 @@ _one_at_a_time = threading.Lock()
 def lock_folder(folder: Path, *, again: bool = False) -> Lease:
     """Hold the folder's lock.
 
-    A dead holder's lock is taken over: at once where this host can see the death, else when its
-    lease ends. `again` takes it from an earlier lease of this process, as a cell that is run twice
-    needs. Raises RunLocked when the holder shows a sign of life, OSError for a folder that cannot
-    be written.
+    A dead holder's is taken over: at once where this host can see the death, else when its lease
+    ends. `again` takes it from an earlier lease of this process, as a cell run twice needs. Raises
+    RunLocked for a living holder, OSError for a folder that cannot be written.
     """
     place = os.path.abspath(folder)
     with _one_at_a_time:

@@ -84,7 +84,11 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     # safetensors stores no views and nothing that is on a GPU
     plain = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(plain, temporary)
+        try:
+            save_file(plain, temporary)
+        except SafetensorError as problem:  # it wraps the system's error: a full disk, a limit
+            number = re.search(r"os error (\d+)", str(problem))
+            raise OSError(int(number[1]) if number else None, str(problem)) from None
 
 
 def stored_as(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

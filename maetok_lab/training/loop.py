@@ -117,7 +117,6 @@ def train(
         return
     parts = 1 if task.config.accumulate == "fit" else task.config.accumulate
     engine = make_engine(task.config.batch_size, parts=parts, cpu=cpu, task=task)
-    # however it ends, the run can be continued by anybody then
     with run.held() if engine.is_main_process else contextlib.nullcontext():
         yield from train_here(State(task, engine), run, stop_when)
 

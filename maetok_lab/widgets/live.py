@@ -49,8 +49,8 @@ async def follow(
 
     A live notebook shows a panel with a stop button; elsewhere a line is printed at most every
     `every` seconds. What its `run` holds is shown first; a `forecast` (`experiments.time_left`)
-    adds how long all takes. Raises TrainingStopped where a person stopped it, so that Run All ends
-    here: the same line then goes on.
+    adds how long all takes. Raises TrainingStopped where a person stopped it, which ends Run All:
+    the same line then goes on.
     """
     live = LiveTraining(title, every=every, forecast=forecast)
     if run is not None:

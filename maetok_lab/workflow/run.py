@@ -149,9 +149,12 @@ def stored_result(call: NotebookCall, *, tell: bool = True) -> NotebookResult | 
     # Results of earlier versions lack some of these facts: they are made anew.
     changed = [f"its {key}" for key in call.identity if summary.get(key) != call.identity[key]]
     changed += [_short(place) for place in changed_inputs(summary.get("inputs", {}), folder)]
-    files = [result.notebook, result.html, *(run / "config.json" for run in runs)]
+    files = [result.notebook, result.html, *(run / "summary.json" for run in runs)]
     missing = [_short(file) for file in files if not file.exists()]
-    unfinished = [run.name for run in runs if not missing and Run(run).problem]
+    unfinished = []  # a run whose files were damaged since
+    for run in runs:
+        if (run / "config.json").exists() and Run(run).problem:
+            unfinished.append(run.name)
     if not changed and not missing and not unfinished:
         return result
     if tell:

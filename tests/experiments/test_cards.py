@@ -134,7 +134,7 @@ def test_generation_scores_go_by_the_tokenizer_that_decoded_the_samples(tmp_path
     training = TOKENIZER_TRAINING["test"]
     for seed, (name, kid) in enumerate({"a": 0.5, "b": 0.25}.items()):
         with Run.open(name, dataclasses.replace(training, seed=seed), root=tmp_path) as tokenizer:
-            pass
+            tokenizer.finish({})
         protocol = EvalProtocol(sampler="euler", steps=4, seed=seed)
         with Run.open(f"evaluation-{name}", protocol, root=tmp_path, parents=[tokenizer]) as run:
             result = EvalResult(

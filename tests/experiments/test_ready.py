@@ -6,8 +6,9 @@ import pytest
 
 from maetok_lab.experiments import ready
 from maetok_lab.experiments.ready import find_tokenizer, ready_tokenizer
-from maetok_lab.runs import list_runs
+from maetok_lab.runs import Run, list_runs
 from maetok_lab.tokenizer.loading import export_tokenizer, load_tokenizer
+from maetok_lab.tokenizer.masking import MaskingConfig
 from maetok_lab.tokenizer.model import TOKENIZERS, Tokenizer
 
 
@@ -27,11 +28,11 @@ def test_a_finished_run_comes_before_shipped_weights_and_those_are_of_one_traini
     for other in ({"preset": "test"}, {"seed": 1}, {"source": tmp_path / "photos"}):
         assert find_tokenizer(**{"preset": "tiny", "root": tmp_path} | other) is None
     run = tmp_path / "tokenizer-tiny-s0-tuned"
-    run.mkdir()
+    Run.open(run.name, MaskingConfig(), root=tmp_path).close()
     assert find_tokenizer("tiny", root=tmp_path) == shipped, (
         "a run that is not finished is not taken"
     )
-    (run / "summary.json").write_text("{}")
+    Run.open(run.name, MaskingConfig(), root=tmp_path).finish({})
     assert find_tokenizer("tiny", root=tmp_path) == run
 
 

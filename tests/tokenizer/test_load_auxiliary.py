@@ -42,6 +42,7 @@ def parent(tmp_path, monkeypatch):
         run.save_checkpoint(
             2, {"ema": objective.tokenizer.state_dict(), "auxiliary": auxiliary}, {}
         )
+        run.finish({})
     return run, objective.auxiliary
 
 
@@ -64,6 +65,7 @@ def test_a_tuned_run_gives_those_of_the_run_it_was_tuned_from_however_often(pare
         tuning = decoder_tuning(TRAINING, parent=run, num_steps=2 + step)
         with Run.open(name, tuning, root=tmp_path, parents=[run]) as run:
             run.save_checkpoint(2, {"ema": {}}, {})
+            run.finish({})
         decoders = load_auxiliary(name, root=tmp_path)
         assert torch.equal(decoders["pixel"].to_target.weight, auxiliary["pixel"].to_target.weight)
 

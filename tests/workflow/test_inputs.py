@@ -25,10 +25,9 @@ def changed_names(contents, folder):
 
 def test_a_parent_that_changed_runs_again(tmp_path, make_notebook):
     path = make_notebook(tmp_path / "reads.ipynb", "pass")
-    with (
-        Run.open("parent", Toy(), root=tmp_path) as parent,
-        Run.open("child", Toy(), root=tmp_path, parents=[parent]) as child,
-    ):
+    with Run.open("parent", Toy(), root=tmp_path) as parent:
+        parent.finish({})
+    with Run.open("child", Toy(), root=tmp_path, parents=[parent]) as child:
         child.finish({})
     call = prepare_call(path, None, {"runs": tmp_path})
     contents = content_of_inputs(call.values, [child.folder], call.folder)
