@@ -21,6 +21,7 @@ from torch import nn
 from maetok_lab.cores import Cores, every_core
 from maetok_lab.device import free_memory, pick_device
 from maetok_lab.layers.transformer import recompute_blocks
+from maetok_lab.processes import join_group
 from maetok_lab.ranks import Call, Ranks
 from maetok_lab.rng import seed_step
 from maetok_lab.runs import Checkpoint, Run
@@ -382,6 +383,7 @@ def make_engine(
     """
     look = task is not None and not task.every_weight_has_a_gradient
     unused = DistributedDataParallelKwargs(find_unused_parameters=look)
+    join_group(cpu=cpu)
     # precision and parts are the config's: said here, the environment of a launcher says nothing
     engine = Accelerator(
         cpu=cpu,
