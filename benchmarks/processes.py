@@ -58,7 +58,7 @@ def drift(
     changes = {"precision": "fp32", "optimizer.name": optimizer, "num_steps": steps, "log_every": 1}
     config = override(tokenizer_training(preset), changes | {"save_every": steps, "workers": 0})
     images = open_images("emoji", split="val", image_size=config.model.image_size)
-    first, start = trained(override(config, {"num_steps": 1}), 1, 1, images, root)
+    _, start = trained(override(config, {"num_steps": 1}), 1, 1, images, root)
     losses, weights = trained(config, 1, 1, images, root)
     apart = {}
     for processes, parts in ways:
