@@ -4,11 +4,16 @@ Two ways: with `share_rows` each process computes some rows, and all get all row
 each writes some files, and all find them on disk. Outside of a group one process does everything.
 """
 
+import atexit
+import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+LAST_SECONDS = 0.5  # for the threads of an exchange, before Python shuts down
 
 
 def process_group() -> tuple[int, int]:
@@ -25,7 +30,17 @@ def join_group(*, cpu: bool) -> tuple[int, int]:
     from accelerate import PartialState
 
     PartialState(cpu=cpu)
+    if process_group()[1] > 1:
+        _leave_time_at_the_end()
     return process_group()
+
+
+@functools.cache  # once
+def _leave_time_at_the_end() -> None:
+    """Let a script's last exchange end before its process does."""
+    # gloo's threads drop the tensors of an exchange after they have said that it is done. One that
+    # asks Python for that during Python's shutdown aborts the process: one start in 30 of two.
+    atexit.register(time.sleep, LAST_SECONDS)
 
 
 def wait_for_all() -> None:

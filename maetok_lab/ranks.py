@@ -32,6 +32,7 @@ import psutil
 import torch
 
 from maetok_lab.device import usable_cores
+from maetok_lab.files import write_bytes
 from maetok_lab.processes import join_group
 
 LOOK_SECONDS = 0.1  # between two looks at what the processes said
@@ -143,7 +144,8 @@ class Ranks:
         """Ask every process to stop, as SIGTERM does: a training ends after its step."""
         self._is_stopped = True
         for path in _pid_files(self.folder):
-            with contextlib.suppress(ProcessLookupError):
+            # one that comes to its end removes its file
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 os.kill(int(path.read_text()), signal.SIGTERM)
 
     def close(self) -> None:
@@ -248,14 +250,14 @@ def start(folder: Path, processes: str, device: str, owner: int) -> None:
 def work(folder: Path, device: str) -> None:
     """Make the call of `folder`, as one process of the group."""
     rank, processes = join_group(cpu=device == "cpu")
-    call = torch.load(folder / "call", weights_only=False, map_location=_own_device)
     torch.set_num_threads(max(1, usable_cores() // processes))
     pid_file = folder / f"{_pid_prefix()}{rank}"
-    pid_file.write_text(str(os.getpid()))
+    write_bytes(pid_file, str(os.getpid()).encode())
     threading.Thread(target=_end_with_others, args=[folder], daemon=True).start()
     messages = _Frames(folder / "messages")
     failed = False
     try:
+        call = torch.load(folder / "call", weights_only=False, map_location=_own_device)
         with _said_as(messages) if rank == 0 else contextlib.nullcontext():
             result = call.function(*call.arguments, **call.options)
             if isinstance(result, GeneratorType):
@@ -272,7 +274,8 @@ def work(folder: Path, device: str) -> None:
     finally:
         # no longer missed by the others
         pid_file.unlink(missing_ok=True)
-    # At once: in one of ten ends Python's own way met a thread of the exchange, and aborted.
+    # At once: in one of ten ends Python's own way met a thread of the exchange, and aborted
+    # (see `processes`).
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(failed)
@@ -303,7 +306,8 @@ def _write_error(path: Path, problem: Exception, rank: int) -> None:
     except Exception:  # an error of any kind, with any arguments: its words are enough
         plain = RuntimeError(f"{type(problem).__name__}: {problem}")
         packed = pickle.dumps((plain, rank, trace))
-    path.write_bytes(packed)
+    # whole or not at all: torchrun ends this process as soon as it hears of another one's error
+    write_bytes(path, packed)
 
 
 def _own_device(storage: Any, location: str) -> Any:
@@ -334,7 +338,7 @@ def _end_with_others(folder: Path) -> None:
 
 def _is_missed(pid_file: Path) -> bool:
     """Whether a process is gone that did not come to its end: there it removes its file first."""
-    with contextlib.suppress(FileNotFoundError, ValueError):  # gone, or not yet written whole
+    with contextlib.suppress(FileNotFoundError):
         return not _is_alive(int(pid_file.read_text())) and pid_file.exists()
     return False
 

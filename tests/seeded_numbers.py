@@ -1,6 +1,6 @@
 """Numbers of short seeded runs, to the last bit: what a change of the code's shape must not change.
 
-python -m tests.seeded_numbers   writes tests/fixtures/seeded_numbers.json anew, which a change of
+python tests/seeded_numbers.py   writes tests/fixtures/seeded_numbers.json anew, which a change of
 results alone allows
 """
 

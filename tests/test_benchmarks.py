@@ -31,6 +31,7 @@ SMALLEST = {
         *("--images", "80", "--width", "16", "--subsets", "20", "--subset-size", "60"),
         *("--repeats", "1"),
     ],
+    "processes.py": [*("--steps", "2", "--processes", "1", "--parts", "1", "2")],
     "sampling.py": ["--preset", "test", "--batch", "2", "--steps", "4", "--repeats", "1"],
     "studio.py": ["--preset", "test", "--moves", "2"],
     "tokens.py": ["--preset", "test", "--tokens", "4", "16", "--batch", "1", "--repeats", "1"],
@@ -76,6 +77,10 @@ def test_it_runs(name, tmp_path):
     if name == "metrics.py":
         rows = [columns(line)[0] for line in done.stdout.strip().splitlines()[-3:]]
         assert rows == ["frechet", "kernel", "precision"]
+    if name == "processes.py":
+        _, _, adamw, muon = map(columns, done.stdout.strip().splitlines())
+        assert (adamw[0], muon[0]) == ("adamw", "muon")
+        assert max(float(adamw[4]), float(muon[4])) < 1e-5
     if name == "diffusion_step.py":
         names, _, values = map(columns, done.stdout.strip().splitlines()[-3:])
         row = dict(zip(names, values, strict=True))

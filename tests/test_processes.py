@@ -2,6 +2,9 @@
 sample sets).
 """
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -53,3 +56,23 @@ def test_an_error_in_one_process_is_raised_in_every_one(monkeypatch):
         share_rows(4, lambda rows: {"rows": rows})
     with pytest.raises(ZeroDivisionError):
         share_rows(4, lambda rows: 1 / 0)
+
+
+LATE = """
+import threading, time
+from maetok_lab import processes
+
+processes.process_group = lambda: (0, 2)
+assert processes.join_group(cpu=True) == (0, 2)
+
+def let_go():
+    time.sleep(0.1)
+    print("let go", flush=True)
+
+threading.Thread(target=let_go, daemon=True).start()
+"""
+
+
+def test_a_script_leaves_the_threads_of_its_last_exchange_time_to_let_go():
+    ended = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, check=True)
+    assert ended.stdout == "let go\n"

@@ -1,11 +1,13 @@
 """A function called in several processes: what comes back, what is said, what goes wrong."""
 
+import os
 import signal
 import warnings
 
 import pytest
 import torch
 
+from maetok_lab import ranks
 from maetok_lab.processes import own_share, share_rows
 from maetok_lab.ranks import Call, Ranks, check_processes, in_processes
 
@@ -33,6 +35,35 @@ def test_what_a_process_raises_is_raised_here():
     assert "of 2)" in caught.value.__notes__[0]
     with pytest.raises(ValueError, match="no rows to share"):
         in_processes(2, CPU, share_rows, 0, torch.arange)
+
+
+class Unreadable:
+    """Cannot be had by another process, which hears of it only there."""
+
+    def __reduce__(self):
+        return int, ("many",)
+
+
+def test_arguments_that_cannot_be_read_there_are_an_error_of_that_process():
+    with pytest.raises(ValueError, match="invalid literal") as caught:
+        in_processes(2, CPU, print, Unreadable())
+    assert "of 2)" in caught.value.__notes__[0]
+
+
+def test_a_process_that_is_ended_while_it_writes_its_error_leaves_none(tmp_path, monkeypatch):
+    def end(*_):
+        raise SystemExit
+
+    monkeypatch.setattr(os, "replace", end)
+    with pytest.raises(SystemExit):
+        ranks._write_error(tmp_path / "error-0", ValueError("many"), 0)
+    assert list(tmp_path.glob("error-*")) == []
+
+
+def test_a_process_that_ends_while_all_are_asked_to_stop_is_let_go(monkeypatch):
+    monkeypatch.setattr(ranks, "_pid_files", lambda folder: [folder / "pid-gone"])
+    with Ranks(2, CPU, Call(abs, (-1,), {})) as group:
+        group.stop()
 
 
 def test_a_killed_process_is_named():

@@ -24,7 +24,7 @@ from maetok_lab.tokenizer.perceptual import make_perceptual
 from maetok_lab.tokenizer.targets import Captions
 from maetok_lab.tokenizer.text import caption_tokens
 from maetok_lab.training.adversary import Adversary
-from maetok_lab.training.optim import Ema
+from maetok_lab.training.optim import Ema, Spread
 from maetok_lab.training.order import Share, image_batches
 from maetok_lab.training.recipe import TokenizerTraining
 from maetok_lab.training.task import Terms
@@ -64,26 +64,26 @@ class Objective(nn.Module):
         mask: torch.Tensor | None,
         noise: torch.Tensor | None,
         captions: Captions = None,
+        latents: torch.Tensor | None = None,
     ) -> tuple[Terms, torch.Tensor]:
         """Encode what is not hidden, decode all of it, and compare.
 
         images (B, 3, H, W), mask (B, patches) True = hidden, noise (B, N, C), captions (B, 77)
-        where a target asks for them -> named terms (), reconstructions (B, 3, H, W)
+        where a target asks for them, latents (B, N, C) where they are not trained -> named terms
+        (), reconstructions (B, 3, H, W)
         """
         config = self.config
-        trains_all = config.trains == "all"
-        with torch.set_grad_enabled(trains_all):
+        posterior = None
+        if latents is None:
             posterior = self.tokenizer.posterior(images, mask=mask)
-        latents = posterior.sample(noise) if trains_all else posterior.mean
-        if config.latent_noise and self.training:
-            latents = latents + config.latent_noise * latents.std((0, 1)) * noise
+            latents = posterior.sample(noise)
         reconstructions = self.tokenizer.decode(latents, tuple(images.shape[-2:]))
 
         # The reconstruction is compared on all patches, an auxiliary prediction on hidden ones.
         terms = {"pixel": pixel_loss(config.losses, reconstructions, images)}
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(reconstructions, images).mean()
-        if posterior.log_variance is not None and trains_all:
+        if posterior is not None and posterior.log_variance is not None:
             terms["kl"] = posterior.kl()
         targets = compute_targets(self.auxiliary, images, captions)
         for name, decoder in self.auxiliary.items():
@@ -100,11 +100,12 @@ class TokenizerBatch:
     mask: torch.Tensor | None  # (B, patches) bool, True = hidden
     noise: torch.Tensor | None  # (B, N, C), for a posterior or for `latent_noise`
     captions: torch.Tensor | None  # (B, 77) tokens, where a target asks for them
+    latents: torch.Tensor | None = None  # (B, N, C), in decoder tuning, with their noise
     reconstructions: torch.Tensor | None = None  # (B, 3, H, W), kept for a discriminator
 
     def part(self, rows: slice) -> list[torch.Tensor | None]:
         """Some rows of the inputs of `Objective.forward`."""
-        inputs = (self.images, self.mask, self.noise, self.captions)
+        inputs = (self.images, self.mask, self.noise, self.captions, self.latents)
         return [None if tensor is None else tensor[rows] for tensor in inputs]
 
 
@@ -165,6 +166,8 @@ class TokenizerTask:
         """Compile the objective as a whole, teachers and perceptual term too."""
         if self.config.model.masked == "replace":
             self.module.compile()
+            if self.config.trains == "decoder":
+                self.model.encoder.compile()  # `before_step` calls it
             return
         # where hidden patches leave the sequence, its length is another one at every step
         self.model.decoder.compile()
@@ -220,6 +223,26 @@ class TokenizerTask:
         if config.trains == "decoder":
             noise = noise * torch.rand(len(noise), 1, 1, generator=draws, device=device)
         return noise
+
+    def before_step(self, batch: TokenizerBatch, parts: list[Share], spread: Spread) -> None:
+        """In decoder tuning: the latents, with noise of a size that all of them together decide."""
+        if self.config.trains == "all":
+            return
+
+        def encode(part: Share) -> torch.Tensor:
+            images, mask, *_ = batch.part(part.local)
+            with torch.no_grad(), self.autocast:
+                return self.model.encode(images, mask=mask)
+
+        # the std is the global batch's: else processes and `accumulate` would change the result
+        encoded = list(spread(encode, parts))
+        latents = encoded[0].new_empty(len(batch.images), *encoded[0].shape[1:])
+        for part, values in zip(parts, encoded):
+            latents[part.local] = values
+        if self.config.latent_noise:
+            std = parts[0].engine.gather(latents).std((0, 1))
+            latents = latents + self.config.latent_noise * std * batch.noise
+        batch.latents = latents
 
     def loss(
         self, forward: nn.Module, batch: TokenizerBatch, part: Share

@@ -22,7 +22,7 @@ from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.rng import generator
 from maetok_lab.runs import Checkpoint, Run
 from maetok_lab.training.loop import train
-from maetok_lab.training.optim import Ema, OptimizerConfig
+from maetok_lab.training.optim import Ema, OptimizerConfig, Spread
 from maetok_lab.training.order import Share, batch_indices
 from maetok_lab.training.task import StepRecord, Terms, check_steps
 
@@ -187,6 +187,9 @@ class DiffusionTask:
             times = draw_times(size, config.time_sampling, path=config.path, generator=draws)
             noise = torch.randn(size, *x.shape[1:], generator=draws, device=device)
             yield DiffusionBatch(x, labels, times[rows], noise[rows])
+
+    def before_step(self, batch: DiffusionBatch, parts: list[Share], spread: Spread) -> None:
+        """No part needs another one's."""
 
     def loss(
         self, forward: nn.Module, batch: DiffusionBatch, part: Share

@@ -20,6 +20,7 @@ from torch import nn
 from maetok_lab.cores import Cores, every_core
 from maetok_lab.device import free_memory, pick_device
 from maetok_lab.layers.transformer import recompute_blocks
+from maetok_lab.processes import join_group
 from maetok_lab.ranks import Call, Ranks
 from maetok_lab.rng import seed_step
 from maetok_lab.runs import Checkpoint, Run
@@ -254,6 +255,8 @@ def fit_parts(state: State, batch: Any) -> None:
     config = task.config
     # As in the last step: there every term counts, the discriminator's too.
     share = Share(engine, config.num_steps - 1, config.batch_size)
+    size = config.batch_size // engine.num_processes
+    task.before_step(batch, share.parts(size), map)  # as little at once as it can
 
     def pass_bytes(parts: int) -> tuple[float, float]:
         """What the passes of the first of so many parts take."""
@@ -268,7 +271,6 @@ def fit_parts(state: State, batch: Any) -> None:
     room = ROOM * free_memory(engine.device)
     if not any(optimizer.state for optimizer in state.optimizers.values()):
         room -= 2 * sum(parameter.nbytes for parameter in state.parameters)
-    size = config.batch_size // engine.num_processes
     parts = fewest_parts(size, pass_bytes, room=room)
     # All processes have as many, or one would wait for a gradient that another has sent.
     parts = int(engine.gather(torch.tensor([parts], device=engine.device)).max())
@@ -289,8 +291,10 @@ def training_step(state: State, batch: Any) -> Terms:
 
     # Draws inside modules (drop path) depend on seed and step alone: resuming repeats them.
     seed_step(config.seed, state.step)
+    parts = share.parts(config.accumulate)
+    task.before_step(batch, parts, map if state.cores is None else state.cores.map)
     backward = parts_in_turn if state.cores is None else parts_side_by_side
-    terms = join_parts(backward(state, batch, share.parts(config.accumulate)))
+    terms = join_parts(backward(state, batch, parts))
 
     # A step without a finite gradient changes no weight; averages then follow unmoved weights.
     grad_norm = nn.utils.clip_grad_norm_(state.parameters, config.optimizer.clip)
@@ -384,6 +388,7 @@ def make_engine(
     """
     look = task is not None and not task.every_weight_has_a_gradient
     unused = DistributedDataParallelKwargs(find_unused_parameters=look)
+    join_group(cpu=cpu)
     # precision and parts are the config's: said here, the environment of a launcher says nothing
     engine = Accelerator(
         cpu=cpu,

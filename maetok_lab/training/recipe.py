@@ -24,8 +24,9 @@ class TokenizerTraining:
     losses: LossConfig = LossConfig()  # the terms and their weights
     optimizer: OptimizerConfig = OptimizerConfig()  # and its learning rate over time
     trains: Literal["all", "decoder"] = "all"  # "decoder": the second stage, what encodes is frozen
-    # Decoder tuning only, and not in the paper (0): noise of up to this share of the latents' std,
-    # another share for each image, so that the decoder copes with slightly wrong latents.
+    # Decoder tuning only, and not in the paper (0): noise of up to this share of the std of the
+    # global batch's latents, another share for each image, so that the decoder copes with slightly
+    # wrong latents.
     latent_noise: float = 0.0
     num_steps: int  # of the optimizer
     batch_size: int  # of all processes together
@@ -36,8 +37,7 @@ class TokenizerTraining:
     parent: str | None = None  # fingerprint of the run that decoder tuning starts from
     workers: int = not_in_fingerprint(4)  # processes that decode images that are not in memory
     # Parts that a batch goes through in, where it does not fit into memory ("fit": as few as memory
-    # allows): the same step up to rounding, but that adaptive weights and the std for
-    # `latent_noise` are each part's own.
+    # allows): the same step up to rounding, but that adaptive weights are each part's own.
     accumulate: int | Literal["fit"] = not_in_fingerprint(1)
     # keep less of the forward pass for the backward pass, which repeats it block by block
     recompute: bool = not_in_fingerprint(False)

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from maetok_lab.runs import Checkpoint, Run
-from maetok_lab.training.optim import Ema, OptimizerConfig
+from maetok_lab.training.optim import Ema, OptimizerConfig, Spread
 from maetok_lab.training.order import Share
 
 Terms = dict[str, torch.Tensor]  # by name: () each, or (b,) where every item has its own
@@ -73,6 +73,9 @@ class Task(Protocol):
 
     def batches(self, share: Share) -> Iterator[Any]:
         """One batch a step, of this process's rows, from `share.step` on."""
+
+    def before_step(self, batch: Any, parts: list[Share], spread: Spread) -> None:
+        """Put into a batch what its parts need of all of it; `spread` maps over parts at once."""
 
     def loss(self, forward: nn.Module, batch: Any, part: Share) -> tuple[torch.Tensor, Terms]:
         """What one part of a batch is trained on, (), and its named terms."""

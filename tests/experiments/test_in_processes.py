@@ -50,8 +50,7 @@ def path_of(root, processes: int) -> dict[str, object]:
         list(train_tokenizer(first, images, run, **options))
     found["tokenizer"] = losses(run)
 
-    # the noise on latents is scaled by each process's own: without it the steps are the same
-    tuning = DECODER_TUNING["test"] | {"num_steps": 6, "latent_noise": 0.0}
+    tuning = DECODER_TUNING["test"] | {"num_steps": 6}
     second = decoder_tuning(first, parent=run, **tuning)
     with Run.open("tuned", second, root=root, parents=[run]) as tuned:
         list(finetune_decoder(second, images, tuned, parent=run, **options))

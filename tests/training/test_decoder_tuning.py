@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from maetok_lab.config import override
+from maetok_lab.data.images import open_images
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig
 from maetok_lab.tokenizer.losses import LossConfig
@@ -181,6 +183,39 @@ def test_each_stage_has_its_own_function(tmp_path, pictures, parent):
 def test_noise_on_the_latents_is_for_the_second_stage():
     with pytest.raises(ValueError, match="latent_noise is for decoder tuning"):
         dataclasses.replace(STAGE_ONE, latent_noise=0.4)
+
+
+@pytest.fixture(scope="module")
+def tuned_weights(tmp_path_factory):
+    """`tuned_weights(processes, parts)`: the weights after six steps with noise on the latents."""
+    root = tmp_path_factory.mktemp("noise")
+    images = open_images("emoji", split="val", image_size=32)  # other processes can have them
+    changes = {"num_steps": 2, "model.image_size": 32, "precision": "fp32"}
+    adamw = {"optimizer.name": "adamw", "optimizer.learning_rate": 1e-3}
+    first = override(TOKENIZER_TRAINING["test"], changes | adamw)
+    parent = Run.open("parent", first, root=root)
+    train(first, images, parent)
+    parent.close()
+
+    def tune(processes: int, parts: int) -> dict[str, torch.Tensor]:
+        changes = DECODER_TUNING["test"] | {"num_steps": 6, "accumulate": parts}
+        assert changes["latent_noise"] > 0
+        config = decoder_tuning(first, parent=parent, **changes)
+        with Run.open(f"tuned-{processes}-{parts}", config, root=root, parents=[parent]) as run:
+            options = {"parent": parent, "processes": processes, "cpu": True}
+            list(finetune_decoder(config, images, run, **options))
+        return run.load_checkpoint().tensors["model"]
+
+    return tune
+
+
+@pytest.mark.parametrize(("processes", "parts"), [(1, 2), (1, 4), (2, 1)])
+def test_noise_has_the_size_of_the_global_batch_in_any_parts_and_processes(
+    tuned_weights, processes, parts
+):
+    whole = tuned_weights(1, 1)
+    for name, value in tuned_weights(processes, parts).items():
+        torch.testing.assert_close(value, whole[name], rtol=0, atol=2e-6, msg=name)
 
 
 def test_the_mask_ratio_falls_to_nothing(tmp_path, pictures, parent, monkeypatch):

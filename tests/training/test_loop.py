@@ -109,9 +109,9 @@ def test_a_batch_in_parts_gives_the_losses_and_weights_of_the_whole(tmp_path, ma
 def test_a_part_sees_its_share_of_the_batch_only(tmp_path, make_pictures, monkeypatch):
     seen, forward = [], Objective.forward
 
-    def spy(self, images, mask, noise, captions=None):
+    def spy(self, images, mask, noise, *rest):
         seen.append((len(images), len(mask), len(noise)))
-        return forward(self, images, mask, noise, captions)
+        return forward(self, images, mask, noise, *rest)
 
     monkeypatch.setattr(Objective, "forward", spy)
     trained(override(CONFIG, {"accumulate": 3, "num_steps": 4}), make_pictures(10, 16), tmp_path)

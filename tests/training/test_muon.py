@@ -1,6 +1,8 @@
 """Muon against torch's own, in stacks and on cores alike, and a step that is skipped."""
 
 import copy
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 from maetok_lab.cores import Cores
 from maetok_lab.training.optim import Muon, orthogonalise
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SHAPES = [(12, 12), (36, 12), (48, 12), (12, 48), (12, 12), (12, 48), (48, 12), (8, 20)]
 RATES = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95}
 
@@ -82,3 +85,19 @@ def test_a_parameter_without_a_gradient_stays():
     start = weights[1].detach().clone()
     optimizer.step()
     assert torch.equal(weights[1], start)
+
+
+# (processes, parts of a batch); what has other processes takes over ten seconds
+WAYS = [(1, 4), pytest.param((2, 1), marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_another_order_of_sums_moves_losses_by_as_little_as_is_said(tmp_path, monkeypatch, way):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    drift = runpy.run_path(str(BENCHMARKS / "processes.py"))["drift"]
+    losses, weights = drift("adamw", [way], "test", 20, tmp_path)[way]
+    assert losses < 1e-6
+    assert weights < 1e-5
+    losses, weights = drift("muon", [way], "test", 20, tmp_path)[way]
+    assert losses < 3e-3
+    assert 1e-3 < weights < 0.2  # else what is written of bf16 is no longer so

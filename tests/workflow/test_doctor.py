@@ -1,7 +1,9 @@
 """Each check has a plain verdict, and says what to do about what it met."""
 
+import os
 import shutil
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -30,6 +32,24 @@ def test_two_processes_add_up():
     verdict = doctor.check_collective(HERE)
     assert verdict.level == "good"
     assert verdict.facts.startswith(f"{max(2, torch.cuda.device_count())} processes over ")
+
+
+ALONE = """
+import atexit
+from maetok_lab.workflow import collective
+
+atexit.register(print, "Python shuts down")
+collective.main()
+"""
+
+
+def test_what_adds_up_ends_before_python_shuts_down_beside_gloos_threads():
+    place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    command = [sys.executable, "-c", ALONE]
+    ended = subprocess.run(command, env=os.environ | place, stdout=subprocess.PIPE, text=True)
+    assert ended.returncode == 0
+    assert '"right": true' in ended.stdout
+    assert "shuts down" not in ended.stdout
 
 
 @pytest.mark.parametrize(

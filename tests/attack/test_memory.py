@@ -1,0 +1,50 @@
+"""Memory stays what it is over many training steps and many moves: a share of the whole attack."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("anywidget")
+
+
+def load_beside(name):
+    """The module `name` beside this file: tests are no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+memory = load_beside("memory")
+
+
+def test_growth_is_seen_from_the_second_tenth_to_the_last():
+    settled = [300.0] * 10 + [400.0] * 90
+    assert memory.growth(settled) == 0
+    assert memory.growth([400.0 + 0.1 * moment for moment in range(100)]) == pytest.approx(2, 0.02)
+    assert memory.growth([*[400.0] * 99, 900.0]) == 0  # one sample says nothing
+
+
+def test_a_leak_is_seen():
+    kept = []
+    samples = []
+    for _ in range(20):
+        kept.append(bytearray(8_000_000))
+        samples.append(memory.resident())
+    assert memory.growth(samples) > memory.LIMIT
+
+
+@pytest.mark.parametrize("what", memory.MEASURES)
+def test_memory_does_not_grow_over_fifty_of_them(what):
+    assert memory.growth(memory.measured(what, 50)) < memory.LIMIT
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_in_five_thousand_steps():
+    assert memory.steps_memory(5000) < memory.LIMIT
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_in_a_thousand_moves():
+    assert memory.moves_memory(1000) < memory.LIMIT
