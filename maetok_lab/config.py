@@ -15,6 +15,7 @@ from maetok_lab.hints import did_you_mean
 
 Config = TypeVar("Config")
 ABSENT = "(absent)"
+DEEPEST = 50  # dicts and lists in each other; no config has more than six
 
 
 def not_in_fingerprint(default: Any) -> Any:
@@ -54,6 +55,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     values: dict[str, Any] = {}
     inner_changes: dict[str, dict[str, Any]] = {}
     for path, value in changes.items():
+        check_depth(value, f"{class_name}.{path}")
         name, _, inner_path = path.replace("__", ".").partition(".")
         _check_field(name, hints, class_name)
         if not inner_path:
@@ -104,6 +106,7 @@ def from_json(cls: type[Config], data: Mapping[str, Any]) -> Config:
 
     Unknown fields, and missing ones that change the result, are errors: a config is never guessed.
     """
+    check_depth(data, cls.__name__)
     return _built(cls, data, complete=True)
 
 
@@ -129,6 +132,22 @@ def _built(cls: type[Config], data: Mapping[str, Any], *, complete: bool) -> Con
 
 
 # Checks -------------------------------------------------------------------------------------------
+
+
+def check_depth(value: Any, subject: str) -> None:
+    """ValueError for dicts and lists that are more than `DEEPEST` deep in each other."""
+    # level by level, as a function that calls itself would be what gives up
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        inner = []
+        for part in level:
+            if isinstance(part, Mapping):
+                inner += part.values()
+            elif isinstance(part, list | tuple):
+                inner += part
+        level = inner
+    if level:
+        raise ValueError(f"{subject} is nested more than {DEEPEST} deep")
 
 
 def _check_field(name: str, hints: Mapping[str, Any], class_name: str) -> None:

@@ -106,8 +106,8 @@ FILES = {  # inside a package a file imports files to its left only
         )
     ],
     "workflow": [
-        *("parameters", "code", "inputs", "summary", "page", "execute", "run", "spec", "pool"),
-        *("worker", "board", "gallery", "cluster", "sweep", "collective", "doctor"),
+        *("parameters", "code", "inputs", "summary", "page", "execute", "printing", "run", "spec"),
+        *("pool", "worker", "board", "gallery", "cluster", "sweep", "collective", "doctor"),
     ],
 }
 LATE = {
