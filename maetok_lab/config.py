@@ -2,7 +2,8 @@
 
 A config is a frozen, keyword-only dataclass that lives beside the class it configures. It is
 changed only here, so that a misspelt field or a wrong type is one clear line, never an ignored
-option.
+option. Notebooks leave functions that set `__tracebackhide__` out of what they print of an error:
+five of them in each other say nothing more.
 """
 
 import dataclasses
@@ -49,6 +50,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     config: fields it lacks take their defaults. Raises ValueError for an unknown field, with the
     nearest name, and TypeError for a value of the wrong type.
     """
+    __tracebackhide__ = True
     class_name = type(config).__name__
     hints = typing.get_type_hints(type(config))
     # changes of the config's own fields, and, by field, those inside of configs that it holds
@@ -106,12 +108,14 @@ def from_json(cls: type[Config], data: Mapping[str, Any]) -> Config:
 
     Unknown fields, and missing ones that change the result, are errors: a config is never guessed.
     """
+    __tracebackhide__ = True
     check_depth(data, cls.__name__)
     return _built(cls, data, complete=True)
 
 
 def _built(cls: type[Config], data: Mapping[str, Any], *, complete: bool) -> Config:
     """A config of fields by name; where they need not be `complete`, others take their defaults."""
+    __tracebackhide__ = True
     hints = typing.get_type_hints(cls)
     missing = []
     for field in dataclasses.fields(cls):
@@ -151,6 +155,7 @@ def check_depth(value: Any, subject: str) -> None:
 
 
 def _check_field(name: str, hints: Mapping[str, Any], class_name: str) -> None:
+    __tracebackhide__ = True
     if name not in hints:
         raise ValueError(f"{class_name} has no field {name!r}{did_you_mean(name, hints)}")
 
@@ -161,6 +166,7 @@ def _checked(value: Any, hint: Any, path: str, *, complete: bool) -> Any:
     What JSON cannot hold is made of what it can: lists become tuples, and dicts configs, with all
     of their fields if these must be `complete`.
     """
+    __tracebackhide__ = True
     origin = get_origin(hint)
     parts = get_args(hint)
     if origin in (Union, types.UnionType):
@@ -194,6 +200,7 @@ def _checked(value: Any, hint: Any, path: str, *, complete: bool) -> Any:
 
 
 def _checked_union(value: Any, hints: tuple[Any, ...], path: str, *, complete: bool) -> Any:
+    __tracebackhide__ = True
     if value is None and type(None) in hints:
         return None
     # the first type that fits; where none does, the error of the first

@@ -19,12 +19,14 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 def check_choice(name: str, choices: Iterable[str], kind: str) -> None:
     """Raise a ValueError, "unknown KIND NAME; did you mean ...", unless `name` is a choice."""
+    __tracebackhide__ = True
     if name not in choices:
         raise ValueError(f"unknown {kind} {name!r}{did_you_mean(name, choices)}")
 
 
 def choose(name: str, choices: Mapping[str, Any], kind: str) -> Any:
     """`choices[name]`, after `check_choice`."""
+    __tracebackhide__ = True
     check_choice(name, choices, kind)
     return choices[name]
 

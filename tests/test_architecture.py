@@ -40,7 +40,8 @@ ROWS = [  # a row imports rows above it only. The first row's files: left to rig
 ]
 FILES = {  # inside a package a file imports files to its left only
     "runs": [
-        *("locks", "events", "provenance", "weights", "checkpoints", "run", "tables", "prune")
+        *("locks", "events", "provenance", "weights", "building", "checkpoints", "run", "tables"),
+        "prune",
     ],
     "data": [
         *("readers", "splits", "digests", "listing", "folders", "parquet", "tars"),
