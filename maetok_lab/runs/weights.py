@@ -217,9 +217,9 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
             f"c = torch.load('{path}', weights_only=False); "
             f"torch.save({{k: c[k] for k in {GROUPS} if k in c}}, 'weights.pt')\""
         ) from None
-    except OSError:
-        raise
     except Exception as problem:  # a damaged pickle can raise anything
+        if isinstance(problem, OSError) and problem.filename:  # it could not be opened
+            raise
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise ValueError(f"{path} is damaged, or older than torch 1.6: {reason}") from None
 
