@@ -10,6 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from maetok_lab.hints import printable, printable_lines
+
+FIRST = ("run", "kind", "state", "step", "started")  # columns of `list` that say most
+
 
 def parser() -> argparse.ArgumentParser:
     """What the command line understands."""
@@ -73,13 +77,20 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[arguments.command](arguments)
     except (ValueError, TypeError, FileNotFoundError) as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
-    except (NotebookFailed, RunLocked, OSError) as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
+        return _say(problem, 2)
+    except (NotebookFailed, RunLocked, OSError, ImportError) as problem:
+        return _say(problem, 1)
     except KeyboardInterrupt:
         return 130
+
+
+def _say(problem: Exception, exit_code: int) -> int:
+    # what the system says of a file names it; what we say needs no number of an error before it
+    text = str(problem)
+    if isinstance(problem, OSError) and problem.strerror and not problem.filename:
+        text = problem.strerror
+    print(f"error: {printable_lines(text)}", file=sys.stderr)
+    return exit_code
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -94,6 +105,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _sweep(arguments: argparse.Namespace) -> int:
     from maetok_lab.workflow import sweep
     from maetok_lab.workflow.parameters import parse_parameters, read_defaults
+    from maetok_lab.workflow.printing import table_text, terminal_width
     from maetok_lab.workflow.spec import read_spec
 
     # Words are read as what the notebook's defaults are, then put over the file's [fixed].
@@ -107,25 +119,39 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
     # The table without what is empty everywhere, then the two things one looks for.
     table = result.table.drop(columns=["folder", "log"]).dropna(axis=1, how="all")
-    print(table.astype(object).fillna("").to_string())
+    text, left_out = table_text(table.reset_index(), terminal_width())
+    print(text)
+    if left_out:
+        print(f"({left_out} more columns in table.csv)")
     best = result.best
     if best is not None:
         score = f"{best[spec.quality]:.4g}"
         print(f"best {spec.quality}: entry {best.name}, {score}, in {best['folder']}")
     for number, row in result.failed.iterrows():
-        print(f"entry {number} failed: {row['error']}\n  log {row['log']}")
+        print(printable_lines(f"entry {number} failed: {row['error']}\n  log {row['log']}"))
     print(f"Where to look: {result.folder}")
     return int(len(result.failed) > 0)
 
 
 def _list(arguments: argparse.Namespace) -> int:
     from maetok_lab.runs import list_runs, runs_root
+    from maetok_lab.workflow.printing import table_text, terminal_width
 
     table = list_runs(arguments.runs)
     if table.empty:
-        print(f"no runs in {runs_root(arguments.runs)}")
-    else:
-        print(table.to_string(index=False))
+        print(f"no runs in {printable(str(runs_root(arguments.runs)))}")
+        return 0
+    table["state"] = table.pop("finished").map({True: "finished", False: "unfinished"})
+    # numbers that most runs have come first; of a terminal's width as many as fit
+    numbers = table.select_dtypes("number").columns.difference(FIRST, sort=False)
+    counts = table[numbers].count().sort_values(ascending=False, kind="stable")
+    first = [name for name in FIRST if name in table]
+    columns = [*first, *counts.index]
+    columns += table.columns.difference(columns, sort=False).tolist()
+    text, left_out = table_text(table[columns], terminal_width())
+    print(text)
+    if left_out:
+        print(f"({left_out} more columns: `python -m maetok_lab show RUN` has all of a run)")
     return 0
 
 
@@ -137,11 +163,13 @@ def _show(arguments: argparse.Namespace) -> int:
     name = arguments.name
     if name.endswith(".ipynb"):
         for parameter in read_parameters(name).values():
-            print(f"{parameter.name} = {parameter.default!r}  # {parameter.description}")
+            description = printable(parameter.description)
+            print(f"{parameter.name} = {parameter.default!r}  # {description}")
         return 0
     sweep_table = runs_root(arguments.runs) / "sweeps" / name / "table.csv"
     if Path(name).name == name and sweep_table.exists():
-        print(f"sweep {name}, {sweep_table.parent}\n{sweep_table.read_text()}", end="")
+        text = f"sweep {name}, {sweep_table.parent}\n{sweep_table.read_text()}"
+        print(printable_lines(text), end="")
         return 0
 
     folder = Path(name)
@@ -149,7 +177,8 @@ def _show(arguments: argparse.Namespace) -> int:
         folder = runs_root(arguments.runs) / checked_name(name)
     run = Run(folder)
     state = "finished" if run.finished else "not finished"
-    print(f"{run.folder}: {run.class_name}, {state}, fingerprint {run.fingerprint}")
+    title = f"{run.folder}: {run.class_name}, {state}, fingerprint {run.fingerprint}"
+    print(printable(title))
     for title in ("config", "provenance", "summary"):
         print(f"{title}: {json.dumps(getattr(run, title), indent=2)}")
     events = run.metrics()
@@ -166,7 +195,7 @@ def _prune(arguments: argparse.Namespace) -> int:
     table = prunable(arguments.runs)
     left_alone = table.attrs["left_alone"]
     for _, row in table.iterrows():
-        print(f"{row['bytes'] / 1e6:10.1f} MB  {row['run']}: {row['what']}")
+        print(printable(f"{row['bytes'] / 1e6:10.1f} MB  {row['run']}: {row['what']}"))
     if table.empty:
         print(f"nothing to free in {runs_root(arguments.runs)}")
     elif arguments.yes:
@@ -192,7 +221,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     options = override(defaults, parse_parameters(to_json(defaults), arguments.parameters))
     exit_code = 0
     for verdict in examine(options, open_images):
-        print(verdict, flush=True)
+        print(printable_lines(str(verdict)), flush=True)
         if verdict.level == "bad":
             exit_code = 1
     return exit_code

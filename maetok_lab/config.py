@@ -2,7 +2,8 @@
 
 A config is a frozen, keyword-only dataclass that lives beside the class it configures. It is
 changed only here, so that a misspelt field or a wrong type is one clear line, never an ignored
-option.
+option. Notebooks leave functions that set `__tracebackhide__` out of what they print of an error:
+five of them in each other say nothing more.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from maetok_lab.hints import did_you_mean
 
 Config = TypeVar("Config")
 ABSENT = "(absent)"
+DEEPEST = 50  # dicts and lists in each other; no config has more than six
 
 
 def not_in_fingerprint(default: Any) -> Any:
@@ -48,12 +50,14 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     config: fields it lacks take their defaults. Raises ValueError for an unknown field, with the
     nearest name, and TypeError for a value of the wrong type.
     """
+    __tracebackhide__ = True
     class_name = type(config).__name__
     hints = typing.get_type_hints(type(config))
     # changes of the config's own fields, and, by field, those inside of configs that it holds
     values: dict[str, Any] = {}
     inner_changes: dict[str, dict[str, Any]] = {}
     for path, value in changes.items():
+        check_depth(value, f"{class_name}.{path}")
         name, _, inner_path = path.replace("__", ".").partition(".")
         _check_field(name, hints, class_name)
         if not inner_path:
@@ -104,11 +108,14 @@ def from_json(cls: type[Config], data: Mapping[str, Any]) -> Config:
 
     Unknown fields, and missing ones that change the result, are errors: a config is never guessed.
     """
+    __tracebackhide__ = True
+    check_depth(data, cls.__name__)
     return _built(cls, data, complete=True)
 
 
 def _built(cls: type[Config], data: Mapping[str, Any], *, complete: bool) -> Config:
     """A config of fields by name; where they need not be `complete`, others take their defaults."""
+    __tracebackhide__ = True
     hints = typing.get_type_hints(cls)
     missing = []
     for field in dataclasses.fields(cls):
@@ -131,7 +138,24 @@ def _built(cls: type[Config], data: Mapping[str, Any], *, complete: bool) -> Con
 # Checks -------------------------------------------------------------------------------------------
 
 
+def check_depth(value: Any, subject: str) -> None:
+    """ValueError for dicts and lists that are more than `DEEPEST` deep in each other."""
+    # level by level, as a function that calls itself would be what gives up
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        inner = []
+        for part in level:
+            if isinstance(part, Mapping):
+                inner += part.values()
+            elif isinstance(part, list | tuple):
+                inner += part
+        level = inner
+    if level:
+        raise ValueError(f"{subject} is nested more than {DEEPEST} deep")
+
+
 def _check_field(name: str, hints: Mapping[str, Any], class_name: str) -> None:
+    __tracebackhide__ = True
     if name not in hints:
         raise ValueError(f"{class_name} has no field {name!r}{did_you_mean(name, hints)}")
 
@@ -142,6 +166,7 @@ def _checked(value: Any, hint: Any, path: str, *, complete: bool) -> Any:
     What JSON cannot hold is made of what it can: lists become tuples, and dicts configs, with all
     of their fields if these must be `complete`.
     """
+    __tracebackhide__ = True
     origin = get_origin(hint)
     parts = get_args(hint)
     if origin in (Union, types.UnionType):
@@ -175,6 +200,7 @@ def _checked(value: Any, hint: Any, path: str, *, complete: bool) -> Any:
 
 
 def _checked_union(value: Any, hints: tuple[Any, ...], path: str, *, complete: bool) -> Any:
+    __tracebackhide__ = True
     if value is None and type(None) in hints:
         return None
     # the first type that fits; where none does, the error of the first

@@ -28,12 +28,7 @@ def pick_device(name: str = "auto") -> torch.device:
             name = "cuda"
         elif torch.backends.mps.is_available():
             name = "mps"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        hint = did_you_mean(name, ["auto", "cpu", "cuda", "mps"])
-        raise ValueError(f"unknown device {name!r}{hint}") from None
-
+    device = named_device(name)
     if device.type == "cpu":
         keep_freed_memory()
     # torch itself notices a device that is not there only when a tensor is put on it
@@ -47,6 +42,15 @@ def pick_device(name: str = "auto") -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device {name!r} was asked for, but torch sees none; use 'auto' or 'cpu'")
     return device
+
+
+def named_device(name: str) -> torch.device:
+    """torch's device of that name, there or not; ValueError for a name torch does not know."""
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        hint = did_you_mean(name, ["auto", "cpu", "cuda", "mps"])
+        raise ValueError(f"unknown device {name!r}{hint}") from None
 
 
 def keep_freed_memory() -> None:

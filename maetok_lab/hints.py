@@ -1,4 +1,4 @@
-"""Refuse an unknown name with the one that was probably meant."""
+"""Words of messages: the name that was probably meant, counts, and names safe to print."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,12 +19,14 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 def check_choice(name: str, choices: Iterable[str], kind: str) -> None:
     """Raise a ValueError, "unknown KIND NAME; did you mean ...", unless `name` is a choice."""
+    __tracebackhide__ = True
     if name not in choices:
         raise ValueError(f"unknown {kind} {name!r}{did_you_mean(name, choices)}")
 
 
 def choose(name: str, choices: Mapping[str, Any], kind: str) -> Any:
     """`choices[name]`, after `check_choice`."""
+    __tracebackhide__ = True
     check_choice(name, choices, kind)
     return choices[name]
 
@@ -37,3 +39,26 @@ def counted(number: int, noun: str) -> str:
 def some(names: Sequence[str], most: int = 3) -> str:
     """A few of many names, for a message."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def printable(text: str) -> str:
+    r"""Text that does nothing to a terminal: an escape code becomes `\x1b`, a byte that is no text,
+    as old archives leave them in names, `\xe9`.
+    """
+    if text.isprintable():
+        return text
+    characters = []
+    for character in text:
+        # joiners, which letters and emoji need, are not printable but harmless
+        if character.isprintable() or character in "\u200c\u200d":
+            characters.append(character)
+        elif "\udc80" <= character <= "\udcff":
+            characters.append(f"\\x{ord(character) - 0xDC00:02x}")
+        else:
+            characters.append(character.encode("unicode_escape").decode())
+    return "".join(characters)
+
+
+def printable_lines(text: str) -> str:
+    """`printable` for each line of a text."""
+    return "\n".join(map(printable, text.split("\n")))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maetok_lab.hints import some
+from maetok_lab.hints import printable, some
 
 # what file servers, archivers and desktops put between pictures; names with a leading dot as well
 DEEPEST = 200  # folders in each other
@@ -86,13 +86,6 @@ def walk(root: Path) -> Walk:
 def is_hidden(name: str) -> bool:
     """Whether a file or folder was put there by a program: `.ipynb_checkpoints`, `@eaDir`."""
     return name[:1] in ".@_#$Ss" and (name.startswith(".") or name.lower() in _HIDDEN)
-
-
-def printable(name: str) -> str:
-    r"""A file name as text: bytes that are none, as old archives leave them, become `\xe9`."""
-    if name.isascii():
-        return name
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

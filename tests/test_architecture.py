@@ -40,8 +40,8 @@ ROWS = [  # a row imports rows above it only. The first row's files: left to rig
 ]
 FILES = {  # inside a package a file imports files to its left only
     "runs": [
-        *("locks", "events", "provenance", "names", "ending", "weights", "checkpoints", "origin"),
-        *("run", "tables", "prune"),
+        *("locks", "events", "provenance", "names", "ending", "weights", "building", "checkpoints"),
+        *("origin", "run", "tables", "prune"),
     ],
     "data": [
         *("readers", "splits", "digests", "listing", "folders", "parquet", "tars"),
@@ -107,8 +107,8 @@ FILES = {  # inside a package a file imports files to its left only
         )
     ],
     "workflow": [
-        *("parameters", "code", "inputs", "summary", "page", "execute", "run", "spec", "pool"),
-        *("worker", "board", "gallery", "cluster", "sweep", "collective", "doctor"),
+        *("parameters", "code", "inputs", "summary", "page", "execute", "printing", "run", "spec"),
+        *("pool", "worker", "board", "gallery", "cluster", "sweep", "collective", "doctor"),
     ],
 }
 LATE = {

@@ -257,3 +257,30 @@ def test_differing_fields_are_listed_with_their_paths():
         "rate: 0.25, not 0.5",
     ]
     assert differing_fields(config, config) == []
+
+
+def test_a_notebook_shows_a_screen_of_an_error_at_most(capsys):
+    interactiveshell = pytest.importorskip("IPython.core.interactiveshell")
+    shell = interactiveshell.InteractiveShell()
+    shell.colors = "nocolor"
+    shell.run_cell("import maetok_lab as lab")
+    inner = {"encoder": {"width": 64, "num_heads": 2, "depth": "6"}}
+    shell.run_cell(f"lab.tokenizer_training('tiny', model={inner})")
+    lines = capsys.readouterr().out.rstrip().splitlines()
+    assert lines[-1] == "TypeError: TowerConfig.depth must be int, not str '6'"
+    assert len(lines) <= 20
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_what_is_nested_too_deeply_is_one_line():
+    for depth in (60, 100_000):
+        with pytest.raises(ValueError, match=r"Whole\.parts is nested more than 50 deep"):
+            override(Whole(), {"parts": nested(depth)})
+        with pytest.raises(ValueError, match="Whole is nested more than 50 deep"):
+            from_json(Whole, {"parts": nested(depth)})

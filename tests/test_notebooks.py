@@ -8,9 +8,24 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import get_args, get_type_hints
 
+import papermill
 import pytest
 
+from maetok_lab.analysis.masks import HIDE_ORDERS, MASK_KINDS
+from maetok_lab.analysis.projection import Method as MapMethod
+from maetok_lab.data.splits import SPLITS
+from maetok_lab.diffusion.model import DiffusionConfig
+from maetok_lab.diffusion.sampling import Method as Sampler
+from maetok_lab.experiments.comparison import COMPARISONS
+from maetok_lab.training.presets import (
+    ARCHITECTURES,
+    DECODER_TUNING,
+    DIFFUSION_TRAINING,
+    LADDER,
+    TOKENIZER_TRAINING,
+)
 from maetok_lab.workflow import run_notebook, sweep
 from maetok_lab.workflow.parameters import read_cells, read_parameters
 from maetok_lab.workflow.spec import read_spec
@@ -27,6 +42,36 @@ MOST_PARAMETERS = 20  # a table: one a line, each with its comment
 LONGEST_FUNCTION = 5
 LONGEST_LINE = 95
 MOST_IMPORTS = 4
+
+# What a notebook hands a word to knows these: the choices that its metadata lists.
+EVERY_PRESET = TOKENIZER_TRAINING | DIFFUSION_TRAINING
+PRESETS = {
+    "00_start_here": [name for name in DECODER_TUNING if name in DIFFUSION_TRAINING],
+    "01_images": EVERY_PRESET,
+    "02_train_tokenizer": TOKENIZER_TRAINING,
+    "03_finetune_decoder": DECODER_TUNING,
+    "04_mask_studio": DECODER_TUNING,
+    "05_latent_space": DIFFUSION_TRAINING,
+    "06_train_diffusion": DIFFUSION_TRAINING,
+    "07_generation_sweep": EVERY_PRESET,
+    "08_evaluate": EVERY_PRESET,
+    "09_compare_tokenizers": COMPARISONS,
+    "10_will_it_fit": TOKENIZER_TRAINING,
+    "mask_demo": DECODER_TUNING,
+}
+WORDS = {
+    ("01_images", "split"): SPLITS,
+    ("02_train_tokenizer", "rung"): [*LADDER, "preset"],
+    ("04_mask_studio", "kind"): MASK_KINDS,
+    ("05_latent_space", "map_method"): get_args(MapMethod),
+    ("06_train_diffusion", "architecture"): ARCHITECTURES,
+    ("06_train_diffusion", "positions"): get_args(get_type_hints(DiffusionConfig)["positions"]),
+    ("07_generation_sweep", "samplers"): get_args(Sampler),
+    ("08_evaluate", "class_balance"): ["equal", "random", "none"],
+    ("09_compare_tokenizers", "rungs"): LADDER,
+    ("10_will_it_fit", "diffusion"): DIFFUSION_TRAINING,
+    ("mask_demo", "kind"): HIDE_ORDERS,
+}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -53,6 +98,32 @@ def test_only_the_first_code_cell_holds_parameters_and_preset_comes_first(path):
         assert not isinstance(parameter.default, tuple), (
             f"{parameter.name}: papermill turns tuples into strings"
         )
+
+
+@each_notebook
+def test_the_choices_of_a_parameter_are_the_librarys(path):
+    words = {name: values for (notebook, name), values in WORDS.items() if notebook == path.stem}
+    words["preset"] = PRESETS[path.stem]
+    for parameter in read_parameters(path).values():
+        assert set(parameter.choices) == set(words.get(parameter.name, ())), parameter.name
+
+
+@each_notebook
+def test_an_unknown_preset_or_device_is_refused_before_any_kernel(path, monkeypatch, tmp_path):
+    monkeypatch.setattr("maetok_lab.workflow.run.execute", None)
+    with pytest.raises(ValueError, match="unknown preset 'tset'; did you mean 'test'"):
+        run_notebook(path, tmp_path / "out", preset="tset")
+    if "device" in read_parameters(path):
+        with pytest.raises(ValueError, match="unknown device 'gpu'; did you mean 'cpu'"):
+            run_notebook(path, tmp_path / "out", device="gpu")
+    assert not (tmp_path / "out").exists()
+
+
+@each_notebook
+def test_papermill_sees_the_same_parameters(path):
+    # of a line with two equal signs, in its comment too, it sees none
+    names = list(papermill.inspect_notebook(str(path)))
+    assert names == list(read_parameters(path))
 
 
 @each_notebook

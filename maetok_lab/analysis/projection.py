@@ -5,10 +5,13 @@ map shows neighbourhoods at best: trustworthiness says how well, and kNN accurac
 before it says what was lost.
 """
 
+import atexit
 import dataclasses
 import itertools
 import math
+import shutil
 import sys
+import tempfile
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -179,20 +182,34 @@ def _embed(scores: np.ndarray, settings: ProjectionSettings, seed: int) -> tuple
         mapper = TSNE(2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1)
     else:
         first = "umap" not in sys.modules
-        try:
-            from umap import UMAP
-        except ImportError as problem:
-            raise ImportError(
-                "UMAP maps need umap-learn: pip install 'maetok-lab[notebooks]'"
-            ) from problem
+        umap = _umap()
         if first:
             print("umap: it compiles for half a minute the first time", flush=True)
         # a seeded UMAP runs on one thread; said here, it does not warn
         neighbours = min(settings.neighbours, len(scores) - 1)
-        mapper = UMAP(
+        mapper = umap.UMAP(
             n_neighbors=neighbours, min_dist=settings.min_dist, random_state=seed, n_jobs=1
         )
     return np.asarray(mapper.fit_transform(scores), dtype=float), mapper
+
+
+def _umap() -> Any:
+    """The module; its compiled functions are kept in a folder that can be written."""
+    try:
+        import umap
+    except ImportError as problem:
+        raise ImportError(
+            "UMAP maps need umap-learn: pip install 'maetok-lab[notebooks]'"
+        ) from problem
+    except RuntimeError:
+        # numba's, where neither beside the package nor in the home anything can be written
+        import numba
+
+        # a folder of this process alone: what lies in it is executed
+        numba.config.CACHE_DIR = tempfile.mkdtemp(prefix="numba-")
+        atexit.register(shutil.rmtree, numba.config.CACHE_DIR, ignore_errors=True)
+        import umap
+    return umap
 
 
 # Quality ------------------------------------------------------------------------------------------

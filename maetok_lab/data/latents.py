@@ -40,6 +40,7 @@ from maetok_lab.pictures import from_uint8
 from maetok_lab.processes import join_group, own_share, process_group, wait_for_all
 from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.runs import Run, find_run
+from maetok_lab.runs.building import reading
 from maetok_lab.runs.weights import read_weights
 
 SHARED_BYTES = 256 << 20  # a larger cache is mapped where several processes read it on CPUs
@@ -127,20 +128,33 @@ def load_latent_space(source: str | Path, *, root: str | Path | None = None) -> 
 
     # an exported diffusion model, such as "shipped/diffusion"
     tensors, config = read_weights(source)
-    if "latent_space" in config:
-        space = config["latent_space"]
-        mean = torch.tensor(space["mean"])
-        return LatentSpace(space["tokenizer"], mean, torch.tensor(space["std"]))
-    if "class" in config:
-        raise ValueError(
-            f"{source} holds weights without latent statistics;"
-            " they are in the cache of the latents"
-        )
+    with reading(source):
+        if "latent_space" in config:
+            space = config["latent_space"]
+            mean = torch.tensor(space["mean"], dtype=torch.float32)
+            std = torch.tensor(space["std"], dtype=torch.float32)
+            return _checked_space(str(space["tokenizer"]), mean, std)
+        if "class" in config:
+            raise ValueError(
+                f"{source} holds weights without latent statistics;"
+                " they are in the cache of the latents"
+            )
+        # the authors' released tokenizer: two scalars in its config
+        mean = torch.tensor(float(config.get("vq_mean", 0)))
+        std = torch.tensor(float(config.get("vq_std", 1)))
+        return _checked_space(tensors_fingerprint(tensors), mean, std)
 
-    # the authors' released tokenizer: two scalars in its config
-    mean = torch.tensor(float(config.get("vq_mean", 0)))
-    std = torch.tensor(float(config.get("vq_std", 1)))
-    return LatentSpace(tensors_fingerprint(tensors), mean, std)
+
+def _checked_space(tokenizer: str, mean: Tensor, std: Tensor) -> LatentSpace:
+    """The latent space, unless nothing can be normalised by it."""
+    if mean.shape != std.shape or mean.ndim > 2:
+        raise ValueError(
+            "mean and std of latents must be numbers, (C,) or (N, C) alike, not "
+            f"{tuple(mean.shape)} and {tuple(std.shape)}"
+        )
+    if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+        raise ValueError("mean and std of latents must be finite, and std over 0")
+    return LatentSpace(tokenizer, mean, std)
 
 
 def write_latents(

@@ -4,6 +4,7 @@ What theirs does otherwise folds into the weights: norms with a factor, and time
 noise at 0 to data at 1.
 """
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 
 from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer
 from maetok_lab.diffusion.released import count_blocks
-from maetok_lab.runs.weights import check_shapes, load_strictly, plain_state
+from maetok_lab.runs.building import build_to_fit, shapes_of
+from maetok_lab.runs.weights import check_shapes, plain_state
 
 PATCH_EMBED = "x_embedder.proj."  # of their names alone: they take images, we tokens
 ROPE = "feat_rope."  # constants, which ours computes
+NORM = re.compile(r"blocks\.\d+\.norm[12]\.weight|final_layer\.norm_final\.weight")
 
 
 def from_lightningdit(state_dict: Mapping[str, Tensor]) -> DiffusionTransformer:
@@ -25,7 +28,7 @@ def from_lightningdit(state_dict: Mapping[str, Tensor]) -> DiffusionTransformer:
     (other norms or MLPs, no shifts).
     """
     state = plain_state(state_dict)
-    model = _build_model(state)
+    config, sizes = _sizes(state)
     tensors = {}
     for name, value in state.items():
         if not name.startswith(ROPE):
@@ -33,12 +36,12 @@ def from_lightningdit(state_dict: Mapping[str, Tensor]) -> DiffusionTransformer:
     tensors["x_embedder.weight"] = tensors["x_embedder.weight"].flatten(1)  # 1 x 1 convolution
 
     # their norms have factors, ours none
+    names = [name for name in tensors if NORM.fullmatch(name)]
+    factors = {name: tensors.pop(name) for name in names}
+    model = build_to_fit(lambda: DiffusionTransformer(config, **sizes), tensors, "LightningDiT")
+    _check_rotation(model, state)
     places = _modulations(model)
-    factors = {name: tensors.pop(name) for name in places if name in tensors}
-    width = (model.config.width,)
-    shapes = {name: tuple(factor.shape) for name, factor in factors.items()}
-    check_shapes(dict.fromkeys(places, width), shapes, "LightningDiT")
-    load_strictly(model, tensors, "LightningDiT")
+    check_shapes(dict.fromkeys(places, (config.width,)), shapes_of(factors), "LightningDiT")
 
     # in float64: what is folded is rounded once
     with torch.no_grad():
@@ -48,18 +51,17 @@ def from_lightningdit(state_dict: Mapping[str, Tensor]) -> DiffusionTransformer:
     return model.eval()
 
 
-def _build_model(state: Mapping[str, Tensor]) -> DiffusionTransformer:
-    """A model of their sizes; heads come from the width of a head that RoPE turns."""
+def _sizes(state: Mapping[str, Tensor]) -> tuple[DiffusionConfig, dict[str, int]]:
+    """What a model of theirs is made of; heads come from the width of a head that RoPE turns."""
     try:
         width, latent_dim, patch_size, _ = _four(state[f"{PATCH_EMBED}weight"].shape)
         num_tokens = state["pos_embed"].shape[1]
-        cos, sin = state[f"{ROPE}freqs_cos"], state[f"{ROPE}freqs_sin"]  # each (N, head_dim)
+        head_dim = state[f"{ROPE}freqs_cos"].shape[1]  # of (N, head_dim), as the sines
         num_classes = len(state["y_embedder.embedding_table.weight"]) - 1
     except KeyError as missing:
         raise ValueError(
             f"these are no LightningDiT weights: the tensor {missing} is missing"
         ) from None
-    head_dim = cos.shape[1]
     if not head_dim or width % head_dim:
         raise ValueError(
             f"the RoPE of these weights turns heads of {head_dim} channels, into which a width of "
@@ -79,18 +81,20 @@ def _build_model(state: Mapping[str, Tensor]) -> DiffusionTransformer:
         positions="lightningdit",
         qk_norm="blocks.0.attn.q_norm.weight" in state,
     )
-    sizes = {"num_tokens": num_tokens, "latent_dim": latent_dim, "num_classes": num_classes}
-    model = DiffusionTransformer(config, **sizes)
+    return config, {"num_tokens": num_tokens, "latent_dim": latent_dim, "num_classes": num_classes}
 
+
+def _check_rotation(model: DiffusionTransformer, state: Mapping[str, Tensor]) -> None:
+    """ValueError for constants of another RoPE than the model's."""
     # each angle is stored twice, for both channels of a pair; weights may be stored in bf16
-    for theirs, ours in zip((cos, sin), model.rotation(cos.device)):
-        theirs = theirs[None, :, ::2].float()
+    names = (f"{ROPE}freqs_cos", f"{ROPE}freqs_sin")
+    for name, ours in zip(names, model.rotation(torch.device("cpu"))):
+        theirs = state[name][None, :, ::2].float()
         if theirs.shape != ours.shape or not torch.allclose(theirs, ours, atol=0.01):
             raise ValueError(
-                f"the RoPE of these weights is another than that of a grid of {num_tokens} tokens "
-                "with theta 10000, which alone can be loaded"
+                f"the RoPE of these weights is another than that of a grid of {model.num_tokens} "
+                "tokens with theta 10000, which alone can be loaded"
             )
-    return model
 
 
 def _four(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,7 +1,9 @@
 """Diffusion transformers from runs, local folders of weights and the hub, and into such folders."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,9 +12,12 @@ from maetok_lab.config import from_json, to_json
 from maetok_lab.data.latents import LatentSpace
 from maetok_lab.diffusion.lightningdit import PATCH_EMBED, from_lightningdit
 from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer, describe_model
+from maetok_lab.diffusion.path import PATHS
 from maetok_lab.diffusion.released import from_released
+from maetok_lab.hints import check_choice
 from maetok_lab.identity import check_owner
 from maetok_lab.runs import Run, find_run
+from maetok_lab.runs.building import build_to_fit, reading
 from maetok_lab.runs.weights import load_strictly, read_weights, stored_as, write_weights
 
 
@@ -34,16 +39,27 @@ def load_diffusion(
     tensors, config = read_weights(source)
     if ema is not None:
         raise ValueError(f"{source} holds one set of weights, without a choice of EMA rates")
-    if f"{PATCH_EMBED}weight" in tensors:
-        return from_lightningdit(tensors)
-    if config.get("class") != "DiffusionConfig":
-        return from_released(tensors, config)
+    with reading(source):
+        if f"{PATCH_EMBED}weight" in tensors:
+            return from_lightningdit(tensors)
+        if config.get("class") != "DiffusionConfig":
+            return from_released(tensors, config)
+        return _exported(tensors, config, str(source))
 
-    # weights that `export_diffusion` wrote, such as "shipped/diffusion"
-    model = DiffusionTransformer(from_json(DiffusionConfig, config["config"]), **config["sizes"])
-    load_strictly(model, tensors, str(source))
+
+def _exported(
+    tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], source: str
+) -> DiffusionTransformer:
+    """The weights that `export_diffusion` wrote, such as "shipped/diffusion"."""
+    shape = from_json(DiffusionConfig, config["config"])
+    sizes = config["sizes"]
+    for name, value in sizes.items():
+        if type(value) is not int:
+            raise TypeError(f"{name} must be int, not {type(value).__name__} {value!r}")
+    model = build_to_fit(lambda: DiffusionTransformer(shape, **sizes), tensors, source)
+    check_choice(config["path"], list(PATHS), "path")
     model.trained_path = config["path"]
-    model.tokenizer_fingerprint = config["latent_space"]["tokenizer"]
+    model.tokenizer_fingerprint = str(config["latent_space"]["tokenizer"])
     return model.eval()
 
 

@@ -22,12 +22,22 @@ from maetok_lab.layers.grid import (
     sincos_2d,
 )
 from maetok_lab.layers.norm import NormKind, make_norm, modulate
-from maetok_lab.layers.transformer import Attention, BlockStack, Mlp, SwiGLU, head_width
+from maetok_lab.layers.transformer import (
+    MOST_SIZE,
+    Attention,
+    BlockStack,
+    Mlp,
+    SwiGLU,
+    check_memory,
+    check_size,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
-    """Size and parts; the defaults are SiT's. Heads must divide the width, else ValueError."""
+    """Size and parts; the defaults are SiT's. ValueError unless heads divide the width, and for
+    sizes that nobody can train.
+    """
 
     width: int  # D, channels of every token
     depth: int  # blocks
@@ -41,7 +51,7 @@ class DiffusionConfig:
     qk_norm: bool = False  # LightningDiT's larger models: keeps bf16 stable
 
     def __post_init__(self):
-        head_width(self.width, self.num_heads)
+        check_size(self.width, self.depth, self.num_heads)
 
 
 def _sit(width: int, depth: int, num_heads: int) -> DiffusionConfig:
@@ -138,6 +148,12 @@ class DiffusionTransformer(BlockStack):
         self, config: DiffusionConfig, *, num_tokens: int, latent_dim: int, num_classes: int
     ):
         super().__init__()
+        check_memory(config.width, config.depth)
+        if not 1 <= num_tokens <= MOST_SIZE or latent_dim < 1 or num_classes < 0:
+            raise ValueError(
+                f"need 1 .. {MOST_SIZE:,} tokens, 1 channel and 0 classes or more, "
+                f"not {num_tokens}, {latent_dim} and {num_classes}"
+            )
         self.config = config
         self.num_tokens = num_tokens
         self.latent_dim = latent_dim

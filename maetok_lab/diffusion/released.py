@@ -12,7 +12,8 @@ from torch import Tensor
 from maetok_lab.diffusion.model import DIFFUSION, DiffusionConfig, DiffusionTransformer
 from maetok_lab.diffusion.path import PATHS
 from maetok_lab.hints import choose
-from maetok_lab.runs.weights import load_strictly, plain_state
+from maetok_lab.runs.building import build_to_fit
+from maetok_lab.runs.weights import plain_state
 
 
 def from_released(
@@ -44,8 +45,7 @@ def from_released(
     depth = sizes.pop("depth")
     heads = config.get("num_heads") or _heads(width, depth)
     shape = DiffusionConfig(width=width, depth=depth, num_heads=heads)
-    model = DiffusionTransformer(shape, **sizes)
-    load_strictly(model, state_dict, "released SiT")
+    model = build_to_fit(lambda: DiffusionTransformer(shape, **sizes), state_dict, "released SiT")
     # the authors write "Linear", we "linear"
     model.trained_path = str(config.get("path_type", "linear")).lower()
     choose(model.trained_path, PATHS, "path_type")

@@ -6,6 +6,7 @@ itself, and the models need it for nothing else.
 
 from typing import Any, Literal
 
+import psutil
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -17,6 +18,47 @@ from maetok_lab.layers.grid import Rotation, rotate
 # Up to so many tokens a CPU attends in bf16 by plain products: 1.3 to 2 times as fast, forward and
 # backward, as the fused kernel in float32. More would keep too many scores.
 PLAIN_TOKENS = 512
+MOST_SIZE = 65_536  # tokens, their channels, pixels a side
+MOST_BLOCKS = 1000  # of one transformer, and
+MOST_PARAMETERS = 10**11  # ten times what anybody diffuses with: more is a slip of the pen
+
+
+def check_size(width: int, depth: int, num_heads: int) -> None:
+    """ValueError for a transformer that cannot be made; says how many parameters it would have."""
+    for name, value, least in (
+        ("width", width, 1),
+        ("depth", depth, 0),
+        ("num_heads", num_heads, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be {least} or more, not {value}")
+    head_width(width, num_heads)
+    if depth > MOST_BLOCKS or least_parameters(width, depth) > MOST_PARAMETERS:
+        raise ValueError(
+            f"{_size(width, depth)}; at most {MOST_BLOCKS:,} blocks and "
+            f"{MOST_PARAMETERS:,} parameters can be asked for"
+        )
+
+
+def check_memory(width: int, depth: int) -> None:
+    """ValueError for a transformer that this machine cannot hold; on "meta" it holds any."""
+    memory = psutil.virtual_memory().total
+    on_meta = torch.get_default_device().type == "meta"
+    if 4 * least_parameters(width, depth) > memory and not on_meta:
+        raise ValueError(f"{_size(width, depth)}; this machine has {memory / 1e9:,.1f} GB")
+
+
+def least_parameters(width: int, depth: int) -> int:
+    """Parameters of plain blocks: 4 squares of the width for attention, 8 for the MLP."""
+    return 12 * width**2 * depth
+
+
+def _size(width: int, depth: int) -> str:
+    count = least_parameters(width, depth)
+    return (
+        f"a transformer of width {width:,} and depth {depth:,} has {count:,} parameters or more "
+        f"({4 * count / 1e9:,.1f} GB)"
+    )
 
 
 def head_width(width: int, num_heads: int) -> int:

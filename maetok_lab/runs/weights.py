@@ -23,6 +23,12 @@ FILES = ("model.safetensors", AUXILIARY, "config.json", "README.md")  # what is 
 SHIPPED = Path(__file__).parents[2] / "data" / "pretrained"
 MAX_LISTED = 20  # tensors of each kind that an error lists
 CHECKPOINTS = (".pt", ".pth")
+MOST_CONFIG_BYTES = 16_000_000  # statistics of every element of 1024 x 256 latents have 10
+# what weights are stored as; others could not be copied into a model
+NUMBERS = {
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+}
 GROUPS = ("ema", "model", "state_dict")  # of weights in such a file; the first there is taken
 # What DataParallel puts before a name, and torch.compile before it or inside.
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
@@ -139,11 +145,47 @@ def read_weights(source: str | Path) -> tuple[dict[str, torch.Tensor], dict[str,
     for name in ("model.safetensors", "config.json"):
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder} holds no weights: {name} is missing")
+    file = folder / "model.safetensors"
     try:
-        tensors = load_file(folder / "model.safetensors")
-    except SafetensorError as problem:
-        raise ValueError(f"{folder / 'model.safetensors'} is damaged: {problem}") from None
-    return plain_state(tensors), read_json(folder / "config.json")
+        tensors = load_file(file)
+    except (SafetensorError, ValueError, LookupError, RuntimeError) as problem:
+        raise ValueError(f"{file} is damaged: {problem}") from None
+    state = plain_state(tensors)
+    _check_tensors(state, file)
+    return state, _read_config(folder / "config.json")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; ValueError for anything else."""
+    size = path.stat().st_size
+    if size > MOST_CONFIG_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes; a config has {MOST_CONFIG_BYTES:,} at most")
+    try:
+        config = read_json(path)
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
+    except ValueError as problem:  # bytes that are no text, a number of a million digits
+        text = str(problem)
+        raise ValueError(text if str(path) in text else f"{path}: {text}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds a {type(config).__name__}, not a config by name")
+    return config
+
+
+def _check_tensors(tensors: Mapping[str, Any], path: Path) -> None:
+    """ValueError unless all are plain numbers, and no more of them than the file has."""
+    size = 0
+    for name, value in tensors.items():
+        is_plain = isinstance(value, torch.Tensor) and value.layout == torch.strided
+        if not is_plain or value.dtype not in NUMBERS or value.device.type != "cpu":
+            kind = f"{value.dtype} on {value.device}" if is_plain else type(value).__name__
+            raise ValueError(f"{path}: {name} is no tensor of plain numbers, but {kind}")
+        size += value.nbytes
+    # one number can stand for a million: a view that steps on the spot, or many of one storage
+    if size > 2 * path.stat().st_size:
+        raise ValueError(
+            f"{path} has {path.stat().st_size:,} bytes, but its tensors claim {size:,}"
+        )
 
 
 def plain_state(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -179,8 +221,10 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
             f"c = torch.load('{path}', weights_only=False); "
             f"torch.save({{k: c[k] for k in {GROUPS} if k in c}}, 'weights.pt')\""
         ) from None
-    except RuntimeError as problem:
-        reason = str(problem).splitlines()[0]
+    except Exception as problem:  # a damaged pickle can raise anything
+        if isinstance(problem, OSError) and problem.filename:  # it could not be opened
+            raise
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise ValueError(f"{path} is damaged, or older than torch 1.6: {reason}") from None
 
     if not isinstance(checkpoint, Mapping):
@@ -190,9 +234,11 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
         settings = vars(settings)
     config = dict(settings) if isinstance(settings, Mapping) else {}
     if (path.parent / "config.json").exists():
-        config |= read_json(path.parent / "config.json")
+        config |= _read_config(path.parent / "config.json")
+    state = plain_state(checkpoint)
+    _check_tensors(state, path)
     # out of the file, which a training may write anew while they are used
-    return copy.deepcopy(plain_state(checkpoint)), config
+    return copy.deepcopy(state), config
 
 
 def _download(repository: str) -> Path:

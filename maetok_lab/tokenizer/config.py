@@ -9,7 +9,7 @@ from typing import Literal
 
 from maetok_lab.config import younger
 from maetok_lab.layers.grid import grid_size
-from maetok_lab.layers.transformer import head_width
+from maetok_lab.layers.transformer import MOST_SIZE, check_size
 
 Grid = tuple[int, int]  # patches down and across
 
@@ -32,9 +32,7 @@ class TowerConfig:
     drop_path: float = 0.0
 
     def __post_init__(self):
-        head_width(self.width, self.num_heads)
-        if self.depth < 0:
-            raise ValueError(f"depth must be 0 or more, not {self.depth}")
+        check_size(self.width, self.depth, self.num_heads)
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path must be in [0, 1), not {self.drop_path}")
 
@@ -81,6 +79,7 @@ class TokenizerConfig:
     refine: int = 0
 
     def __post_init__(self):
+        self._check_limits()
         down, across = self.grid  # raises where patches do not fit the image
         if self.latent_tokens == "patches":
             if self.num_latent_tokens != down * across:
@@ -98,11 +97,18 @@ class TokenizerConfig:
                 f"overlap must be in 0 .. patch_size / 2 = {self.patch_size // 2}, "
                 f"not {self.overlap}"
             )
-        if self.num_latent_tokens < 1 or self.latent_dim < 1:
-            raise ValueError(
-                "need at least one latent token and channel, "
-                f"not {self.num_latent_tokens} x {self.latent_dim}"
-            )
+        if down * across > MOST_SIZE:
+            raise ValueError(f"an image has at most {MOST_SIZE:,} patches, not {down * across:,}")
+
+    def _check_limits(self) -> None:
+        """ValueError for sizes that would take all memory before anything else is said."""
+        sizes = {"image_size": 1, "patch_size": 1, "num_latent_tokens": 1, "latent_dim": 1}
+        for name, least in {**sizes, "refine": 0}.items():
+            value = getattr(self, name)
+            if not least <= value <= MOST_SIZE:
+                raise ValueError(f"{name} must be {least} .. {MOST_SIZE:,}, not {value:,}")
+        if self.rope_theta <= 0:
+            raise ValueError(f"rope_theta must be over 0, not {self.rope_theta}")
 
     # cached, because every training step reads it
     @functools.cached_property

@@ -12,6 +12,7 @@ from maetok_lab.config import from_json, to_json
 from maetok_lab.files import read_json
 from maetok_lab.identity import fingerprint_of, remember_name, tensors_fingerprint
 from maetok_lab.runs import Run, find_run
+from maetok_lab.runs.building import build_to_fit, reading
 from maetok_lab.runs.weights import (
     AUXILIARY,
     load_strictly,
@@ -39,11 +40,12 @@ def load_tokenizer(source: str | Path, *, root: str | Path | None = None) -> Tok
         return _from_run(run)
     # what we exported names its config's class; the authors' config.json has another form
     tensors, config = read_weights(source)
-    if config.get("class") == "TokenizerConfig":
-        tokenizer = Tokenizer(from_json(TokenizerConfig, config["config"]))
-        load_strictly(tokenizer, tensors, str(source))
-    else:
-        tokenizer = from_released(tensors, config)
+    with reading(source):
+        if config.get("class") == "TokenizerConfig":
+            shape = from_json(TokenizerConfig, config["config"])
+            tokenizer = build_to_fit(lambda: Tokenizer(shape), tensors, str(source))
+        else:
+            tokenizer = from_released(tensors, config)
     remember_name(tokenizer, tensors_fingerprint(tensors))
     return tokenizer.eval()
 
@@ -83,9 +85,10 @@ def load_auxiliary(
                 f"{source} holds a tokenizer's weights only; its auxiliary decoders are in the run "
                 "that trained it"
             )
-        config = read_json(folder / "config.json")
-        tensors = load_file(folder / AUXILIARY)
-        return _auxiliary(config["config"], config["targets"], tensors, str(source))
+        with reading(folder / AUXILIARY):
+            config = read_json(folder / "config.json")
+            tensors = load_file(folder / AUXILIARY)
+            return _auxiliary(config["config"], config["targets"], tensors, str(source))
 
     # Decoder tuning dropped them: back to the run of the first stage.
     while run.config.get("trains") == "decoder":
@@ -106,11 +109,15 @@ def _auxiliary(
 ) -> dict[str, AuxiliaryDecoder]:
     """Decoders from plain JSON and their tensors; `subject` is what an error speaks of."""
     tokenizer = from_json(TokenizerConfig, model)
-    decoders = nn.ModuleDict()
-    for target in targets:
-        config = from_json(AuxiliaryConfig, target)
-        decoders[config.module_name] = AuxiliaryDecoder(config, tokenizer)
-    load_strictly(decoders, tensors, subject)
+    configs = [from_json(AuxiliaryConfig, target) for target in targets]
+
+    def make() -> nn.ModuleDict:
+        decoders = nn.ModuleDict()
+        for config in configs:
+            decoders[config.module_name] = AuxiliaryDecoder(config, tokenizer)
+        return decoders
+
+    decoders = build_to_fit(make, tensors, subject)
     return {decoder.config.target: decoder.eval() for decoder in decoders.values()}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maetok_lab.runs.building import shapes_of
 from maetok_lab.runs.weights import check_shapes, plain_state
 from maetok_lab.tokenizer.config import TokenizerConfig, TowerConfig
 from maetok_lab.tokenizer.model import Tokenizer
@@ -59,15 +60,20 @@ def from_released(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -
     nothing says, and for tensors that are missing, unexpected or misshapen.
     """
     state_dict = _without_training_parts(plain_state(state_dict))
-    tokenizer = Tokenizer(released_config(state_dict, config))
-    # beside the weights, not among them: only `to_released` wants them back
-    tokenizer.unused = {name: state_dict[name] for name in UNUSED if name in state_dict}
+    shape = released_config(state_dict, config)
 
     # The hub's files have no encoder mask token: nothing is masked at inference. Ours is zero then.
-    mask_token = torch.zeros_like(tokenizer.encoder.mask_token)
+    mask_token = torch.zeros(1, 1, shape.encoder.width)
     state_dict = {"encoder.mask_token": mask_token} | state_dict
-    expected = _shapes(to_released(tokenizer)) | _shapes({"encoder.mask_token": mask_token})
-    check_shapes(expected, _shapes(state_dict), "released tokenizer")
+    # without memory at first: names alone can claim a hundred blocks
+    with torch.device("meta"):
+        expected = shapes_of(to_released(Tokenizer(shape)))
+    expected |= shapes_of({"encoder.mask_token": mask_token})
+    check_shapes(expected, shapes_of(state_dict), "released tokenizer")
+
+    tokenizer = Tokenizer(shape)
+    # beside the weights, not among them: only `to_released` wants them back
+    tokenizer.unused = {name: state_dict[name] for name in UNUSED if name in state_dict}
     tensors = {}
     for name, value in state_dict.items():
         if name not in UNUSED and not COORDINATES.fullmatch(name):
@@ -224,7 +230,3 @@ def _their_name(name: str) -> str:
         if name.startswith(ours) and not (released.endswith("model.") and OUTSIDE.match(name)):
             return released + name[len(ours) :]
     return name
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in tensors.items()}

@@ -21,7 +21,7 @@ from maetok_lab.layers.grid import (
     take_rotation,
 )
 from maetok_lab.layers.norm import DropPath, LayerScale, make_norm
-from maetok_lab.layers.transformer import Attention, BlockStack, Mlp
+from maetok_lab.layers.transformer import Attention, BlockStack, Mlp, check_memory
 from maetok_lab.tokenizer.config import Grid, TokenizerConfig, TowerConfig
 
 # ---- Blocks ----
@@ -187,6 +187,7 @@ class PatchEncoder(BlockStack):
         super().__init__()
         self.config = config
         tower = config.encoder
+        check_memory(tower.width, tower.depth)
         width = tower.width
         self.patch_embed = nn.Conv2d(3, width, config.patch_size, config.patch_size)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
@@ -293,6 +294,7 @@ class LatentDecoder(BlockStack):
 
     def __init__(self, config: TokenizerConfig, tower: TowerConfig, *, modulation: bool):
         super().__init__()
+        check_memory(tower.width, tower.depth)
         width = tower.width
         self.from_latents = nn.Linear(config.latent_dim, width)
         self.to_patches = None

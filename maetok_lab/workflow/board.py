@@ -10,7 +10,9 @@ from typing import Any, Literal
 import pandas as pd
 
 from maetok_lab.files import read_json, write_bytes
+from maetok_lab.hints import printable
 from maetok_lab.runs.provenance import clock
+from maetok_lab.workflow.printing import table_text, terminal_width
 from maetok_lab.workflow.run import NotebookCall, NotebookResult, stored_result
 from maetok_lab.workflow.spec import SweepSpec
 
@@ -104,7 +106,10 @@ class Board:
         if self._display is not None:
             self._display.update(self.frame(entries))
         elif self._terminal:
-            text = self.frame(entries).to_string(max_rows=MAX_ROWS, line_width=None)
+            frame = self.frame(entries).reset_index()
+            if len(frame) > MAX_ROWS:  # the first and the last
+                frame = pd.concat([frame[: MAX_ROWS // 2], frame[-MAX_ROWS // 2 :]])
+            text, _ = table_text(frame, terminal_width())
             if self._lines:  # up to where the last table began, and erase what is below
                 text = f"\x1b[{self._lines}F\x1b[J{text}"
             print(text, flush=True)
@@ -131,7 +136,7 @@ class Board:
                 value = entry.numbers.get(name)
                 if isinstance(value, int | float):
                     line += f", {name} {value:.4g}"
-        return line + (f", {entry.error}" if entry.error else "")
+        return printable(line + (f", {entry.error}" if entry.error else ""))
 
 
 def _notebook_display() -> Any:

@@ -5,6 +5,7 @@ of its own, so nothing that a job wrote is ever unpickled here; submitit's pickl
 jobs alone.
 """
 
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from maetok_lab.workflow.spec import SlurmConfig
 from maetok_lab.workflow.worker import run_entry
 
 QUEUE_SECONDS = 10.0  # between two questions to Slurm
+USUAL_ARRAY = 1001  # jobs of an array that Slurm takes where its configuration says nothing
 
 
 class EntryJob:
@@ -41,7 +43,7 @@ class EntryJob:
 
 
 class SlurmPool:
-    """One Slurm job an entry, submitted together as an array.
+    """One Slurm job an entry, submitted together as an array, or as several if there are too many.
 
     `jobs.json` remembers them: a sweep that was stopped waits for those that are still queued.
     """
@@ -63,7 +65,10 @@ class SlurmPool:
         return 1_000_000
 
     def start(self, jobs: list[Job]) -> None:
-        """Submit jobs as one array; one that is still queued is only waited for."""
+        """Submit jobs; one that is still queued is only waited for.
+
+        Raises ValueError for more arrays than may run `at_once`, OSError when Slurm refuses.
+        """
         # While Slurm is silent, all are submitted: a notebook's lock keeps two jobs apart.
         queued = queued_jobs() or set()
         new = []
@@ -76,15 +81,36 @@ class SlurmPool:
         if not new:
             return
 
-        # The array is sent when the `with` ends; only then do its jobs have ids.
+        # Slurm limits each array by itself: together they must not be wider than what was asked.
+        largest = max_array_size()
+        arrays = [new[first : first + largest] for first in range(0, len(new), largest)]
+        at_once = self.config.at_once
+        if at_once and at_once < len(arrays):
+            raise ValueError(
+                f"{len(new):,} jobs are {len(arrays)} arrays here, as Slurm takes {largest:,} jobs "
+                f"in one; slurm.at_once must be {len(arrays)} or more, not {at_once}"
+            )
+        if at_once:
+            self._executor.update_parameters(slurm_array_parallelism=at_once // len(arrays))
+        for array in arrays:
+            self._submit(array)
+
+    def _submit(self, jobs: list[Job]) -> None:
+        """One array. It is sent when the `with` ends; only then do its jobs have ids."""
         submitted = []
-        with self._executor.batch():
-            for job in new:
-                answer = self._answer(job)
-                answer.unlink(missing_ok=True)
-                entry = {"notebook": job.notebook, "parameters": job.parameters}
-                submitted.append(self._executor.submit(EntryJob(), entry, str(answer)))
-        for job, sent in zip(new, submitted):
+        try:
+            with self._executor.batch():
+                for job in jobs:
+                    answer = self._answer(job)
+                    answer.unlink(missing_ok=True)
+                    entry = {"notebook": job.notebook, "parameters": job.parameters}
+                    submitted.append(self._executor.submit(EntryJob(), entry, str(answer)))
+        except RuntimeError as problem:  # submitit's, with all that sbatch printed
+            reason = str(problem).strip().splitlines()[-1:]
+            raise OSError(f"Slurm did not take {len(jobs):,} jobs: {' '.join(reason)}") from problem
+
+        # written at once: a stop from here on must not forget them
+        for job, sent in zip(jobs, submitted):
             self._running[sent.job_id] = job, time.monotonic()
             self._job_ids[_key(job)] = sent.job_id
             _link(Path(job.log), Path(sent.paths.stdout))
@@ -140,7 +166,7 @@ def make_executor(
 ) -> Any:
     """submitit's executor that asks for what `config` says.
 
-    Raises ImportError without submitit, RuntimeError without Slurm.
+    Raises ImportError without submitit, OSError without Slurm.
     """
     try:
         import submitit
@@ -148,7 +174,10 @@ def make_executor(
         raise ImportError(
             "jobs on a cluster need submitit: pip install 'maetok-lab[cluster]'"
         ) from None
-    executor = submitit.AutoExecutor(folder=folder / "%j", cluster=cluster)
+    try:
+        executor = submitit.AutoExecutor(folder=folder / "%j", cluster=cluster)
+    except RuntimeError as problem:
+        raise OSError(f"jobs need a Slurm, which is not here: {problem}") from None
     request = {
         "name": "maetok-lab",
         "timeout_min": config.minutes,
@@ -251,6 +280,17 @@ def queued_jobs() -> set[str] | None:
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return set(queue.stdout.split()) if queue.returncode == 0 else None
+
+
+def max_array_size() -> int:
+    """Jobs that Slurm takes in one array (its MaxArraySize)."""
+    command = ["scontrol", "show", "config"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return USUAL_ARRAY
+    size = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer.stdout, re.MULTILINE)
+    return max(1, int(size[1])) if size else USUAL_ARRAY  # 0 is a Slurm without arrays
 
 
 def _key(job: Job) -> str:

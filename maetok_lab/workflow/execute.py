@@ -4,8 +4,10 @@ papermill, nbconvert and jupyter_client take seconds to import, so they are impo
 """
 
 import asyncio
+import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import time
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from maetok_lab.files import write_json
+from maetok_lab.hints import printable, printable_lines
 from maetok_lab.runs.provenance import clock, now
 
 SECONDS_BETWEEN_UPDATES = 5.0  # of a progress bar, and of heartbeat.json
@@ -23,6 +26,7 @@ STOP_SECONDS = 25.0  # for a training to end its step and save: Slurm kills afte
 # busy process makes training ten times slower, with none at all it is 1.6 times slower on a quiet
 # machine. Read when the kernel starts.
 KERNEL_ENVIRONMENT = {"GOMP_SPINCOUNT": "1000"}
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # what a terminal makes of it is nobody's loss
 
 
 class NotebookFailed(RuntimeError):
@@ -59,7 +63,7 @@ class Progress:
         if cell["cell_type"] == "markdown":
             for line in cell["source"].splitlines():
                 if line.startswith("#"):
-                    self.section = line.lstrip("# ").strip()
+                    self.section = printable(line.lstrip("# ").strip())
                     print(f"[{clock(self.seconds)}] {self.section}", flush=True)
         self._beat()
 
@@ -82,6 +86,7 @@ class Progress:
         """Lines are flushed as they are printed."""
 
     def _print(self, line: str) -> None:
+        line = printable(COLOUR.sub("", line).expandtabs())
         if line.strip():
             self._last_line = line.strip()
             print("  " + line, flush=True)
@@ -98,7 +103,9 @@ class Progress:
             "host": socket.gethostname(),
             "process": os.getpid(),
         }
-        write_json(self.heartbeat, beat)
+        # a sign of life for others: where it cannot be written, the work goes on
+        with contextlib.suppress(OSError):
+            write_json(self.heartbeat, beat)
 
 
 def execute(
@@ -135,7 +142,7 @@ def execute(
     except (DeadKernelError, RuntimeError) as problem:
         message = f"{notebook.name}: the kernel died in section {progress.section!r}"
         message += f" (out of memory?): {problem}"
-    raise NotebookFailed(message)
+    raise NotebookFailed(printable_lines(message))
 
 
 def _on_screen(line: str) -> str:
@@ -170,6 +177,10 @@ def _kernel_manager(progress: Progress) -> type:
         @default("transport_encryption")
         def _encrypt_if_possible(self) -> str:
             return "auto"
+
+        async def _async_interrupt_kernel(self) -> None:
+            # it comes before a shutdown alone: an idle kernel would print an error of its own
+            pass
 
         async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
             """jupyter_client's; a run that was stopped lets its cell end first."""

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from maetok_lab.config import override
-from maetok_lab.hints import did_you_mean
+from maetok_lab.config import check_depth, override
+from maetok_lab.device import named_device
+from maetok_lab.hints import check_choice, did_you_mean
 
 PLAIN = (str, bool, int, float, type(None))  # what papermill writes as it stands
 
@@ -30,6 +31,7 @@ class Parameter:
     name: str
     default: Any
     description: str  # the comment behind it
+    choices: tuple[str, ...] = ()  # that its cell's metadata lists; () where any word will do
 
 
 def read_cells(path: str | Path) -> list[dict[str, Any]]:
@@ -43,6 +45,8 @@ def read_cells(path: str | Path) -> list[dict[str, Any]]:
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         return [{**cell, "source": "".join(cell["source"])} for cell in cells]
+    except RecursionError:
+        raise ValueError(f"{path} is not a notebook: its JSON is nested too deeply") from None
     except (ValueError, KeyError, TypeError) as problem:
         raise ValueError(f"{path} is not a notebook (nbformat 4): {problem!r}") from None
 
@@ -54,15 +58,24 @@ def nearest_file(path: Path) -> str:
 
 
 def read_parameters(path: str | Path) -> dict[str, Parameter]:
-    """The parameters of a notebook, in its order; {} without a cell tagged `parameters`."""
+    """The parameters of a notebook, in its order; {} without a cell tagged `parameters`.
+
+    The cell's metadata may list what a parameter can be: {"choices": {"preset": ["test", "tiny"]}}.
+    """
     for cell in read_cells(path):
-        if cell["cell_type"] == "code" and "parameters" in cell.get("metadata", {}).get("tags", []):
-            try:
-                return declared_parameters(cell["source"])
-            except (SyntaxError, ValueError) as problem:
-                raise ValueError(
-                    f"the parameters cell of {path} must be literal assignments: {problem}"
-                ) from None
+        metadata = cell.get("metadata", {})
+        if cell["cell_type"] != "code" or "parameters" not in metadata.get("tags", []):
+            continue
+        try:
+            parameters = declared_parameters(cell["source"])
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as problem:
+            raise ValueError(
+                f"the parameters cell of {path} must be literal assignments: {problem}"
+            ) from None
+        for name, choices in metadata.get("choices", {}).items():
+            if name in parameters:
+                parameters[name] = dataclasses.replace(parameters[name], choices=tuple(choices))
+        return parameters
     return {}
 
 
@@ -110,9 +123,25 @@ def check_parameters(defaults: Mapping[str, Any], changes: Mapping[str, Any]) ->
         types[name] = object | bool if default is None else type(_plain(default, name))
     config_class = dataclasses.make_dataclass("Parameters", types.items(), frozen=True)
 
+    for name, value in changes.items():
+        check_depth(value, f"Parameters.{name}")
     plain = {name: _plain(value, name) for name, value in changes.items()}
     config = override(config_class(**defaults), plain)
     return {name: getattr(config, name) for name in changes}
+
+
+def check_words(parameters: Mapping[str, Parameter], values: Mapping[str, Any]) -> None:
+    """ValueError, with the nearest one, for a word that is none of its parameter's choices.
+
+    Of a list each word is looked at; a `device` is one that torch knows, on this machine or not.
+    """
+    for name, value in values.items():
+        words = value if isinstance(value, list) else [value]
+        for word in words:
+            if isinstance(word, str) and parameters[name].choices:
+                check_choice(word, parameters[name].choices, name)
+            elif isinstance(word, str) and name == "device" and word != "auto":
+                named_device(word)
 
 
 def parse_parameters(
@@ -148,3 +177,5 @@ def _parsed(default: Any, text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+    except (RecursionError, MemoryError):  # Python's parser gives up
+        raise ValueError(f"a value of {len(text):,} characters is nested too deeply") from None

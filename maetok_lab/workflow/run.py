@@ -12,6 +12,7 @@ in the runs that a notebook makes, so one that was stopped continues when it is 
 
 import contextlib
 import dataclasses
+import errno
 import os
 import re
 import signal
@@ -21,19 +22,29 @@ from pathlib import Path
 from typing import Any
 
 from maetok_lab.files import read_json, read_record, write_bytes, write_json
+from maetok_lab.hints import printable, some
 from maetok_lab.identity import fingerprint_of
 from maetok_lab.runs import Run, runs_root
-from maetok_lab.runs.locks import lock_folder
+from maetok_lab.runs.locks import Lease, lock_folder
 from maetok_lab.runs.provenance import clock, now
 from maetok_lab.workflow.code import code_hash
 from maetok_lab.workflow.execute import NotebookFailed, Progress, execute
 from maetok_lab.workflow.inputs import changed_inputs, content_of_inputs
 from maetok_lab.workflow.page import write_html
-from maetok_lab.workflow.parameters import check_parameters, read_cells, read_defaults
+from maetok_lab.workflow.parameters import (
+    check_parameters,
+    check_words,
+    read_cells,
+    read_parameters,
+)
+from maetok_lab.workflow.printing import shortened
 from maetok_lab.workflow.summary import as_text, collect
 
 # ^C, what `kill` and Slurm send, and the end of a terminal's session
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# of a place where nothing can be written, or where a file is in the way; a full disk is another
+NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR}
+LONGEST_NAME = 120  # of a folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +77,7 @@ class NotebookCall:
     values: dict[str, Any]  # of all its parameters
     folder: Path
     identity: dict[str, str]  # what a stored result must match
+    is_elsewhere: bool = False  # in an `output` of the caller's
 
     @property
     def title(self) -> str:
@@ -73,8 +85,8 @@ class NotebookCall:
         words = []
         for name, value in self.values.items():
             if name in ("preset", "seed") or name in self.changes:
-                words.append(f"{name}={value!r}")
-        return f"{self.path.name} ({', '.join(words)})"
+                words.append(f"{name}={shortened(repr(value))}")
+        return printable(f"{self.path.name} ({', '.join(words)})")
 
 
 def prepare_call(
@@ -85,8 +97,10 @@ def prepare_call(
     Raises ValueError or TypeError for a wrong parameter.
     """
     path = Path(path).absolute()
-    defaults = read_defaults(path)
+    declared = read_parameters(path)
+    defaults = {name: parameter.default for name, parameter in declared.items()}
     changes = check_parameters(defaults, parameters)
+    check_words(declared, changes)
     # The kernel works in another folder than the caller.
     if changes.get("runs"):
         changes["runs"] = os.path.abspath(changes["runs"])
@@ -94,11 +108,12 @@ def prepare_call(
 
     # `runs` says where, not what, and does not count.
     identity = {"code": code_hash(path), "parameters": fingerprint_of({**values, "runs": None})}
-    folder = _default_folder(path, values, defaults)
-    if output is not None:
+    if output is None:
+        folder = _default_folder(path, values, defaults)
+    else:
         folder = Path(output).absolute()
         folder = folder.with_suffix("") if folder.suffix == ".ipynb" else folder
-    return NotebookCall(path, changes, values, folder, identity)
+    return NotebookCall(path, changes, values, folder, identity, output is not None)
 
 
 def run_notebook(
@@ -118,13 +133,21 @@ def run_notebook(
         print(f"{call.title}: finished in {clock(result.seconds)}")
     else:
         ended = f"{read_json(call.folder / 'summary.json')['ended']}, in {clock(result.seconds)}"
-        print(
-            f"{call.title}: already finished, {ended}. To run it anew remove {_short(call.folder)}"
-        )
+        print(f"{call.title}: already finished, {ended}. {_how_to_repeat(result)}")
     if output is not None and Path(output).suffix == ".ipynb":
         write_bytes(output, result.notebook.read_bytes())
     _print_result(result)
     return result
+
+
+def _how_to_repeat(result: NotebookResult) -> str:
+    """What to remove, so that numbers come anew."""
+    words = f"To run it anew remove {_short(result.folder)}"
+    if not result.runs:
+        return words
+    # a finished run is never made again: the notebook would only look at it
+    runs = some([_short(run) for run in result.runs], most=6)
+    return f"{words}; its runs then give the same numbers again, unless they go too: {runs}"
 
 
 def stored_result(call: NotebookCall, *, tell: bool = True) -> NotebookResult | None:
@@ -151,10 +174,7 @@ def stored_result(call: NotebookCall, *, tell: bool = True) -> NotebookResult | 
     changed += [_short(place) for place in changed_inputs(summary.get("inputs", {}), folder)]
     files = [result.notebook, result.html, *(run / "summary.json" for run in runs)]
     missing = [_short(file) for file in files if not file.exists()]
-    unfinished = []  # a run whose files were damaged since
-    for run in runs:
-        if (run / "config.json").exists() and Run(run).problem:
-            unfinished.append(run.name)
+    unfinished = [run.name for run in runs if not _is_whole(run)]
     if not changed and not missing and not unfinished:
         return result
     if tell:
@@ -165,6 +185,16 @@ def stored_result(call: NotebookCall, *, tell: bool = True) -> NotebookResult | 
             reason = f"{' and '.join(changed)} changed"
         print(f"{_short(folder)} was finished, but {reason} since: running it again", flush=True)
     return None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether what a run rests on was not damaged since; a folder that is no run may be anything."""
+    try:
+        return Run(folder).finished
+    except FileNotFoundError:
+        return True
+    except ValueError:
+        return False
 
 
 def _default_folder(path: Path, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Path:
@@ -181,7 +211,9 @@ def _default_folder(path: Path, values: Mapping[str, Any], defaults: Mapping[str
             more[name] = value
     if more:
         parts.append(fingerprint_of(more)[:8])
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", "-".join(parts))[:120]
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", "-".join(parts))
+    if len(name) > LONGEST_NAME:  # what is cut off still counts
+        name = f"{name[: LONGEST_NAME - 9]}-{fingerprint_of(name)[:8]}"
     return runs_root(values.get("runs")).absolute() / "notebooks" / name
 
 
@@ -189,8 +221,7 @@ def _run(call: NotebookCall) -> NotebookResult:
     """Execute it under the folder's lock, and write the files that the module's docstring lists."""
     path = call.path
     folder = call.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = lock_folder(folder)
+    lock = hold_folder(folder, _where_to_write(call))
     partial = folder / "notebook-partial.ipynb"
     failed = folder / "notebook-failed.ipynb"
     progress = Progress(folder / "heartbeat.json", len(read_cells(path)))
@@ -232,6 +263,31 @@ def _run(call: NotebookCall) -> NotebookResult:
         lock.release()
 
 
+def hold_folder(folder: Path, advice: str) -> Lease:
+    """Make a folder and hold its lock.
+
+    Raises RunLocked as `lock_folder` does, OSError with `advice` where nothing can be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return lock_folder(folder)
+    except OSError as problem:
+        if problem.errno not in NOT_WRITABLE:
+            raise
+        reason = f"cannot write {_short(folder)} ({problem.strerror}); {advice}"
+        raise type(problem)(problem.errno, reason) from None
+
+
+def _where_to_write(call: NotebookCall) -> str:
+    """How to choose another place: by the notebook's own parameter, else by the command's -o."""
+    if "runs" in call.values and not call.is_elsewhere:
+        return (
+            "choose a folder for runs that can be written: -p runs FOLDER on a command line, "
+            "the parameter `runs` in a notebook"
+        )
+    return "choose one that can be written: -o FOLDER on a command line, `output` in Python"
+
+
 @contextlib.contextmanager
 def _signals_as_exceptions(progress: Progress) -> Iterator[None]:
     """SIGTERM and SIGHUP become SystemExit, as SIGINT is KeyboardInterrupt.
@@ -263,7 +319,7 @@ def _print_result(result: NotebookResult) -> None:
     print(as_text(result.numbers, []))
     # The runs come last: they are what the next notebook reads.
     places = {"page": result.html, "notebook": result.notebook}
-    places |= {f"run {run.name}": run for run in result.runs}
+    places |= {f"run {printable(run.name)}": run for run in result.runs}
     width = max(map(len, places))
     print("Where to look:")
     for name, place in places.items():
@@ -273,4 +329,4 @@ def _print_result(result: NotebookResult) -> None:
 def _short(path: Path) -> str:
     """Relative to the working directory, where it is below it."""
     home = Path.cwd()
-    return str(path.relative_to(home) if path.is_relative_to(home) else path)
+    return printable(str(path.relative_to(home) if path.is_relative_to(home) else path))

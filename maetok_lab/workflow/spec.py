@@ -13,6 +13,7 @@ seed = [0, 1]
 
 import dataclasses
 import itertools
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ from typing import Any
 from maetok_lab.config import override
 from maetok_lab.runs import checked_name
 from maetok_lab.workflow.parameters import nearest_file
+
+MAX_ENTRIES = 10_000  # of a sweep: each is a notebook, a folder and a row
+MAX_BYTES = 4_000_000  # of its file; 10,000 entries of ten parameters have less
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,7 @@ class SweepSpec:
         checked_name(self.name)
         if not self.entries:
             raise ValueError(f"sweep {self.name} has no entries")
+        _check_count(len(self.entries))
         both = set(self.fixed) & set(self.swept)
         if both:
             raise ValueError(f"{sorted(both)} are fixed and swept at the same time")
@@ -85,20 +90,35 @@ def grid(parameters: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     for name, values in parameters.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise ValueError(f"grid needs a list of values for {name!r}, not {values!r}")
+    # before they are made: three lists of a thousand are a billion entries
+    _check_count(math.prod(map(len, parameters.values())))
     return [dict(zip(parameters, values)) for values in itertools.product(*parameters.values())]
+
+
+def _check_count(count: int) -> None:
+    if count > MAX_ENTRIES:
+        raise ValueError(
+            f"a sweep has at most {MAX_ENTRIES:,} entries, not {count:,}: take fewer values"
+        )
 
 
 def read_spec(path: str | Path, changes: Mapping[str, Any] | None = None) -> SweepSpec:
     """The sweep that a TOML file describes, named after it; `changes` go over its [fixed].
 
-    Raises ValueError, with the nearest name, for a key that a sweep does not have.
+    Raises ValueError, with the nearest name, for a key that a sweep does not have, and for a file
+    that no sweep needs: over `MAX_BYTES`, or nested too deeply.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no sweep {path}{nearest_file(path)}")
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ValueError(f"{path}: a sweep has at most {MAX_BYTES:,} bytes, not {size:,}")
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         return _spec(data | {"fixed": {**data.get("fixed", {}), **(changes or {})}}, path)
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
     except (ValueError, TypeError) as problem:  # also what is not valid TOML
         raise ValueError(f"{path}: {problem}") from None
 

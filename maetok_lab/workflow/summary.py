@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from maetok_lab.hints import printable
 from maetok_lab.runs import Run
 
 MIME = "application/vnd.maetok-lab.summary+json"
@@ -58,7 +59,7 @@ def as_text(numbers: Mapping[str, Any], runs: list[str]) -> str:
     for name, value in numbers.items():
         lines.append(f"  {name.replace('_', ' '):<{width}}  {_as_word(value)}")
     lines += [f"  run {folder}" for folder in runs]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _as_html(numbers: Mapping[str, Any], runs: list[str]) -> str:

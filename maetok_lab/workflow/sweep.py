@@ -20,12 +20,11 @@ import pandas as pd
 from maetok_lab.config import to_json
 from maetok_lab.files import write_bytes, write_json
 from maetok_lab.runs import runs_root
-from maetok_lab.runs.locks import lock_folder
 from maetok_lab.runs.provenance import now
 from maetok_lab.workflow.board import Board, Entry, table
 from maetok_lab.workflow.gallery import write_pictures
 from maetok_lab.workflow.pool import Job, LocalPool, Outcome, Pool
-from maetok_lab.workflow.run import prepare_call
+from maetok_lab.workflow.run import hold_folder, prepare_call
 from maetok_lab.workflow.spec import SweepSpec, read_spec
 
 LOCKED_SECONDS = 5.0  # until an entry whose run somebody else is writing is tried again
@@ -80,8 +79,11 @@ def sweep(
     folder = runs_root(runs).absolute() / "sweeps" / spec.name
     entries = make_entries(spec, folder, runs)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = lock_folder(folder)
+    lock = hold_folder(
+        folder,
+        "choose a folder for runs that can be written: --runs FOLDER on a command line, "
+        "runs=FOLDER in Python",
+    )
     board = Board(spec, folder / "table.csv")
     try:
         write_json(folder / "sweep.json", to_json(spec))

@@ -1,6 +1,8 @@
 """Maps of latents: columns, seeds, quality against definitions, new latents on an old map."""
 
 import json
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -131,3 +133,38 @@ def test_a_map_with_copies_is_seeded_and_copies_lie_together(method):
     assert np.array_equal(one, two)
     assert (one[:16] == one[0]).all()
     assert len(np.unique(one, axis=0)) == 185
+
+
+READ_ONLY = """
+import numba
+from numba.core import caching
+
+def nowhere(cls, function, file):
+    return None
+
+# as where neither the packages' folder nor the home can be written
+for name in list(vars(caching)):
+    if name.endswith(("CacheLocator", "FsAgnostic")) and "UserProvided" not in name:
+        getattr(caching, name).from_function = classmethod(nowhere)
+try:
+    import umap
+except RuntimeError as problem:
+    print("alone:", problem)
+from maetok_lab.analysis.projection import _umap
+print(_umap().UMAP.__name__, numba.config.CACHE_DIR)
+"""
+
+
+def test_umap_is_imported_where_its_compiled_functions_cannot_be_kept(tmp_path):
+    pytest.importorskip("umap")
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    process = subprocess.run(
+        [sys.executable, "-c", READ_ONLY], capture_output=True, text=True, env=environment
+    )
+    assert process.returncode == 0, process.stderr
+    alone, ours = process.stdout.splitlines()
+    assert "no locator available" in alone
+    assert ours.startswith(f"UMAP {tmp_path}")
+    # nothing is left behind
+    assert list(tmp_path.glob("numba-*")) == []

@@ -218,8 +218,8 @@ def test_patches_as_latents_are_as_many_as_the_patches_and_stay_in_place():
             'masked="drop" removes hidden patches, '
             'which are the latents of latent_tokens="patches"',
         ),
-        ({"num_latent_tokens": 0}, "need at least one latent token and channel, not 0 x 4"),
-        ({"latent_dim": 0}, "need at least one latent token and channel, not 6 x 0"),
+        ({"num_latent_tokens": 0}, "num_latent_tokens must be 1 .. 65,536, not 0"),
+        ({"latent_dim": 0}, "latent_dim must be 1 .. 65,536, not 0"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(changes, message):

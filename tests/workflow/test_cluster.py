@@ -1,10 +1,13 @@
 """Entries as jobs: submitted once, waited for, found again after a stop, given up when lost."""
 
+import os
+import sys
 import time
 
 import pytest
 
 from maetok_lab.data.images import open_images
+from maetok_lab.files import read_json
 from maetok_lab.ranks import Call
 from maetok_lab.runs import Run
 from maetok_lab.training.presets import tokenizer_training
@@ -70,6 +73,7 @@ def pool(tmp_path, monkeypatch):
         cluster, "queued_jobs", lambda: None if pool.queue is None else set(pool.queue)
     )
     monkeypatch.setattr(cluster, "QUEUE_SECONDS", 0.0)
+    monkeypatch.setattr(cluster, "max_array_size", lambda: 1001)
     monkeypatch.setattr(cluster.subprocess, "run", lambda command, **kw: pool.sent.append(command))
     return pool
 
@@ -101,6 +105,67 @@ def test_a_stopped_sweep_finds_its_queued_jobs_again(pool, tmp_path, monkeypatch
     again.close()
     assert pool.sent[-1][0] == "scancel"
     assert set(pool.sent[-1][1:]) == {"7_0", "7_2"}
+
+
+CONFIG = """\
+Configuration data as of 2026-01-01T00:00:00
+MaxArraySize            = 101
+MaxDBDMsgs              = 20008
+"""
+
+
+def test_more_jobs_than_slurm_takes_in_an_array_are_several_arrays(tmp_path, monkeypatch):
+    """Against the sbatch of a Slurm that refuses larger arrays, as scontrol says it would."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    sbatch = f"""#!{sys.executable}
+import re, sys
+text = open(sys.argv[-1]).read()
+array = re.search(r"--array=0-(\\d+)%(\\d+)", text)
+if array and int(array[1]) > 100:
+    sys.exit("sbatch: error: Batch job submission failed: Invalid job array specification")
+log = open({str(tmp_path / "sent")!r}, "a+")
+log.seek(0)
+number = len(log.readlines()) + 1
+print(*(array.groups() if array else [0, 0]), file=log)
+print("Submitted batch job", number)
+"""
+    for name, text in {
+        "sbatch": sbatch,
+        "scontrol": f"#!/bin/sh\ncat <<'END'\n{CONFIG}END\n",
+        "squeue": "#!/bin/sh\n",
+        "scancel": "#!/bin/sh\n",
+        "srun": "#!/bin/sh\n",
+    }.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+
+    assert cluster.max_array_size() == 101
+    jobs = [job(tmp_path, number) for number in range(250)]
+    pool = SlurmPool(SlurmConfig(at_once=9), tmp_path / "wide")
+    pool.start(jobs)
+    # the last index of each array, and how many of it run at once: nine together
+    sent = (tmp_path / "sent").read_text().splitlines()
+    assert sent == ["100 3", "100 3", "47 3"]
+    assert len(read_json(tmp_path / "wide" / "slurm" / "jobs.json")) == 250
+    assert set(pool._running) >= {"1_0", "1_100", "2_100", "3_47"}
+
+    narrow = SlurmPool(SlurmConfig(at_once=2), tmp_path / "narrow")
+    with pytest.raises(ValueError, match=r"250 jobs are 3 arrays .* not 2"):
+        narrow.start(jobs)
+    assert len((tmp_path / "sent").read_text().splitlines()) == 3
+    # a limit that Slurm did not tell of is one line too
+    monkeypatch.setattr(cluster, "max_array_size", lambda: 1001)
+    with pytest.raises(OSError, match=r"did not take 250 jobs: .*Invalid job array"):
+        SlurmPool(SlurmConfig(), tmp_path / "silent").start(jobs)
+
+
+def test_without_slurm_it_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cluster.max_array_size() == 1001
+    with pytest.raises(OSError, match="jobs need a Slurm, which is not here"):
+        make_executor(SlurmConfig(), tmp_path)
 
 
 def test_what_is_asked_of_slurm(tmp_path, monkeypatch):
