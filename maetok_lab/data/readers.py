@@ -47,7 +47,7 @@ MOST_PIXELS = 178_956_970  # of one picture, and of all that are decoded at once
 MOST_BYTES = 1_500_000_000  # of a file: so many pixels, of 8 bytes, are in no larger one
 _MOST_SCANS = 100  # of a JPEG: each is as long as the picture, and takes 16 bytes of the file
 _STRIP = 1 << 22  # pixels that are converted at a time where that takes several times their size
-_WIDEST = 32  # a crop takes so many times its own pixels, where the picture is enlarged
+_WIDEST = 64  # times a crop's own pixels, to which a picture is enlarged before it is cut
 _PADDED = 1 << 26  # pixels of a square around a picture, or four times the picture's
 
 _TURNS = {  # EXIF's orientation -> what undoes it
