@@ -45,7 +45,8 @@ UNREAD = frozenset([*_KINDS, *_PLUGINS, *_OTHERS]) - SUFFIXES
 FORMATS = sorted({Image.registered_extensions()[suffix] for suffix in SUFFIXES})
 MOST_PIXELS = 178_956_970  # of one picture, and of all that are decoded at once; Pillow's own limit
 MOST_BYTES = 1_500_000_000  # of a file: so many pixels, of 8 bytes, are in no larger one
-_MOST_SCANS = 100  # of a JPEG: each is as long as the picture, and takes 16 bytes of the file
+_JPEG = b"\xff\xd8"  # how one begins
+_MOST_PARTS = 100  # scans of one, or pieces of its EXIF; there are about ten at most
 _STRIP = 1 << 22  # pixels that are converted at a time where that takes several times their size
 _WIDEST = 64  # times a crop's own pixels, to which a picture is enlarged before it is cut
 _PADDED = 1 << 26  # pixels of a square around a picture, or four times the picture's
@@ -155,9 +156,17 @@ def _opened(
             raise TooLargeError(
                 f"{length / 1e9:.1f} GB; a picture's file has at most {MOST_BYTES / 1e9:.1f} GB"
             )
-        file = io.BytesIO(file) if isinstance(file, bytes) else file
+        if isinstance(file, bytes):
+            data = file
+        else:
+            with open(file, "rb") as stream:
+                data = stream.read(2)
+                data += stream.read() if data == _JPEG else b""
+        if data.startswith(_JPEG):
+            _check_jpeg(data)
+        file = io.BytesIO(data) if len(data) == length else file
         return Image.open(file, formats=tuple(formats))
-    except (TooLargeError, MemoryError):
+    except (BrokenImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise TooLargeError(_too_large("too many pixels", most_pixels)) from error
@@ -166,6 +175,17 @@ def _opened(
         raise UnknownKindError("no picture of a kind that can be read") from error
     except Exception as error:
         raise UnknownKindError(_in_one_line(error)) from error
+
+
+def _check_jpeg(data: bytes) -> None:
+    """BrokenImageError for what would take hours: a pass over all pixels in a few bytes, again
+    and again, or EXIF in so many pieces, each of which copies those before.
+    """
+    # the head of a scan is short: its length begins with a zero
+    for mark, name in ((b"\xff\xda\0", "scans"), (b"Exif\0\0", "pieces of EXIF")):
+        count = data.count(mark)
+        if count > _MOST_PARTS:
+            raise BrokenImageError(f"a JPEG of {count} {name}; at most {_MOST_PARTS} are read")
 
 
 def _in_one_line(error: Exception) -> str:
@@ -186,14 +206,6 @@ def _check_header(image: ImageFile.ImageFile, most_pixels: int) -> int:
     pixels = max(width * height, tags.get(_TILE_WIDTH, 0) * tags.get(_TILE_HEIGHT, 0))
     if pixels > most_pixels:
         raise TooLargeError(_too_large(f"{width} x {height} pixels", most_pixels))
-    # a JPEG's scan begins with two bytes, and two more that say how short its head is
-    if image.format in ("JPEG", "MPO"):
-        start = image.fp.tell()
-        image.fp.seek(0)
-        scans = image.fp.read().count(b"\xff\xda\0")
-        image.fp.seek(start)
-        if scans > _MOST_SCANS:
-            raise BrokenImageError(f"a JPEG of {scans} scans; at most {_MOST_SCANS} are read")
     return pixels
 
 
