@@ -44,7 +44,7 @@ FILES = {  # inside a package a file imports files to its left only
         *("origin", "run", "tables", "prune"),
     ],
     "data": [
-        *("readers", "splits", "digests", "listing", "folders", "parquet", "tars"),
+        *("readers", "splits", "digests", "listing", "folders", "columns", "parquet", "tars"),
         *("sources", "batches", "images", "loading"),
         *("shards", "latents", "caching"),
     ],

@@ -51,7 +51,7 @@ def file_digest(path: str | Path) -> bytes:
     """`digest` of a file's bytes; zeros for a file that cannot be read."""
     try:
         with open(path, "rb", buffering=0) as file:
-            return hashlib.sha256(file.read()).digest()[:WIDTH]
+            return hashlib.file_digest(file, "sha256").digest()[:WIDTH]
     except OSError:
         return bytes(WIDTH)
 

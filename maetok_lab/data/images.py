@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -172,14 +173,16 @@ class ImageSource(Dataset):
         """
         # scale crops are ADM's, of the whole picture
         at_least = self.image_size if crop is None and self.crop == "center-fast" else None
-        try:
-            image = read_rgb(self._listing.files[row], at_least=at_least)
+
+        def cut(image: Image.Image) -> Image.Image:
             if crop is None:
-                image = CROPS[self.crop](image, self.image_size)
-            else:
-                scale, down, across = crop
-                image = scale_crop(image, self.image_size, scale=scale, down=down, across=across)
-        except (BrokenImageError, OSError, MemoryError) as error:  # of the picture, shard or crop
+                return CROPS[self.crop](image, self.image_size)
+            scale, down, across = crop
+            return scale_crop(image, self.image_size, scale=scale, down=down, across=across)
+
+        try:
+            image = read_rgb(self._listing.files[row], at_least=at_least, crop=cut)
+        except (BrokenImageError, OSError, MemoryError) as error:  # of the picture or its shard
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             return BrokenImageError(f"{self._listing.records['path'].iloc[row]}: {reason}")
         # Pillow's (H, W, 3) to torch's (3, H, W)

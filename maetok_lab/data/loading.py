@@ -1,5 +1,6 @@
 """The one parallel reader of pictures: other processes decode ahead, in the order of requests."""
 
+import atexit
 import collections
 import itertools
 import pickle
@@ -81,9 +82,14 @@ def read_ahead(
             generator=generator(seed, "loader"),
         )
     )
-    for piece in reader:
-        rest = itertools.islice(reader, counts.popleft() - 1)
-        yield _counted(images, [piece, *rest])
+    # a process that ends before would wait for its workers, which hear no signal, without an end
+    end = atexit.register(reader._shutdown_workers)
+    try:
+        for piece in reader:
+            rest = itertools.islice(reader, counts.popleft() - 1)
+            yield _counted(images, [piece, *rest])
+    finally:
+        atexit.unregister(end)
 
 
 def _counted(images: ImageSource, parts: list[Pictures | Exception]) -> Pictures:

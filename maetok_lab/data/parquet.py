@@ -1,22 +1,22 @@
 """Parquet shards with pictures in a column, as in the shipped set and in data sets of the hub."""
 
 import bisect
-import contextlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import types
 
+from maetok_lab.data.columns import batches, named, open_shard, read_columns
 from maetok_lab.data.digests import Contents, digest, file_digest
 from maetok_lab.data.listing import Listing, sound_shards
+from maetok_lab.data.readers import BrokenImageError
 from maetok_lab.data.splits import (
     LEFT_OUT,
     Patterns,
@@ -76,7 +76,9 @@ class ParquetImages:
         """Read the encoded bytes of one row, or say in which file they are."""
         group = bisect.bisect_right(self.starts, index) - 1
         shard, _ = self.groups[group]
-        return self._picture(shard, self._read_group(group)[index - self.starts[group]].as_py())
+        column = self._read_group(group)
+        with named(self.shards[shard]):
+            return self._picture(shard, column[index - self.starts[group]].as_py())
 
     def groups_of(self, rows: np.ndarray) -> np.ndarray:
         """The number of each row's row group."""
@@ -87,7 +89,7 @@ class ParquetImages:
         digests = []
         try:
             with open_shard(self.shards[shard]) as file:
-                for batch in file.iter_batches(64, columns=[self.column]):
+                for batch in batches(self.shards[shard], file, [self.column]):
                     for value in batch.column(0).to_pylist():
                         picture = self._picture(shard, value)
                         if isinstance(picture, Path):
@@ -95,7 +97,7 @@ class ParquetImages:
                             digests.append(file_digest(picture))
                         else:
                             digests.append(digest(picture))
-        except OSError:  # a damaged page: what is behind it cannot be read
+        except (BrokenImageError, OSError):  # a damaged page: what is behind it cannot be read
             digests += [digest(None)] * (self.counts[shard] - len(digests))
         return b"".join(digests)
 
@@ -117,19 +119,13 @@ class ParquetImages:
         if column is None:
             shard, number = self.groups[group]
             with open_shard(self.shards[shard]) as file:
-                column = file.read_row_group(number, columns=[self.column]).column(self.column)
+                table = read_columns(self.shards[shard], file, [self.column], [number])
+            column = table.column(self.column)
         # at the end of the order again: the group that was not read for longest goes first
         self.cache[group] = column
         if len(self.cache) > self.cached_groups:
             self.cache.popitem(last=False)
         return column
-
-
-@contextlib.contextmanager
-def open_shard(shard: Path) -> Iterator[pq.ParquetFile]:
-    """A Parquet file, whatever bytes its name holds: pyarrow's own opening takes text alone."""
-    with open(shard, "rb") as file, pq.ParquetFile(file) as parquet:
-        yield parquet
 
 
 def list_parquet(shards: list[Path], *, root: Path, name: str, patterns: Patterns) -> Listing:
@@ -186,7 +182,7 @@ def _read_records(
                 )
             plain = [f.name for f in schema if f.name != column and _is_plain(f.type)]
             is_struct = types.is_struct(schema.field(column).type)
-            table = file.read(columns=[*plain, f"{column}.path"] if is_struct else plain)
+            table = read_columns(shard, file, [*plain, f"{column}.path"] if is_struct else plain)
             rows = file.metadata.num_rows
             metadata.append(schema.metadata or {})
         # a picture's own path, where it has one, is what the other forms of a set call it

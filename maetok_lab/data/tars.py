@@ -21,7 +21,7 @@ import pandas as pd
 
 from maetok_lab.data.digests import Contents, digest, kept_folder
 from maetok_lab.data.listing import Listing, sound_shards
-from maetok_lab.data.readers import SUFFIXES
+from maetok_lab.data.readers import MOST_BYTES, SUFFIXES
 from maetok_lab.data.splits import Patterns, leave_out_strays, place_pictures, split_of_shards
 from maetok_lab.files import atomic_path
 from maetok_lab.hints import counted, some
@@ -219,7 +219,8 @@ def _read_index(shard: Path) -> ShardIndex:
 def _members(shard: Path) -> Iterator[tuple[str, int, int, str]]:
     """Walk the files of a shard: name, offset of the data, size, and what small texts say.
 
-    A hard link has its target's offset, any other link -1.
+    A hard link has its target's offset, any other link -1, as what is no whole picture has: a
+    sparse file, and one longer than any picture.
     """
     with open(shard, "rb") as file:
         start = file.read(8)
@@ -235,6 +236,8 @@ def _members(shard: Path) -> Iterator[tuple[str, int, int, str]]:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     tar.members = []  # else tarfile keeps an object for every file
+                    if tar.offset <= member.offset:  # a size below zero leads back, for ever
+                        raise tarfile.ReadError(f"damaged header at byte {member.offset}")
                     if member.isreg():
                         places[member.name] = member.offset_data, member.size
                     elif not member.islnk() and not member.issym():
@@ -248,20 +251,25 @@ def _members(shard: Path) -> Iterator[tuple[str, int, int, str]]:
                         file.seek(offset)  # tarfile seeks to the next header itself
                         text = file.read(size).decode("utf-8", "replace").strip()
                     name = posixpath.normpath(printable(member.name)).lstrip("/")
-                    yield name, -1 if member.issym() else offset, size, text
+                    if member.issym() or member.issparse() or size > MOST_BYTES:
+                        offset = -1
+                    yield name, offset, size, text
                 # tarfile takes a damaged header for the end; the real end is a block of zeros, or
                 # the end of the file
                 file.seek(tar.offset)
                 if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                     raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
-        except tarfile.TarError as error:
-            raise ValueError(f"{shard} is no whole tar file: {error}") from error
+        except Exception as error:  # a damaged header raises many kinds
+            text = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"{shard} is no whole tar file: {text}; copy or download it once more"
+            ) from error
 
 
 def _describe(key: str, texts: dict[str, dict[str, str]]) -> tuple[str | None, str | None]:
     """Find label and caption: .cls and .txt first, then the fields of .json, if it can be read."""
     fields = {}
-    with contextlib.suppress(json.JSONDecodeError):
+    with contextlib.suppress(ValueError, RecursionError):  # endless numbers, lists in lists
         fields = json.loads(texts["json"].get(key) or "{}")
     if not isinstance(fields, dict):  # a bare number or name
         fields = {"label": fields}

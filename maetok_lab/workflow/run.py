@@ -188,7 +188,7 @@ def stored_result(call: NotebookCall, *, tell: bool = True) -> NotebookResult | 
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether what a run rests on was not damaged since; a folder that is no run may be anything."""
+    """Whether what a run rests on was not damaged since; folders that are no runs do not count."""
     try:
         return Run(folder).finished
     except FileNotFoundError:

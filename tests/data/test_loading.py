@@ -1,5 +1,7 @@
 """What is read ahead is what would have been read here, for any number of workers."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +165,23 @@ def test_an_error_in_a_worker_is_the_same_one_line(folder, large):
         messages.append(str(caught.value))
     assert all("\n" not in message for message in messages)
     assert "more than max_broken=2 broken images" in messages[1]
+
+
+UNFINISHED = """
+import sys
+import torch
+from maetok_lab.data import images
+from maetok_lab.data.loading import Request, read_ahead
+
+images._IN_MEMORY = 0
+source = images.open_images(sys.argv[1], image_size=8)
+pictures = read_ahead(source, (Request(torch.arange(4)) for _ in range(100)), workers=1)
+next(pictures)
+"""
+
+
+def test_a_process_ends_though_its_workers_still_had_to_read(folder):
+    """Workers hear neither ^C nor SIGTERM: whoever waited for them would wait for ever."""
+    command = [sys.executable, "-c", UNFINISHED, str(folder)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")

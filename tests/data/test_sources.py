@@ -116,11 +116,11 @@ def test_a_training_reads_each_row_group_once_an_epoch(tmp_path, monkeypatch):
     monkeypatch.setattr(images_module, "_IN_MEMORY", 0)
     source = open_images(tmp_path, image_size=8)
     reads = []
-    read = pq.ParquetFile.read_row_group
+    read = pq.ParquetFile.iter_batches
     monkeypatch.setattr(
         pq.ParquetFile,
-        "read_row_group",
-        lambda file, number, **o: reads.append(number) or read(file, number, **o),
+        "iter_batches",
+        lambda file, rows, **o: reads.append(rows) or read(file, rows, **o),
     )
     order = epoch_order(0, 0, 60, blocks=source.blocks)
     for indices in order.split(7):
