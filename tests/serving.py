@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -38,11 +39,12 @@ class Server:
     def __init__(self, process, log):
         self.process = process
         self.log = log
-        self.address = wait_until(self._printed, seconds=120)
+        self.address = wait_until(self._printed, seconds=300)  # `make` may install first
         assert self.address, log.read_text()
 
     def _printed(self):
         address = re.search(r"http://\S+", self.log.read_text())
+        assert address or self.process.poll() is None, self.log.read_text()
         return address and address.group()
 
     def kernels(self):
@@ -54,32 +56,49 @@ class Server:
                     ids.append(child.pid)
         return ids
 
+    def wait_until_ready(self):
+        """Until the kernel that waits for a visitor has run its notebook, and computes no more."""
+        (kernel,) = wait_until(self.kernels, seconds=60)
+        process = psutil.Process(kernel)
+        spent = -1.0
+        while process.cpu_times().user - spent > 0.05 or spent < 1:
+            spent = process.cpu_times().user
+            time.sleep(3)
+
 
 @contextlib.contextmanager
-def studio(notebook, folder, *words, command=None):
-    """`python -m maetok_lab studio NOTEBOOK WORDS`, until it is interrupted as by ^C.
+def serving(command, folder, *, path=(), cwd=None):
+    """A studio's server until it is interrupted as by ^C.
 
-    Its log and its temporary files are in `folder`.
+    Its log and its temporary files are in `folder`; kernels import from `path`.
     """
-    command = command or [sys.executable, "-m", "maetok_lab", "studio", str(notebook)]
-    if "--port" not in words:
-        words = [*words, "--port", str(free_port())]
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    places = [*map(str, path), str(ROOT), os.environ.get("PYTHONPATH", "")]
     temporary = folder / "temporary"
     temporary.mkdir(exist_ok=True)
     log = folder / "server.log"
     with open(log, "w") as file:
         process = subprocess.Popen(
-            [*command, *words],
+            command,
             stdout=file,
             stderr=file,
-            env={**os.environ, "PYTHONPATH": paths, "TMPDIR": str(temporary)},
+            cwd=cwd,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(places), "TMPDIR": str(temporary)},
         )
     try:
         yield Server(process, log)
     finally:
-        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
         process.wait(60)
+
+
+def studio(notebook, folder, *words, path=()):
+    """`serving` of a notebook at a free port, unless the words name one."""
+    if "--port" not in words:
+        words = [*words, "--port", str(free_port())]
+    command = [sys.executable, "-m", "maetok_lab", "studio", str(notebook), *words]
+    return serving(command, folder, path=path)
 
 
 class Visitor:
@@ -120,8 +139,14 @@ class Visitor:
             f"ws://{self.address.netloc}/api/kernels/{self.kernel_id}/channels?session_id=x",
             origin=origin or f"http://{self.address.netloc}",
             cookie=cookies,
-            timeout=60,
         )
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self):
+        # answers pings, as browsers do
+        with contextlib.suppress(OSError, websocket.WebSocketException):
+            while True:
+                self.socket.recv()
 
     def leave(self):
         """What the page sends when it is closed. -> status"""

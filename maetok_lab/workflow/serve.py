@@ -1,7 +1,8 @@
 """`python -m maetok_lab studio NOTEBOOK`: a notebook as a web page, for a few visitors at a time.
 
 voila runs the notebook and draws the page; jupyter_server talks to the kernels and ends idle ones.
-Ours is who may ask, how many kernels there are, and when they end:
+Ours is who may ask, how many kernels there are, and when they end. Import this file where it is
+used: it imports both.
 
 - Each visitor has a kernel, of which at most `kernels` live at once; who finds no place waits at a
   page that asks again. One kernel is started before anybody comes, and the next while somebody is
@@ -29,18 +30,19 @@ import torch
 from jupyter_server.base.handlers import JupyterHandler
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from tornado import ioloop, web
-from traitlets import Integer, Unicode
-from traitlets.config import Config
 from voila.app import Voila
 from voila.tornado.handler import TornadoVoilaHandler
 from voila.voila_kernel_manager import voila_kernel_manager_factory
 
 from maetok_lab.device import free_memory, usable_cores
+from maetok_lab.workflow.parameters import read_cells
 
 KERNEL_BYTES = 0.75e9  # of a kernel with the mask demo, after some moves
 KERNELS_A_CORE = 4  # a visitor mostly looks
 CHECK_SECONDS = 1  # between two looks for what is idle
 RETRY_SECONDS = 3  # until a visitor who waits asks again
+PAGE_SECONDS = 30  # for which a page that is being made lets others wait
+REST_SECONDS = 5  # between a page and the start of the next kernel: browsers draw meanwhile
 HTTP = {  # settings of tornado and jupyter_server
     # a browser that no longer answers pings has left, though its connection stands
     "ws_ping_interval": 10_000,  # milliseconds
@@ -49,16 +51,11 @@ HTTP = {  # settings of tornado and jupyter_server
     "headers": {"Referrer-Policy": "same-origin"},
     "log_function": lambda handler: None,  # a line each time that somebody waits
 }
-CONFIG = {
-    "VoilaConfiguration": {"show_tracebacks": True},
-    # else any user of this machine reads what kernels say
-    "MappingKernelManager": {"transport_encryption": "auto"},
-}
 WAITING = """<!DOCTYPE html>
 <meta charset="utf-8"><meta http-equiv="refresh" content="{seconds}"><title>A moment</title>
 <body style="font: 16px sans-serif; max-width: 40em; margin: 20vh auto">
-<p>{visitors} visitors are here or coming in, and there is no place just now.
-<p>You will be let in when one is free: this page asks again every {seconds} seconds.
+<p>There is no place just now. Visitors here or coming in: {visitors}.
+<p>You will be let in when a place is free: this page asks again every {seconds} seconds.
 """
 
 
@@ -73,26 +70,26 @@ def serve(
     """Serve the notebook's page until a signal comes, see above; the address is printed.
 
     `host` is where it listens, and a name that it answers to. Where `port` is taken, it is another.
-    Raises FileNotFoundError, ValueError, and OSError for a host that is not this machine.
+    Raises FileNotFoundError and ValueError, and OSError for a host that is not this machine.
     """
-    if not Path(notebook).is_file():
-        raise FileNotFoundError(f"there is no notebook {notebook}")
+    read_cells(notebook)
     if kernels is None:
         kernels = default_kernels()
     if kernels < 1 or idle < 1:
         raise ValueError(f"kernels and idle must be over 0, not {kernels} and {idle}")
+    if not 0 < port < 2**16:
+        raise ValueError(f"a port is a number from 1 to 65535, not {port}")
     # nor a line for each request that makes no sense
     logging.getLogger("tornado").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="maetok-studio-") as folder:
         server = StudioServer(
+            kernels,
+            idle,
             ip=host,
             port=port,
-            kernel_limit=kernels,
-            idle_seconds=idle,
             connection_dir_root=folder,
             open_browser=False,
             log_level=logging.ERROR,
-            config=Config(CONFIG),
             tornado_settings=HTTP,
         )
         server.initialize([str(notebook)])
@@ -128,7 +125,10 @@ class Guarded:
         server = self.settings["voila"]
         # a web site may give its own name to this machine's address
         if request.host_name not in server.names:
-            return f"This studio answers to the name {server.ip} alone."
+            return (
+                f"This studio answers to the name {server.ip} alone; another one is given by --host"
+                " where it is started."
+            )
 
         # the token of the address, or of the cookie
         asked = self.get_query_argument("token", "")
@@ -167,11 +167,11 @@ class Kernels(voila_kernel_manager_factory(AsyncMappingKernelManager, True, 1)):
     `kernel_id`, `renderer` and the `task` that runs the notebook.
     """
 
-    limit = Integer(help="the most kernels at once")
-
-    def __init__(self, **options: Any):
+    def __init__(self, limit: int, **options: Any):
         super().__init__(**options)
-        self.pages = 0  # that are being made
+        self.limit = limit  # the most at once
+        self.pages: list[float] = []  # when those that are being made were begun
+        self._page_ended = 0.0
         self._sittings: list[asyncio.Task] = []
         self._someone: float | None = None  # when a visitor was last here
         self._waiting: asyncio.Task | None = self._begin()
@@ -182,26 +182,32 @@ class Kernels(voila_kernel_manager_factory(AsyncMappingKernelManager, True, 1)):
 
     def take(self) -> asyncio.Task | None:
         """A sitting for one more visitor; None where there is no place, or too much begins."""
-        if self.pages >= usable_cores():
+        # each page takes seconds of two cores: side by side all would be late
+        begun = [page for page in self.pages if time.monotonic() - page < PAGE_SECONDS]
+        if len(begun) >= max(1, usable_cores() // 2):
             return None
+        count = self._count()
         sitting = self._waiting
         self._waiting = None
-        if sitting is None and self._count() < self.limit:
+        if sitting is None and count < self.limit:
             sitting = self._begin()
         return sitting
 
     @contextlib.contextmanager
     def making_page(self) -> Iterator[None]:
         """While it lasts, one page more is being made."""
-        self.pages += 1
+        page = time.monotonic()
+        self.pages.append(page)
         try:
             yield
         finally:
-            self.pages -= 1
-            self._refill()
+            self.pages.remove(page)
+            self._page_ended = time.monotonic()
 
     def _count(self) -> int:
         self._sittings = list(filter(self._lives, self._sittings))
+        if self._waiting not in self._sittings:
+            self._waiting = None
         return len(self._sittings)
 
     def _lives(self, sitting: asyncio.Task) -> bool:
@@ -216,36 +222,34 @@ class Kernels(voila_kernel_manager_factory(AsyncMappingKernelManager, True, 1)):
         self._sittings.append(sitting)
         return sitting
 
-    def _refill(self) -> None:
-        # one after the other: a page that somebody waits for comes first
-        if self._waiting is None and not self.pages and 0 < self._count() < self.limit:
-            self._waiting = self._begin()
-
-    async def _initialize(self, *arguments: Any, **options: Any) -> dict[str, Any]:
-        sitting = await super()._initialize(*arguments, **options)
-        self.notify_connect(sitting["kernel_id"])  # until its page is sent
-        return sitting
-
     def notify_disconnect(self, kernel_id: str) -> None:
-        """jupyter_server's word for a connection that ended; idle time counts from here."""
+        """jupyter_server's hook for a connection that ended; idle time counts from here."""
         super().notify_disconnect(kernel_id)
         if kernel_id in self:
             self.get_kernel(kernel_id).last_activity = datetime.datetime.now(datetime.UTC)
 
-    async def shutdown_kernel(self, kernel_id: str, *arguments: Any, **options: Any) -> None:
-        """jupyter_server's; its place is for the next."""
-        await super().shutdown_kernel(kernel_id, *arguments, **options)
-        self._refill()
-
     async def cull_kernels(self) -> None:
-        """jupyter_server's look at each kernel, at all together: ending one takes seconds."""
+        """jupyter_server's look at each kernel, at all together; then at the one that waits."""
+        # ending one takes seconds
         checks = map(self.cull_kernel_if_idle, list(self._kernels))
         await asyncio.gather(*checks, return_exceptions=True)
+
+        # while somebody is here, one waits for the next
         now = time.monotonic()
-        if self.visitors():
+        rests = not self.pages and now - self._page_ended > REST_SECONDS
+        if self._waiting is None and rests and 0 < self._count() < self.limit:
+            self._waiting = self._begin()
+        if self.pages or any(self._kernel_connections.values()):
             self._someone = now
         elif self._someone is not None and now - self._someone > self.cull_idle_timeout:
             await self._dismiss()
+
+    async def cull_kernel_if_idle(self, kernel_id: str) -> None:
+        """jupyter_server's, of all but the one that waits."""
+        self._count()
+        sitting = self._waiting
+        if sitting is None or not sitting.done() or sitting.result()["kernel_id"] != kernel_id:
+            await super().cull_kernel_if_idle(kernel_id)
 
     async def _dismiss(self) -> None:
         sitting = self._waiting
@@ -286,6 +290,7 @@ class Page(JupyterHandler):
         self.xsrf_token  # noqa: B018  makes the cookie without which a page cannot end its kernel
         with kernels.making_page():
             content = await sitting
+            kernels.notify_connect(content["kernel_id"])
             try:
                 await self._send(content["task"], content["renderer"].rendered_cache)
             finally:
@@ -301,7 +306,7 @@ class Page(JupyterHandler):
             if len(parts) > sent:
                 self.write("".join(parts[sent:]))
                 sent = len(parts)
-                await self.flush()
+                self.flush()  # not awaited: who no longer reads would hold a place
             if ended:
                 task.result()  # raises what the page could not be made for
                 return
@@ -314,12 +319,14 @@ class Page(JupyterHandler):
 class StudioServer(Voila):
     """voila for one notebook, with the handlers and kernels above."""
 
-    kernel_limit = Integer()
-    idle_seconds = Integer()
-    secret = Unicode()  # voila's own token leaves websockets and files open
-
-    def __init__(self, **options: Any):
-        super().__init__(secret=secrets.token_urlsafe(24), **options)
+    def __init__(self, kernel_limit: int, idle_seconds: int, **options: Any):
+        super().__init__(**options)
+        self.kernel_limit = kernel_limit
+        self.idle_seconds = idle_seconds
+        self.config.VoilaConfiguration.show_tracebacks = True
+        # else any user of this machine reads what kernels say
+        self.config.MappingKernelManager.transport_encryption = "auto"
+        self.secret = secrets.token_urlsafe(24)  # voila's own leaves websockets and files open
         self.names = {"localhost", "127.0.0.1", "[::1]", self.ip.lower(), f"[{self.ip}]"}
 
     @property
@@ -336,11 +343,12 @@ class StudioServer(Voila):
         settings = super().init_settings()
         plain = self.kernel_manager
         self.kernel_manager = settings["kernel_manager"] = Kernels(
+            self.kernel_limit,
             parent=self,
             connection_dir=plain.connection_dir,
             kernel_spec_manager=plain.kernel_spec_manager,
             allowed_message_types=plain.allowed_message_types,
-            limit=self.kernel_limit,
+            default_env_variables={"GOMP_SPINCOUNT": "1000"},  # see the Makefile
             cull_idle_timeout=self.idle_seconds,
             cull_interval=CHECK_SECONDS,
             cull_busy=True,  # what nobody is connected to computes for nobody

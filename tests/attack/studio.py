@@ -17,7 +17,6 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 from serving import Visitor, studio, wait_until  # noqa: E402
 
-READY_SECONDS = 15  # for the kernel that waits for the first visitor
 PATIENCE = 120  # seconds in which who waits asks again
 
 
@@ -59,8 +58,7 @@ def ten_visitors(*, count=10, notebook=ROOT / "notebooks" / "mask_demo.ipynb") -
     full = threading.Event()
     with tempfile.TemporaryDirectory() as folder, studio(notebook, Path(folder)) as server:
         limit = int(server.log.read_text().partition("at most ")[2].split()[0])
-        assert wait_until(server.kernels, seconds=60)
-        time.sleep(READY_SECONDS)
+        server.wait_until_ready()
         most_bytes = most_kernels = 0
         with concurrent.futures.ThreadPoolExecutor(count) as pool:
             visits = [pool.submit(visit, server.address, full) for _ in range(count)]
