@@ -44,6 +44,5 @@ lab: $(STAMP)  ## JupyterLab on this machine only, behind a token
 	$(BIN)/python -m jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. \
 	--LabApp.default_url=/lab/tree/$(NOTEBOOK) $(if $(filter 0,$(shell id -u)),--allow-root)
 
-studio: $(STAMP)  ## the mask demo as a web page, on this machine only; one kernel waits for each visitor
-	$(BIN)/python -m voila notebooks/mask_demo.ipynb --no-browser --Voila.ip=127.0.0.1 --Voila.port=$(PORT) \
-	--VoilaConfiguration.show_tracebacks=True --VoilaConfiguration.preheat_kernel=True
+studio: $(STAMP)  ## the mask demo as a web page, for a few visitors at once, at the address that is printed
+	$(BIN)/python -m maetok_lab studio notebooks/mask_demo.ipynb --port $(PORT)

@@ -11,8 +11,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from pathlib import Path
 
 import nbformat
@@ -52,48 +50,40 @@ lab.widgets.SamplerStudio(models, space, tokenizer, class_names=images.class_nam
 
 
 def main() -> None:
-    """Serve each studio with voila and take a picture of it."""
+    """Serve each studio and take a picture of it."""
     names = sys.argv[1:] or list(STUDIOS)
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             split, labels, code, _ = STUDIOS[name]
             code = (OPENING + code).format(split=split, labels=labels, folder=folder)
             cell = nbformat.v4.new_code_cell(code)
-            nbformat.write(nbformat.v4.new_notebook(cells=[cell]), f"{folder}/{name}.ipynb")
-        command = [sys.executable, "-m", "voila", "--no-browser", f"--port={PORT}", folder]
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            picture_all(names)
-        finally:
-            server.terminate()
-            server.wait(30)
+            notebook = f"{folder}/{name}.ipynb"
+            nbformat.write(nbformat.v4.new_notebook(cells=[cell]), notebook)
+            words = ["studio", notebook, "--port", str(PORT)]
+            command = [sys.executable, "-m", "maetok_lab", *words]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+                try:
+                    picture(name, server.stdout.readline().split()[-1])
+                finally:
+                    server.terminate()
 
 
-def picture_all(names: list[str]) -> None:
-    """Open each page, do what a person would do first, and keep what is seen."""
-    address = f"http://127.0.0.1:{PORT}"
-    for _ in range(60):
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-            break
-        except OSError:
-            time.sleep(1)
+def picture(name: str, address: str) -> None:
+    """Open the page, do what a person would do first, and keep what is seen."""
     with sync_api.sync_playwright() as engine:
         chromium = engine.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )
-        for name in names:
-            page = chromium.new_page(viewport={"width": 1150, "height": STUDIOS[name][3]})
-            page.set_default_timeout(300_000)
-            page.goto(f"{address}/voila/render/{name}.ipynb")
-            page.wait_for_selector(".maetok canvas, .maetok svg")
-            page.wait_for_timeout(4000)
-            if name == "mask_demo":
-                film(page, ROOT / "docs" / "mask_demo.gif")
-            else:
-                touch(page, name)
-                page.screenshot(path=ROOT / "docs" / f"{name}.png")
-            page.close()
+        page = chromium.new_page(viewport={"width": 1150, "height": STUDIOS[name][3]})
+        page.set_default_timeout(300_000)
+        page.goto(address)
+        page.wait_for_selector(".maetok canvas, .maetok svg")
+        page.wait_for_timeout(4000)
+        if name == "mask_demo":
+            film(page, ROOT / "docs" / "mask_demo.gif")
+        else:
+            touch(page, name)
+            page.screenshot(path=ROOT / "docs" / f"{name}.png")
         chromium.close()
 
 

@@ -35,6 +35,16 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--on", choices=["local", "slurm"], default="local", help="this machine, or a Slurm cluster"
     )
+    studio = commands.add_parser("studio", help="serve a notebook as a web page; ^C ends it")
+    studio.add_argument("notebook", help="such as notebooks/mask_demo.ipynb")
+    studio.add_argument("--port", type=int, default=8866, help="(default: 8866)")
+    studio.add_argument(
+        "--host", default="127.0.0.1", help="this machine's name for visitors (default: 127.0.0.1)"
+    )
+    studio.add_argument("--kernels", type=int, help="at most so many visitors (default: what fits)")
+    studio.add_argument(
+        "--idle", type=int, default=20, help="seconds until what nobody is connected to ends"
+    )
 
     # Looking at what there is, and cleaning up.
     listing = commands.add_parser("list", help="all runs and their numbers")
@@ -131,6 +141,23 @@ def _sweep(arguments: argparse.Namespace) -> int:
         print(printable_lines(f"entry {number} failed: {row['error']}\n  log {row['log']}"))
     print(f"Where to look: {result.folder}")
     return int(len(result.failed) > 0)
+
+
+def _studio(arguments: argparse.Namespace) -> int:
+    try:
+        from maetok_lab.workflow.serve import serve
+    except ImportError as problem:
+        raise ImportError(
+            "a studio's server needs voila: pip install 'maetok-lab[notebooks]'"
+        ) from problem
+    serve(
+        arguments.notebook,
+        port=arguments.port,
+        host=arguments.host,
+        kernels=arguments.kernels,
+        idle=arguments.idle,
+    )
+    return 0
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -230,6 +257,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 COMMANDS = {
     "run": _run,
     "sweep": _sweep,
+    "studio": _studio,
     "list": _list,
     "show": _show,
     "prune": _prune,

@@ -109,6 +109,7 @@ FILES = {  # inside a package a file imports files to its left only
     "workflow": [
         *("parameters", "code", "inputs", "summary", "page", "execute", "printing", "run", "spec"),
         *("pool", "worker", "board", "gallery", "cluster", "sweep", "collective", "doctor"),
+        "serve",
     ],
 }
 LATE = {

@@ -6,7 +6,6 @@ import io
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,10 @@ from playwright import sync_api
 from maetok_lab.widgets.front import png_bytes
 
 HERE = Path(__file__).parent
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(HERE.parent)
+    from serving import free_port, studio
+
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
@@ -39,12 +42,6 @@ MARKS = [
 ]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def wait_for(server, address, *, seconds):
     """Until the server answers, or has ended."""
     deadline = time.monotonic() + seconds
@@ -56,8 +53,8 @@ def wait_for(server, address, *, seconds):
 
 
 @contextlib.contextmanager
-def serving(command, folder, port, path):
-    """A server in `folder` until it answers at `path`; its log is in server.log."""
+def serving_lab(command, folder, port):
+    """JupyterLab in `folder`, once it answers; its log is in server.log."""
     paths = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     with open(folder / "server.log", "w") as log:
         server = subprocess.Popen(
@@ -68,7 +65,7 @@ def serving(command, folder, port, path):
             env={**os.environ, "PYTHONPATH": paths},
         )
         try:
-            wait_for(server, f"http://127.0.0.1:{port}{path}", seconds=120)
+            wait_for(server, f"http://127.0.0.1:{port}/lab?token=t", seconds=120)
             yield f"http://127.0.0.1:{port}"
         finally:
             server.terminate()
@@ -90,22 +87,33 @@ def write_notebook(folder, name, parts=()):
 LAB = ["jupyter", "lab", "--allow-root", "--no-browser", "--ServerApp.ip=127.0.0.1"]
 LAB += ["--IdentityProvider.token=t", "--LabApp.news_url="]
 LAB += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-VOILA = ["voila", "--no-browser", "--Voila.ip=127.0.0.1"]
 
 
 @contextlib.contextmanager
 def serving_notebooks(front, folder):
-    """`address(name)` of a notebook's page in that front end: "lab" or "voila"."""
-    port = free_port()
-    if front == "lab":
-        command = [*LAB, f"--port={port}", f"--ServerApp.root_dir={folder}"]
-        # `reset`: no tabs of an earlier page
-        path, pages = "/lab?token=t", "/lab/tree/{}.ipynb?token=t&reset"
-    else:
-        command = [*VOILA, f"--port={port}", f"--Voila.root_dir={folder}"]
-        path, pages = "/", "/voila/render/{}.ipynb"
-    with serving(command, folder, port, path) as address:
-        yield lambda name: address + pages.format(name)
+    """`address(name)` of a notebook's page in that front end: "lab" or "studio".
+
+    A studio serves one notebook: each has a server from when its address is first asked for.
+    """
+    with contextlib.ExitStack() as servers:
+        if front == "lab":
+            port = free_port()
+            command = [*LAB, f"--port={port}", f"--ServerApp.root_dir={folder}"]
+            lab = servers.enter_context(serving_lab(command, folder, port))
+            # `reset`: no tabs of an earlier page
+            yield lambda name: f"{lab}/lab/tree/{name}.ipynb?token=t&reset"
+            return
+        addresses = {}
+
+        def address(name):
+            if name not in addresses:
+                place = folder / f"server of {name}"
+                place.mkdir()
+                server = studio(folder / f"{name}.ipynb", place, path=[HERE])
+                addresses[name] = servers.enter_context(server).address
+            return addresses[name]
+
+        yield address
 
 
 STARTED = """() => [...document.querySelectorAll('.jp-InputPrompt')]

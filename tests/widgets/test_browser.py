@@ -1,14 +1,11 @@
-"""The widgets in a real browser, in JupyterLab and in voila: pixels change as Python says.
+"""The widgets in a real browser, in JupyterLab and in our studio: pixels change as Python says.
 
     pytest -m browser --basetemp artifacts        # screenshots stay in artifacts/
 
 Needs Debian's chromium and `pip install playwright`; skipped without.
 """
 
-import os
 import re
-import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -29,6 +26,7 @@ from maetok_lab.runs import Run  # noqa: E402
 from maetok_lab.widgets.mask_controls import LARGE  # noqa: E402
 
 with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(Path(__file__).parents[1])
     patch.syspath_prepend(Path(__file__).parent)
     import browser_parts
     from browser_pages import (
@@ -36,21 +34,20 @@ with pytest.MonkeyPatch.context() as patch:
         FLAGS,
         MARKS,
         assert_shows,
-        free_port,
         local,
         run_all,
         serving_notebooks,
         slider,
-        wait_for,
         write_notebook,
     )
+    from serving import free_port, serving, wait_until
 
 pytestmark = MARKS
 WIDGETS = ("mask_demo", "mask_studio", "latent_map", "sampler_studio")
 PAGES = (*WIDGETS, "large_map", "live_training")
 
 
-@pytest.fixture(scope="module", params=["lab", "voila"])
+@pytest.fixture(scope="module", params=["lab", "studio"])
 def site(request, tmp_path_factory):
     """(front end, address of a widget's page by name, folder for screenshots)."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -78,7 +75,7 @@ def open_widget(site, browser):
     opened = []
 
     def show(name):
-        width = 1200 if front == "voila" else 1500
+        width = 1200 if front == "studio" else 1500
         page = browser.new_page(viewport={"width": width, "height": 1100})
         page.set_default_timeout(120_000)
         errors, strange = [], []
@@ -94,8 +91,8 @@ def open_widget(site, browser):
     yield show
     for name, page, errors, strange in opened:
         page.screenshot(path=folder / f"{name}.png")
-        if front == "voila":
-            # its template asks a CDN for an icon font, which fails where there is no network
+        if front == "studio":
+            # voila's template asks a CDN for an icon font, which fails where there is no network
             strange = [url for url in strange if "cdn.jsdelivr.net/npm/@fortawesome" not in url]
             failed = "Failed to load resource: net::"
             errors = [error for error in errors if not error.startswith(failed)]
@@ -280,7 +277,7 @@ NAMELESS = """() => [...document.querySelectorAll('input, select, button, [role=
   .map(e => e.outerHTML)"""
 
 
-@pytest.mark.parametrize("site", ["voila"], indirect=True)
+@pytest.mark.parametrize("site", ["studio"], indirect=True)
 @pytest.mark.parametrize("name", WIDGETS)
 def test_every_control_has_a_name_and_nothing_is_wider_than_1200_px(open_widget, name):
     page = open_widget(name)
@@ -289,7 +286,7 @@ def test_every_control_has_a_name_and_nothing_is_wider_than_1200_px(open_widget,
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 1200
 
 
-@pytest.mark.parametrize("site", ["voila"], indirect=True)
+@pytest.mark.parametrize("site", ["studio"], indirect=True)
 def test_a_map_of_fifty_thousand_points_is_smooth_under_the_pointer(open_widget, site):
     page = open_widget("large_map")
     page.locator(".maetok-board").wait_for()
@@ -314,37 +311,32 @@ def test_make_studio_serves_the_mask_demo_on_one_screen_on_this_machine_only(
     browser, repository, tmp_path
 ):
     port = free_port()
-    with open(tmp_path / "server.log", "w") as log:
-        server = subprocess.Popen(
-            ["make", "studio", f"PORT={port}"],
-            cwd=repository,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        wait_for(server, f"http://127.0.0.1:{port}/", seconds=300)
-        time.sleep(15)  # its kernel is started before anybody comes
+    with serving(["make", "studio", f"PORT={port}"], tmp_path, cwd=repository) as server:
+        server.wait_until_ready()  # its kernel is started before anybody comes
         page = browser.new_page(viewport={"width": 1200, "height": 800})
         page.set_default_timeout(120_000)
         start = time.monotonic()
-        page.goto(f"http://127.0.0.1:{port}/")
+        page.goto(server.address)
         page.locator(".maetok-words", has_text="50 % hidden: the masked tokenizer is").wait_for()
         seconds = time.monotonic() - start
         page.screenshot(path=tmp_path / "studio.png")
         demo = page.locator(".maetok-demo").bounding_box()
         assert demo["y"] + demo["height"] <= 800
         assert demo["x"] + demo["width"] <= 1200
-        assert seconds <= 3
-        page.close()
         heard = [place.laddr for place in psutil.net_connections("tcp") if place.status == "LISTEN"]
         assert {address.ip for address in heard if address.port == port} == {"127.0.0.1"}
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+
+        # the page ends its kernel itself, long before the idle limit, and a reload gets another
+        page.reload()
+        page.locator(".maetok-words", has_text="50 % hidden: the masked tokenizer is").wait_for()
+        kernels = len(server.kernels())
+        page.close(run_before_unload=True)
+        assert wait_until(lambda: len(server.kernels()) < kernels, seconds=10)
+        assert wait_until(lambda: not server.kernels(), seconds=60)
+        assert seconds <= 3
 
 
-# not in voila, which shows a page when its cells are done
+# not in a studio, which shows a page when its cells are done
 @pytest.mark.parametrize("site", ["lab"], indirect=True)
 def test_the_stop_button_ends_a_training_with_a_checkpoint_and_the_cell_goes_on(open_widget, site):
     page = open_widget("live_training")

@@ -59,7 +59,7 @@ def studios():
     return {name: getattr(browser_parts, name)() for name in WIDGETS}
 
 
-@pytest.fixture(scope="module", params=["lab", "voila"])
+@pytest.fixture(scope="module", params=["lab", "studio"])
 def site(request, tmp_path_factory):
     """(front end, address of the page with all three, folder for what was measured)."""
     folder = tmp_path_factory.mktemp(request.param)
