@@ -147,10 +147,12 @@ def is_full(problem: Exception, folder: Path) -> bool:
     return "No space left" in str(problem) or _free(folder) < LITTLE_ROOM
 
 
-def no_room(what: str, folder: Path, problem: Exception | None = None, needed: int = 0) -> OSError:
+def no_room(
+    subject: str, folder: Path, problem: Exception | None = None, needed: int = 0
+) -> OSError:
     """The error for what a disk had no room for: `needed` bytes if that is known, files, or quota.
 
-    `what` is the beginning of the message.
+    `subject` is the beginning of the message.
     """
     if getattr(problem, "errno", None) == errno.EDQUOT:
         reason = "your quota of this disk is used up"
@@ -160,7 +162,9 @@ def no_room(what: str, folder: Path, problem: Exception | None = None, needed: i
         need = f"{needed / 1e6:.1f} MB more are needed and " if needed else ""
         reason = f"the disk is full: {need}{_free(folder) / 1e6:.1f} MB are free"
     advice = "free some (python -m maetok_lab prune lists what can go) and run the same again"
-    return OSError(getattr(problem, "errno", None) or errno.ENOSPC, f"{what}: {reason}; {advice}")
+    return OSError(
+        getattr(problem, "errno", None) or errno.ENOSPC, f"{subject}: {reason}; {advice}"
+    )
 
 
 def _free(folder: Path) -> int:

@@ -62,10 +62,10 @@ def check_room(folder: Path, needed: int) -> None:
 
 def _no_room(folder: Path, needed: int, problem: OSError | None = None) -> OSError:
     count = len(list(folder.glob("shard-*.npy")))
-    what = (
+    subject = (
         f"the latent cache {folder.parent} was not written (its {count} finished shards are kept)"
     )
-    return no_room(what, folder, problem, needed)
+    return no_room(subject, folder, problem, needed)
 
 
 def is_sound(path: Path) -> bool:

@@ -94,10 +94,10 @@ def write_checkpoint(
         size = 0
         for group in tensors.values():
             size += sum(value.nbytes for value in group.values())
-        what = f"the checkpoint of step {step} was not written to {run_folder}; {remains}"
+        subject = f"the checkpoint of step {step} was not written to {run_folder}; {remains}"
         if is_full(problem, run_folder):
-            raise no_room(what, run_folder, problem, size) from problem
-        raise OSError(problem.errno, f"{what}: {problem}") from problem
+            raise no_room(subject, run_folder, problem, size) from problem
+        raise OSError(problem.errno, f"{subject}: {problem}") from problem
 
     # a damaged checkpoint of this step may be there: it goes as a whole before the new one comes
     check_fence(folder)

@@ -38,7 +38,7 @@ from maetok_lab.training.optim import (
 )
 from maetok_lab.training.order import Share
 from maetok_lab.training.stopping import BetweenSteps, Wish, heard_signals
-from maetok_lab.training.task import StepRecord, StopCondition, Task, Terms, TrainingConfig
+from maetok_lab.training.task import StepRecord, StopCondition, Task, Terms, is_due, join_parts
 
 COMPILED_STEPS = 5000  # fewer may be done before they are compiled
 RECORD_SECONDS = 0.2  # between records of a training in other processes
@@ -243,11 +243,6 @@ def save(state: State, terms: Terms, run: Run) -> None:
         state.save(run)
 
 
-def is_due(config: TrainingConfig, step: int, interval: int) -> bool:
-    """Whether something that is done every `interval` steps is done after `step`."""
-    return step % interval == 0 or step == config.num_steps
-
-
 def fit_parts(state: State, batch: Any) -> None:
     """Set the config's `accumulate` to the fewest parts of a batch that fit into memory here."""
     task = state.task
@@ -355,15 +350,6 @@ def parts_side_by_side(state: State, batch: Any, parts: list[Share]) -> list[Ter
     return [terms for _, terms in results]
 
 
-def join_parts(parts: list[Terms]) -> Terms:
-    """The terms of a whole batch: means of () over its equal parts, (b,) one behind the other."""
-    terms = {}
-    for name, first in parts[0].items():
-        values = [part[name].detach() for part in parts]
-        terms[name] = torch.cat(values) if first.ndim else torch.stack(values).mean(0)
-    return terms
-
-
 def finish_early(state: State, run: Run, stop_when: StopCondition | None) -> bool:
     """Finish the run if `stop_when` says so of its newest checkpoint; whether it did."""
     if stop_when is None:
@@ -386,9 +372,9 @@ def make_engine(
 
     Raises ValueError when they cannot.
     """
+    join_group(cpu=cpu)
     look = task is not None and not task.every_weight_has_a_gradient
     unused = DistributedDataParallelKwargs(find_unused_parameters=look)
-    join_group(cpu=cpu)
     # precision and parts are the config's: said here, the environment of a launcher says nothing
     engine = Accelerator(
         cpu=cpu,

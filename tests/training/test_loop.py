@@ -26,7 +26,6 @@ from maetok_lab.training.autoencoding import Objective, TokenizerTask
 from maetok_lab.training.loop import (
     State,
     goes_side_by_side,
-    join_parts,
     make_engine,
     parts_in_turn,
     parts_side_by_side,
@@ -35,6 +34,7 @@ from maetok_lab.training.optim import OptimizerConfig
 from maetok_lab.training.order import Share
 from maetok_lab.training.presets import TOKENIZER_TRAINING
 from maetok_lab.training.recipe import TokenizerTraining
+from maetok_lab.training.task import join_parts
 from maetok_lab.training.tokenizer import train_tokenizer
 
 LIBRARY = Path(maetok_lab.__file__).parent
