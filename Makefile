@@ -13,7 +13,7 @@ TESTS := $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --maxprocesses 4 --dis
 # slower on a quiet machine.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: setup demo test coverage lint lab studio
+.PHONY: setup demo test coverage attack lint lab studio
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)  ## make .venv and install everything at the tested versions
@@ -35,6 +35,9 @@ test: $(STAMP)  ## all tests but the slow ones; no network, no GPU
 
 coverage: $(STAMP)  ## the same tests, and the share of the library's lines that they run
 	$(TESTS) --cov
+
+attack: $(STAMP)  ## half an hour of kills, full disks, damaged files, second writers, crowds: all must survive
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" tests/attack -q
 
 lint: $(STAMP)  ## style and layout of all Python, the notebooks included
 	$(BIN)/python -m ruff check .

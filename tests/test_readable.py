@@ -23,8 +23,8 @@ DENSE = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.IfExp)
 # and stop processes from a notebook. Six are for agreement with everybody: other people's
 # checkpoints, mixtures far from zero, exact neighbours in float32's time, definitions of numbers.
 # Seven are a demo, a map and stills of our own, which also live on a busy machine, and pages. Ten
-# hold against attack: fences, endings and parents of runs, a server that ends its kernels, one guard
-# for pictures, weights of strangers, words and tables that are checked before anything starts.
+# hold against attack: fences, endings and parents of runs, a server that ends its kernels, one
+# guard for pictures, weights of strangers, words that are checked before anything starts.
 MOST_TOKENS = 175_000
 # Bare participles and question words say what happened to a thing, not what it is.
 QUESTION_WORDS = {

@@ -1,6 +1,7 @@
 """A training says how it goes, not too often, and always at the end; a person can end it."""
 
 import asyncio
+import re
 
 import pytest
 
@@ -297,3 +298,51 @@ def test_the_stop_button_ends_a_real_training_with_a_checkpoint_and_the_same_lin
     run = asyncio.run(cell(click=False))
     assert run.finished
     assert "tokenizer: continues at step 3 of 4" in capsys.readouterr().out
+
+
+INTERRUPTED = """
+import maetok_lab as lab
+from maetok_lab.config import override
+from maetok_lab.training.presets import TOKENIZER_TRAINING
+images = lab.open_images("emoji", split="val", image_size=64)
+changes = {"num_steps": 10**6, "batch_size": 2, "log_every": 1, "save_every": 10**6}
+config = override(TOKENIZER_TRAINING["test"], changes | {"images": images.fingerprint})
+run = lab.Run.open("live", config, root=ROOT)
+await lab.follow(lab.train_tokenizer(config, images, run, cpu=True), "tokenizer", every=0)
+"""
+
+
+def test_a_kernels_interrupt_saves_a_checkpoint_gives_up_the_lock_and_ends_run_all(tmp_path):
+    manager = pytest.importorskip("jupyter_client.manager")
+    kernel, client = manager.start_new_kernel()
+    try:
+        client.execute(f"ROOT = {str(tmp_path)!r}")
+        cell = client.execute(INTERRUPTED)
+        below = client.execute("print('the next cell')")  # as Run All queues it
+        printed = ""
+        is_sent = False
+        while True:
+            message = client.get_iopub_msg(timeout=120)
+            printed += message["content"].get("text", "")
+            if "step 2/" in printed and not is_sent:
+                kernel.interrupt_kernel()
+                is_sent = True
+            if message["header"]["msg_type"] == "error":
+                assert message["parent_header"]["msg_id"] == cell
+                (line,) = message["content"]["traceback"]
+                break
+        # one quiet line, and nothing below it runs
+        step = int(re.fullmatch(r"tokenizer: stopped at step (\d+) of .* again to go on", line)[1])
+        replies = {}
+        while {cell, below} - replies.keys():
+            reply = client.get_shell_msg(timeout=60)
+            replies[reply["parent_header"]["msg_id"]] = reply["content"]["status"]
+        assert replies[below] == "aborted"
+        # the kernel lives on, and anybody may continue the run
+        run = Run(tmp_path / "live")
+        assert run.checkpoint_steps() == [step]
+        assert not (run.folder / "lock").exists()
+        assert kernel.is_alive()
+    finally:
+        kernel.shutdown_kernel(now=True)
+        client.stop_channels()
