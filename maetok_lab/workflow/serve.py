@@ -255,7 +255,7 @@ class Kernels(voila_kernel_manager_factory(AsyncMappingKernelManager, True, 1)):
         sitting = self._waiting
         self._waiting = None
         if sitting is not None:
-            await self.shutdown_kernel((await sitting)["kernel_id"])
+            await self.shutdown_kernel((await sitting)["kernel_id"], now=True)
 
     async def close(self) -> None:
         """End all, also those that are only starting."""
@@ -297,7 +297,7 @@ class Page(JupyterHandler):
                 kernels.notify_disconnect(content["kernel_id"])
                 if self.gone:  # before the page was whole: nobody can connect to this kernel
                     content["task"].cancel()
-                    await kernels.shutdown_kernel(content["kernel_id"])
+                    await kernels.shutdown_kernel(content["kernel_id"], now=True)
 
     async def _send(self, task: asyncio.Task, parts: list[str]) -> None:
         sent = 0
