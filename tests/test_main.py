@@ -1,6 +1,8 @@
 """The command line stays small, and says what is wrong in one line and an exit code."""
 
 import dataclasses
+import json
+import shutil
 import subprocess
 import sys
 import time
@@ -125,3 +127,61 @@ def test_an_unknown_command_is_refused(capsys):
         main(["train", "--depth", "6"])
     assert stop.value.code == 2
     capsys.readouterr()
+
+
+def test_list_fits_its_width_and_shows_first_what_says_most(tmp_path, capsys, monkeypatch):
+    for seed in range(3):
+        with Run.open(f"toy-s{seed}", ToyConfig(), root=tmp_path) as run:
+            run.finish({"psnr": 19.5, **{f"of_{seed}_{i}": i for i in range(50)}})
+    # a folder that somebody unpacked: its name and what it reports are theirs
+    hostile = tmp_path / "evil\x1b[31m\x1b]0;owned\x07"
+    shutil.copytree(tmp_path / "toy-s0", hostile)
+    (hostile / "summary.json").write_text(json.dumps({"x\x1b[2J": 1, "psnr": 2}))
+
+    for columns in ("60", "100"):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert main(["list", "--runs", str(tmp_path)]) == 0
+        output = capsys.readouterr().out
+        assert "\x1b" not in output
+        *lines, left_out = output.splitlines()
+        assert max(map(len, lines)) <= int(columns)
+        assert lines[0].split()[:3] == ["run", "kind", "state"]
+        assert "more columns: `python -m maetok_lab show RUN`" in left_out
+    # the number that all have is there before those of one
+    assert "psnr" in lines[0]
+    assert r"evil\x1b[31m" in output
+    monkeypatch.delenv("COLUMNS")
+    assert main(["list", "--runs", str(tmp_path)]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 160
+    # and so does everything else that prints what runs hold
+    for words in (["show", str(hostile)], ["prune", "--runs", str(tmp_path)]):
+        main(words)
+        captured = capsys.readouterr()
+        assert "\x1b" not in captured.out + captured.err
+    assert main(["show", "no\x1b[31m", "--runs", str(tmp_path)]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_what_is_missing_or_cannot_be_written_is_one_line(tmp_path, capsys, monkeypatch):
+    nbformat = pytest.importorskip("nbformat")
+    cell = nbformat.v4.new_code_cell("runs = None  # f", metadata={"tags": ["parameters"]})
+    notebook = tmp_path / "a.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), notebook)
+    (tmp_path / "spec.toml").write_text('notebook = "a.ipynb"\n[[list]]\n')
+    (tmp_path / "file").touch()
+    inside = str(tmp_path / "file" / "runs")
+    for words, cure in [
+        (["run", str(notebook), "-p", "runs", inside], "-p runs FOLDER"),
+        (["run", str(notebook), "-o", inside], "-o FOLDER"),
+        (["sweep", str(tmp_path / "spec.toml"), "--runs", inside], "--runs FOLDER"),
+    ]:
+        assert main(words) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: cannot write ")
+        assert "(Not a directory); " in error
+        assert cure in error
+        assert len(error.splitlines()) == 1
+
+    monkeypatch.setitem(sys.modules, "papermill", None)
+    assert main(["run", str(notebook), "-p", "runs", str(tmp_path)]) == 1
+    assert "papermill" in capsys.readouterr().err

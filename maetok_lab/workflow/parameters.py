@@ -86,6 +86,7 @@ def read_defaults(path: str | Path) -> dict[str, Any]:
 
 def declared_parameters(source: str) -> dict[str, Parameter]:
     """The literal assignments in the source of a parameters cell; ValueError for anything else."""
+    body = ast.parse(source).body  # before it is taken apart: this ends sooner where it must
     # The comment of a parameter ends the line on which its value ends.
     comments = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -93,7 +94,7 @@ def declared_parameters(source: str) -> dict[str, Parameter]:
             comments[token.start[0]] = token.string.lstrip("# ").rstrip()
 
     parameters = {}
-    for node in ast.parse(source).body:
+    for node in body:
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
                 pass
@@ -159,12 +160,19 @@ def _plain(value: Any, name: str) -> Any:
         return [_plain(item, name) for item in value]
     if isinstance(value, dict):
         return {str(key): _plain(item, name) for key, item in value.items()}
+    # a notebook is UTF-8, and no path or line of Python holds a NUL
+    if isinstance(value, str) and ("\0" in value or not _is_utf8(value)):
+        raise ValueError(f"Parameters.{name} must be text of a notebook, not {value!r}")
     if type(value) in PLAIN and not (isinstance(value, float) and math.isnan(value)):
         return value
     raise TypeError(
         f"Parameters.{name} must be made of plain Python values, "
         f"not {type(value).__name__} {value!r}"
     )
+
+
+def _is_utf8(text: str) -> bool:
+    return text.encode("utf-8", "ignore").decode() == text
 
 
 def _parsed(default: Any, text: str) -> Any:
@@ -175,7 +183,10 @@ def _parsed(default: Any, text: str) -> Any:
         return text.lower() == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except ValueError:
         return text
-    except (RecursionError, MemoryError):  # Python's parser gives up
+    except (SyntaxError, RecursionError, MemoryError) as problem:
+        # Python's parser gives up on what is nested too deeply; anything else is a word
+        if isinstance(problem, SyntaxError) and "nested" not in str(problem):
+            return text
         raise ValueError(f"a value of {len(text):,} characters is nested too deeply") from None

@@ -14,17 +14,21 @@ seed = [0, 1]
 import dataclasses
 import itertools
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maetok_lab.config import override
+from maetok_lab.config import DEEPEST, override
 from maetok_lab.runs import checked_name
 from maetok_lab.workflow.parameters import nearest_file
 
 MAX_ENTRIES = 10_000  # of a sweep: each is a notebook, a folder and a row
 MAX_BYTES = 4_000_000  # of its file; 10,000 entries of ten parameters have less
+# a.b.c of fifty parts: Python takes the square of their number in time
+_PART = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')"""
+DEEP_KEY = re.compile(rf"(?<![\w-])(?:{_PART}[ \t]*\.[ \t]*){{{DEEPEST}}}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +119,10 @@ def read_spec(path: str | Path, changes: Mapping[str, Any] | None = None) -> Swe
     if size > MAX_BYTES:
         raise ValueError(f"{path}: a sweep has at most {MAX_BYTES:,} bytes, not {size:,}")
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if DEEP_KEY.search(text):
+            raise RecursionError
+        data = tomllib.loads(text)
         return _spec(data | {"fixed": {**data.get("fixed", {}), **(changes or {})}}, path)
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply") from None

@@ -1,12 +1,23 @@
 """Attention is the textbook's formula in every precision."""
 
+from types import SimpleNamespace
+
+import psutil
 import pytest
 import torch
 from torch.nn.functional import gelu, silu
 
 from maetok_lab.device import autocast
 from maetok_lab.layers.grid import Rope1d, rotate
-from maetok_lab.layers.transformer import Attention, Mlp, SwiGLU, attend, head_width
+from maetok_lab.layers.transformer import (
+    Attention,
+    Mlp,
+    SwiGLU,
+    attend,
+    check_memory,
+    check_size,
+    head_width,
+)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -125,3 +136,23 @@ def test_swiglu_of_two_thirds_width_has_as_many_weights_as_an_mlp():
             )
             < 0.005
         )
+
+
+def test_a_transformer_of_a_million_blocks_is_refused_with_its_size():
+    size = "width 96 and depth 1,000,000 has 110,592,000,000 parameters or more .442.4 GB."
+    with pytest.raises(ValueError, match=size):
+        check_size(96, 10**6, 3)
+    with pytest.raises(ValueError, match="at most 1,000 blocks"):
+        check_size(8, 1001, 2)
+    with pytest.raises(ValueError, match="num_heads must be 1 or more, not 0"):
+        check_size(8, 1, 0)
+    check_size(1152, 1000, 16)
+
+
+def test_one_that_the_machine_cannot_hold_is_refused_before_it_is_made(monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=10**6))
+    with pytest.raises(ValueError, match=r"\(9.4 GB\); this machine has 0.0 GB"):
+        check_memory(1024, 187)
+    check_memory(32, 1)
+    with torch.device("meta"):  # where nothing is held
+        check_memory(1024, 187)

@@ -8,6 +8,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from maetok_lab.workflow.parameters import (
     check_parameters,
+    check_words,
     declared_parameters,
     parse_parameters,
     read_parameters,
@@ -156,3 +157,57 @@ def test_a_missing_notebook_and_a_file_that_is_none_are_one_clear_line(tmp_path)
     (tmp_path / "broken.ipynb").write_text("{")
     with pytest.raises(ValueError, match=r"broken\.ipynb is not a notebook"):
         read_parameters(tmp_path / "broken.ipynb")
+
+
+def test_a_word_that_is_none_of_the_choices_is_refused(tmp_path):
+    metadata = {"tags": ["parameters"], "choices": {"preset": ["test", "tiny"], "other": ["x"]}}
+    cell = new_code_cell(CELL + 'device = "auto"\nkinds = ["a"]\n', metadata=metadata)
+    cell.metadata.choices["kinds"] = ["a", "b"]
+    declared = read_parameters(write(tmp_path / "a.ipynb", cell))
+    assert declared["preset"].choices == ("test", "tiny")
+    for wrong, message in [
+        ({"preset": "tset"}, "unknown preset 'tset'; did you mean 'test'"),
+        ({"kinds": ["a", "q"]}, r"unknown kinds 'q'; choose one of \['a', 'b'\]"),
+        ({"device": "gpu"}, "unknown device 'gpu'; did you mean 'cpu'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            check_words(declared, wrong)
+    # whether a device is there is for the machine to say that runs the notebook
+    check_words(declared, {"preset": "test", "kinds": ["b"], "device": "cuda:7", "runs": "q"})
+    check_words(declared, {"device": "auto"})
+
+
+def test_comments_with_equal_signs_are_read_as_comments():
+    declared = declared_parameters("t = 0.5  # t = 1 is noise\nword = 'a = 1 # b'  # x=2\n")
+    assert {name: each.default for name, each in declared.items()} == {
+        "t": 0.5,
+        "word": "a = 1 # b",
+    }
+    assert declared["t"].description == "t = 1 is noise"
+
+
+@pytest.mark.parametrize("depth", [60, 300, 5_000, 1_000_000])
+def test_what_is_nested_too_deeply_is_one_line(defaults, tmp_path, depth):
+    pairs = [("runs", "[" * depth + "]" * depth)]
+    with pytest.raises(ValueError, match=r"nested (too deeply|more than 50 deep)"):
+        check_parameters(defaults, parse_parameters(defaults, pairs))
+    value = []
+    for _ in range(depth):
+        value = [value]
+    with pytest.raises(ValueError, match=r"Parameters\.runs is nested more than 50 deep"):
+        check_parameters(defaults, {"runs": value})
+    cell = new_code_cell(f"a = {'[' * depth}{']' * depth}", metadata={"tags": ["parameters"]})
+    if depth > 60:
+        with pytest.raises(ValueError, match=r"of .*deep\.ipynb must be literal"):
+            read_parameters(write(tmp_path / "deep.ipynb", cell))
+    (tmp_path / "json.ipynb").write_text("[" * depth)
+    with pytest.raises(ValueError, match=r"json\.ipynb is not a notebook"):
+        read_parameters(tmp_path / "json.ipynb")
+
+
+@pytest.mark.parametrize("word", ["\0", "~\0", "caf\udce9", "\ud800"])
+def test_text_that_no_notebook_can_hold_is_refused(defaults, word):
+    with pytest.raises(ValueError, match=r"Parameters\.preset must be text of a notebook, not '"):
+        check_parameters(defaults, {"preset": word})
+    with pytest.raises(ValueError, match=r"Parameters\.table must be text of a notebook, not '"):
+        check_parameters(defaults, {"table": {"a": [word]}})

@@ -1,5 +1,6 @@
 """A notebook runs once, in a folder of its own; wrong calls and stops leave no doubt."""
 
+import errno
 import json
 import os
 import re
@@ -17,6 +18,8 @@ from maetok_lab.files import read_json, write_json
 from maetok_lab.runs.locks import RunLocked
 from maetok_lab.workflow import NotebookFailed, report, run_notebook
 from maetok_lab.workflow.execute import Progress
+from maetok_lab.workflow.inputs import content_of_inputs
+from maetok_lab.workflow.run import prepare_call
 from maetok_lab.workflow.summary import MIME, collect
 
 PARAMETERS = """\
@@ -273,3 +276,81 @@ def test_several_reports_of_a_notebook_are_put_together():
     said = [{"numbers": {"a": 1}, "runs": ["/r"]}, {"numbers": {"b": 2}, "runs": ["/r", "/s"]}]
     cells = [{"outputs": [{"data": {MIME: data}}]} for data in said] + [{"source": "prose"}]
     assert collect(cells) == ({"a": 1, "b": 2}, ["/r", "/s"])
+
+
+# Words ------------------------------------------------------------------------------------------
+
+
+def test_a_finished_notebook_says_which_runs_keep_its_numbers(finished, capsys):
+    path, runs, result = finished
+    run_notebook(path, runs=runs, scale=2)
+    line = capsys.readouterr().out.splitlines()[0]
+    assert f"To run it anew remove {result.folder}; its runs then give the same numbers" in line
+    assert line.endswith(f"unless they go too: {runs / 'made-by-notebook'}")
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_checkout_that_cannot_be_written_says_how_to_choose_another_place(
+    tmp_path, monkeypatch, number
+):
+    def refuse(self, *args, **options):
+        raise OSError(number, os.strerror(number), str(self))
+
+    path = notebook(tmp_path / "a.ipynb", "1")
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    for output, cure in [
+        (None, "-p runs FOLDER on a command line, the parameter `runs`"),
+        (tmp_path / "out", "-o FOLDER on a command line"),
+    ]:
+        with pytest.raises(OSError, match=cure) as refused:
+            run_notebook(path, output)
+        assert refused.value.errno == number
+    # a disk that is full is another matter
+    number = errno.ENOSPC
+    with pytest.raises(OSError, match="No space") as full:
+        run_notebook(path)
+    assert "choose" not in str(full.value)
+
+
+def test_a_heartbeat_that_cannot_be_written_stops_nothing(tmp_path):
+    (tmp_path / "file").touch()
+    progress = Progress(tmp_path / "file" / "heartbeat.json", num_cells=1)
+    progress.cell_starts({"cell_type": "markdown", "source": "# Title"}, 0)
+    assert progress.section == "Title"
+
+
+def test_a_long_word_is_survived_and_counts_to_its_end(tmp_path, capsys):
+    path = notebook(tmp_path / "long.ipynb", "1")
+    calls = []
+    for last in "ab":
+        for scale in (1.0, 2.0):
+            words = {"preset": "x" * 5000 + last, "scale": scale, "runs": str(tmp_path)}
+            calls.append(prepare_call(path, None, words))
+    assert len({call.folder for call in calls}) == 4
+    assert max(len(call.folder.name) for call in calls) <= 120
+    assert len(calls[0].title) < 250
+    # what a parameter may name is looked for, whatever it is
+    for word in ("x" * 300, "x/" * 3000, "~" + "x" * 300):
+        assert content_of_inputs({"word": word, "runs": str(tmp_path)}, [], tmp_path) == {}
+
+
+def test_what_a_cell_prints_and_raises_does_nothing_to_a_terminal(tmp_path, capfd):
+    odd = r"\x1b[31mred\x1b[0m \x1b]0;owned\x07"
+    path = notebook(tmp_path / "odd.ipynb", f'print("{odd}")\nraise ValueError("{odd}")')
+    with pytest.raises(NotebookFailed) as caught:
+        run_notebook(path, tmp_path / "out", runs=tmp_path)
+    captured = capfd.readouterr()
+    text = captured.out + captured.err + str(caught.value)
+    assert "\x1b" not in text
+    assert r"  red \x1b]0;owned\x07" in captured.out
+    # and nothing else is printed, neither by the kernel that ends nor by papermill
+    assert captured.err == ""
+
+
+def test_a_comment_that_papermill_cannot_read_runs(tmp_path):
+    parameters = "scale = 0.5  # noise is at t = 1\n" + PARAMETERS.replace("scale", "other")
+    path = notebook(tmp_path / "t.ipynb", "assert scale == 2.0\n" + ANSWER)
+    text = json.loads(path.read_text())
+    text["cells"][1]["source"] = parameters
+    path.write_text(json.dumps(text))
+    assert run_notebook(path, scale=2.0, runs=tmp_path).numbers["answer"] == 84.0

@@ -82,3 +82,27 @@ def test_a_wrong_sweep_is_refused():
             SweepSpec(**{**one, **wrong})
     with pytest.raises(ValueError, match="minutes must be 10 or more, not 5"):
         SlurmConfig(minutes=5)
+
+
+def test_a_sweep_of_a_billion_entries_is_refused_before_one_is_made(tmp_path):
+    message = r"at most 10,000 entries, not 1,000,000,000"
+    with pytest.raises(ValueError, match=message):
+        grid({name: range(1000) for name in "abc"})
+    lists = "".join(f"{name} = {list(range(1000))}\n" for name in "abc")
+    with pytest.raises(ValueError, match=rf"a-sweep\.toml: .*{message}"):
+        read_spec(written(tmp_path, f'notebook = "n.ipynb"\n[grid]\n{lists}'))
+    with pytest.raises(ValueError, match="at most 10,000 entries, not 10,001"):
+        read_spec(written(tmp_path, 'notebook = "n.ipynb"\n' + "[[list]]\nseed = 1\n" * 10_001))
+    assert len(grid({name: range(100) for name in "ab"})) == 10_000
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "[" * 60 + "]" * 60, "[{a = " * 20_000], ids=len)
+def test_a_file_nested_too_deeply_or_too_large_is_one_line(tmp_path, value):
+    with pytest.raises(ValueError, match=r"a-sweep\.toml.*nested") as refused:
+        read_spec(written(tmp_path, f'notebook = "n.ipynb"\n[fixed]\na = {value}\n[[list]]\nb = 1'))
+    assert len(str(refused.value)) < 500
+    deep = "a." * 50_000 + "a = 1"
+    with pytest.raises(ValueError, match=r"a-sweep\.toml.*nested"):
+        read_spec(written(tmp_path, f'notebook = "n.ipynb"\n[fixed]\n{deep}\n[[list]]\nb = 1'))
+    with pytest.raises(ValueError, match=r"a-sweep\.toml: .* at most 4,000,000 bytes, not 5,0"):
+        read_spec(written(tmp_path, "#" * 5_000_000))
