@@ -247,13 +247,14 @@ class Run:
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one event, {"step": ..., "split": ..., ...}, to metrics.jsonl and TensorBoard."""
         self._check_writer()
+        path = self.folder / "metrics.jsonl"
         # appended, not renamed: whoever reads drops a last line that a kill cut off
         try:
-            with open(self.folder / "metrics.jsonl", "a") as file:
+            with open(path, "a") as file:
                 file.write(json.dumps(finite(dict(record))) + "\n")
         except OSError as problem:
             if is_full(problem, self.folder):
-                raise no_room(f"{file.name} was not written", self.folder, problem) from None
+                raise no_room(f"{path} was not written", self.folder, problem) from None
             raise
         self._events.add(record)
 

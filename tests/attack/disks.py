@@ -90,7 +90,7 @@ def fill_and_continue(stage: str, whole: Path, disk: Path, draw: random.Random) 
     share = draw.uniform(0.05, 0.95)
     if draw.random() < 0.7:
         size = before[0] + int(share * (needed[0] - before[0]))
-        resize(disk, f"size={size // 1024}k,nr_inodes=0")
+        resize(disk, f"size={size // 1024}k,nr_inodes=100000")
     else:
         inodes = before[1] + max(1, int(share * (needed[1] - before[1])))
         resize(disk, f"size={ROOM},nr_inodes={inodes}")

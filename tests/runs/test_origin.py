@@ -184,3 +184,12 @@ def test_two_runs_of_one_process_do_not_write_by_turns(tmp_path):
     second.close()
     assert not (first.folder / "lock").exists()
     write_json(first.folder / "note.json", {})  # nobody holds it
+
+
+def test_a_log_that_does_not_fit_is_one_clear_line(tmp_path):
+    with Run.open("a", Job(), root=tmp_path) as run:
+        (run.folder / "metrics.jsonl").symlink_to("/dev/full")
+        with pytest.raises(
+            OSError, match=r"metrics.jsonl was not written: the disk is full: .* free"
+        ):
+            run.log({"step": 1, "split": "train", "loss": 1.0})
