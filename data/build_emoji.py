@@ -283,7 +283,7 @@ def encode(pixels: np.ndarray) -> bytes:
     """Encode losslessly, and make sure that it was."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "WEBP", lossless=True, quality=100, method=4)
-    assert np.array_equal(np.asarray(Image.open(buffer).convert("RGB")), pixels)
+    assert np.array_equal(read_rgb(buffer.getvalue()), pixels)
     return buffer.getvalue()
 
 

@@ -74,6 +74,7 @@ def read_columns(
     if not parts:
         return file.read_row_groups([], columns=columns)
     table = pa.Table.from_batches(parts)
+    table.validate(full=True)  # text that is none, and places that are not there
     groups = range(file.metadata.num_row_groups) if groups is None else groups
     rows = sum(file.metadata.row_group(i).num_rows for i in groups)
     if columns and table.num_rows != rows:

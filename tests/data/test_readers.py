@@ -1,15 +1,34 @@
 """One picture of any kind becomes 8-bit RGB of the wanted size, or is named as broken."""
 
 import io
+import os
 import struct
+import subprocess
+import sys
+import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import EpsImagePlugin, Image, ImageCms
 
-from maetok_lab.data.readers import BrokenImageError, center_crop, pad_square, read_rgb, scale_crop
+from maetok_lab.data import readers
+from maetok_lab.data.images import open_images
+from maetok_lab.data.readers import (
+    BrokenImageError,
+    TooLargeError,
+    UnknownKindError,
+    center_crop,
+    pad_square,
+    read_rgb,
+    scale_crop,
+)
+from maetok_lab.widgets.uploads import read_upload
+
+ROOT = Path(__file__).parents[2]
 
 
 def picture(seed: int, size=(40, 30)) -> Image.Image:
@@ -198,3 +217,298 @@ def test_a_colour_profile_that_is_not_srgb_is_said_to_be_ignored():
     with pytest.warns(UserWarning, match="colour profile .* of some pictures is ignored"):
         actual = read_rgb(saved(corner(), "PNG", icc_profile=other))
     assert np.array_equal(actual, plain)
+
+
+# What would take far more memory or time than its file lets think ---------------------------------
+
+LITTLE_MEMORY = """
+import io, resource, sys
+import numpy as np
+from PIL import Image
+from maetok_lab.data.readers import CROPS, read_rgb, scale_crop
+
+def limit(megabytes):
+    with open("/proc/self/statm") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + (megabytes << 20),) * 2)
+
+def packed(image, kind="PNG"):
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+"""
+
+
+def run_in_little_memory(code: str) -> str:
+    """What a program prints, of which `limit(megabytes)` says how much memory it may still take."""
+    command = [sys.executable, "-c", LITTLE_MEMORY + code]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return ended.stdout or ended.stderr
+
+
+def test_a_line_of_pixels_takes_no_more_memory_than_its_own_and_the_crops():
+    printed = run_in_little_memory("""
+lines = [packed(Image.new("L", size, 7)) for size in ((65535, 1), (1, 65535), (1000000, 1))]
+limit(150)
+for line in lines:
+    image = read_rgb(line)
+    cut = [crop(image, 256) for crop in CROPS.values()]
+    cut.append(scale_crop(image, 256, scale=0.8, down=1, across=0.3))
+    print(*{picture.size for picture in cut}, cut[0].getpixel((128, 128)))
+""")
+    assert printed == "(256, 256) (7, 7, 7)\n" * 3
+
+
+@pytest.mark.parametrize("kind", ["deep", "clear"])
+def test_16_bits_and_transparency_take_at_most_three_times_the_memory_of_rgb(kind):
+    # 16 million pixels: 64 MB as Pillow holds them
+    printed = run_in_little_memory(f"""
+images = {{"deep": Image.fromarray(np.full((4000, 4000), 25700, np.uint16)),
+          "clear": Image.new("RGBA", (4000, 4000), (9, 9, 9, 0))}}
+file = packed(images["{kind}"])
+del images
+limit(250)
+print(read_rgb(file).getpixel((3999, 3999)))
+""")
+    assert printed == {"deep": "(100, 100, 100)\n", "clear": "(255, 255, 255)\n"}[kind]
+
+
+@pytest.mark.parametrize("size", [(640, 7), (7, 640), (2000, 1), (1, 2000)])
+def test_what_is_cut_first_is_what_is_cut_last(size, monkeypatch):
+    across = np.add.outer(np.arange(size[1]), 3 * np.arange(size[0])) / 12
+    image = Image.fromarray((127 + 120 * np.sin(across)).astype(np.uint8)).convert("RGB")
+    cut = [crop(image, 24) for crop in (center_crop, pad_square)]
+    cut += [scale_crop(image, 24, scale=0.81, down=d, across=1 - d) for d in (0, 0.3, 1)]
+    monkeypatch.setattr(readers, "_WIDEST", 0)
+    monkeypatch.setattr(readers, "_PADDED", 0)
+    first = [crop(image, 24) for crop in (center_crop, pad_square)]
+    first += [scale_crop(image, 24, scale=0.81, down=d, across=1 - d) for d in (0, 0.3, 1)]
+    for number, (a, b) in enumerate(zip(cut, first)):
+        difference = np.abs(np.asarray(a, int) - np.asarray(b, int))
+        if number == 1:  # padded: the line itself lies up to a pixel elsewhere
+            assert b.size == (24, 24)
+        else:
+            assert difference.max() <= 3
+
+
+@pytest.mark.parametrize("size", [(40, 30), (64, 1), (3, 190)])
+def test_ordinary_pictures_have_adms_pixels(size):
+    image = picture(3, size)
+    # guided-diffusion's center_crop_arr, in its own words
+    expected = image
+    while min(*expected.size) >= 2 * 8:
+        expected = expected.resize(tuple(x // 2 for x in expected.size), Image.Resampling.BOX)
+    scale = 8 / min(*expected.size)
+    shape = tuple(round(x * scale) for x in expected.size)
+    expected = np.array(expected.resize(shape, Image.Resampling.BICUBIC))
+    top = (expected.shape[0] - 8) // 2
+    left = (expected.shape[1] - 8) // 2
+    assert np.array_equal(center_crop(image, 8), expected[top : top + 8, left : left + 8])
+
+
+def test_strips_give_what_the_whole_gives(monkeypatch):
+    rgba = Image.fromarray(np.random.default_rng(0).integers(0, 256, (31, 17, 4), np.uint8))
+    deep = Image.fromarray(np.random.default_rng(1).integers(0, 65536, (31, 17), np.uint16))
+    palette = rgba.convert("RGB").quantize(11)
+    files = [png(rgba), png(rgba.convert("LA")), png(deep), saved(deep, "TIFF")]
+    files += [saved(palette, "PNG", transparency=3), saved(deep, "PNG", transparency=77)]
+    whole = [np.asarray(read_rgb(file)) for file in files]
+    monkeypatch.setattr(readers, "_STRIP", 40)
+    for file, pixels in zip(files, whole):
+        assert np.array_equal(read_rgb(file), pixels)
+
+
+def test_large_pictures_are_not_decoded_at_once(monkeypatch):
+    monkeypatch.setattr(readers, "_ROOM", readers._Room(2000))
+    at_work = []
+    most = []
+    to_rgb = readers.to_rgb
+
+    def slow(image):
+        at_work.append(image.width * image.height)
+        most.append(sum(at_work))
+        time.sleep(0.02)
+        at_work.remove(image.width * image.height)
+        return to_rgb(image)
+
+    monkeypatch.setattr(readers, "to_rgb", slow)
+    files = [png(picture(0, size)) for size in [(40, 20), (70, 70), (10, 10), (40, 24)] * 4]
+    with ThreadPoolExecutor(8) as pool:
+        sizes = [image.size for image in pool.map(read_rgb, files)]
+    assert sizes == [(40, 20), (70, 70), (10, 10), (40, 24)] * 4
+    assert max(most) == 4900  # more than there is room for: alone
+    assert 2 * 800 <= max(total for total in most if total != 4900) <= 2000
+
+
+def test_a_forked_process_has_room_though_its_parent_was_decoding():
+    file = png(picture(0))
+    with readers._ROOM.take(readers.MOST_PIXELS):
+        child = os.fork()
+        if not child:
+            os._exit(0 if read_rgb(file).size == (40, 30) else 1)
+        for _ in range(200):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                break
+            time.sleep(0.05)
+        else:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+            pytest.fail("it waits for room that nobody gives back")
+    assert status == 0
+
+
+def many_scans(count: int) -> bytes:
+    """A progressive JPEG whose last pass, of 16 bytes, comes again and again."""
+    jpeg = saved(Image.new("L", (64, 64), 128), "JPEG", progressive=True)
+    return jpeg[:-2] + jpeg[jpeg.rindex(b"\xff\xda") : -2] * count + jpeg[-2:]
+
+
+def test_a_jpeg_of_endless_scans_or_pieces_of_exif_is_refused(tmp_path):
+    assert read_rgb(many_scans(20)).size == (64, 64)
+    with pytest.raises(BrokenImageError, match=r"^a JPEG of 5\d+ scans; at most 100 are read$"):
+        read_rgb(many_scans(5000))
+    (tmp_path / "a.png").write_bytes(many_scans(5000))
+    with pytest.raises(BrokenImageError, match=r"^a JPEG of 5\d+ scans"):
+        read_rgb(tmp_path / "a.png")
+    piece = b"\xff\xe1\0\x0aExif\0\0II"
+    jpeg = saved(corner(), "JPEG")
+    assert read_rgb(jpeg[:2] + piece * 3 + jpeg[2:]).size == (32, 16)
+    with pytest.raises(BrokenImageError, match="a JPEG of 9000 pieces of EXIF"):
+        read_rgb(jpeg[:2] + piece * 9000 + jpeg[2:])
+
+
+def test_a_small_tiff_with_a_huge_tile_is_refused():
+    tags = [
+        (256, 10),
+        (257, 10),
+        (258, 8),
+        (259, 8),
+        (262, 1),
+        (277, 1),
+        (322, 40000),
+        (323, 40000),
+    ]
+    data = zlib.compress(bytes(1000))
+    tags += [(324, 8), (325, len(data))]
+    data += bytes(len(data) % 2)
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = b"II*\0" + struct.pack("<I", 8 + len(data))
+    with pytest.raises(TooLargeError, match="at most 178 million can be opened"):
+        read_rgb(head + data + struct.pack("<H", len(tags)) + entries + bytes(4))
+
+
+def test_files_and_pictures_that_are_too_large_are_refused_with_the_limit(tmp_path, monkeypatch):
+    header = struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0)
+    file = png(picture(0))
+    sums = struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    huge = file[:16] + header + sums + file[33:]
+    with pytest.raises(TooLargeError, match=r"^too many pixels; at most 178 million can be"):
+        read_rgb(huge)
+    with pytest.raises(TooLargeError, match=r"^40 x 30 pixels; at most 0 million can be opened$"):
+        read_rgb(file, most_pixels=1000)
+    with open(tmp_path / "a.bmp", "wb") as sparse:
+        sparse.truncate(3_000_000_000)
+    with pytest.raises(TooLargeError, match=r"^3.0 GB; a picture's file has at most 1.5 GB$"):
+        read_rgb(tmp_path / "a.bmp")
+
+
+def test_every_failure_is_one_line(monkeypatch):
+    def fail(problem):
+        def crop(image):
+            raise problem
+
+        return crop
+
+    with pytest.raises(BrokenImageError, match=r"^MemoryError: there is no room for its pixels$"):
+        read_rgb(png(corner()), crop=fail(MemoryError()))
+    with pytest.raises(BrokenImageError, match=r"^RuntimeError: first$"):
+        read_rgb(png(corner()), crop=fail(RuntimeError("first\nsecond")))
+    with pytest.raises(BrokenImageError, match=r"^RecursionError: damaged$"):
+        read_rgb(png(corner()), crop=fail(RecursionError()))
+
+
+def test_a_line_of_pixels_among_pictures_is_read_and_one_without_room_is_named(
+    tmp_path, monkeypatch
+):
+    for number in range(13):
+        path = tmp_path / ("train" if number else "val") / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        picture(number).save(path)
+    Image.new("L", (65535, 1)).save(tmp_path / "train" / "line.png")
+    assert len(open_images(tmp_path, image_size=64)) == 13
+
+    def short_of_memory(image):
+        if image.width == 65535:
+            raise MemoryError
+        return image.convert("RGB")
+
+    monkeypatch.setattr(readers, "to_rgb", short_of_memory)
+    with pytest.warns(UserWarning, match=r"broken image: train/line.png: MemoryError: there is no"):
+        assert len(open_images(tmp_path, image_size=64)) == 12
+
+
+# Only documented kinds are opened -----------------------------------------------------------------
+
+SCRIPT = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 9 9
+%%EndComments
+9 9 moveto
+"""
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The PostScript that reached Ghostscript."""
+    programs = []
+
+    def run(*arguments, **options):
+        programs.append(arguments)
+        return Image.new("RGB", (9, 9)).im
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", run)
+    return programs
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.eps"])
+def test_postscript_reaches_no_program(tmp_path, started, name):
+    (tmp_path / name).write_bytes(SCRIPT)
+    for file in (tmp_path / name, SCRIPT):
+        with pytest.raises(UnknownKindError, match=r"^no picture of a kind that can be read$"):
+            read_rgb(file)
+    with pytest.raises(ValueError, match=r"^a.jpg is no picture that can be read"):
+        read_upload(SCRIPT, name="a.jpg", length=len(SCRIPT), limit=1 << 20, image_size=8)
+    assert started == []
+
+
+def test_postscript_among_pictures_is_a_broken_one(tmp_path, started):
+    for name in ("train", "val"):
+        (tmp_path / name).mkdir()
+        picture(0).save(tmp_path / name / "b.jpg")
+    (tmp_path / "train" / "a.jpg").write_bytes(SCRIPT)
+    with pytest.warns(UserWarning, match="broken image: train/a.jpg: no picture of a kind"):
+        assert len(open_images(tmp_path, image_size=8)) == 1
+    assert started == []
+
+
+@pytest.mark.parametrize("kind", ["PCX", "TGA", "ICO", "SGI", "DDS", "IM", "MSP", "SPIDER"])
+def test_a_kind_that_is_not_documented_is_no_picture(kind):
+    image = Image.new({"MSP": "1", "SPIDER": "F"}.get(kind, "RGB"), (16, 16))
+    with pytest.raises(UnknownKindError):
+        read_rgb(saved(image, kind))
+
+
+@pytest.mark.parametrize("kind", ["JPEG2000", "PPM", "AVIF"])
+def test_an_upload_is_of_a_kind_that_its_message_names(kind):
+    data = saved(Image.new("RGB", (16, 16)), kind)
+    assert read_rgb(data).size == (16, 16)
+    with pytest.raises(ValueError, match=r"^a is no picture that can be read \(PNG, JPEG, WebP"):
+        read_upload(data, name="a", length=len(data), limit=1 << 20, image_size=8)
+
+
+def test_only_the_readers_open_pictures():
+    places = [*ROOT.glob("maetok_lab/**/*.py"), *ROOT.glob("data/*.py")]
+    places += [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("docs/**/*.md"), ROOT / "README.md"]
+    assert len(places) > 100
+    opening = {path for path in places if "Image.open(" in path.read_text(encoding="utf-8")}
+    assert opening == {ROOT / "maetok_lab" / "data" / "readers.py"}

@@ -274,3 +274,52 @@ def test_half_a_character_in_a_caption_is_replaced(tmp_path):
     path = write_tar(tmp_path / "x.tar", {"1.png": png(1), "1.json": caption})
     source = open_images(path, image_size=8, split_names={"train": "*"})
     assert source.captions == ["hi ?"]
+
+
+def changed(path: Path, place: int, *changes: tuple[int, bytes]) -> Path:
+    """The same tar; the header at a place says something else, with its right sum."""
+    data = bytearray(path.read_bytes())
+    for offset, content in (*changes, (148, b" " * 8)):
+        data[place + offset : place + offset + len(content)] = content
+    data[place + 148 : place + 156] = b"%06o\0 " % sum(data[place : place + 512])
+    path.write_bytes(data)
+    return path
+
+
+def number(value: int) -> bytes:
+    """A size as headers hold one that is below zero or over 8 GB."""
+    return (b"\x80" if value >= 0 else b"\xff") + (value % 2**88).to_bytes(11, "big")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("size", [-1, -512, -1536, 2**40, 2**62, 2**80])
+@pytest.mark.parametrize("place", [0, 1024])
+def test_a_size_that_cannot_be_is_a_damaged_tar_with_a_name(tmp_path, size, place):
+    path = write_tar(tmp_path / "train.tar", {"a.png": png(0), "b.png": png(1)})
+    changed(path, place, (124, number(size)))
+    with pytest.raises(ValueError, match=r"train\.tar is no whole tar file: .+; copy or download"):
+        open_images(path, image_size=8)
+
+
+def test_a_sparse_file_in_a_tar_is_left_out(tmp_path):
+    path = write_tar(tmp_path / "train.tar", {"a.png": png(0), "b.png": png(1)})
+    # a kind of its own, an older form of header, and the length of the whole
+    changed(path, 0, (156, b"S"), (257, b"ustar  \0"), (483, number(2**40)))
+    index = tars.index_shard(path)
+    assert index.skipped == ["a.png"]
+
+
+def test_a_member_longer_than_any_picture_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(tars, "MOST_BYTES", 1000)
+    write_tar(tmp_path / "val.tar", samples(9, 1))
+    write_tar(tmp_path / "train.tar", samples(0, 2) | {"long.png": bytes(1001)})
+    with pytest.warns(UserWarning, match=r"1 member of tars left out \(train\.tar:long\.png\)"):
+        assert len(open_images(tmp_path, image_size=8)) == 2
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"label": ' + "9" * 9000 + "}", "{", "\ud83d"])
+def test_json_that_cannot_be_read_costs_no_shard(tmp_path, text):
+    members = samples(0, 3)
+    members["000001.json"] = text.encode("utf-8", "surrogatepass")
+    path = write_tar(tmp_path / "train.tar", members)
+    assert len(tars.index_shard(path).pictures) == 3

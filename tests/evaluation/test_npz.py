@@ -1,6 +1,8 @@
 """ADM's .npz files: written so that numpy reads them, read as sources and references."""
 
+import io
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -182,3 +184,32 @@ def test_labels_of_any_whole_kind_come_as_int64(tmp_path):
     for kind in ("uint16", "uint64", "int8"):
         np.savez(tmp_path / "samples.npz", arr_0=pixels, arr_1=np.arange(9).astype(kind))
         assert NpzImages(tmp_path / "samples.npz").batch(torch.arange(9))[1].dtype == torch.int64
+
+
+def test_an_npz_whose_parts_are_none_or_say_too_much_is_named(tmp_path):
+    def write(name, header_shape=None, compression=zipfile.ZIP_STORED, content=None):
+        facts = {"descr": "|u1", "fortran_order": False, "shape": header_shape}
+        buffer = io.BytesIO()
+        if content is None:
+            np.lib.format.write_array_header_1_0(buffer, facts)
+            content = buffer.getvalue() + bytes(100)
+        with zipfile.ZipFile(tmp_path / name, "w", compression) as archive:
+            archive.writestr("arr_0.npy", content)
+            archive.writestr("mu.npy", content)
+            archive.writestr("sigma.npy", content)
+        return tmp_path / name
+
+    inception = TinyNet()
+    inception.name = "inception"
+    huge = (10**6, 1000, 1000, 3)
+    for path in [
+        write("stored.npz", huge),
+        write("packed.npz", huge, zipfile.ZIP_DEFLATED),
+        write("cut.npz", (9, 8, 8, 3), zipfile.ZIP_DEFLATED),
+        write("none.npz", content=b"no array"),
+        write("packed-none.npz", content=b"no array", compression=zipfile.ZIP_DEFLATED),
+        write("negative.npz", (-3, 8, 8, 3)),
+    ]:
+        for read in (NpzImages, lambda path: read_reference(path, inception)):
+            with pytest.raises(ValueError, match=path.name):
+                read(path)
