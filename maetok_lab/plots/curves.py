@@ -117,8 +117,12 @@ def finish(ax: Any) -> Any:
     """Quiet frame and grid, and a legend where lines have names -> ax."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(alpha=0.25, linewidth=0.6)
+    words = [ax.xaxis.label, ax.yaxis.label, *ax.texts]
     if ax.get_legend_handles_labels()[1]:
-        ax.legend(frameon=False, fontsize="small")
+        words += ax.legend(frameon=False, fontsize="small").get_texts()
+    # names are of runs and of what they logged: no formula between dollars, which may be none
+    for text in words:
+        text.set_parse_math(False)
     return ax
 
 

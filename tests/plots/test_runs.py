@@ -1,5 +1,7 @@
 """Runs on one pair of axes."""
 
+import io
+
 import pandas as pd
 
 from maetok_lab.plots.runs import plot_run_lines
@@ -17,3 +19,11 @@ def test_each_run_has_its_line_and_name():
     }
     assert (ax.get_yscale(), ax.get_ylabel()) == ("log", "pixel")
     assert len({line.get_color() for line in ax.lines}) == 2
+
+
+def test_names_that_are_no_formula_are_drawn_as_they_stand():
+    # matplotlib would refuse the whole figure: "Unknown symbol: \\owned"
+    odd = r"price $\owned$"
+    ax = plot_run_lines({odd: pd.DataFrame({"step": [1, 2], odd: [1.0, 2.0]})}, odd)
+    ax.figure.savefig(io.BytesIO())
+    assert ax.get_legend().get_texts()[0].get_text() == odd

@@ -1,6 +1,8 @@
 """The run browser shows what the chosen runs hold."""
 
+import json
 import math
+import shutil
 
 import pytest
 
@@ -115,3 +117,23 @@ def test_what_is_not_there_is_said(root, tmp_path):
         RunBrowser(root, selection=["three"])
     with pytest.raises(ValueError, match="no column 'x' was logged; choose one of"):
         RunBrowser(root, column="x")
+
+
+def test_what_a_folder_of_somebody_elses_says_is_text_and_no_page(root):
+    bad = "<script>alert(1)</script>"
+    hostile = root / "<b>evil"
+    shutil.copytree(root / "one", hostile)
+    (hostile / "summary.json").write_text(json.dumps({bad: 1}))
+    config = json.loads((hostile / "config.json").read_text())
+    config["config"]["kind"] = bad
+    (hostile / "config.json").write_text(json.dumps(config))
+
+    browser = RunBrowser(root)
+    assert browser.view
+    browser.controls.runs.value = ["one", "<b>evil"]
+    pages = (browser.about, browser.differences, browser.links, browser.title)
+    text = "".join(page.value for page in pages)
+    assert "&lt;b&gt;evil" in text
+    assert "&lt;script&gt;" in text
+    assert "<script>" not in text
+    assert "<b>evil" not in text
