@@ -36,8 +36,8 @@ def test_a_leak_is_seen():
 
 
 @pytest.mark.parametrize("what", memory.MEASURES)
-def test_memory_does_not_grow_over_fifty_of_them(what):
-    assert memory.growth(memory.measured(what, 50)) < memory.LIMIT
+def test_memory_does_not_grow_over_thirty_of_them(what):
+    assert memory.growth(memory.measured(what, 30)) < memory.LIMIT
 
 
 @pytest.mark.slow
