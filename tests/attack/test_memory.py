@@ -41,10 +41,13 @@ def test_memory_does_not_grow_over_thirty_of_them(what):
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_in_five_thousand_steps():
-    assert memory.steps_memory(5000) < memory.LIMIT
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_in_a_thousand_moves():
-    assert memory.moves_memory(1000) < memory.LIMIT
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("grows", "count"), [(memory.steps_memory, 5000), (memory.moves_memory, 1000)]
+)
+def test_memory_does_not_grow(grows, count, survives):
+    percent = grows(count)
+    failures = [f"{percent:.2f} % more"] if percent >= memory.LIMIT else []
+    survived = 0 if failures else count
+    facts = {"tried": count, "survived": survived, "failures": failures}
+    survives(facts | {"growth in %": round(percent, 2)})

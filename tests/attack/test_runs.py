@@ -18,11 +18,13 @@ small_disks = pytest.mark.skipif(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_kills(survives):
     survives(kills.kills(100))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @small_disks
 def test_full_disks(survives):
     survives(disks.full_disks(60))
