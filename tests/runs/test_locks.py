@@ -198,6 +198,27 @@ def test_a_holder_that_stood_still_for_longer_than_its_lease_writes_no_more(tmp_
     assert f"pid={other.pid}\n" in (tmp_path / "lock").read_text() != text
 
 
+def test_a_lock_without_its_content_yet_is_waited_for(tmp_path, marker, short_lease):
+    """On a network file system some tenths of a second lie between a file's name and its bytes."""
+    path = tmp_path / "lock"
+    path.touch()
+    stop = threading.Event()
+
+    def write_then_beat():
+        time.sleep(0.3)
+        path.write_text(marker(host="elsewhere", pid=1))
+        while not stop.wait(BEAT):
+            os.utime(path)
+
+    heart = threading.Thread(target=write_then_beat)
+    heart.start()
+    try:
+        assert "process 1 on elsewhere" in refused(tmp_path)[0]
+    finally:
+        stop.set()
+        heart.join()
+
+
 def test_one_beat_that_fails_does_not_end_the_heart(tmp_path, short_lease, monkeypatch):
     lock = lock_folder(tmp_path)
     failed = []
