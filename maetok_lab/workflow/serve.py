@@ -8,7 +8,8 @@ used: it imports both.
   page that asks again. One kernel is started before anybody comes, and the next while somebody is
   there.
 - A kernel ends when its page is left, and `idle` seconds after the last connection to it ended; a
-  page counts as one while it is being made. The waiting kernel ends as long after the last visitor.
+  page counts as one while it is being made, and then has twice as long to connect. The waiting
+  kernel ends `idle` seconds after the last visitor.
 - Every request needs the printed token, or the cookie that came with the first page; the name of
   this machine; and to come from this page or from a person, not from another web site.
 """
@@ -228,6 +229,13 @@ class Kernels(voila_kernel_manager_factory(AsyncMappingKernelManager, True, 1)):
         if kernel_id in self:
             self.get_kernel(kernel_id).last_activity = datetime.datetime.now(datetime.UTC)
 
+    def page_sent(self, kernel_id: str) -> None:
+        """A page is one connection less; slow browsers have twice the idle time to connect."""
+        self.notify_disconnect(kernel_id)
+        if kernel_id in self:
+            grace = datetime.timedelta(seconds=self.cull_idle_timeout)
+            self.get_kernel(kernel_id).last_activity += grace
+
     async def cull_kernels(self) -> None:
         """jupyter_server's look at each kernel, at all together; then at the one that waits."""
         # ending one takes seconds
@@ -294,7 +302,7 @@ class Page(JupyterHandler):
             try:
                 await self._send(content["task"], content["renderer"].rendered_cache)
             finally:
-                kernels.notify_disconnect(content["kernel_id"])
+                kernels.page_sent(content["kernel_id"])
                 if self.gone:  # before the page was whole: nobody can connect to this kernel
                     content["task"].cancel()
                     await kernels.shutdown_kernel(content["kernel_id"], now=True)
