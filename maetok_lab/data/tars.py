@@ -260,7 +260,7 @@ def _members(shard: Path) -> Iterator[tuple[str, int, int, str]]:
                 if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                     raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
         except Exception as error:  # a damaged header raises many kinds
-            text = (str(error).splitlines() or [type(error).__name__])[0]
+            text = (str(error).splitlines() or ["a header that needs more memory than there is"])[0]
             raise ValueError(
                 f"{shard} is no whole tar file: {text}; copy or download it once more"
             ) from error

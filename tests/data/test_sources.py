@@ -137,7 +137,7 @@ def test_parquet_shards_have_one_fingerprint_and_changed_ones_another(tmp_path, 
     # every reading of the footer lies elsewhere in memory, as in another process
     read, readings = pq.read_metadata, []
     monkeypatch.setattr(
-        parquet.pq, "read_metadata", lambda shard: readings.append(read(shard)) or readings[-1]
+        pq, "read_metadata", lambda shard: readings.append(read(shard)) or readings[-1]
     )
     before = open_images(path, image_size=8).fingerprint
     assert open_images(path, image_size=8).fingerprint == before

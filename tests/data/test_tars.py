@@ -301,6 +301,15 @@ def test_a_size_that_cannot_be_is_a_damaged_tar_with_a_name(tmp_path, size, plac
         open_images(path, image_size=8)
 
 
+def test_a_long_name_that_would_fill_the_memory_is_a_damaged_tar(tmp_path):
+    path = write_tar(tmp_path / "train.tar", {"a.png": png(0), "b.png": png(1)})
+    changed(path, 0, (156, b"L"), (124, number(2**62)))
+    with pytest.raises(
+        ValueError, match=r"train\.tar is no whole tar file: a header that needs more"
+    ):
+        open_images(path, image_size=8)
+
+
 def test_a_sparse_file_in_a_tar_is_left_out(tmp_path):
     path = write_tar(tmp_path / "train.tar", {"a.png": png(0), "b.png": png(1)})
     # a kind of its own, an older form of header, and the length of the whole
