@@ -316,9 +316,10 @@ def test_a_kernels_interrupt_saves_a_checkpoint_gives_up_the_lock_and_ends_run_a
     manager = pytest.importorskip("jupyter_client.manager")
     kernel, client = manager.start_new_kernel()
     try:
-        client.execute(f"ROOT = {str(tmp_path)!r}")
-        cell = client.execute(INTERRUPTED)
-        below = client.execute("print('the next cell')")  # as Run All queues it
+        # as papermill asks, so that lines are printed; as Run All queues cells
+        client.execute(f"ROOT = {str(tmp_path)!r}", allow_stdin=False)
+        cell = client.execute(INTERRUPTED, allow_stdin=False)
+        below = client.execute("print('the next cell')", allow_stdin=False)
         printed = ""
         is_sent = False
         while True:
