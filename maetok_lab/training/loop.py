@@ -36,9 +36,9 @@ from maetok_lab.training.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
-from maetok_lab.training.order import Share
-from maetok_lab.training.stopping import BetweenSteps, Wish, heard_signals
-from maetok_lab.training.task import StepRecord, StopCondition, Task, Terms, is_due, join_parts
+from maetok_lab.training.order import Share, join_parts
+from maetok_lab.training.stopping import BetweenSteps, Wish, heard_signals, is_due
+from maetok_lab.training.task import StepRecord, StopCondition, Task, Terms
 
 COMPILED_STEPS = 5000  # fewer may be done before they are compiled
 RECORD_SECONDS = 0.2  # between records of a training in other processes
@@ -144,7 +144,7 @@ def train_here(state: State, run: Run, stop_when: StopCondition | None) -> Itera
                 yield record
 
                 # Whoever takes the record may ask to stop, as a signal does; all processes then do.
-                is_saved = is_due(config, state.step, config.save_every)
+                is_saved = is_due(state.step, config.save_every, config.num_steps)
                 wish = between.agree(asked=record.stopping.is_set(), is_saved=is_saved)
                 if wish and not is_saved:
                     save(state, terms, run)
@@ -218,8 +218,8 @@ def write_down(state: State, terms: Terms, run: Run) -> StepRecord:
     step = state.step
     images_seen = step * config.batch_size
     writes = state.engine.is_main_process
-    logs = is_due(config, step, config.log_every)
-    saves = is_due(config, step, config.save_every)
+    logs = is_due(step, config.log_every, config.num_steps)
+    saves = is_due(step, config.save_every, config.num_steps)
 
     # Only here does the host read numbers off the device: other steps wait for nothing.
     losses = picture = None
@@ -229,7 +229,7 @@ def write_down(state: State, terms: Terms, run: Run) -> StepRecord:
     if logs and writes:
         facts = {"step": step, "images": images_seen, "split": "train"}
         run.log({**facts, **losses, "skipped": state.guard.skipped})
-    if writes and is_due(config, step, config.picture_every):
+    if writes and is_due(step, config.picture_every, config.num_steps):
         picture = task.picture(state.emas, step, run)
     if saves:
         save(state, terms, run)

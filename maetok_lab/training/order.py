@@ -147,3 +147,12 @@ def draw_scale_crops(count: int, *, generator: torch.Generator) -> torch.Tensor:
     # The release makes the short side 1 to 1.25 times the crop, uniformly: scale is in [0.8, 1].
     crops[:, 0] = 1 / (1 + 0.25 * crops[:, 0])
     return crops
+
+
+def join_parts(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The terms of a whole batch: means of () over its equal parts, (b,) one behind the other."""
+    terms = {}
+    for name, first in parts[0].items():
+        values = [part[name].detach() for part in parts]
+        terms[name] = torch.cat(values) if first.ndim else torch.stack(values).mean(0)
+    return terms

@@ -75,6 +75,11 @@ def heard_signals() -> Iterator[Signals]:
             signals.restore()
 
 
+def is_due(step: int, interval: int, num_steps: int) -> bool:
+    """Whether something that is done every `interval` steps is done after `step`."""
+    return step % interval == 0 or step == num_steps
+
+
 class BetweenSteps:
     """Lets all processes of a training do after a step what one of them is asked to."""
 

@@ -33,11 +33,6 @@ class TrainingConfig(Protocol):
     picture_every: int
 
 
-def is_due(config: TrainingConfig, step: int, interval: int) -> bool:
-    """Whether something that is done every `interval` steps is done after `step`."""
-    return step % interval == 0 or step == config.num_steps
-
-
 def check_steps(config: TrainingConfig) -> None:
     """ValueError for steps and batches that no training can have."""
     if config.num_steps < 1 or config.batch_size < 1:
@@ -105,15 +100,6 @@ class Task(Protocol):
 
     def summary(self, emas: Mapping[str, Ema], step: int, run: Run) -> dict[str, float]:
         """Final numbers."""
-
-
-def join_parts(parts: list[Terms]) -> Terms:
-    """The terms of a whole batch: means of () over its equal parts, (b,) one behind the other."""
-    terms = {}
-    for name, first in parts[0].items():
-        values = [part[name].detach() for part in parts]
-        terms[name] = torch.cat(values) if first.ndim else torch.stack(values).mean(0)
-    return terms
 
 
 @dataclasses.dataclass(frozen=True)

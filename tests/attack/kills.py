@@ -14,8 +14,9 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import kill_work
+TESTS = str(Path(__file__).parents[1])
+sys.path.insert(0, TESTS)
+import kill_work  # noqa: E402
 
 KILLS_A_RUN = 5  # before it may go on to its end
 
@@ -26,6 +27,8 @@ processes.set_forkserver_preload(["kill_work"])
 
 def run_stage(stage: str, root: Path, *, kill_after: float | None = None) -> float:
     """Run a stage in a process of its own, killed so long after its start. -> seconds it worked"""
+    if TESTS not in sys.path:  # which the new process takes over
+        sys.path.append(TESTS)
     started = time.monotonic()
     process = processes.Process(target=kill_work.main, args=(stage, str(root)))
     process.start()

@@ -31,10 +31,9 @@ from maetok_lab.training.loop import (
     parts_side_by_side,
 )
 from maetok_lab.training.optim import OptimizerConfig
-from maetok_lab.training.order import Share
+from maetok_lab.training.order import Share, join_parts
 from maetok_lab.training.presets import TOKENIZER_TRAINING
 from maetok_lab.training.recipe import TokenizerTraining
-from maetok_lab.training.task import join_parts
 from maetok_lab.training.tokenizer import train_tokenizer
 
 LIBRARY = Path(maetok_lab.__file__).parent
@@ -264,7 +263,7 @@ def test_one_step_of_a_tokenizer_runs_through_few_files(tmp_path):
     ours = sorted(file for file in files if Path(file).is_relative_to(LIBRARY))
     # an aim of fifteen did not know of cores.py, nor of stopping.py between two steps, nor that
     # pixels travel as 8 bits (pictures.py)
-    assert 10 < len(ours) <= 18, ours
+    assert 10 < len(ours) <= 18, "\n".join(ours)
 
 
 LAUNCHED = """
