@@ -71,6 +71,16 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it. Raises OSError that says how much room there is."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        if is_full(problem, folder):
+            raise no_room(f"{folder} was not made", folder, problem) from None
+        raise
+
+
 def sync_folder(folder: Path) -> None:
     """Let the names in a folder outlive a power cut, where its file system can promise that."""
     with contextlib.suppress(OSError):

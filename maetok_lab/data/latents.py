@@ -33,7 +33,7 @@ from maetok_lab.data.shards import (
     write_shard,
 )
 from maetok_lab.device import DTYPES, Precision, autocast, free_memory
-from maetok_lab.files import atomic_path
+from maetok_lab.files import atomic_path, make_folder
 from maetok_lab.identity import same_weights, tensors_fingerprint
 from maetok_lab.inference import eval_mode
 from maetok_lab.pictures import from_uint8
@@ -182,7 +182,7 @@ def write_latents(
     rank, _ = join_group(cpu=device.type == "cpu")
     total = len(images)
     num_shards = math.ceil(total / config.shard_size)
-    (run.folder / "latents").mkdir(exist_ok=True)
+    make_folder(run.folder / "latents")
     batches = {}  # by shard: the rows of each batch, none where the shard is there
     for number in own_share(num_shards):
         rows = torch.arange(total)[number * config.shard_size :][: config.shard_size]

@@ -22,7 +22,7 @@ from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.diffusion.sampling import Guidance
 from maetok_lab.evaluation.npz import write_npz
 from maetok_lab.evaluation.protocol import EvalProtocol
-from maetok_lab.files import atomic_path
+from maetok_lab.files import atomic_path, make_folder
 from maetok_lab.generation.images import draw
 from maetok_lab.identity import fingerprint_of, same_weights, tensors_fingerprint
 from maetok_lab.pictures import from_uint8, to_uint8
@@ -170,7 +170,7 @@ def write_samples(
         )
 
     # this process draws what a stopped run lacks of its share
-    (run.folder / "images").mkdir(exist_ok=True)
+    make_folder(run.folder / "images")
     share = own_share(len(labels))
     missing = [row for row in share if not image_path(run, row).exists()]
     count = len(share) - len(missing)

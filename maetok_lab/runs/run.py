@@ -23,6 +23,7 @@ from maetok_lab.config import from_json, to_json
 from maetok_lab.files import (
     finite,
     is_full,
+    make_folder,
     no_room,
     read_json_lines,
     read_record,
@@ -252,11 +253,11 @@ class Run:
         try:
             with open(path, "a") as file:
                 file.write(json.dumps(finite(dict(record))) + "\n")
+            self._events.add(record)
         except OSError as problem:
             if is_full(problem, self.folder):
                 raise no_room(f"{path} was not written", self.folder, problem) from None
             raise
-        self._events.add(record)
 
     def metrics(self, split: str | None = None) -> pd.DataFrame:
         """All logged events as a table, or those of one split ("train", "val")."""
@@ -368,7 +369,7 @@ class Run:
 
     def sample_path(self, step: int) -> Path:
         """Where the picture of a step goes."""
-        (self.folder / "samples").mkdir(exist_ok=True)
+        make_folder(self.folder / "samples")
         return self.folder / "samples" / f"step-{step:07d}.png"
 
 

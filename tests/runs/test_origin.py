@@ -1,6 +1,7 @@
 """A run is made of what is on record, and of nothing else."""
 
 import dataclasses
+import errno
 import shutil
 
 import pytest
@@ -188,8 +189,23 @@ def test_two_runs_of_one_process_do_not_write_by_turns(tmp_path):
 
 def test_a_log_that_does_not_fit_is_one_clear_line(tmp_path):
     with Run.open("a", Job(), root=tmp_path) as run:
-        (run.folder / "metrics.jsonl").symlink_to("/dev/full")
+        (run.folder / "metrics.jsonl").symlink_to("/dev/full")  # which takes no byte
         with pytest.raises(
             OSError, match=r"metrics.jsonl was not written: the disk is full: .* free"
         ):
+            run.log({"step": 1, "split": "train", "loss": 1.0})
+
+
+def test_a_folder_that_does_not_fit_is_one_clear_line(tmp_path, monkeypatch):
+    """Pictures, TensorBoard's files, shards and samples each begin with a folder."""
+    with Run.open("a", Job(), root=tmp_path) as run:
+
+        def full(*arguments, **options):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("pathlib.Path.mkdir", full)
+        with pytest.raises(OSError, match=r"samples was not made: the disk is full: .* are free"):
+            run.sample_path(1)
+        monkeypatch.setattr(run._events, "add", full)
+        with pytest.raises(OSError, match=r"metrics.jsonl was not written: the disk is full"):
             run.log({"step": 1, "split": "train", "loss": 1.0})
