@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or this person's share of it
-LITTLE_ROOM = (
-    1 << 20
-)  # bytes; libraries report a write that failed with less free in their own words
+LITTLE_ROOM = 1 << 20  # bytes free, at which a write that failed did so for want of room
 
 # By folder: what may refuse a file below it, as long as its owner is there.
 _fences: dict[str, weakref.WeakMethod] = {}
@@ -50,22 +48,21 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     # beside it: only a rename within one file system is atomic; unique among hosts and threads
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # made here, so that the umask says who may read it: safetensors makes files for one person
-        with open(temporary, "xb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-        yield temporary
-        os.chmod(temporary, mode)
-        # a power cut would leave an empty file under a good name
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        check_fence(path)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except Exception as problem:
+        with telling_of_room(f"{path} was not written", path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # made here, so that the umask says who may read it: safetensors makes it for one person
+            with open(temporary, "xb") as file:
+                mode = os.fstat(file.fileno()).st_mode
+            yield temporary
+            os.chmod(temporary, mode)
+            # a power cut would leave an empty file under a good name
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            check_fence(path)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+    except Exception:
         check_fence(path)  # another holder may have cleared away what this one was writing
-        if is_full(problem, path.parent):
-            raise no_room(f"{path} was not written", path.parent, problem) from problem
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -73,12 +70,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 def make_folder(folder: Path) -> None:
     """Make a folder, and those above it. Raises OSError that says how much room there is."""
-    try:
+    with telling_of_room(f"{folder} was not made", folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        if is_full(problem, folder):
-            raise no_room(f"{folder} was not made", folder, problem) from None
-        raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -147,10 +140,19 @@ def read_json_lines(path: Path, *, needs: Collection[str] = ()) -> list[dict[str
 # A disk without room ------------------------------------------------------------------------------
 
 
-def is_full(problem: Exception, folder: Path) -> bool:
+@contextlib.contextmanager
+def telling_of_room(subject: str, folder: Path) -> Iterator[None]:
+    """Raise `no_room` in the place of an error for want of room in `folder`, others as they are."""
+    try:
+        yield
+    except OSError as problem:
+        if is_full(problem, folder):
+            raise no_room(subject, folder, problem) from problem
+        raise
+
+
+def is_full(problem: OSError, folder: Path) -> bool:
     """Whether a write into `folder` failed for want of room."""
-    if not isinstance(problem, OSError):
-        return False
     if problem.errno is not None:
         return problem.errno in FULL
     # numpy and Pillow tell of it in words of their own, without the system's number
@@ -178,19 +180,21 @@ def no_room(
 
 
 def _free(folder: Path) -> int:
-    # the folder itself may be what could not be made
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return shutil.disk_usage(_there(folder)).free
 
 
 def _is_without_inodes(folder: Path) -> bool:
-    while not folder.exists():
-        folder = folder.parent
     if not hasattr(os, "statvfs"):
         return False
-    status = os.statvfs(folder)
+    status = os.statvfs(_there(folder))
     return status.f_files > 0 and status.f_favail == 0  # some file systems count none
+
+
+def _there(folder: Path) -> Path:
+    """The folder, or the nearest above it where it is what could not be made."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
 
 
 def finite(data: Any) -> Any:

@@ -40,10 +40,13 @@ def cached_latents(
     damage = None
     # run `name` first: a second call, later on, must give the same run
     for folder in [root / name, *sorted(root.glob("*"))]:
-        if not _holds(folder, config, tokenizer) or not Run(folder).finished:
+        if not _holds(folder, config, tokenizer):
+            continue
+        run = Run(folder)
+        if not run.finished:
             continue
         try:
-            return LatentDataset(Run(folder), device=device)
+            return LatentDataset(run, device=device)
         except DamagedCache as problem:
             warnings.warn(f"{problem}", stacklevel=2)
             if folder == root / name:

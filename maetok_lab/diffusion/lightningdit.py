@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer
 from maetok_lab.diffusion.released import count_blocks
-from maetok_lab.runs.building import build_to_fit, shapes_of
-from maetok_lab.runs.weights import check_shapes, plain_state
+from maetok_lab.runs.building import build_to_fit
+from maetok_lab.runs.weights import check_shapes, plain_state, shapes_of
 
 PATCH_EMBED = "x_embedder.proj."  # of their names alone: they take images, we tokens
 ROPE = "feat_rope."  # constants, which ours computes

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from maetok_lab.runs.weights import check_shapes
+from maetok_lab.runs.weights import check_shapes, shapes_of
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -27,11 +27,6 @@ def build_to_fit(
     module = make()
     module.load_state_dict(dict(tensors))
     return module
-
-
-def shapes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    """Shapes by name."""
-    return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
 @contextlib.contextmanager

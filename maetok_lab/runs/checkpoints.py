@@ -114,13 +114,16 @@ def read_checkpoint(run_folder: Path, step: int, groups: Collection[str] | None)
     Raises ValueError when there is none, or when it is damaged.
     """
     folder = step_folder(run_folder, step)
-    if damage := damaged_file(run_folder, step, groups):
-        raise ValueError(f"checkpoint file {damage} is damaged")
     record = read_state(run_folder, step)
     tensors = {}
-    for name in record["sha256"]:
-        if _is_read(name, groups):
-            tensors[Path(name).stem] = load_file(folder / name)
+    for name, expected in record["sha256"].items():
+        file = folder / name
+        # a damaged file of a group that is not read does not matter
+        if groups is not None and file.stem not in groups:
+            continue
+        if not _is_whole(file, expected):
+            raise ValueError(f"checkpoint file {file} is damaged")
+        tensors[file.stem] = load_file(file)
     return Checkpoint(folder, step, tensors, record["state"])
 
 
@@ -156,23 +159,20 @@ def read_milestones(run_folder: Path) -> list[int]:
     return steps_on_disk(run_folder)
 
 
-def damaged_file(run_folder: Path, step: int, groups: Collection[str] | None = None) -> Path | None:
-    """The first file of these groups that is not as it was written; None where all are whole.
+def damaged_file(run_folder: Path, step: int) -> Path | None:
+    """The first file of a checkpoint that is not as it was written; None where all are whole.
 
     Raises ValueError as `read_state` does.
     """
-    folder = step_folder(run_folder, step)
     for name, expected in read_state(run_folder, step)["sha256"].items():
-        # a damaged file of a group that is not read does not matter
-        if not _is_read(name, groups):
-            continue
-        if not (folder / name).exists() or file_hash(folder / name) != expected:
-            return folder / name
+        file = step_folder(run_folder, step) / name
+        if not _is_whole(file, expected):
+            return file
     return None
 
 
-def _is_read(name: str, groups: Collection[str] | None) -> bool:
-    return groups is None or Path(name).stem in groups
+def _is_whole(file: Path, expected: str) -> bool:
+    return file.exists() and file_hash(file) == expected
 
 
 def delete_checkpoint(run_folder: Path, step: int) -> None:

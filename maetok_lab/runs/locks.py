@@ -68,6 +68,12 @@ class Lease:
         self.is_passed_on = True
         return self._let_go()
 
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
     def _let_go(self) -> SoftFileLease | None:
         lock = self.lock
         self.lock = None

@@ -18,13 +18,16 @@ Parents = Sequence[Mapping[str, Any]]  # each: run, fingerprint, checkpoint_sha2
 
 
 def begin(folder: Path, record: Mapping[str, Any], parents: Parents) -> None:
-    """Write what a run is made of, unless that is on record.
+    """Write what a run is made of, or compare it with what is on record.
 
-    Raises ValueError for a folder that lost its config and holds what another one made.
+    Raises ValueError for another config, other weights of its parents, and a folder that lost its
+    config and holds what another one made.
     """
     config = _readable(folder / "config.json", CONFIG)
     origin = _readable(folder / "provenance.json", ("parents",))
-    if config is None and _has_content(folder):
+    if config is not None:
+        _check_same_config(folder, config, record)
+    elif _has_content(folder):
         source = (origin or {}).get("config") or _config_of_checkpoint(folder)
         if source != record["fingerprint"]:
             raise ValueError(
@@ -41,13 +44,14 @@ def begin(folder: Path, record: Mapping[str, Any], parents: Parents) -> None:
             warnings.warn(f"{folder} lost its provenance.json, which is made anew", stacklevel=3)
         facts = {"config": record["fingerprint"], "parents": list(parents)}
         write_json(folder / "provenance.json", provenance() | facts)
+    else:
+        _check_parents(folder, origin, parents)
     if config is None:
         write_json(folder / "config.json", record)
 
 
-def check_same_config(folder: Path, record: Mapping[str, Any]) -> None:
-    """ValueError with the fields that differ, unless a run's config is that of `record`."""
-    stored = read_record(folder / "config.json", needs=CONFIG)
+def _check_same_config(folder: Path, stored: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """ValueError with the fields that differ, unless the config on record is that of `record`."""
     if stored["fingerprint"] == record["fingerprint"]:
         return
     # as config.json has it, where tuples are lists
@@ -63,9 +67,8 @@ def check_same_config(folder: Path, record: Mapping[str, Any]) -> None:
     )
 
 
-def check_parents(folder: Path, parents: Parents) -> None:
+def _check_parents(folder: Path, origin: Mapping[str, Any], parents: Parents) -> None:
     """ValueError where a run was made from weights that its parents do not have any more."""
-    origin = read_record(folder / "provenance.json", needs=("parents",))
     before = {parent["run"]: parent for parent in origin["parents"]}
     changed = []
     for parent in parents:
@@ -79,7 +82,7 @@ def check_parents(folder: Path, parents: Parents) -> None:
             f" remove {folder} and what was made from it, or choose another name (parameter"
             " `name` of a notebook)"
         )
-    write_json(folder / "provenance.json", origin | {"parents": list(parents)})
+    write_json(folder / "provenance.json", {**origin, "parents": list(parents)})
 
 
 def _has_content(folder: Path) -> bool:

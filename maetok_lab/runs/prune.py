@@ -1,10 +1,8 @@
 """What can be freed: superseded checkpoints of finished runs, and leftovers of kills."""
 
-import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -36,7 +34,7 @@ def prunable(root: str | Path | None = None) -> pd.DataFrame:
     for folder in _folders(runs_root(root)):
         # Under the lock nobody else writes there: what is half-written was left by a kill.
         try:
-            with _locked(folder):
+            with lock_folder(folder):
                 rows += _of_folder(folder)
         except RunLocked:
             continue
@@ -61,21 +59,12 @@ def prune(table: pd.DataFrame) -> tuple[int, list[str]]:
         if folder.name in INSIDE:
             folder = folder.parent
         try:
-            with _locked(folder):
+            with lock_folder(folder):
                 _remove(path, folder)
             freed += size
         except (RunLocked, OSError, ValueError) as problem:
             left_alone.append(f"{path}: {problem}")
     return freed, left_alone
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = lock_folder(folder)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _of_folder(folder: Path) -> list[tuple[str, str, int, str]]:

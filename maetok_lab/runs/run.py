@@ -27,6 +27,7 @@ from maetok_lab.files import (
     no_room,
     read_json_lines,
     read_record,
+    telling_of_room,
     write_bytes,
     write_json,
 )
@@ -47,7 +48,7 @@ from maetok_lab.runs.ending import read_ending, write_ending
 from maetok_lab.runs.events import Events
 from maetok_lab.runs.locks import Lease, lock_folder
 from maetok_lab.runs.names import checked_name, runs_root
-from maetok_lab.runs.origin import CONFIG, begin, check_parents, check_same_config
+from maetok_lab.runs.origin import CONFIG, begin
 
 
 class Run:
@@ -109,8 +110,6 @@ class Run:
         try:
             begin(folder, record, origins)
             run = cls(folder)
-            check_same_config(folder, record)
-            check_parents(folder, origins)
         except BaseException:
             lease.release()
             raise
@@ -250,14 +249,10 @@ class Run:
         self._check_writer()
         path = self.folder / "metrics.jsonl"
         # appended, not renamed: whoever reads drops a last line that a kill cut off
-        try:
+        with telling_of_room(f"{path} was not written", self.folder):
             with open(path, "a") as file:
                 file.write(json.dumps(finite(dict(record))) + "\n")
             self._events.add(record)
-        except OSError as problem:
-            if is_full(problem, self.folder):
-                raise no_room(f"{path} was not written", self.folder, problem) from None
-            raise
 
     def metrics(self, split: str | None = None) -> pd.DataFrame:
         """All logged events as a table, or those of one split ("train", "val")."""

@@ -40,7 +40,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, torch.Tensor], subject: str) -> None:
     """Load every tensor into its place; ValueError with a list of those that do not fit."""
-    check_shapes(_shapes(module.state_dict()), _shapes(tensors), subject)
+    check_shapes(shapes_of(module.state_dict()), shapes_of(tensors), subject)
     module.load_state_dict(dict(tensors))
 
 
@@ -67,7 +67,8 @@ def check_shapes(expected: Shapes, actual: Shapes, subject: str) -> None:
         raise ValueError(f"{subject}: the tensors do not fit the model\n" + "\n".join(lines))
 
 
-def _shapes(tensors: Mapping[str, torch.Tensor]) -> Shapes:
+def shapes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes by name."""
     return {name: tuple(value.shape) for name, value in tensors.items()}
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maetok_lab.runs.building import shapes_of
-from maetok_lab.runs.weights import check_shapes, plain_state
+from maetok_lab.runs.weights import check_shapes, plain_state, shapes_of
 from maetok_lab.tokenizer.config import TokenizerConfig, TowerConfig
 from maetok_lab.tokenizer.model import Tokenizer
 

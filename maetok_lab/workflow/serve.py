@@ -36,6 +36,7 @@ from voila.tornado.handler import TornadoVoilaHandler
 from voila.voila_kernel_manager import voila_kernel_manager_factory
 
 from maetok_lab.device import free_memory, usable_cores
+from maetok_lab.workflow.execute import KERNEL_ENVIRONMENT
 from maetok_lab.workflow.parameters import read_cells
 
 KERNEL_BYTES = 0.75e9  # of a kernel with the mask demo, after some moves
@@ -356,7 +357,7 @@ class StudioServer(Voila):
             connection_dir=plain.connection_dir,
             kernel_spec_manager=plain.kernel_spec_manager,
             allowed_message_types=plain.allowed_message_types,
-            default_env_variables={"GOMP_SPINCOUNT": "1000"},  # see the Makefile
+            default_env_variables=KERNEL_ENVIRONMENT,
             cull_idle_timeout=self.idle_seconds,
             cull_interval=CHECK_SECONDS,
             cull_busy=True,  # what nobody is connected to computes for nobody

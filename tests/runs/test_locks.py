@@ -1,5 +1,6 @@
 """One writer a folder: a live holder is respected, wherever it runs, a dead one replaced."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -40,6 +41,25 @@ def marker(tmp_path_factory):
         return "\n".join(["filelock/2", *lines, ""])
 
     return write
+
+
+@contextlib.contextmanager
+def beating(path, *, jump=0, before=lambda: None):
+    """Another holder's heart, by a clock that is `jump` seconds off; `before` it, it does that."""
+    stop = threading.Event()
+
+    def beat():
+        before()
+        while not stop.wait(BEAT):
+            os.utime(path, (time.time() + jump,) * 2)
+
+    heart = threading.Thread(target=beat)
+    heart.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        heart.join()
 
 
 def wait_for(condition):
@@ -114,20 +134,9 @@ def test_another_hosts_lock_lives_as_long_as_its_heart_beats_whatever_its_clock_
 ):
     path = tmp_path / "lock"
     path.write_text(marker(host="elsewhere", pid=1))
-    stop = threading.Event()
-
-    def beat():
-        while not stop.wait(BEAT):
-            os.utime(path, (time.time() + jump,) * 2)
-
-    heart = threading.Thread(target=beat)
     os.utime(path, (time.time() + jump,) * 2)
-    heart.start()
-    try:
+    with beating(path, jump=jump):
         assert "process 1 on elsewhere" in refused(tmp_path)[0]
-    finally:
-        stop.set()
-        heart.join()
     assert LEASE / 2 < seconds_to_take(tmp_path) < 3 * LEASE  # the heart stands still
 
 
@@ -202,21 +211,13 @@ def test_a_lock_without_its_content_yet_is_waited_for(tmp_path, marker, short_le
     """On a network file system some tenths of a second lie between a file's name and its bytes."""
     path = tmp_path / "lock"
     path.touch()
-    stop = threading.Event()
 
-    def write_then_beat():
+    def write():
         time.sleep(0.3)
         path.write_text(marker(host="elsewhere", pid=1))
-        while not stop.wait(BEAT):
-            os.utime(path)
 
-    heart = threading.Thread(target=write_then_beat)
-    heart.start()
-    try:
+    with beating(path, before=write):
         assert "process 1 on elsewhere" in refused(tmp_path)[0]
-    finally:
-        stop.set()
-        heart.join()
 
 
 def test_one_beat_that_fails_does_not_end_the_heart(tmp_path, short_lease, monkeypatch):
