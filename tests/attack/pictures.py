@@ -12,9 +12,7 @@ import json
 import os
 import random
 import resource
-import select
 import struct
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -24,7 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[2]
+from child import Child
+
 SECONDS = 60.0  # for one to be read
 BYTES = 5 << 30  # of address space beyond the libraries': 24 a pixel of the largest that is read
 SMALL = 400 << 20  # bytes that a small picture may take, whatever its shape
@@ -144,60 +143,16 @@ def child():
         print(json.dumps([fate, peak()[0] - before]), file=answers, flush=True)
 
 
-class Child:
-    """A process that reads, and is replaced when it dies or takes too long."""
+class Reader(Child):
+    """A process that reads."""
 
-    def __init__(self):
-        self.process = None
-
-    def __enter__(self):
-        self.place = tempfile.TemporaryDirectory()
-        return self
-
-    def __exit__(self, *_):
-        self.end()
-        self.place.cleanup()
-
-    def start(self):
-        """Start it, and wait until it has imported the library."""
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=os.environ
-            | {
-                "PYTHONPATH": str(ROOT),
-                "MAETOK_LAB_CACHE": self.place.name,
-                "OMP_NUM_THREADS": "1",
-            },
-        )
-        self.process.stdout.readline()
+    script = __file__
+    seconds = SECONDS
 
     def read(self, kind, path):
         """What the child says of one, and the bytes that it took."""
-        if self.process is None:
-            self.start()
-        print(json.dumps([kind, str(path)]), file=self.process.stdin, flush=True)
-        if not select.select([self.process.stdout], [], [], SECONDS)[0]:
-            self.end()
-            return f"took more than {SECONDS:.0f} s", 0
-        line = self.process.stdout.readline()
-        if line:
-            return json.loads(line)
-        code = self.process.wait()
-        self.end()
-        return f"ended the process with exit code {code}", 0
-
-    def end(self):
-        """Kill it."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process.stdin.close()
-            self.process.stdout.close()
-            self.process = None
+        answer = self.ask(kind, path)
+        return (answer, 0) if isinstance(answer, str) else answer
 
 
 # Valid ones ---------------------------------------------------------------------------------------
@@ -495,7 +450,7 @@ def mutated_images(count, seed, child=None):
 
     `child` is one that is there already.
     """
-    with contextlib.nullcontext(child) if child else Child() as reader:
+    with contextlib.nullcontext(child) if child else Reader() as reader:
         return attack(reader, "image", valid_images(), mutated_image, count, seed)
 
 
@@ -504,7 +459,7 @@ def mutated_containers(count, seed, child=None):
     with tempfile.TemporaryDirectory() as place:
         paths = write_containers(Path(place))
         files = [(path.suffix, path.read_bytes()) for path in paths]
-    with contextlib.nullcontext(child) if child else Child() as reader:
+    with contextlib.nullcontext(child) if child else Reader() as reader:
         return attack(reader, "container", files, mutated_container, count, seed)
 
 

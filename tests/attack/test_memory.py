@@ -1,6 +1,5 @@
 """Memory stays what it is over many training steps and many moves: a share of the whole attack."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -8,15 +7,9 @@ import pytest
 pytest.importorskip("anywidget")
 
 
-def load_beside(name):
-    """The module `name` beside this file: tests are no package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-memory = load_beside("memory")
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(Path(__file__).parent)
+    import memory
 
 
 def test_growth_is_seen_from_the_second_tenth_to_the_last():

@@ -6,11 +6,11 @@ import pytest
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
-    from pictures import Child, mutated_containers, mutated_images
+    from pictures import Reader, mutated_containers, mutated_images
 
 
 def test_some_mutated_pictures_and_shards_are_read_or_refused_in_one_line():
-    with Child() as child:
+    with Reader() as child:
         for mutated, count in ((mutated_images, 60), (mutated_containers, 20)):
             outcome = mutated(count, 1, child)
             assert outcome.failures == []

@@ -14,15 +14,15 @@ import os
 import pickle
 import random
 import resource
-import select
 import struct
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
 import zipfile
 from pathlib import Path
+
+from child import Child
 
 SECONDS = 20.0  # for one to be loaded
 BYTES = 3 << 30  # of address space, beyond what the libraries take
@@ -81,46 +81,11 @@ def child():
         print(json.dumps(load(kind, path)), file=answers, flush=True)
 
 
-class Child:
-    """A process that loads, and is replaced when it dies or takes too long."""
+class Loader(Child):
+    """A process that loads."""
 
-    def __init__(self):
-        self.process = None
-
-    def start(self):
-        """Start it, and wait until it has imported the library."""
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.process.stdout.readline()
-
-    def load(self, kind, path):
-        """What the child says of one: None, or what went wrong."""
-        if self.process is None:
-            self.start()
-        print(json.dumps([kind, str(path)]), file=self.process.stdin, flush=True)
-        if not select.select([self.process.stdout], [], [], SECONDS)[0]:
-            self.end()
-            return f"took more than {SECONDS:.0f} s"
-        line = self.process.stdout.readline()
-        if line:
-            return json.loads(line)
-        code = self.process.wait()
-        self.end()
-        return f"ended the process with exit code {code}"
-
-    def end(self):
-        """Kill it."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process.stdin.close()
-            self.process.stdout.close()
-            self.process = None
+    script = __file__
+    seconds = SECONDS
 
 
 # Valid ones ---------------------------------------------------------------------------------------
@@ -398,32 +363,28 @@ def mutate(path, dice, marker):
 
 def mutated_weights(count, seed):
     """Load `count` mutations -> {"tried", "survived", "failures": what was done, and what came}."""
-    child = Child()
     failures = []
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, Loader() as child:
         valid = Path(place) / "valid"
         valid.mkdir()
         sources = write_valid(valid)
-        try:
-            # they are sound before anything is done to them
-            for kind, path in sources:
-                problem = child.load(kind, path)
-                assert problem is None, f"{path.name}: {problem}"
-            for number in range(count):
-                dice = random.Random(f"{seed} {number}")
-                kind, path = dice.choice(sources)
-                marker = Path(place) / f"executed-{number}"
-                copy = Path(place) / f"odd-{number}{path.suffix}"
-                _copy(path, copy)
-                way = mutate(copy, dice, marker)
-                problem = child.load(kind, copy)
-                if marker.exists():
-                    problem = "code was executed"
-                if problem:
-                    failures.append(f"{seed} {number}, {path.name} {way} as {kind}: {problem}")
-                _remove(copy)
-        finally:
-            child.end()
+        # they are sound before anything is done to them
+        for kind, path in sources:
+            problem = child.ask(kind, path)
+            assert problem is None, f"{path.name}: {problem}"
+        for number in range(count):
+            dice = random.Random(f"{seed} {number}")
+            kind, path = dice.choice(sources)
+            marker = Path(place) / f"executed-{number}"
+            copy = Path(place) / f"odd-{number}{path.suffix}"
+            _copy(path, copy)
+            way = mutate(copy, dice, marker)
+            problem = child.ask(kind, copy)
+            if marker.exists():
+                problem = "code was executed"
+            if problem:
+                failures.append(f"{seed} {number}, {path.name} {way} as {kind}: {problem}")
+            _remove(copy)
     return {"tried": count, "survived": count - len(failures), "failures": failures}
 
 
