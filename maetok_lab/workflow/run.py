@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from maetok_lab.files import read_json, read_record, telling_of_room, write_bytes, write_json
+from maetok_lab.files import read_json, read_record, write_bytes, write_json
 from maetok_lab.hints import printable, some
 from maetok_lab.identity import fingerprint_of
 from maetok_lab.runs import Run, runs_root
@@ -269,9 +269,8 @@ def hold_folder(folder: Path, advice: str) -> Lease:
     Raises RunLocked as `lock_folder` does, OSError with `advice` where nothing can be written.
     """
     try:
-        with telling_of_room(f"{_short(folder)} was not made", folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            return lock_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        return lock_folder(folder)
     except OSError as problem:
         if problem.errno not in NOT_WRITABLE:
             raise
