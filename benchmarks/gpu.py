@@ -1,9 +1,11 @@
 """Everything that a GPU can say of this project, most valuable first, in eight minutes at most.
 
-    python benchmarks/gpu.py [--out gpu-results --minutes 8 --device cuda --preset paper --study]
+    python benchmarks/gpu.py [--out gpu-results --minutes 8 --device cuda --preset paper --study
+                              --only gmm sit-xl-tokens]
 
-Every section is a command of its own with a time limit. After each, its Markdown and its rows as
-JSON are in the folder, and `table.md` has all of them so far: whatever happens next, they stay.
+Every section is a command of its own with a time limit; `--only` runs those that are named.
+After each, its Markdown and its rows as JSON are in the folder, and `table.md` has all of them so
+far: whatever happens next, they stay.
 `--study` spends what is left on the ladder of ablations at 64 px. `--preset test --device cpu` runs
 all of it in a minute, to see that it runs.
 """
@@ -24,6 +26,7 @@ from timing import as_markdown, peak_gigabytes
 from maetok_lab.device import autocast, describe, pick_device, pick_precision
 from maetok_lab.diffusion.graphs import Graphed
 from maetok_lab.diffusion.sampling import Guidance, draw_noise, sample
+from maetok_lab.hints import choose
 from maetok_lab.rng import generator, seeds_for
 from maetok_lab.tokenizer.model import TOKENIZERS, Tokenizer
 
@@ -51,7 +54,7 @@ SIZES = {
         diffusion=["sit-xl", "sit-b"],
         tokenizer="maetok-b-128",
         step_batches=[64, 256],
-        sample_batches=[1, 16, 256],
+        sample_batches=[1, 16, 64],
         sample_steps=50,
         pass_batch=32,
         tokens=[128, 1024],
@@ -99,13 +102,14 @@ def sections(sizes: Sizes, device: str, out: Path, *, preset: str) -> list[Secti
             for compiled in ([], ["--compile"]):
                 words = ["--preset", model, "--batch", batch, "--steps", 8, *compiled]
                 name = "-".join([model, "step", str(batch), *(["compiled"] if compiled else [])])
-                listed.append(Section(name, script("diffusion_step.py", *words), 75))
+                seconds = 110 if compiled else 75
+                listed.append(Section(name, script("diffusion_step.py", *words), seconds))
         for batch in sizes.sample_batches:
             words = ["--preset", model, "--batch", batch, "--steps", sizes.sample_steps]
             words += ["--repeats", 1, "--precision", "auto"]
-            listed.append(Section(f"{model}-sampling-{batch}", script("sampling.py", *words), 45))
+            listed.append(Section(f"{model}-sampling-{batch}", script("sampling.py", *words), 60))
         words = ["--preset", model, "--tokens", *sizes.tokens, "--batch", sizes.pass_batch]
-        listed.append(Section(f"{model}-tokens", script("tokens.py", *words), 30))
+        listed.append(Section(f"{model}-tokens", script("tokens.py", *words), 45))
     words = ["--presets", sizes.tokenizer, "--batch", sizes.tokenizer_batch, "--repeats", 3]
     words += ["--random-weights", out / "weights"]
     listed.insert(6, Section("tokenizer-step", script("tokenizer_step.py", *words), 120))
@@ -124,8 +128,10 @@ def main(words: list[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * options.minutes
     sizes = SIZES[options.preset]
-    for section in sections(sizes, options.device, options.out, preset=options.preset):
-        keep(section, options.out, end=end)
+    listed = sections(sizes, options.device, options.out, preset=options.preset)
+    for name in options.only or [section.name for section in listed]:
+        by_name = {section.name: section for section in listed}
+        keep(choose(name, by_name, "section"), options.out, end=end)
     if options.study:
         ladder = [str(HERE / "ladder.py"), "--preset", sizes.ladder, "--device", options.device]
         ladder += ["--runs", str(options.out / "runs")]
@@ -250,7 +256,8 @@ def gaussian_mixture(sizes: Sizes, device: torch.device) -> list[dict[str, objec
     points[: rows // 2] += 1
     iterations = 3
     protocol = GmmProtocol(max_iterations=iterations, tolerance=0, precision="float32")
-    fit_gmm(points[: 10 * components], components, protocol)  # warms up
+    # Warms up. A component of a dozen rows would be a point, too narrow for float32.
+    fit_gmm(points[: 100 * components], components, protocol)
     started = time.perf_counter()
     fit_gmm(points, components, protocol)
     seconds = time.perf_counter() - started
@@ -278,6 +285,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--preset", default="paper", choices=SIZES)
     parser.add_argument("--study", action="store_true")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these sections, in this order")
     parser.add_argument("--section", choices=OWN, help="one of this file's own, alone")
     return parser.parse_args(words)
 

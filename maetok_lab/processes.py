@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maetok_lab.device import pick_device
+
 LAST_SECONDS = 0.5  # for the threads of an exchange, before Python shuts down
 
 
@@ -27,9 +29,15 @@ def process_group() -> tuple[int, int]:
 def join_group(*, cpu: bool) -> tuple[int, int]:
     """`process_group()`, after joining the group that torchrun prepared, if it did."""
     # accelerate picks the backend, and a GPU for each process, as it will for a training
-    from accelerate import PartialState
+    from accelerate.state import AcceleratorState, PartialState
 
-    PartialState(cpu=cpu)
+    device = PartialState(cpu=cpu).device.type
+    # It keeps the first device that a process asked for. A notebook may train on the CPU first and
+    # then on its GPU.
+    wanted = pick_device("cpu" if cpu else "auto").type
+    if device != wanted and process_group()[1] == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        PartialState(cpu=cpu)
     if process_group()[1] > 1:
         _leave_time_at_the_end()
     return process_group()

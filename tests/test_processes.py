@@ -7,8 +7,17 @@ import sys
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 
-from maetok_lab.processes import own_share, process_group, share_images, share_rows, wait_for_all
+from maetok_lab.processes import (
+    join_group,
+    own_share,
+    process_group,
+    share_images,
+    share_rows,
+    wait_for_all,
+)
 
 
 def test_one_process_does_all_rows():
@@ -56,6 +65,16 @@ def test_an_error_in_one_process_is_raised_in_every_one(monkeypatch):
         share_rows(4, lambda rows: {"rows": rows})
     with pytest.raises(ZeroDivisionError):
         share_rows(4, lambda rows: 1 / 0)
+
+
+def test_a_kernel_that_trained_on_a_gpu_can_train_on_the_cpu():
+    # accelerate holds on to the first device; what a machine with a GPU would have left
+    PartialState(cpu=False).device = torch.device("cuda", 0)
+    try:
+        assert join_group(cpu=True) == (0, 1)
+        assert Accelerator(cpu=True).device == torch.device("cpu")
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 LATE = """

@@ -3,6 +3,7 @@ a number.
 """
 
 import itertools
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -206,9 +207,10 @@ def test_a_step_reads_nothing_off_the_device(cache, monkeypatch, diffusion_confi
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_step_on_a_gpu_waits_for_nothing(tmp_path, cache, diffusion_config):
+def test_a_step_on_a_gpu_waits_for_nothing(tmp_path, make_cache, diffusion_config):
     config = override(diffusion_config, {"num_steps": 12, "log_every": 100, "save_every": 100})
-    held = LatentDataset(cache.run, device="cuda")
+    # one epoch for all steps: a new one's order is copied, and waited for
+    held = LatentDataset(make_cache(12 * config.batch_size).run, device="cuda")
     steps = train_diffusion(config, held, Run.open("a", config, root=tmp_path))
     list(
         itertools.islice(steps, 3)
@@ -218,3 +220,17 @@ def test_a_step_on_a_gpu_waits_for_nothing(tmp_path, cache, diffusion_config):
         assert len(list(itertools.islice(steps, 4))) == 4
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_one_process_trains_on_the_cpu_on_a_gpu_and_on_the_cpu(tmp_path, cache, diffusion_config):
+    config = override(diffusion_config, {"num_steps": 2, "log_every": 1, "save_every": 2})
+    losses = []
+    for index, device in enumerate(["cpu", "cuda", "cpu"]):
+        held = LatentDataset(cache.run, device=device)
+        run = Run.open(f"{index}", config, root=tmp_path)
+        records = train_diffusion(config, held, run, cpu=device == "cpu")
+        losses.append([record.losses["loss"] for record in records])
+    assert losses[0] == losses[2]
+    # a GPU draws other noise
+    assert all(math.isfinite(loss) for loss in losses[1])
