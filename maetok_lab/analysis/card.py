@@ -5,11 +5,9 @@ a masked one, because NLL after standardising also rewards low rank and undertra
 shows the dimensions kept, NLL per dimension, and the PSNR of the latents beside it, and
 `card_correlation` asks the runs themselves.
 
-`diffusability_card` puts the entries together; what is measured here is made by one function a
-group below it.
+`diffusability_card` puts the entries together; `entries` makes them, one function a group.
 """
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Iterable, Mapping
@@ -22,48 +20,33 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from maetok_lab.analysis.decoding import STEPS, Decode, decoder_robustness, interpolation_smoothness
+from maetok_lab.analysis.ambiguity import velocity_ambiguity
+from maetok_lab.analysis.decoding import Decode, decoder_robustness
 from maetok_lab.analysis.definitions import Definition, definition
-from maetok_lab.analysis.geometry import (
-    MAX_ROWS,
-    NEIGHBOURS,
-    channel_statistics,
-    intrinsic_dimension,
-    spectrum_numbers,
-    token_correlation,
+from maetok_lab.analysis.denoisers import Denoiser, denoiser_curve
+from maetok_lab.analysis.entries import (
+    CardSettings,
+    Entry,
+    card_entry,
+    decoder_entries,
+    denoiser_entries,
+    diffusion_entries,
+    mixture_entries,
+    probe_entries,
+    shape_entries,
 )
 from maetok_lab.analysis.gmm import gmm_curve
 from maetok_lab.analysis.preprocess import as_rows, spectrum_of, take_rows
-from maetok_lab.analysis.probe import knn_probe, linear_probe
 from maetok_lab.config import to_json
 from maetok_lab.files import finite, read_json, write_json
 from maetok_lab.rng import generator
 from maetok_lab.runs import Run
 
-Entry = dict[str, Any]  # entry (its name), value, error, unit, definition
 FEWEST_RUNS = 5  # below, a correlation over runs means nothing
 DRAWS = 1000  # of runs, for its interval
 CARD_FILE = "card.json"
 # The settings that `gmm_curve` takes by the same names.
 MIXTURE_FIELDS = ("components", "dimensions", "variance", "restarts", "seed")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CardSettings:
-    """How a card was made; cards with different settings are not comparable."""
-
-    components: tuple[int, ...] = (1, 10, 50)  # of the Gaussian mixtures
-    # Principal components of the mixtures. None lets each tokenizer keep its own number for
-    # `variance`: fine for one card, wrong for a comparison.
-    dimensions: int | None = None
-    variance: float = 0.9  # share that the dimensions keep, where their number is open
-    restarts: int = 10  # of the mixtures
-    noise_levels: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)  # on latents, in std of each channel
-    decoded: int = 128  # test latents that the decoder's entries are made of
-    pairs: int = 32  # of them, between which it interpolates
-    # Training steps of the small diffusion model whose loss is on the card; 0 where there is none.
-    diffusion_steps: int = 0
-    seed: int = 0  # of all that is drawn
 
 
 def diffusability_card(
@@ -74,163 +57,78 @@ def diffusability_card(
     *,
     validation: tuple[Any, Tensor] | None = None,
     decode: Decode | None = None,
+    model: Denoiser | None = None,
     diffusion_loss: Mapping[str, float] | None = None,
     beside: Mapping[str, float] | None = None,
+    further: Mapping[str, list[Entry]] | None = None,
     settings: CardSettings,
     folder: str | Path | None = None,
 ) -> pd.DataFrame:
     """All numbers of this package about latents (n, N, C) with labels (n,), and about test ones.
 
-    -> index `entry`, columns `group, value, error, unit`; each entry's definition, and curves, in
-    `.attrs`. `validation` is the probes', `beside` are numbers from elsewhere; finished mixtures
-    are kept in `folder`. Raises ValueError for latents that `gmm_curve` refuses.
+    -> index `entry`, columns `group, value, error, unit, better`; definitions and curves in
+    `.attrs`. `validation` is the probes', `beside` are numbers from elsewhere, `further` entries by
+    group; `folder` keeps finished mixtures. Raises ValueError for latents that `gmm_curve` refuses.
     """
     latents = as_rows(latents)
     test_latents = as_rows(test_latents)
     shared = {name: getattr(settings, name) for name in MIXTURE_FIELDS}
     mixtures = gmm_curve(latents, heldout_latents=test_latents, folder=folder, **shared)
+    data = (latents, labels, test_latents, test_labels)
+    dimensions = int(mixtures["dimensions"].iloc[0])
+    losses = _denoiser_losses(data, dimensions, model, settings)
+    ambiguity = velocity_ambiguity(latents, labels, seed=settings.seed)
 
-    # Every entry of the card, by group, in the order of the card.
+    # Every entry of the card, by group, in the order of the card; figures are drawn from tables.
+    beside = (beside or {}).items()
     groups = {
-        "known": [
-            _entry(name, value, stated=definition("given"))
-            for name, value in (beside or {}).items()
-        ],
-        "mixture": _mixture_entries(mixtures),
-        "shape": _shape_entries(latents, settings.seed),
-        "probe": _probe_entries(
-            latents, labels, test_latents, test_labels, validation, settings.seed
-        ),
+        "known": [card_entry(name, value, stated=definition("given")) for name, value in beside],
+        "mixture": mixture_entries(mixtures),
+        "shape": shape_entries(latents, settings.seed),
+        "probe": probe_entries(*data, validation, settings.seed),
+        "denoiser": denoiser_entries(ambiguity, losses),
     }
-    curves = {"gmm": mixtures.to_dict("records"), "spectrum": spectrum_of(latents).tolist()}
-    definitions = {"gmm": mixtures.attrs["definition"], "spectrum": definition("spectrum")}
+    tables = {"gmm": mixtures, "denoisers": losses}
     if decode is not None:
-        count = min(settings.decoded, test_latents.shape[0])
-        sample = take_rows(test_latents, torch.arange(count)).float()
+        sample = take_rows(test_latents, torch.arange(min(settings.decoded, len(test_labels))))
         robustness = decoder_robustness(
-            decode, sample, levels=settings.noise_levels, seed=settings.seed
+            decode, sample.float(), levels=settings.noise_levels, seed=settings.seed
         )
-        groups["decoder"] = _decoder_entries(robustness, decode, sample, settings)
-        curves["robustness"] = robustness.to_dict("records")
-        definitions["robustness"] = robustness.attrs["definition"]
+        groups["decoder"] = decoder_entries(robustness, decode, sample.float(), settings)
+        tables["robustness"] = robustness
     if diffusion_loss is not None:
-        groups["diffusion"] = _diffusion_entries(diffusion_loss, settings.diffusion_steps)
+        groups["diffusion"] = diffusion_entries(diffusion_loss, settings.diffusion_steps)
+    for group, entries in (further or {}).items():
+        groups[group] = groups.get(group, []) + entries
 
     # one table; what its figure draws besides, and how all was made, go with it
     rows = pd.DataFrame([{"group": group, **entry} for group in groups for entry in groups[group]])
     card = rows.set_index("entry")
-    definitions |= card.pop("definition").to_dict()
+    definitions = {name: table.attrs["definition"] for name, table in tables.items()}
+    definitions |= {"spectrum": definition("spectrum")} | card.pop("definition").to_dict()
+    curves = {name: table.to_dict("records") for name, table in tables.items()}
+    curves["spectrum"] = spectrum_of(latents).tolist()
     card.attrs = {"settings": to_json(settings), "gmm_protocol": mixtures.attrs["protocol"]}
     card.attrs |= {"definitions": definitions, "curves": curves}
     return card
 
 
-# Entries, one function a group --------------------------------------------------------------------
-
-
-def _entry(
-    name: str,
-    value: float,
-    error: float = math.nan,
-    unit: str = "",
-    *,
-    stated: Definition | None = None,
-) -> Entry:
-    """One line of the card; without a definition of its own it has that of its name."""
-    numbers = {"value": float(value), "error": float(error), "unit": unit}
-    return {"entry": name, **numbers, "definition": stated or definition(name)}
-
-
-def _mixture_entries(curve: pd.DataFrame) -> list[Entry]:
-    """How well few modes describe the latents: NLL of test latents, lower is better."""
-    entries = [_entry("gmm_dimensions", curve["dimensions"].iloc[0])]
-    for _, row in curve.iterrows():
-        count = int(row["components"])
-        stated = definition("gmm_nll", components=count)
-        nll = row["heldout_nll"]
-        entries.append(_entry(f"gmm_nll_{count}", nll, unit="nats per image", stated=stated))
-        stated = definition("gmm_nll_per_dim", components=count)
-        nll = row["heldout_nll_per_dim"]
-        entries.append(_entry(f"gmm_nll_per_dim_{count}", nll, unit="nats", stated=stated))
-    best = curve.loc[curve["bic"].idxmin()]
-    stated = definition("gmm_components_by_bic", among=curve["components"].tolist())
-    entries.append(_entry("gmm_components_by_bic", best["components"], stated=stated))
-    # of the largest mixture: a mode far out is hard to sample
-    norm = curve["max_mean_norm"].iloc[-1]
-    entries.append(_entry("gmm_max_mean_norm", norm, unit="standard deviations"))
-    return entries
-
-
-def _shape_entries(latents: Any, seed: int) -> list[Entry]:
-    """How many dimensions the cloud has, and how uneven tokens and channels are."""
-    entries = [_entry(name, value) for name, value in spectrum_numbers(latents).items()]
-    for method in ("twonn", "mle"):
-        dimension = intrinsic_dimension(latents, method=method, seed=seed)
-        name = f"intrinsic_dimension_{method}"
-        settings = {"neighbours": NEIGHBOURS[method], "max_rows": MAX_ROWS, "seed": seed}
-        entries.append(_entry(name, dimension, stated=definition(name, **settings)))
-    if len(latents.shape) == 3 and latents.shape[1] > 1:
-        entries.append(_entry("token_correlation", token_correlation(latents)))
-    channels = channel_statistics(latents)
-    ratio = channels["std"].max() / channels["std"].min()
-    entries.append(_entry("channel_std_ratio", ratio))
-    entries.append(_entry("channel_kurtosis", channels["kurtosis"].mean()))
-    return entries
-
-
-def _probe_entries(
-    latents: Any,
-    labels: Tensor,
-    test_latents: Any,
-    test_labels: Tensor,
-    validation: tuple[Any, Tensor] | None,
-    seed: int,
-) -> list[Entry]:
-    """How well classes are read from the latents: accuracies in [0, 1], with standard errors."""
-    data = (latents, labels, test_latents, test_labels)
-    choice = {"validation": validation, "seed": seed}
-    results = {"probe": linear_probe(*data, **choice)}
-    if len(latents.shape) == 3:
-        results["probe_pooled"] = linear_probe(*data, pool=True, **choice)
-    results["knn"] = knn_probe(*data, neighbours=min(20, latents.shape[0]))
-    entries = []
-    for name, result in results.items():
-        accuracy = (result.top1, result.standard_error)
-        entries.append(_entry(f"{name}_top1", *accuracy, stated=result.definition))
-    entries.append(_entry("probe_top5", results["probe"].top5))
-    entries.append(_entry("majority", results["probe"].majority))
-    return entries
-
-
-def _decoder_entries(
-    robustness: pd.DataFrame, decode: Decode, sample: Tensor, settings: CardSettings
-) -> list[Entry]:
-    """How well the decoder forgives noise, and how straight and even it goes between two images."""
-    entries = []
-    for level, value, error in robustness.itertuples(index=False):
-        name = f"psnr_at_noise_{level:g}"
-        stated = definition("psnr_at_noise", level=level, images=len(sample))
-        entries.append(_entry(name, value, error, "dB", stated=stated))
-    smoothness = interpolation_smoothness(decode, sample, pairs=settings.pairs, seed=settings.seed)
-    lines = {"pairs": settings.pairs, "steps": STEPS, "images": len(sample)}
-    for column in ("detour", "unevenness"):
-        name = f"interpolation_{column}"
-        values = smoothness[column]
-        stated = definition(name, **lines)
-        entries.append(_entry(name, values.mean(), values.sem(), stated=stated))
-    return entries
-
-
-def _diffusion_entries(losses: Mapping[str, float], steps: int) -> list[Entry]:
-    """The loss of a small diffusion model, over all t, and over quarters of it from noise at 1."""
-    entries = []
-    for name, value in losses.items():  # "loss", and "loss/t0.25" of t in [0.25, 0.5)
-        times = {}
-        if start := name.partition("/t")[2]:
-            times["t_from"] = float(start)
-        stated = definition("diffusion_loss", steps=steps, **times)
-        entries.append(_entry(f"diffusion_{name}", value, stated=stated))
-    return entries
+def _denoiser_losses(
+    data: tuple[Any, Tensor, Any, Tensor],
+    dimensions: int,
+    model: Denoiser | None,
+    settings: CardSettings,
+) -> pd.DataFrame:
+    """`denoiser_curve` as the card's settings say."""
+    return denoiser_curve(
+        *data,
+        components=settings.components,
+        dimensions=dimensions,
+        restarts=settings.restarts,
+        model=model,
+        images=settings.denoised,
+        seed=settings.seed,
+    )
 
 
 # Files --------------------------------------------------------------------------------------------

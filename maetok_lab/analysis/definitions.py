@@ -113,6 +113,30 @@ MEASURES: dict[str, tuple[str, str, Better]] = {
         "SiT (arXiv 2401.08740), as in MAETok, figure 2b",
         "lower",
     ),
+    # what can be told of velocities without learning, and how far a network gets beyond that
+    "viv": (
+        "pi / 2 times the mean over classes of mean_i sqrt(l_i), l the eigenvalues of a class's "
+        "covariance as one over tokens times one over channels, channels normalised over all",
+        "Diffusing in the Right Space (arXiv 2606.03578), equations 2-6; it rewards low rank",
+        "lower",
+    ),
+    "within_class_share": (
+        "share of the variance of normalised latents that is within classes",
+        "arXiv 2606.03578, rho",
+        "lower",
+    ),
+    "denoiser_loss": (
+        "mean over test latents and draws of noise of (denoiser's velocity - velocity)^2 a number, "
+        "at fixed times; latents normalised by the training latents; linear: class means and the "
+        "covariance within classes; K modes: a mixture on the card's dimensions, a Gaussian beyond",
+        "this project; covariances shrunk by Ledoit and Wolf 2004",
+        "lower",
+    ),
+    "denoiser_gain": (
+        "1 - the diffusion model's denoiser_loss / the linear denoiser's, on the same noise",
+        "this project",
+        "higher",
+    ),
     "spectrum": ("variances along principal axes, largest first", "Jolliffe 2002", ""),
     "given": ("a number that the caller put beside the card", "its own protocol", ""),
 }

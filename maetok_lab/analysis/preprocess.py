@@ -33,6 +33,9 @@ class CachedRows:
         self.dataset = dataset
         self.device = dataset.device
         self.shape = (len(dataset), dataset.num_tokens, dataset.latent_dim)
+        # what a diffusion model on them is told, and how they are normalised for it
+        self.labels = dataset.labels
+        self.space = dataset.space
 
     def __getitem__(self, index: Any) -> Tensor:
         """Rows (m, N, C)."""

@@ -18,6 +18,7 @@ from maetok_lab.analysis.card import CARD_FILE, CardSettings, diffusability_card
 from maetok_lab.analysis.preprocess import data_hash, row_hashes
 from maetok_lab.config import younger
 from maetok_lab.data.latents import LatentDataset
+from maetok_lab.diffusion.loading import load_diffusion
 from maetok_lab.evaluation.protocol import EvalResult, compare
 from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.runs import Run, runs_root
@@ -25,6 +26,7 @@ from maetok_lab.training.diffusion import train_diffusion
 from maetok_lab.training.presets import diffusion_training
 from maetok_lab.widgets.live import follow_to_end
 
+CARD_OF = "2026"  # whose measures a card has; part of its run's name
 SAMPLES_FILE = "samples-to-test.json"  # in an evaluation's run: its distances to test images
 
 
@@ -160,6 +162,7 @@ def card_run(
                 test_labels,
                 validation=validation,
                 decode=tokenizer.decode if tokenizer else None,
+                model=load_diffusion(diffusion.folder).to(latents.device) if diffusion else None,
                 diffusion_loss=loss_by_time(diffusion) if diffusion else None,
                 beside=beside,
                 settings=settings,
@@ -186,8 +189,8 @@ def trained_card(
     `validation` as in `card_run`.
 
     The runs are flow-NAME-LABELS, with a model of `preset` trained for the settings' steps, and
-    card-NAME-DIMENSIONSd, with "-val" where there is `validation`. What is finished is returned as
-    it is.
+    card-NAME-DIMENSIONSd-2026, with "-val" where there is `validation`. What is finished is returned
+    as it is.
     """
     latents, _, test, _ = data
     flow = diffusion_loss(
@@ -202,7 +205,7 @@ def trained_card(
         precision="fp32",  # on every device, so that cards made on several are comparable
     )
     return card_run(
-        f"card-{name}-{settings.dimensions}d{'-val' if validation else ''}",
+        f"card-{name}-{settings.dimensions}d{'-val' if validation else ''}-{CARD_OF}",
         *data,
         validation=validation,
         tokenizer=tokenizer,

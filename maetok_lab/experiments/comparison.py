@@ -24,7 +24,7 @@ from maetok_lab.evaluation.features import make_reference
 from maetok_lab.evaluation.generation import evaluate_generation
 from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult, compare
 from maetok_lab.evaluation.sample_sets import sampling_protocol
-from maetok_lab.experiments.cards import SAMPLES_FILE, card_run, diffusion_loss
+from maetok_lab.experiments.cards import CARD_OF, SAMPLES_FILE, card_run, diffusion_loss
 from maetok_lab.experiments.ladder import Ladder
 from maetok_lab.generation.images import generate, reconstruct
 from maetok_lab.hints import choose
@@ -177,7 +177,7 @@ def _line(
     )
     train, val, test = (row.latents(split) for split in ("train", "val", "test"))
     card = card_run(
-        f"{row.run.name}-card-{dimensions}d-val",
+        f"{row.run.name}-card-{dimensions}d-val-{CARD_OF}",
         train,
         train.labels,
         test,

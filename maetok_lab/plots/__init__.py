@@ -6,9 +6,11 @@ _NAMES, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "card": "plot_card",
+        "card_table": "card_table",
         "compare": "plot_against plot_loss_curves plot_mean_norms",
         "curves": "axes drawable finish plot_losses",
         "gmm": "plot_gmm_curve",
+        "denoisers": "plot_denoisers",
         "images": "plot_images plot_reconstructions plot_rows show_sheet",
         "masks": "plot_mask_study plot_ratio_curve plot_ratio_curves plot_token_map",
         "projection": "plot_projection",

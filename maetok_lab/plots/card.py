@@ -13,6 +13,7 @@ PANELS = {
     "mixture": ("mixture components", "held-out NLL (nats/dimension)", False),
     "robustness": ("noise on latents (standard deviations)", "PSNR to clean image (dB)", False),
     "diffusion": ("from t (1 is noise)", "diffusion loss", False),
+    "learned": ("t (1 is noise)", "loss below the linear denoiser's (%)", False),
 }
 # title: a curve of the card that is a list of rows, and the entries of a row that are x and y
 CURVES = {
@@ -30,6 +31,7 @@ TABLE_ENTRIES = {
     "probe_pooled_top1": "probe, pooled",
     "knn_top1": "nearest neighbours",
     "interpolation_detour": "interpolation detour",
+    "viv": "VIV",
     "diffusion_loss": "diffusion loss",
 }
 COLUMNS = 3  # panels beside each other
@@ -90,6 +92,10 @@ def card_curve(card: pd.DataFrame, title: str) -> Curve | None:
         if bins:
             starts = [float(entry.removeprefix(LOSS_PREFIX)) for entry in bins]
             return starts, card["value"][bins].tolist()
+    if title == "learned":
+        rows = [row for row in curves.get("denoisers", []) if row["denoiser"] == "model"]
+        if rows:
+            return [row["t"] for row in rows], [100 * row["gain"] for row in rows]
     return None
 
 

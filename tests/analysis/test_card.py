@@ -54,7 +54,9 @@ def test_entries_are_the_numbers_of_their_functions():
     )
     assert table.value["psnr"] == 18
     assert table.value["diffusion_loss/t0.25"] == 0.6
-    assert set(table.group) == {"known", "mixture", "shape", "probe", "decoder", "diffusion"}
+    assert set(table.group) == {
+        *("known", "mixture", "shape", "probe", "denoiser", "decoder", "diffusion")
+    }
     assert {"token_correlation", "intrinsic_dimension_twonn", "effective_rank", "knn_top1"} <= set(
         table.index
     )
@@ -83,7 +85,7 @@ def test_every_number_and_curve_says_its_definition(tmp_path):
     table = card(decode=decode, validation=validation, **given)
     write_card(table, tmp_path / "card.json")
     definitions = json.loads((tmp_path / "card.json").read_text())["definitions"]
-    assert set(definitions) == {*table.index, "gmm", "spectrum", "robustness"}
+    assert set(definitions) == {*table.index, "gmm", "spectrum", "denoisers", "robustness"}
     for stated in definitions.values():
         assert set(stated) == {"measure", "formula", "source", "settings"}
         assert stated["formula"]

@@ -91,6 +91,7 @@ def test_chunks_of_a_memory_map_give_what_memory_gives(tmp_path, monkeypatch):
 def test_a_latent_dataset_is_read_when_sliced(monkeypatch):
     class Cache:  # what the analysis uses of data.latents.LatentDataset
         num_tokens, latent_dim, device = 4, 6, torch.device("cpu")
+        labels, space = torch.zeros(7), None
 
         def __len__(self):
             return 300

@@ -97,7 +97,7 @@ def test_a_trained_card_has_the_loss_after_the_steps_of_its_settings(tmp_path, c
         tokenizer=RawPixels(SIZE),
         root=tmp_path,
     )
-    assert run.name == "card-pixels-s0-3d"
+    assert run.name == "card-pixels-s0-3d-2026"
     flow = Run(tmp_path / "flow-pixels-s0-category")
     assert flow.summary["steps"] == 4
     assert run.summary["diffusion_loss"] == flow.summary["val_loss"]
