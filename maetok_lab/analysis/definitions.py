@@ -132,6 +132,12 @@ MEASURES: dict[str, tuple[str, str, Better]] = {
         "this project; covariances shrunk by Ledoit and Wolf 2004",
         "lower",
     ),
+    "distance_by_start": (
+        "kernel distance between images sampled from test latents that were noised to a time t, and "
+        "reconstructions of the other test latents; from t = 1 it is generation, at 0 the floor",
+        "this project, after the phases of iFID (arXiv 2603.05630)",
+        "lower",
+    ),
     "denoiser_gain": (
         "1 - the diffusion model's denoiser_loss / the linear denoiser's, on the same noise",
         "this project",

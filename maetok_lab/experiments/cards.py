@@ -189,7 +189,7 @@ def trained_card(
     `validation` as in `card_run`.
 
     The runs are flow-NAME-LABELS, with a model of `preset` trained for the settings' steps, and
-    card-NAME-DIMENSIONSd-2026, with "-val" where there is `validation`. What is finished is returned
+    card-NAME-DIMENSIONSd-2026, with "-val" where there is `validation`. What is finished comes back
     as it is.
     """
     latents, _, test, _ = data
