@@ -126,7 +126,7 @@ def test_what_cannot_be_mixed_says_what_came():
     x = latents()
     with pytest.raises(ValueError, match=r"need 1 to 5 neighbours, .* not 10: give more images"):
         mix_latents(x, latents(5))
-    with pytest.raises(ValueError, match="need 1 to 30 neighbours, .* not 0"):
+    with pytest.raises(ValueError, match=r"need 1 to 30 neighbours, .* not 0"):
         mix_latents(x, x, neighbours=0)
     with pytest.raises(ValueError, match=r"\(30, 4, 3\) and reference \(30, 4, 2\) must be of one"):
         mix_latents(x, latents(shape=(4, 2)))
