@@ -86,8 +86,8 @@ FILES = {  # inside a package a file imports files to its left only
     ],
     "analysis": [
         *("definitions", "preprocess", "mixture", "fitting", "gmm", "projection", "labelled"),
-        *("probe", "geometry", "decoding", "ambiguity", "denoisers", "entries", "card", "theory"),
-        *("masks", "maps"),
+        *("probe", "geometry", "decoding", "interpolation", "ambiguity", "denoisers"),
+        *("start_times", "entries", "card", "theory", "masks", "maps"),
     ],
     "widgets": [
         *("panel", "front", "charts", "uploads", "live", "ratio_chart", "mask_controls"),

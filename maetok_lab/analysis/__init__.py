@@ -6,9 +6,10 @@ _NAMES, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "card": "CardSettings card_correlation cards_of diffusability_card",
-        "decoding": "decoder_robustness interpolation_smoothness",
+        "decoding": ("decoder_robustness interpolation_smoothness local_perceptual_continuity"),
         "geometry": "channel_statistics intrinsic_dimension spectrum_numbers token_correlation",
         "gmm": "gmm_curve",
+        "interpolation": "interpolated_distance mix_latents slerp",
         "maps": "decode_between decoded_psnr make_atlas velocity_losses",
         "masks": "MASK_KINDS ratio_curve study_mask",
         "preprocess": "common_dimensions needed_dimensions shared_dimensions spectrum_of",

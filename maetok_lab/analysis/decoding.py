@@ -8,6 +8,7 @@ from torch import Tensor
 
 from maetok_lab.analysis.definitions import definition
 from maetok_lab.evaluation.pixels import psnr
+from maetok_lab.evaluation.reconstruction import Distance
 from maetok_lab.rng import generator
 
 Decode = Callable[[Tensor], Tensor]  # latents (B, N, C) -> images (B, 3, H, W) in [-1, 1]
@@ -83,3 +84,55 @@ def interpolation_smoothness(
     if not rows:
         raise ValueError("all pairs of latents decode to one image; there is nothing between them")
     return pd.DataFrame(rows)
+
+
+@torch.inference_mode()
+def local_perceptual_continuity(
+    decode: Decode,
+    latents: Tensor,
+    distance: Distance,
+    *,
+    radii: Sequence[float] = (0.1, 0.5, 1, 2),
+    seed: int = 0,
+    batch_size: int = 64,
+) -> pd.DataFrame:
+    """LPC: how far images move, by `distance`, where latents z go +-radius |z| in one direction.
+
+    |z| is the length from the latents' mean. (n, N, C) -> one row a radius, `radius, lpc, error`;
+    `.attrs` hold `lpc` and `error` of the mean by weights 1 / radius. Images are not clamped.
+    Raises ValueError for fewer than two latents.
+    """
+    if len(latents) < 2 or not radii or min(radii) <= 0:
+        raise ValueError(
+            f"need two latents or more and radii above 0, not {len(latents)} and {list(radii)}"
+        )
+    # an offset that all latents share is no size: without it |z| is the spread of the cloud
+    centred = latents.float() - latents.float().mean(dim=0)
+    direction = torch.randn(latents.shape, generator=generator(seed, "continuity"))
+    direction = direction.to(latents.device) / direction.flatten(1).norm(dim=1)[:, None, None]
+    steps = centred.flatten(1).norm(dim=1)[:, None, None] * direction  # (n, N, C)
+
+    # both ways from each latent, by every radius
+    parts = []
+    for start in range(0, len(latents), batch_size):
+        rows = slice(start, start + batch_size)
+        images = decode(latents[rows]).float()
+        moves = []
+        for signed in (sign * radius for radius in radii for sign in (1, -1)):
+            moved = decode((latents[rows] + signed * steps[rows]).to(latents.dtype)).float()
+            moves.append(distance(moved, images).double().cpu())
+        parts.append(torch.stack(moves, dim=1).unflatten(1, (len(radii), 2)).mean(dim=2))
+    values = torch.cat(parts)  # (n, radii)
+
+    weights = 1 / torch.tensor(radii, dtype=torch.float64)
+    every = torch.cat([values, values @ (weights / weights.sum())[:, None]], dim=1)
+    means = every.mean(dim=0).tolist()
+    errors = (every.std(dim=0) / len(every) ** 0.5).tolist()
+    table = pd.DataFrame({"radius": list(radii), "lpc": means[:-1], "error": errors[:-1]})
+    settings = {"radii": list(radii), "images": len(latents), "seed": seed}
+    table.attrs = {
+        "lpc": means[-1],
+        "error": errors[-1],
+        "definition": definition("lpc", **settings),
+    }
+    return table

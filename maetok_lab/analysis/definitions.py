@@ -145,6 +145,36 @@ MEASURES: dict[str, tuple[str, str, Better]] = {
     ),
     "spectrum": ("variances along principal axes, largest first", "Jolliffe 2002", ""),
     "given": ("a number that the caller put beside the card", "its own protocol", ""),
+    # Mixtures of latents, and steps away from them. i: interpolated, r: reconstructed
+    "ifd": (
+        "Frechet distance of decoded mixtures to test images: a test latent halfway, by slerp of "
+        "flattened raw latents, to one of the 10 training latents most similar by cosine, drawn by "
+        "the softmax of minus the mean squared difference",
+        "arXiv 2603.05630 (iFID) and its code; there pixels are not rounded to bytes and "
+        "Inception's input is resized by torch",
+        "lower",
+    ),
+    "rfd": (
+        "Frechet distance of the same test latents, decoded, to test images",
+        "as ifd, from the same loop",
+        "",
+    ),
+    "ifd_gap": (
+        "Frechet distance of the mixtures of ifd to the reconstructions of rfd",
+        "this project: ifd also counts what the decoder loses of any image",
+        "lower",
+    ),
+    "ikid": ("as ifd, the kernel distance", "arXiv 2603.05630, which takes FID alone", "lower"),
+    "rkid": ("as rfd, the kernel distance", "this project", ""),
+    "ikid_gap": ("as ifd_gap, the kernel distance", "this project", "lower"),
+    "lpc": (
+        "mean over latents of [d(D(z + r |z - mean| u), D(z)) + d(D(z - r |z - mean| u), D(z))] / "
+        "2, u uniform on the unit sphere of N C numbers, one for all r; over several r, the mean "
+        "by weights 1 / r",
+        "PAE (arXiv 2605.07915), eqs. 9-10, which takes LPIPS and |z| without centring; here d is "
+        "the caller's",
+        "lower",
+    ),
 }
 
 

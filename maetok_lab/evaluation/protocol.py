@@ -1,6 +1,7 @@
 """How a number was made, stored beside it: numbers made in different ways never share a table."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ import pandas as pd
 
 from maetok_lab.config import from_json, younger
 from maetok_lab.device import Precision
-from maetok_lab.evaluation.metrics import Estimate
+from maetok_lab.evaluation.metrics import Z95, Estimate
 from maetok_lab.files import finite, read_json, write_json
 from maetok_lab.hints import did_you_mean
 from maetok_lab.pictures import Rounding
@@ -152,6 +153,11 @@ class EvalResult:
     def load(cls, path: str | Path) -> "EvalResult":
         """Read what `save` wrote."""
         return cls.from_json(read_json(path))
+
+    def standard_error(self, name: str) -> float:
+        """That of a normal metric with this interval, NaN where it has none."""
+        low, high = self.intervals.get(name, (math.nan, math.nan))
+        return (high - low) / (2 * Z95)
 
     def table(self) -> pd.DataFrame:
         """One row a metric: value, low, high, floor."""

@@ -5,7 +5,11 @@ import math
 import pytest
 import torch
 
-from maetok_lab.analysis.decoding import decoder_robustness, interpolation_smoothness
+from maetok_lab.analysis.decoding import (
+    decoder_robustness,
+    interpolation_smoothness,
+    local_perceptual_continuity,
+)
 from maetok_lab.rng import generator
 
 
@@ -56,3 +60,63 @@ def test_errors_say_what_came():
         interpolation_smoothness(linear, latents(1))
     with pytest.raises(ValueError, match="one image"):
         interpolation_smoothness(lambda z: torch.zeros(len(z), 3, 4, 4), latents())
+
+
+# Local perceptual continuity --------------------------------------------------------------------
+
+
+def squared(images, reference):
+    return (images - reference).square().flatten(1).mean(dim=1)
+
+
+def test_a_constant_decoder_never_moves():
+    table = local_perceptual_continuity(lambda z: torch.ones(len(z), 3, 4, 4), latents(), squared)
+    assert table.lpc.tolist() == [0.0] * 4
+    assert table.error.tolist() == [0.0] * 4
+    assert (table.attrs["lpc"], table.attrs["error"]) == (0, 0)
+
+
+def test_a_linear_decoder_moves_by_the_square_of_the_radius():
+    z = latents(50)
+    table = local_perceptual_continuity(linear, z, squared, batch_size=16)
+    # every direction is alike: 0.2 radius |z| in 48 pixels
+    sizes = (z - z.mean(dim=0)).double().flatten(1).square().sum(dim=1)
+    moves = 0.2**2 * sizes / 48
+    for radius, lpc, error in table[["radius", "lpc", "error"]].itertuples(index=False):
+        assert lpc == pytest.approx(radius**2 * float(moves.mean()), rel=1e-5)
+        assert error == pytest.approx(radius**2 * float(moves.std()) / 50**0.5, rel=1e-5)
+    # weights 1 / radius: sum of radii over sum of their inverses
+    share = (0.1 + 0.5 + 1 + 2) / (10 + 2 + 1 + 0.5)
+    assert table.attrs["lpc"] == pytest.approx(share * float(moves.mean()), rel=1e-5)
+    assert table.attrs["error"] == pytest.approx(share * float(moves.std()) / 50**0.5, rel=1e-5)
+    assert table.attrs["definition"]["measure"] == "lpc"
+
+
+def test_both_ways_count_and_an_offset_of_all_latents_does_not():
+    def bent(z):  # moves on one side of the latents alone, and there in proportion
+        return linear(z - 7).relu()
+
+    one = local_perceptual_continuity(bent, latents() + 7, squared, seed=1)
+    mirrored = local_perceptual_continuity(lambda z: bent(14 - z), 7 - latents(), squared, seed=1)
+    torch.testing.assert_close(torch.tensor(one.lpc), torch.tensor(mirrored.lpc), rtol=1e-3, atol=0)
+    centred = local_perceptual_continuity(lambda z: bent(z + 7), latents(), squared, seed=1)
+    torch.testing.assert_close(torch.tensor(one.lpc), torch.tensor(centred.lpc), rtol=1e-3, atol=0)
+
+
+def test_the_shipped_perceptual_distance_fits():
+    from maetok_lab.nets import load_net
+    from maetok_lab.tokenizer.perceptual import SqueezePerceptual
+
+    def decode(z):
+        return torch.nn.functional.interpolate(linear(z).tanh(), size=32)
+
+    distance = SqueezePerceptual(load_net("squeezenet1_1"))
+    table = local_perceptual_continuity(decode, latents(6), distance, radii=(0.1, 1))
+    assert 0 < table.lpc[0] < table.lpc[1]
+
+
+def test_too_few_latents_and_no_radius_are_refused():
+    with pytest.raises(ValueError, match="need two latents or more and radii above 0, not 1 and"):
+        local_perceptual_continuity(linear, latents(1), squared)
+    with pytest.raises(ValueError, match=r"not 40 and \[0, 1\]"):
+        local_perceptual_continuity(linear, latents(), squared, radii=(0, 1))

@@ -47,6 +47,11 @@ def test_equal_protocols_share_a_table():
     }
 
 
+def test_an_interval_has_the_standard_error_that_made_it():
+    assert result().standard_error("kid_efflite2") == pytest.approx(0.1 / 1.96)
+    assert math.isnan(result().standard_error("psnr"))
+
+
 def test_different_protocols_are_refused_with_the_fields_that_differ():
     with pytest.raises(ValueError, match="differ in") as caught:
         compare({"mine": result(), "yours": result(steps=250, sampler="euler")})
