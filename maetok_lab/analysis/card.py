@@ -276,9 +276,8 @@ def card_correlation(
     """Spearman's rank correlation of each entry with a metric over runs, with 95 % intervals.
 
     Both go by the run's name -> index `entry`, columns `rho, low, high, runs`, strongest first.
-    `published` (index measure) stands beside entries of the same measure, as published_NAME; its
-    images and metric are others, so nothing is pooled. Raises ValueError for a run without metric,
-    fewer than three runs, and cards of different settings or definitions; warns below five runs.
+    `published` (index measure) stands beside entries of its measure, never pooled with them.
+    ValueError for a run without metric, under three runs, cards made differently; warns below five.
     """
     missing = sorted(set(cards) - set(metric))
     if missing or len(cards) < 3:
@@ -311,7 +310,8 @@ def card_correlation(
     result = result.reindex(strength.sort_values(ascending=False, kind="stable").index)
     if published is None:
         return result
-    # an entry and a published line are of one measure where the card's definition says so
+    # Of one measure is what the card's definition says. Others' metric is on other images: a gFID
+    # on ImageNet beside a KID here says which measures rank tokenizers there too, and no more.
     definitions = next(iter(cards.values())).attrs.get("definitions", {})
     measures = [definitions.get(entry, {}).get("measure", "") for entry in result.index]
     beside = published.add_prefix("published_").reindex(measures)

@@ -41,10 +41,9 @@ def open_tokenizer(
 ) -> AnyTokenizer:
     """Any tokenizer for images of `image_size` px, in eval mode on the CPU.
 
-    `source` is a name of `tokenizers()`, what `load_tokenizer` takes, "pixels" for `RawPixels`, a
-    folder of diffusers', "diffusers:OWNER/NAME[/subfolder]" on the hub, or one's own
-    "module:Class". Raises what their loaders raise, and ValueError for a tokenizer of another
-    image size.
+    `source` is a name of `tokenizers()`, what `load_tokenizer` takes, "pixels", a folder of
+    diffusers', "diffusers:OWNER/NAME[/subfolder]" on the hub, or one's own "module:Class". Raises
+    what their loaders raise, and ValueError for another image size.
     """
     if str(source) == PIXELS:
         return RawPixels(image_size)
@@ -53,7 +52,8 @@ def open_tokenizer(
         if is_import_path(source):
             return import_tokenizer(source, image_size=image_size)
         if "/" not in str(source):
-            source = source_of(str(source))
+            runs = [path.parent.name for path in runs_root(root).glob("*/config.json")]
+            source = source_of(str(source), runs)
     if str(source).startswith(DIFFUSERS):
         owner, name, *folders = str(source).removeprefix(DIFFUSERS).split("/")
         subfolder = "/".join(folders) or None
@@ -186,6 +186,7 @@ class GridTokenizer(nn.Module):
 
     def _grid_of_blank(self) -> Tensor:
         """The grid of one blank image, which must come back at its size: only the model knows."""
+        # what a model says of a size that it cannot halve often enough names its own tensors
         name = type(self.model).__name__
         size = self.image_size
         blank = next(self.model.parameters()).new_zeros(1, 3, size, size)
@@ -198,6 +199,7 @@ class GridTokenizer(nn.Module):
                     f"{name} cannot take images of {size} px ({problem}); set `image_size` to a "
                     "multiple of what it reduces them by"
                 ) from None
+        # RAE scales to its encoder's size and gives back its own; others round down
         if height != size:
             raise ValueError(
                 f"{name} gives back images of {height} px for those of {size}; set `image_size` "

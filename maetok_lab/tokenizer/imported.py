@@ -67,10 +67,12 @@ def _module(name: str) -> Any:
 
 def _check(tokenizer: Any, source: str, image_size: int) -> None:
     """Raise a ValueError unless it is a tokenizer and one blank image goes through it."""
-    lacking = [f"  {name}: {what}" for name, what in NEEDS.items() if not hasattr(tokenizer, name)]
+    # all that lacks at once: whoever writes one mends it in one go
+    lacking = [f"  {name}: {need}" for name, need in NEEDS.items() if not hasattr(tokenizer, name)]
     if lacking:
         raise ValueError(f"{source} is no tokenizer yet, it lacks\n" + "\n".join(lacking))
 
+    # what is there may still give other shapes than it says
     images = torch.zeros(1, 3, image_size, image_size)
     with torch.inference_mode():
         latents = tokenizer.encode(images)

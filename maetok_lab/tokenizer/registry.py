@@ -1,8 +1,10 @@
 """Tokenizers by name, and what has been published of them: tables of data/, with their sources."""
 
+from collections.abc import Iterable
+
 import pandas as pd
 
-from maetok_lab.hints import check_choice
+from maetok_lab.hints import check_choice, did_you_mean
 from maetok_lab.runs.weights import SHIPPED
 
 TABLES = SHIPPED.parent
@@ -47,9 +49,9 @@ def study_results(model: str = "SiT-XL") -> pd.DataFrame:
 def tokenizers(image_size: int = 256) -> pd.DataFrame:
     """The tokenizers that `open_tokenizer` opens by name.
 
-    -> index name; columns source (what it takes for the name), class, image_size (its own where it
-    takes one only), tokens, channels, downsampling, licence, published_as, note, address, and the
-    rfid, ifid and gfid (SiT-XL) of `study_results` under the name published_as.
+    -> index name; source (what it takes for the name), class, image_size (its own where it has
+    one), tokens, downsampling, channels, licence, published_as, note, address, and rfid, ifid, gfid
+    of `study_results` under the name published_as.
     """
     table = read_table("tokenizers").set_index("name")
     table["image_size"] = table["image_size"].fillna(image_size).astype(int)
@@ -63,7 +65,15 @@ def tokenizers(image_size: int = 256) -> pd.DataFrame:
     return table.join(study_results()[["rfid", "ifid", "gfid"]], on="published_as")
 
 
-def source_of(name: str) -> str:
-    """What `open_tokenizer` takes for a name of `tokenizers()`; any other word as it is."""
+def source_of(name: str, runs: Iterable[str] = ()) -> str:
+    """What `open_tokenizer` takes for a name of `tokenizers()`.
+
+    FileNotFoundError with the nearest of them and of `runs` for another.
+    """
     sources = read_table("tokenizers").set_index("name")["source"]
-    return sources.get(name, name)
+    if name not in sources:
+        raise FileNotFoundError(
+            f"{name!r} is no run, no folder, and no name that `lab.tokenizers()` lists"
+            f"{did_you_mean(name, [*sources.index, *runs])}"
+        )
+    return sources[name]

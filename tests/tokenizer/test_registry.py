@@ -46,7 +46,16 @@ def test_a_name_is_opened_as_its_source_but_after_a_run_of_that_name(tmp_path, m
     (tmp_path / "taesd").mkdir()
     with pytest.raises(FileNotFoundError, match="taesd is not a run"):
         lab.open_tokenizer("taesd", image_size=64, root=tmp_path)
-    assert source_of("tokenizer-tiny-s0") == "tokenizer-tiny-s0"
+    assert source_of("taesd") == "diffusers:madebyollin/taesd"
+
+
+def test_an_unknown_name_gets_the_nearest_of_names_and_runs(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"'sd-vea' is no run, .* mean 'sd-vae'\?"):
+        lab.open_tokenizer("sd-vea", image_size=64, root=tmp_path)
+    (tmp_path / "mine-tiny-s0").mkdir()
+    (tmp_path / "mine-tiny-s0" / "config.json").touch()
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'mine-tiny-s0'\?"):
+        lab.open_tokenizer("mine-tiny-s1", image_size=64, root=tmp_path)
 
 
 def test_published_numbers_are_those_of_their_sources():
