@@ -6,7 +6,8 @@ A map of the library, in the order in which a study uses it. `lab.NAME` is every
 each room below has more: `dir(lab.plots)` lists what a room offers.
 
     images       open_images, open_splits                       data/
-    tokenizers   load_tokenizer, open_tokenizer (anybody's)     tokenizer/
+    tokenizers   load_tokenizer, open_tokenizer (anybody's), tokenizers() lists them by name
+                                                                tokenizer/
     training     tokenizer_training, ladder_training -> train_tokenizer,
                  decoder_tuning -> finetune_decoder, diffusion_training -> train_diffusion;
                  follow shows any of them live                  training/
@@ -52,6 +53,7 @@ _NAMES, __getattr__, __dir__ = lazy_names(
         "data.latents": "load_latent_space",
         "tokenizer.loading": "load_tokenizer",
         "tokenizer.foreign": "open_tokenizer",
+        "tokenizer.registry": "tokenizers",
         "diffusion.loading": "load_diffusion",
         "diffusion.sampling": "Guidance",
         "generation.images": "generate reconstruct",

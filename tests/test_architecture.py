@@ -51,7 +51,8 @@ FILES = {  # inside a package a file imports files to its left only
     "layers": ["norm", "grid", "transformer", "conditioning"],
     "tokenizer": [
         *("config", "masking", "targets", "text", "towers", "model", "auxiliary", "discriminators"),
-        *("losses", "perceptual", "anatomy", "released", "loading", "foreign"),
+        *("losses", "perceptual", "anatomy", "released", "loading", "registry", "imported"),
+        "foreign",
     ],
     "diffusion": [
         "path",

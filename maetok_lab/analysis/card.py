@@ -165,13 +165,17 @@ def cards_of(runs: Iterable[Run | str | Path]) -> dict[str, pd.DataFrame]:
 
 
 def card_correlation(
-    cards: Mapping[str, pd.DataFrame], metric: Mapping[str, float], *, seed: int = 0
+    cards: Mapping[str, pd.DataFrame],
+    metric: Mapping[str, float],
+    *,
+    published: pd.DataFrame | None = None,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Spearman's rank correlation of each entry with a metric over runs, with 95 % intervals.
 
     Both go by the run's name -> index `entry`, columns `rho, low, high, runs`, strongest first.
-    Raises ValueError for a run without metric, fewer than three runs, and cards of different
-    settings or definitions (but for seeds); warns below five runs.
+    `published` (index measure) stands beside entries of its measure, never pooled with them.
+    ValueError for a run without metric, under three runs, cards made differently; warns below five.
     """
     missing = sorted(set(cards) - set(metric))
     if missing or len(cards) < 3:
@@ -180,8 +184,7 @@ def card_correlation(
             f"no metric for {missing}"
         )
     _check_made_alike(cards)
-    enough = len(cards) >= FEWEST_RUNS
-    if not enough:
+    if len(cards) < FEWEST_RUNS:
         warnings.warn(
             f"correlations over {len(cards)} runs mean nothing; take at least {FEWEST_RUNS}",
             stacklevel=2,
@@ -190,25 +193,42 @@ def card_correlation(
     # Entries that all cards have. One that is the same everywhere correlates with nothing.
     table = pd.DataFrame({name: card["value"] for name, card in cards.items()}).dropna()
     target = np.array([metric[name] for name in cards], dtype=float)
-    # Runs drawn with replacement say how much a correlation hangs on single ones.
-    random = generator(seed, "card-correlation")
-    draws = torch.randint(len(cards), (DRAWS, len(cards)), generator=random).numpy()
     rows = []
     for entry, series in table.iterrows():
         values = series.to_numpy()
         if (values == values[0]).all():
             continue
-        row = {"entry": entry, "rho": _spearman(values, target), "low": math.nan, "high": math.nan}
-        if enough:
-            drawn = pd.Series(_spearman(values[draws], target[draws]))
-            row["low"], row["high"] = drawn.quantile([0.025, 0.975])
-        rows.append(row | {"runs": len(cards)})
+        rho, low, high = rank_correlation(values, target, seed=seed)
+        rows.append({"entry": entry, "rho": rho, "low": low, "high": high, "runs": len(cards)})
     if not rows:
         raise ValueError("no entry differs between the cards; are they of the same latents?")
     result = pd.DataFrame(rows).set_index("entry")
     # rounded: of equally strong ones the order is the card's, not that of their last bits
     strength = result["rho"].abs().round(12)
-    return result.reindex(strength.sort_values(ascending=False, kind="stable").index)
+    result = result.reindex(strength.sort_values(ascending=False, kind="stable").index)
+    if published is None:
+        return result
+    # Of one measure is what the card's definition says. Others' metric is on other images: a gFID
+    # on ImageNet beside a KID here says which measures rank tokenizers there too, and no more.
+    definitions = next(iter(cards.values())).attrs.get("definitions", {})
+    measures = [definitions.get(entry, {}).get("measure", "") for entry in result.index]
+    beside = published.add_prefix("published_").reindex(measures)
+    return result.join(beside.set_axis(result.index))
+
+
+def rank_correlation(
+    values: np.ndarray, target: np.ndarray, *, seed: int = 0
+) -> tuple[float, float, float]:
+    """Spearman's rho of two rows (n,), and the ends of its 95 % interval, NaN for n below five."""
+    rho = float(_spearman(values, target))
+    if len(values) < FEWEST_RUNS:
+        return rho, math.nan, math.nan
+    # what is drawn with replacement says how much a correlation hangs on single ones
+    random = generator(seed, "card-correlation")
+    draws = torch.randint(len(values), (DRAWS, len(values)), generator=random).numpy()
+    drawn = pd.Series(_spearman(values[draws], target[draws]))
+    low, high = drawn.quantile([0.025, 0.975])
+    return rho, float(low), float(high)
 
 
 def _check_made_alike(cards: Mapping[str, pd.DataFrame]) -> None:

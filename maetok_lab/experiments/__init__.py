@@ -15,7 +15,10 @@ _NAMES, __getattr__, __dir__ = lazy_names(
             " without_downloads"
         ),
         "needs": "shortfalls",
-        "published": "claims_checked control_checked equal_psnr order_by paper_table",
+        "published": (
+            "claims_checked control_checked equal_psnr order_by paper_table"
+            " published_correlation published_predictors published_results"
+        ),
         "ready": "find_tokenizer ready_pair ready_tokenizer",
         "settings": "Scorer Setting load_score setting_grid settings_table",
     },

@@ -1,6 +1,12 @@
-"""What the paper reports for the ladder, and whether one's own numbers are in the paper's order."""
+"""What the paper reports for the ladder, and whether one's own numbers are in the paper's order;
+what others report of tokenizers, and how well one measure predicts another there.
+"""
 
 import pandas as pd
+
+from maetok_lab.analysis.card import rank_correlation
+from maetok_lab.tokenizer.registry import published_results as published_results  # its room
+from maetok_lab.tokenizer.registry import read_table, study_results
 
 # Chen et al., Masked Autoencoders Are Effective Tokenizers for Diffusion Models (ICML 2025):
 # ImageNet at 256 px, 128 tokens of 32 channels, tokenizers of 250,000 steps, SiT-L of 400,000
@@ -98,3 +104,29 @@ def order_by(table: pd.DataFrame, column: str) -> list[str]:
     """The rows of a table, best mean over seeds first, by a column of `CLAIMS`."""
     means = table.groupby("row")[column].mean()
     return list(means.sort_values(ascending=not CLAIMS[column], kind="stable").index)
+
+
+def published_correlation(model: str = "SiT-XL", *, seed: int = 0) -> pd.DataFrame:
+    """How well each published measure of a tokenizer ranks the gFID of a `model` trained on it.
+
+    Over the tokenizers of one study, all on ImageNet at 256 px -> index measure, columns rho
+    (Spearman), low, high (95 %), tokenizers; `card_correlation` takes it as `published`.
+    """
+    table = study_results(model)
+    rows = []
+    for measure in table.columns.drop("gfid"):
+        pairs = table[[measure, "gfid"]].dropna()
+        rho, low, high = rank_correlation(
+            pairs[measure].to_numpy(), pairs["gfid"].to_numpy(), seed=seed
+        )
+        rows.append([measure, rho, low, high, len(pairs)])
+    columns = ["measure", "rho", "low", "high", "tokenizers"]
+    return pd.DataFrame(rows, columns=columns).set_index("measure")
+
+
+def published_predictors() -> pd.DataFrame:
+    """|r| of measures with gFID over 43 tokenizers in the study of the field (2606.03578).
+
+    -> a line a measure and model: measure, model, abs_r, tokenizers, among, note, source, address.
+    """
+    return read_table("published_correlations")

@@ -12,6 +12,7 @@ _NAMES, __getattr__, __dir__ = lazy_names(
         "masking": "random_mask",
         "model": "TOKENIZERS Tokenizer",
         "perceptual": "make_perceptual",
+        "registry": "published_results study_results tokenizers",
         "released": "from_released",
         "targets": "hog",
     },

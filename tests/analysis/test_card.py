@@ -189,3 +189,18 @@ def test_few_runs_are_said_to_mean_nothing():
     with pytest.raises(ValueError, match="different settings"):
         card_correlation(tables, metric)
     assert math.isfinite(table.rho["follows"])
+
+
+def test_published_correlations_stand_beside_entries_of_the_same_measure_only():
+    tables, metric = cards(6)
+    definitions = {"follows": {"measure": "ifid", "settings": {}}, "noise": {"measure": "given"}}
+    for one in tables.values():
+        one.attrs["definitions"] = {
+            name: stated | {"settings": {}} for name, stated in definitions.items()
+        }
+    published = pd.DataFrame({"rho": [0.9, 0.1], "tokenizers": [14, 16]}, index=["ifid", "rfid"])
+    beside = card_correlation(tables, metric, published=published)
+    alone = card_correlation(tables, metric)
+    pd.testing.assert_frame_equal(beside[alone.columns], alone)  # nothing is pooled
+    assert beside.loc["follows", ["published_rho", "published_tokenizers"]].tolist() == [0.9, 14]
+    assert beside.loc[["noise", "against"], "published_rho"].isna().all()

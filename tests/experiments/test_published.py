@@ -2,7 +2,9 @@
 
 import pandas as pd
 import pytest
+from scipy import stats
 
+import maetok_lab as lab
 from maetok_lab.experiments.published import (
     claims_checked,
     control_checked,
@@ -113,3 +115,27 @@ def test_the_papers_numbers_are_marked_as_such():
     assert list(table.columns) == ["rFID (paper)", "gFID (paper)", "from"]
     assert table["gFID (paper)"]["all"] == 5.78
     assert all("Table" in place for place in table["from"])
+
+
+def test_published_ifid_ranks_gfid_and_rfid_does_not():
+    table = lab.experiments.published_correlation("SiT-XL")
+    assert table.tokenizers["ifid"] == 14
+    assert table.rho["ifid"] == pytest.approx(0.881, abs=0.001)
+    assert table.low["ifid"] > 0.5
+    assert table.low["rfid"] < 0 < table.high["rfid"]
+    pairs = lab.tokenizer.study_results("SiT-B")[["ifid", "gfid"]].dropna()
+    expected = stats.spearmanr(pairs.ifid, pairs.gfid).statistic
+    assert lab.experiments.published_correlation("SiT-B").rho["ifid"] == pytest.approx(expected)
+    # the study's own "about .85" is Pearson's
+    assert stats.pearsonr(pairs.ifid, pairs.gfid).statistic == pytest.approx(0.856, abs=0.001)
+
+
+def test_what_each_measure_predicts_is_there_for_two_models():
+    table = lab.experiments.published_predictors()
+    strongest = table.sort_values("abs_r").groupby("model").measure.last()
+    assert strongest.to_dict() == {"SiT-B": "viv", "LightningDiT-XL": "srss"}
+    assert set(table.tokenizers) == {43}
+
+
+def test_published_results_are_reached_from_the_studies_too():
+    assert lab.experiments.published_results("gfid").equals(lab.tokenizer.published_results("gfid"))

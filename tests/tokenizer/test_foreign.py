@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -45,6 +46,44 @@ DC = {
     "decoder_qkv_multiscales": ((), (5,)),
 }
 
+FLUX2 = KL | {"sample_size": 16}
+QWEN = {
+    "base_dim": 8,
+    "z_dim": 4,
+    "dim_mult": [1, 2],
+    "num_res_blocks": 1,
+    "temperal_downsample": [True],
+    "latents_mean": [0.0] * 4,
+    "latents_std": [1.0] * 4,
+}
+TINY = {
+    "encoder_block_out_channels": (8, 8),
+    "decoder_block_out_channels": (8, 8),
+    "num_encoder_blocks": (1, 1),
+    "num_decoder_blocks": (1, 1),
+}
+RAE = {  # images of 16 px are scaled to 14 for an encoder with patches of 7, and come back as 16
+    "encoder_hidden_size": 4,
+    "encoder_patch_size": 7,
+    "encoder_num_hidden_layers": 1,
+    "encoder_input_size": 14,
+    "decoder_hidden_size": 8,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 8,
+    "patch_size": 8,
+    "latents_mean": [[[0.5]]] * 4,
+    "latents_std": [[[2.0]]] * 4,
+}
+CONFIGS = {
+    "AutoencoderKL": KL,
+    "AutoencoderDC": DC,
+    "AutoencoderKLFlux2": FLUX2,
+    "AutoencoderKLQwenImage": QWEN,
+    "AutoencoderTiny": TINY,
+    "AutoencoderRAE": RAE,
+}
+
 
 class Half(nn.Module):
     """A model with the interface of diffusers': its latents are the image at half its size."""
@@ -70,9 +109,26 @@ def images(count=4, size=SIZE):
 def saved_by_diffusers(folder, name):
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
-    model = getattr(diffusers, name)(**{"AutoencoderKL": KL, "AutoencoderDC": DC}[name]).eval()
+    model = getattr(diffusers, name)(**CONFIGS[name]).eval()
     model.save_pretrained(folder)
     return model
+
+
+@pytest.fixture
+def encoder_of_rae(monkeypatch):
+    """transformers' network in the real AutoencoderRAE is a convolution: it need not be there."""
+    diffusers = pytest.importorskip("diffusers")
+    place = pytest.importorskip("diffusers.models.autoencoders.autoencoder_rae")
+
+    def build(encoder_type, hidden_size, patch_size, num_hidden_layers):
+        return nn.Conv2d(3, hidden_size, patch_size, patch_size)
+
+    def tokens(network, images):
+        return network(images).flatten(2).transpose(1, 2)
+
+    monkeypatch.setattr(place, "_build_encoder", build)
+    monkeypatch.setitem(place._ENCODER_FORWARD_FNS, "dinov2", tokens)
+    monkeypatch.setattr(diffusers.utils, "is_transformers_available", lambda: True)
 
 
 @pytest.mark.parametrize("posterior", [True, False])
@@ -104,32 +160,113 @@ def test_raw_pixels_are_given_back_exactly():
         RawPixels(SIZE, 3)
 
 
-@pytest.mark.parametrize("name", ["AutoencoderKL", "AutoencoderDC"])
-def test_diffusers_autoencoders_are_read_from_a_folder(tmp_path, name):
+SHAPES = {"AutoencoderDC": (64, 4), "AutoencoderRAE": (4, 4)}  # (64, 4) for all that halve
+
+
+def grid_by_hand(model, x):
+    """The latents that a model of diffusers gives, by its own documentation."""
+    name = type(model).__name__
+    if name == "AutoencoderKLQwenImage":
+        return model.encode(x[:, :, None]).latent_dist.mean[:, :, 0]
+    if name == "AutoencoderRAE":
+        return model.encode((x + 1) / 2).latent
+    if name == "AutoencoderTiny":
+        return model.encode(x).latents
+    output = model.encode(x)
+    return output.latent if name == "AutoencoderDC" else output.latent_dist.mean
+
+
+def images_by_hand(model, grid):
+    """What it makes of them, in [-1, 1]."""
+    name = type(model).__name__
+    if name == "AutoencoderKLQwenImage":
+        return model.decode(grid[:, :, None]).sample[:, :, 0]
+    sample = model.decode(grid).sample
+    return sample * 2 - 1 if name == "AutoencoderRAE" else sample
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_diffusers_autoencoders_are_read_from_a_folder(tmp_path, name, encoder_of_rae):
     model = saved_by_diffusers(tmp_path, name)
     tokenizer = open_tokenizer(tmp_path, image_size=SIZE)
     assert isinstance(tokenizer, AnyTokenizer)
     assert not tokenizer.training
     x = images()
     with torch.inference_mode():
-        output = model.encode(x)
-        grid = output.latent_dist.mean if name == "AutoencoderKL" else output.latent
+        grid = grid_by_hand(model, x)
         latents = tokenizer.encode(x)
         torch.testing.assert_close(latents, grid.flatten(2).transpose(1, 2))
-        torch.testing.assert_close(tokenizer.decode(latents), model.decode(grid).sample)
-    assert latents.shape[1:] == tokenizer.latent_shape == (64, 4)
+        back = tokenizer.decode(latents)
+        torch.testing.assert_close(back, images_by_hand(model, grid))
+    assert back.shape == x.shape
+    assert latents.shape[1:] == tokenizer.latent_shape == SHAPES.get(name, (64, 4))
+    assert tokenizer.grid == tuple(grid.shape[2:])
     assert from_diffusers(tmp_path, image_size=SIZE).fingerprint == tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_fingerprint_of_each_class_changes_with_a_weight(tmp_path, name, encoder_of_rae):
+    saved_by_diffusers(tmp_path, name)
+    tokenizer = from_diffusers(tmp_path, image_size=SIZE)
+    before = tokenizer.fingerprint
+    with torch.no_grad():
+        next(tokenizer.parameters()).view(-1)[0] += 1
+    assert tokenizer.fingerprint != before
+
+
+def test_rae_gives_images_back_at_its_own_size_only(tmp_path, encoder_of_rae):
+    saved_by_diffusers(tmp_path, "AutoencoderRAE")
+    with pytest.raises(ValueError, match=r"gives back images of 16 px for those of 32; set `image"):
+        from_diffusers(tmp_path, image_size=32)
+
+
+def test_a_size_that_a_model_cannot_halve_is_one_line(tmp_path):
+    saved_by_diffusers(tmp_path / "kl", "AutoencoderKL")
+    with pytest.raises(ValueError, match=r"AutoencoderKL gives back images of 14 px .* to 14"):
+        from_diffusers(tmp_path / "kl", image_size=15)
+
+    class Whole(Half):
+        def encode(self, images):
+            return super().encode(images.unflatten(-1, (-1, 2)).flatten(-2))
+
+    with pytest.raises(ValueError, match=r"Whole cannot take images of 15 px .*`image_size`"):
+        GridTokenizer(Whole(True), 15)
+
+
+def test_models_with_time_encode_in_several_threads_at_once(tmp_path):
+    """diffusers keeps the frames before in attributes of the model: two calls shared them."""
+    saved_by_diffusers(tmp_path, "AutoencoderKLQwenImage")
+    tokenizer = from_diffusers(tmp_path, image_size=64)
+    parts = images(16, 64).split(1)
+    with torch.no_grad():
+        expected = [tokenizer.decode(tokenizer.encode(part)) for part in parts]
+
+        def back(part):
+            with torch.no_grad():
+                return tokenizer.decode(tokenizer.encode(part))
+
+        with ThreadPoolExecutor(4) as pool:
+            for one, other in zip(expected, pool.map(back, parts)):
+                torch.testing.assert_close(one, other)
+    assert not hasattr(tokenizer.model, "_feat_map")
+
+
+def test_rae_without_transformers_and_an_old_diffusers_say_what_to_install(tmp_path, monkeypatch):
+    diffusers = pytest.importorskip("diffusers")
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderRAE"}')
+    monkeypatch.setattr(diffusers.utils, "is_transformers_available", lambda: False)
+    with pytest.raises(ImportError, match="AutoencoderRAE needs transformers: pip install"):
+        open_tokenizer(tmp_path, image_size=SIZE)
+    old = SimpleNamespace(__version__="0.32.0", AutoencoderKL=diffusers.AutoencoderKL)
+    monkeypatch.setitem(sys.modules, "diffusers", old)
+    with pytest.raises(ImportError, match=r"needs a newer diffusers than 0\.32\.0"):
+        open_tokenizer(tmp_path, image_size=SIZE)
 
 
 def test_other_models_of_diffusers_and_folders_without_one_are_refused(tmp_path):
     diffusers = pytest.importorskip("diffusers")
-    diffusers.AutoencoderTiny(
-        encoder_block_out_channels=(8,),
-        decoder_block_out_channels=(8,),
-        num_encoder_blocks=(1,),
-        num_decoder_blocks=(1,),
-    ).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds a AutoencoderTiny, not one of"):
+    diffusers.VQModel(norm_num_groups=8, block_out_channels=(8,)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds a VQModel, not one of \['AutoencoderDC', .*Tiny'"):
         from_diffusers(tmp_path, image_size=SIZE)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no folder of diffusers'"):
@@ -168,8 +305,10 @@ def test_our_own_and_the_released_weights_are_opened_by_the_same_call(tmp_path):
     assert opened.latent_shape == (5, 2) == tuple(opened.encode(images(2)).shape[1:])
 
 
-@pytest.mark.parametrize("kind", ["pixels", "grid", "AutoencoderKL", "AutoencoderDC"])
-def test_caching_analysis_and_evaluation_take_every_kind(tmp_path, make_pictures, kind):
+@pytest.mark.parametrize("kind", ["pixels", "grid", *CONFIGS])
+def test_caching_analysis_and_evaluation_take_every_kind(
+    tmp_path, make_pictures, kind, encoder_of_rae
+):
     if kind == "pixels":
         tokenizer = RawPixels(SIZE, 8)
     elif kind == "grid":
