@@ -86,7 +86,8 @@ FILES = {  # inside a package a file imports files to its left only
     ],
     "analysis": [
         *("definitions", "preprocess", "mixture", "fitting", "gmm", "projection", "labelled"),
-        *("probe", "geometry", "decoding", "card", "theory", "masks", "maps"),
+        *("probe", "purity", "geometry", "spectra", "grids", "decoding", "card", "theory"),
+        *("masks", "maps"),
     ],
     "widgets": [
         *("panel", "front", "charts", "uploads", "live", "ratio_chart", "mask_controls"),
