@@ -6,15 +6,20 @@ _NAMES, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "card": "CardSettings card_correlation cards_of diffusability_card",
-        "decoding": ("decoder_robustness interpolation_smoothness local_perceptual_continuity"),
-        "geometry": "channel_statistics intrinsic_dimension spectrum_numbers token_correlation",
+        "decoding": "decoder_robustness interpolation_smoothness local_perceptual_continuity",
+        "denoisers": "denoiser_curve denoiser_losses",
+        "ambiguity": "velocity_ambiguity",
+        "geometry": "channel_condition channel_effective_rank channel_statistics"
+        " intrinsic_dimension spectrum_numbers token_correlation token_uniformity",
         "gmm": "gmm_curve",
+        "grids": "grid_measures grid_of",
         "interpolation": "interpolated_distance mix_latents slerp",
         "maps": "decode_between decoded_psnr make_atlas velocity_losses",
         "masks": "MASK_KINDS ratio_curve study_mask",
         "preprocess": "common_dimensions needed_dimensions shared_dimensions spectrum_of",
         "probe": "knn_probe linear_probe",
         "projection": "fit_projection project",
+        "purity": "label_purity",
         "theory": "ToySettings sample_complexity",
     },
 )

@@ -175,6 +175,92 @@ MEASURES: dict[str, tuple[str, str, Better]] = {
         "the caller's",
         "lower",
     ),
+    # Neighbours' labels, latents on a grid, channels against each other.
+    "gsq": (
+        "share of images whose most similar other image has their label, by the cosine of tokens "
+        "averaged (not pooled: flattened), less their mean over images",
+        "PAE (arXiv 2605.07915), GSQ",
+        "higher",
+    ),
+    "lnc": (
+        "as gsq, the mean share among the most similar ones, as many as the settings say",
+        "arXiv 2606.03578, LNC",
+        "higher",
+    ),
+    "label_chance": (
+        "sum over labels of n_k (n_k - 1) / (n (n - 1)): gsq and lnc of labels dealt at random",
+        "this project",
+        "",
+    ),
+    "sec": (
+        "energy of the orthonormal DCT-II of each channel's grid at u + v > share (h - 1 + w - 1), "
+        "over all energy; channels of mean 0 and std 1",
+        "arXiv 2606.03578, eqs. 7-9; normalised here, else the constant part decides",
+        "lower",
+    ),
+    "lds": (
+        "mean cosine of a token's 4 neighbours on the grid - that of tokens |rows| + |columns| >= "
+        "far apart; channels of mean 0 and std 1",
+        "iREPA (arXiv 2512.10794), its code: the paper splits all pairs at one distance; "
+        "normalised here, and of latents, not of a teacher's features",
+        "higher",
+    ),
+    "cds": (
+        "minus the least-squares slope of the mean cosine over |rows| + |columns| = 1 .. steps; "
+        "channels of mean 0 and std 1",
+        "iREPA, its code; as lds",
+        "higher",
+    ),
+    "srss": (
+        "of a foreground token, mean cosine to its neighbours in the foreground - to tokens of the "
+        "background far away; over an image's tokens, then images; channels of mean 0 and std 1",
+        "iREPA; foreground: over half of a token's pixels have a colour below 0.98 of [-1, 1]",
+        "higher",
+    ),
+    "rmsc": (
+        "root of the mean over tokens of |u - mean of the image's u|^2, u of length 1, a mean over "
+        "images; channels of mean 0 and std 1",
+        "iREPA",
+        "higher",
+    ),
+    "esm_kl": (
+        "KL(image || latent) of log(1 + s) as shares, s the mean DCT power in rings of frequency, "
+        "the image's (blurred, bicubic to the grid) times ring^delta; channels of mean 0, std 1",
+        "Spectrum Matching (arXiv 2603.14645), its code; always blurred, and normalised here",
+        "lower",
+    ),
+    "equivariance": (
+        "E |encode(T x) - T encode(x)|^2 / E |T encode(x)|^2, channels normalised as those of "
+        "encode(x); T turns, or scales bilinearly: the small image amid its repeated edges",
+        "arXiv 2606.03578 and EQ-VAE (arXiv 2502.09509); the ratio and the edges are ours",
+        "lower",
+    ),
+    "channel_effective_rank": (
+        "exp of the entropy of the singular values' shares / C, of centred latents (pooled: tokens "
+        "averaged; else all tokens as rows)",
+        "PAE, eRank / C; centred here",
+        "",
+    ),
+    "channel_condition": (
+        "largest / smallest variance along an axis of the channels' covariance, all tokens as rows",
+        "this project",
+        "",
+    ),
+    "uniformity_density_cv": (
+        "std / mean of a Gaussian kernel's density at random normalised tokens on a t-SNE map",
+        "VA-VAE (arXiv 2501.01423), tools/latent_vis.py, one run here; tokens of all places",
+        "lower",
+    ),
+    "uniformity_gini": (
+        "Gini coefficient of that density",
+        "VA-VAE, as uniformity_density_cv",
+        "lower",
+    ),
+    "uniformity_entropy": (
+        "entropy of that density's shares over log2 of the number of tokens",
+        "VA-VAE, as uniformity_density_cv",
+        "higher",
+    ),
 }
 
 

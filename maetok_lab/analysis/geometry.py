@@ -3,8 +3,11 @@
 All sums and distances are float64: moments and distances of near neighbours are small differences.
 """
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -24,6 +27,8 @@ from maetok_lab.rng import generator
 MAX_ROWS = 5000  # distances of all pairs of so many rows are taken, at random
 NEIGHBOURS = {"twonn": 2, "mle": 10}  # distances to so many go into each estimate of the dimension
 TINY = 1e-300  # least variance: the smallest power of ten that float64 holds well
+ROUNDING = 1e-12  # a variance so much below the largest, or the squared mean, is none
+PERPLEXITY = 30  # of t-SNE, about how many neighbours it looks at
 
 
 def intrinsic_dimension(latents: Any, *, method: str = "twonn", seed: int = 0) -> float:
@@ -134,3 +139,94 @@ def token_correlation(latents: Any) -> float:
     correlation = (covariance / (std[:, :, None] * std[:, None, :])).abs()
     different = ~torch.eye(tokens, dtype=torch.bool)
     return float(correlation[:, different].mean().clamp(max=1))
+
+
+# Channels against each other ----------------------------------------------------------------------
+
+
+def channel_effective_rank(latents: Any, *, pool: bool = True) -> float:
+    """eRank / C: exp of the entropy of the singular values' shares, over the channels: in (0, 1].
+
+    Of latents (n, N, C) less their mean, tokens averaged if `pool`, else all tokens as rows. Raises
+    ValueError for constant latents and NaN.
+    """
+    variances = channel_variances(latents, pool=pool)
+    share = variances.sqrt() / variances.sqrt().sum()
+    entropy = -(share * share.clamp(min=TINY).log()).sum()
+    return float(entropy.exp() / len(share))
+
+
+def channel_condition(latents: Any) -> float:
+    """Largest over smallest variance along an axis of channel space, all tokens as rows; >= 1.
+
+    Infinite where some channels are sums of others. Raises ValueError as `channel_effective_rank`.
+    """
+    variances = channel_variances(latents, pool=False)
+    return float(variances[0] / variances[-1]) if variances[-1] > 0 else math.inf
+
+
+def channel_variances(latents: Any, *, pool: bool) -> Tensor:
+    """Eigenvalues (C,) of the channels' covariance, largest first, those of rounding as 0."""
+    latents = as_rows(latents)
+    if len(latents.shape) != 3:
+        raise ValueError(f"channels are those of latents (n, N, C), not {tuple(latents.shape)}")
+    width_of(latents)
+    channels = latents.shape[2]
+
+    def rows() -> Iterator[Tensor]:
+        for _, flat in flat_chunks(latents, "cpu"):
+            tokens = flat.view(len(flat), -1, channels)
+            yield tokens.mean(dim=1) if pool else tokens.flatten(0, 1)
+
+    # centred before the product: E[x x'] - m m' would lose the digits that the mean takes
+    count = latents.shape[0] * (1 if pool else latents.shape[1])
+    mean = sum(part.sum(dim=0) for part in rows()) / count
+    covariance = torch.zeros(channels, channels, dtype=torch.float64)
+    for part in rows():
+        covariance += (part - mean).T @ (part - mean) / count
+    if not covariance.isfinite().all():
+        raise ValueError("latents hold NaN or infinite values")
+    variances = torch.linalg.eigvalsh(covariance).flip(0)
+    if variances[0] <= ROUNDING**2 * mean.square().sum():
+        raise ValueError("latents are constant: they have no variance")
+    return torch.where(variances > ROUNDING * variances[0], variances, 0.0)
+
+
+def token_uniformity(latents: Any, *, tokens: int = 10_000, seed: int = 0) -> dict[str, float]:
+    """How evenly random tokens of (n, N, C) lie on a t-SNE map: what `density_evenness` says.
+
+    Slow (minutes) and noisy: VA-VAE averages ten runs. Raises ValueError for too few tokens.
+    """
+    from sklearn.manifold import TSNE  # takes a second to import, and this is seldom called
+
+    latents = as_rows(latents)
+    count, per_image, _ = latents.shape
+    if min(tokens, count * per_image) <= 3 * PERPLEXITY:
+        raise ValueError(
+            f"t-SNE needs more than {3 * PERPLEXITY} tokens, not {min(tokens, count * per_image)}; "
+            "take more images, or raise `tokens`"
+        )
+
+    # random tokens of random images, less channels' means and over their standard deviations
+    order = torch.randperm(count * per_image, generator=generator(seed, "uniformity"))[:tokens]
+    places = order % per_image
+    statistics = channel_statistics(latents)
+    flat = take_rows(latents, order // per_image)[torch.arange(len(order)), places].double().cpu()
+    mean, std = torch.tensor(statistics[["mean", "std"]].to_numpy().T)
+    mapper = TSNE(2, perplexity=PERPLEXITY, init="pca", random_state=seed, n_jobs=1)
+    return density_evenness(mapper.fit_transform(((flat - mean) / std).float().numpy()))
+
+
+def density_evenness(points: np.ndarray) -> dict[str, float]:
+    """Variation, Gini coefficient and entropy of the density at points (n, 2): 0, 0, 1 if even."""
+    from scipy.stats import gaussian_kde  # here, because importing it takes half a second
+
+    density = np.sort(gaussian_kde(points.T)(points.T))
+    count = len(density)
+    share = density / density.sum()
+    rank = 2 * np.arange(1, count + 1) - count - 1
+    return {
+        "uniformity_density_cv": float(density.std() / density.mean()),
+        "uniformity_gini": float((rank * share).sum() / count),
+        "uniformity_entropy": float(-(share * np.log2(share + 1e-10)).sum() / math.log2(count)),
+    }

@@ -8,11 +8,16 @@ import pytest
 import torch
 from scipy import stats
 
+from maetok_lab.analysis.definitions import MEASURES
 from maetok_lab.analysis.geometry import (
+    channel_condition,
+    channel_effective_rank,
     channel_statistics,
+    density_evenness,
     intrinsic_dimension,
     spectrum_numbers,
     token_correlation,
+    token_uniformity,
 )
 from maetok_lab.rng import generator
 
@@ -93,3 +98,82 @@ def test_token_correlation_is_one_for_repeated_and_small_for_independent_tokens(
     )
     with pytest.raises(ValueError, match="N > 1"):
         token_correlation(one)
+
+
+# Channels against each other ----------------------------------------------------------------------
+
+
+def corners(scales):
+    """Latents of one token whose channels are independent, of these standard deviations."""
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * len(scales))
+    return (100 + signs * torch.tensor(scales))[:, None]
+
+
+def test_channel_rank_and_condition_of_known_variances():
+    even = corners([3.0, 3.0, 3.0, 3.0])
+    assert channel_effective_rank(even) == pytest.approx(1)
+    assert channel_condition(even) == pytest.approx(1)
+    # shares of the singular values 2, 1, 1 are 1/2, 1/4, 1/4: their entropy is 1.5 log 2
+    uneven = corners([2.0, 1.0, 1.0])
+    assert channel_effective_rank(uneven) == pytest.approx(2**1.5 / 3)
+    assert channel_condition(uneven) == pytest.approx(4)
+    # turning the channels changes neither
+    turned, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator(0, "turn")))
+    assert channel_effective_rank(uneven @ turned) == pytest.approx(2**1.5 / 3, rel=1e-5)
+    assert channel_condition(uneven @ turned) == pytest.approx(4, rel=1e-4)
+
+
+def test_channels_that_repeat_each_other_are_one():
+    one = torch.randn(300, 2, 1, generator=generator(0, "one"))
+    repeated = one * torch.tensor([1.0, -2.0, 3.0, 0.5])
+    assert channel_effective_rank(repeated) == pytest.approx(1 / 4, rel=1e-4)
+    assert channel_condition(repeated) == math.inf
+
+
+def test_channel_rank_agrees_with_singular_values():
+    x = torch.randn(200, 5, 4, generator=generator(0, "x")) * torch.tensor([1.0, 2, 3, 9]) + 7
+    for pool, rows in ((True, x.mean(dim=1)), (False, x.flatten(0, 1))):
+        values = np.linalg.svd((rows - rows.mean(0)).double().numpy(), compute_uv=False)
+        share = values / values.sum()
+        expected = np.exp(-(share * np.log(share)).sum()) / 4
+        assert channel_effective_rank(x, pool=pool) == pytest.approx(expected)
+    condition = np.linalg.cond(np.cov(x.flatten(0, 1).double().numpy().T))
+    assert channel_condition(x) == pytest.approx(condition)
+    for measure in (channel_condition, channel_effective_rank):
+        with pytest.raises(ValueError, match=r"latents \(n, N, C\)"):
+            measure(x.flatten(1))
+        with pytest.raises(ValueError, match="constant"):
+            measure(torch.full((20, 3, 4), 0.1))
+        with pytest.raises(ValueError, match="NaN"):
+            measure(x * math.nan)
+
+
+def test_density_on_a_circle_is_even_and_in_clusters_it_is_not():
+    angles = np.arange(200) * 2 * math.pi / 200
+    circle = density_evenness(np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    assert set(circle) <= set(MEASURES)
+    assert list(circle.values()) == pytest.approx([0, 0, 1], abs=1e-6)
+    # three heaps, at the corners of a triangle: by their points, densities are 2 to 1 to 1
+    corners_of_triangle = [[0.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]]
+    uneven = density_evenness(np.repeat(corners_of_triangle, [100, 50, 50], axis=0))
+    density = np.repeat([2.0, 1.0], 100)
+    cv = density.std() / density.mean()
+    assert uneven["uniformity_density_cv"] == pytest.approx(cv, rel=1e-3)
+    share = density / density.sum()
+    entropy = -(share * np.log2(share)).sum() / np.log2(200)
+    assert uneven["uniformity_entropy"] == pytest.approx(entropy, abs=1e-4)
+    apart = np.abs(density[:, None] - density).mean()
+    assert uneven["uniformity_gini"] == pytest.approx(apart / (2 * density.mean()), rel=1e-3)
+
+
+def test_uniformity_is_that_of_random_normalised_tokens():
+    latents = torch.randn(60, 5, 2, generator=generator(0, "even"))
+    score = token_uniformity(latents, tokens=250)
+    assert set(score) <= set(MEASURES)
+    assert 0 < score["uniformity_gini"] < score["uniformity_density_cv"] < 1
+    assert 0.9 < score["uniformity_entropy"] < 1
+    # of channels only the shape counts, not their scale; other tokens give other numbers
+    assert token_uniformity(latents * torch.tensor([4.0, 0.5]), tokens=250) == score
+    assert token_uniformity(latents, tokens=250, seed=1) != score
+    with pytest.raises(ValueError, match=r"more than 90 tokens, not 50; take more images"):
+        token_uniformity(latents[:10])
