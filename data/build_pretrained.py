@@ -178,6 +178,7 @@ def generation(train: ImageSource, seed: int) -> dict[str, object]:
         sampler="euler",
         steps=SAMPLING["num_steps"],
         path=model.trained_path,
+        time_shift=model.trained_shift,
         guidance_scale=guidance.scale,
         guidance_low=guidance.low,
         guidance_high=guidance.high,

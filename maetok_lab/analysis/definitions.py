@@ -107,10 +107,11 @@ MEASURES: dict[str, tuple[str, str, Better]] = {
     ),
     "diffusion_loss": (
         "mean over test latents, noise and t drawn as in training (where t_from is set, those in "
-        "t_from <= t < t_from + 0.25) of the training's loss: (network - velocity)^2 a number, "
-        "and direction_weight (1 - cosine) where the model has one; latents normalised by the "
-        "training latents, averaged weights",
-        "SiT (arXiv 2401.08740), as in MAETok, figure 2b",
+        "t_from <= t < t_from + 0.25) of the training's loss: (network - velocity)^2 a number "
+        "(with prediction = data the network's velocity is made of its estimate of z, and both "
+        "are clipped: (z_t - z) / max(t, 0.05)), and direction_weight (1 - cosine) where the model "
+        "has one; latents normalised by the training latents, averaged weights",
+        "SiT (arXiv 2401.08740), as in MAETok, figure 2b; the clip is JiT's (arXiv 2511.13720)",
         "lower",
     ),
     # what can be told of velocities without learning, and how far a network gets beyond that
@@ -260,6 +261,25 @@ MEASURES: dict[str, tuple[str, str, Better]] = {
         "entropy of that density's shares over log2 of the number of tokens",
         "VA-VAE, as uniformity_density_cv",
         "higher",
+    ),
+    # ways of samplings: M equal Euler steps (`steps` in the settings) from noise, without guidance;
+    # states x_0 .. x_M, moves D_i = x_i+1 - x_i, means over samples
+    "path_straightness": (
+        "mean over i of cos(D_i, D_i+1), both flattened; 1 where the way is a straight line; it "
+        "depends on M and on guidance, which is none",
+        "arXiv 2606.03578, eqs. 10 and 11",
+        "higher",
+    ),
+    "path_efficiency": (
+        "|x_M - x_0| / sum over i of |D_i|; 1 where the way is a straight line; it depends on M "
+        "and on guidance, which is none",
+        "arXiv 2606.03578, eqs. 10 and 11",
+        "higher",
+    ),
+    "path_length_ratio": (
+        "M |D_i| / |x_M - x_0| of each step i; 1 at all i where the way is straight and even",
+        "arXiv 2606.03578, eqs. 10 and 11",
+        "",
     ),
 }
 

@@ -153,7 +153,8 @@ def velocity_losses(
             t = torch.full((len(rows),), (step + 0.5) / times)
             same = noise.expand(len(rows), *noise.shape)
             part = (latents[rows].to(device), labels[rows].to(device))
-            losses = velocity_loss(model, *part, t=t, noise=same, path=model.trained_path)
+            trained = {"path": model.trained_path, "prediction": model.trained_prediction}
+            losses = velocity_loss(model, *part, t=t, noise=same, **trained)
             total[rows] += losses.cpu() / times
     return total
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer, swiglu_width
-from maetok_lab.diffusion.sampling import Guidance, Method, time_grid
+from maetok_lab.diffusion.sampling import Guidance, Method, shift_to_follow, time_grid
 from maetok_lab.layers.conditioning import NUM_FREQUENCIES
 
 
@@ -55,7 +55,8 @@ def sampling_cost(
     method: Method = "euler",
     guidance: Guidance | None = None,
     weak_model: DiffusionTransformer | None = None,
-    time_shift: float = 1.0,
+    time_shift: float | None = None,
+    start: float = 1.0,
     **_: object,
 ) -> SamplingCost:
     """The cost of `sample` with these arguments (its others cost nothing), before it starts."""
@@ -64,7 +65,7 @@ def sampling_cost(
 
     # a row for every evaluation, and a second one, of the null class, where guidance applies
     rows = guided = 0
-    times = time_grid(method, num_steps, time_shift).tolist()
+    times = time_grid(method, num_steps, shift_to_follow(model, time_shift), start).tolist()
     for step, t in enumerate(times[:-1], start=1):
         evaluations = 1
         if method == "heun" and step < num_steps:

@@ -12,9 +12,7 @@ from maetok_lab.config import from_json, to_json
 from maetok_lab.data.latents import LatentSpace
 from maetok_lab.diffusion.lightningdit import PATCH_EMBED, from_lightningdit
 from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer, describe_model
-from maetok_lab.diffusion.path import PATHS
 from maetok_lab.diffusion.released import from_released
-from maetok_lab.hints import check_choice
 from maetok_lab.identity import check_owner
 from maetok_lab.runs import Run, find_run
 from maetok_lab.runs.building import build_to_fit, reading
@@ -57,8 +55,7 @@ def _exported(
         if type(value) is not int:
             raise TypeError(f"{name} must be int, not {type(value).__name__} {value!r}")
     model = build_to_fit(lambda: DiffusionTransformer(shape, **sizes), tensors, source)
-    check_choice(config["path"], list(PATHS), "path")
-    model.trained_path = config["path"]
+    model.set_training(config["path"], **_younger(config))
     model.tokenizer_fingerprint = str(config["latent_space"]["tokenizer"])
     return model.eval()
 
@@ -78,9 +75,14 @@ def _from_run(run: Run, ema: float | None) -> DiffusionTransformer:
     sizes = {key: checkpoint.state[key] for key in ("num_tokens", "latent_dim", "num_classes")}
     model = DiffusionTransformer(from_json(DiffusionConfig, run.config["model"]), **sizes)
     load_strictly(model, checkpoint.tensors[group], f"run {run.name}")
-    model.trained_path = run.config["path"]
+    model.set_training(run.config["path"], **_younger(run.config))
     model.tokenizer_fingerprint = run.config["tokenizer"]
     return model.eval()
+
+
+def _younger(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs and weights may say of a training that older ones do not."""
+    return {name: config[name] for name in ("prediction", "time_shift") if name in config}
 
 
 def export_diffusion(
@@ -103,6 +105,8 @@ def export_diffusion(
         "config": to_json(model.config),
         "sizes": describe_model(model),
         "path": model.trained_path,
+        "prediction": model.trained_prediction,
+        "time_shift": model.trained_shift or 1.0,
         "latent_space": {
             # of the weights as they are exported: at `dtype`, where they are rounded
             "tokenizer": copy.deepcopy(tokenizer).to(dtype).fingerprint,

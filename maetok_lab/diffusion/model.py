@@ -5,12 +5,13 @@ Parameters carry the released SiT's names.
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from maetok_lab.diffusion.path import PathName
+from maetok_lab.diffusion.path import PATHS, PathName, Prediction, TimeShift, shift_for
+from maetok_lab.hints import check_choice
 from maetok_lab.layers.conditioning import LabelEmbedding, TimeEmbedding
 from maetok_lab.layers.grid import (
     AxialRope2d,
@@ -142,6 +143,9 @@ class DiffusionTransformer(BlockStack):
     """
 
     trained_path: PathName = "linear"  # the interpolant of its training, which sampling follows
+    trained_shift: float | None = None  # of the times of its training, likewise; None is none
+    # what its last layer gives; `forward` makes a velocity of it
+    trained_prediction: Prediction = "velocity"
     tokenizer_fingerprint: str = ""  # of the tokenizer of its latents, where that is recorded
 
     def __init__(
@@ -180,7 +184,20 @@ class DiffusionTransformer(BlockStack):
         condition = self.t_embedder(t) + self.y_embedder(labels)  # (B, D)
         for block in self.blocks:
             x = self.run_block(block, x, condition, rotation)
-        return self.final_layer(x, condition)
+        output = self.final_layer(x, condition)
+        if self.trained_prediction == "velocity":
+            return output
+        return PATHS[self.trained_path].velocity(x_t, output, t[:, None, None])
+
+    def set_training(
+        self, path: PathName, prediction: Prediction = "velocity", time_shift: TimeShift = 1.0
+    ) -> None:
+        """How it is trained; ValueError for a path, prediction or shift that is none."""
+        check_choice(path, list(PATHS), "path")
+        check_choice(prediction, list(get_args(Prediction)), "prediction")
+        self.trained_path = path
+        self.trained_prediction = prediction
+        self.trained_shift = shift_for(time_shift, self.num_tokens, self.latent_dim)
 
     def rotation(self, device: torch.device) -> Rotation | None:
         """What turns queries and keys, cos and sin (1, N, head_dim / 2); None for sines alone."""

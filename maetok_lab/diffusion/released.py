@@ -56,10 +56,10 @@ def to_released(model: DiffusionTransformer) -> dict[str, Tensor]:
     """The weights under the authors' names; ValueError for a model that their SiT cannot be."""
     config = model.config
     sit = DiffusionConfig(width=config.width, depth=config.depth, num_heads=config.num_heads)
-    if config != sit:
+    if config != sit or model.trained_prediction != "velocity":
         raise ValueError(
-            "only SiT (LayerNorm, GELU, fixed 1-D sines, no QK-norm) has a released form,"
-            f" not {config}"
+            "only SiT (LayerNorm, GELU, fixed 1-D sines, no QK-norm) that predicts a velocity has"
+            f" a released form, not {config} that predicts {model.trained_prediction}"
         )
     return dict(model.state_dict())
 

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from maetok_lab.diffusion.path import PATHS, Path, PathName
+from maetok_lab.diffusion.path import PATHS, Path, PathName, check_shift, shift_times
 from maetok_lab.hints import choose
 from maetok_lab.rng import generator
 
@@ -123,14 +123,16 @@ def sample_steps(
     guidance: Guidance | None = None,
     path: PathName | None = None,  # None is the model's own, linear for a model that has none
     weak_model: Model | None = None,  # guides instead of the null class
-    time_shift: float = 1.0,  # see `time_grid`
+    time_shift: float | None = None,  # see `time_grid`; None is that of the model's training
+    start: float = 1.0,  # the time of `noise`: below 1 it is latents on their way
     seeds: Sequence[int] | None = None,  # one a sample, for Euler-Maruyama's noise
     sde_noise: Tensor | None = None,  # or that noise itself, (num_steps - 1, B, N, C)
 ) -> Iterator[SampleStep]:
-    """Integrate from t = 1 to 0, yielding every step.
+    """Integrate from t = `start` to 0, yielding every step.
 
     noise (B, N, C), labels (B,), of which `num_classes` is the null class. Raises ValueError for an
-    unknown method or path, labels out of range, sizes that differ, and a missing seed.
+    unknown method or path, labels out of range, sizes that differ, a missing seed, and a start
+    that is none.
     """
     integrate = choose(method, INTEGRATORS, "sampler")
     interpolant = choose(path or getattr(model, "trained_path", "linear"), PATHS, "path")
@@ -140,7 +142,7 @@ def sample_steps(
             "an unconditional model has no labels to be guided by; it can be guided by a weak_model"
         )
     velocity = GuidedVelocity(model, labels, guidance, weak_model)
-    times = time_grid(method, num_steps, time_shift)
+    times = time_grid(method, num_steps, shift_to_follow(model, time_shift), start)
 
     # many small steps are added up, so the state is float64; Apple's GPU has none
     precision = torch.float64
@@ -160,21 +162,39 @@ def sample_steps(
         yield from integrate(velocity, x, times, interpolant)
 
 
-def time_grid(method: Method, num_steps: int, time_shift: float = 1.0) -> Tensor:
-    """The times between steps, from 1 to 0, float64 (num_steps + 1,): equal steps, then shifted.
+def shift_to_follow(model: Model, time_shift: float | None) -> float:
+    """`time_shift`; where that is None the one that the model was trained with, 1 for none."""
+    if time_shift is None:
+        time_shift = getattr(model, "trained_shift", None)
+    return 1.0 if time_shift is None else time_shift
 
-    A `time_shift` above 1 spends more steps near the noise. Raises ValueError for one of 0 or less.
+
+def time_grid(
+    method: Method, num_steps: int, time_shift: float = 1.0, start: float = 1.0
+) -> Tensor:
+    """Times between steps, `start` to 0, float64 (num_steps + 1,): equal steps, then shifted.
+
+    A `time_shift` above 1 spends more steps near the noise. Raises ValueError for one of 0 or less,
+    and a start outside (0, 1] or, for Euler-Maruyama, where its noise has ended.
     """
-    if time_shift <= 0:
-        raise ValueError(f"time_shift must be above 0 (1 is none), not {time_shift}")
+    check_shift(time_shift)
+    if not 0 < start <= 1:
+        raise ValueError(f"sampling must start in (0, 1], 1 being noise, not at {start}")
+
+    # before its shift, so that the first time is `start`; at 1 it is 1 to the last bit
+    first = start / (start + time_shift * (1 - start))
     if method == "euler_maruyama":
-        times = torch.linspace(1, LAST_NOISY_TIME, num_steps, dtype=torch.float64)
+        if first <= LAST_NOISY_TIME:
+            raise ValueError(
+                f"euler_maruyama adds no noise below t = {LAST_NOISY_TIME} (before a time shift),"
+                f" so it cannot start at {start}: start later or take another sampler"
+            )
+        times = torch.linspace(first, LAST_NOISY_TIME, num_steps, dtype=torch.float64)
         times = torch.cat([times, torch.zeros(1)])
     else:
-        times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
-    # Esser et al. 2024, equation 23, with t = 1 noise as here. LightningDiT counts time the other
-    # way: its shift of 0.3 is 1 / 0.3 here.
-    return time_shift * times / (1 + (time_shift - 1) * times)
+        times = torch.linspace(first, 0, num_steps + 1, dtype=torch.float64)
+    # LightningDiT counts time the other way: its shift of 0.3 is 1 / 0.3 here.
+    return shift_times(times, time_shift)
 
 
 # ---- integrators ----

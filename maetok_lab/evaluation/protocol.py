@@ -42,7 +42,8 @@ class EvalProtocol:
     sampler: str | None = None  # the integrator
     steps: int | None = None  # of the sampler
     path: str | None = None  # from noise to latents, as the model was trained
-    time_shift: float | None = younger(None)  # of the steps, towards noise; None and 1 are none
+    # of the steps, towards noise; 1 is none, None that of the model's training
+    time_shift: float | None = younger(None)
     guidance_scale: float | None = None  # None and 1 mean no guidance
     guidance_low: float | None = None  # guided while low <= t <= high; t = 1 is noise
     guidance_high: float | None = None  # the other end of the interval
@@ -87,7 +88,7 @@ class EvalProtocol:
             words.append(self.sampler)
             if self.steps:
                 words.append(f"{self.steps} steps")
-            if self.time_shift not in (None, 1):
+            if self.time_shift is not None:
                 words.append(f"time shift {self.time_shift:g}")
         if self.guidance_scale is not None:
             interval = ""

@@ -18,6 +18,7 @@ from PIL import Image
 from maetok_lab.config import differing_fields, to_json
 from maetok_lab.data.latents import LatentSpace
 from maetok_lab.data.readers import BrokenImageError, read_rgb
+from maetok_lab.diffusion.loading import load_diffusion
 from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.diffusion.sampling import Guidance
 from maetok_lab.evaluation.npz import write_npz
@@ -67,7 +68,7 @@ def class_labels(
 
 
 def sampling_protocol(run: Run, **fields: Any) -> EvalProtocol:
-    """How samples of a diffusion run are drawn: its path and first EMA rate, Euler in 20 steps.
+    """How a diffusion run's samples are drawn: its path, shift and first EMA rate, 20 Euler steps.
 
     `fields` are those of EvalProtocol: `steps=25, guidance_scale=3.0, guidance_high=0.75`.
     """
@@ -75,9 +76,18 @@ def sampling_protocol(run: Run, **fields: Any) -> EvalProtocol:
         "sampler": "euler",
         "steps": 20,
         "path": run.config["path"],
+        "time_shift": _trained_shift(run),
         "ema": run.config["ema_decays"][0],
     }
     return EvalProtocol(**facts | fields)
+
+
+def _trained_shift(run: Run) -> float | None:
+    """The time shift of a diffusion run; None is none."""
+    if run.config.get("time_shift", 1.0) == 1:
+        return None
+    # one by dimension needs the size of the latents, which the model has
+    return load_diffusion(run.folder).trained_shift
 
 
 def sampling_options(
@@ -109,7 +119,7 @@ def sampling_options(
         "method": protocol.sampler,
         "num_steps": protocol.steps,
         "path": protocol.path,
-        "time_shift": 1.0 if protocol.time_shift is None else protocol.time_shift,
+        "time_shift": protocol.time_shift,
         "guidance": guidance,
         "weak_model": weak_model,
         "seed": protocol.seed,

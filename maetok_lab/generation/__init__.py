@@ -2,4 +2,6 @@
 
 from maetok_lab.lazy import lazy_names
 
-_NAMES, __getattr__, __dir__ = lazy_names(__name__, {"images": "generate reconstruct"})
+_NAMES, __getattr__, __dir__ = lazy_names(
+    __name__, {"images": "generate reconstruct", "trajectories": "path_numbers trajectory_shape"}
+)

@@ -119,7 +119,8 @@ def draw(
         seeds = [seeds_for(seed, 1, start=row)[0] for row in batch.tolist()]
         noise = draw_noise(seeds, model.num_tokens, model.latent_dim, device=device)
         with autocast(device, precision):
-            latents = sample(velocity, noise, labels[batch].to(device), seeds=seeds, **sampling)
+            drawing = {"seeds": seeds, "start": 1.0}  # noise, and nothing on its way from it
+            latents = sample(velocity, noise, labels[batch].to(device), **drawing, **sampling)
             latents = space.denormalise(latents).to(device_of(tokenizer))
             return tokenizer.decode(latents).float().clamp(-1, 1).cpu()
 

@@ -11,11 +11,20 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from maetok_lab.config import not_in_fingerprint
+from maetok_lab.config import not_in_fingerprint, younger
 from maetok_lab.data.latents import LatentDataset, LatentSpace, spread_rows
 from maetok_lab.device import Precision, autocast
 from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer, describe_model
-from maetok_lab.diffusion.path import PathName, TimeSampling, draw_times, velocity_loss
+from maetok_lab.diffusion.path import (
+    PathName,
+    Prediction,
+    TimeSampling,
+    TimeShift,
+    check_shift,
+    draw_times,
+    shift_for,
+    velocity_loss,
+)
 from maetok_lab.generation.images import draw
 from maetok_lab.pictures import image_grid, save_png
 from maetok_lab.protocols import AnyTokenizer
@@ -38,7 +47,11 @@ class DiffusionTraining:
     model: DiffusionConfig  # sizes and parts of the network
     num_classes: int  # 0: unconditional, the cache's labels are not read
     path: PathName = "linear"  # from noise to latents
+    # what the network gives; of "data" a velocity is made before the loss, see `Path.velocity`
+    prediction: Prediction = younger("velocity")
     time_sampling: TimeSampling = "logit-normal"  # which times are trained most
+    # of these times and of sampling's: above 1 towards noise; "dimension": see `dimension_shift`
+    time_shift: TimeShift = younger(1.0)
     direction_weight: float = 0.0  # LightningDiT's, see `velocity_loss`
     class_dropout: float = 0.1  # share of labels that become the null class, for guidance
     # the paper's SiT: constant rate, no weight decay
@@ -70,6 +83,8 @@ class DiffusionTraining:
             raise ValueError(f"class_dropout must be in [0, 1), not {self.class_dropout}")
         if not self.ema_decays:
             raise ValueError("need at least one ema_decay: sampling uses the averaged weights")
+        if self.time_shift != "dimension":
+            check_shift(self.time_shift)
 
 
 def train_diffusion(
@@ -154,6 +169,7 @@ class DiffusionTask:
             latent_dim=self.latents.latent_dim,
             num_classes=config.num_classes,
         ).to(device)
+        self.module.set_training(config.path, config.prediction, config.time_shift)
         self.model = self.module
         self.trained = {"model": self.module}
         self.autocast = autocast(device, config.precision)
@@ -184,7 +200,7 @@ class DiffusionTask:
                 labels = labels * 0
 
             draws = generator(config.seed, "flow", step, device=device)
-            times = draw_times(size, config.time_sampling, path=config.path, generator=draws)
+            times = training_times(config, latents, size, draws)
             noise = torch.randn(size, *x.shape[1:], generator=draws, device=device)
             yield DiffusionBatch(x, labels, times[rows], noise[rows])
 
@@ -206,6 +222,7 @@ class DiffusionTask:
                 t=times,
                 noise=batch.noise[rows],
                 path=config.path,
+                prediction=config.prediction,
                 direction_weight=config.direction_weight,
             )
         return losses.mean(), {"velocity": losses, "time": times}
@@ -265,6 +282,16 @@ class DiffusionTask:
         return {f"val_{name}": value for name, value in losses.items()}
 
 
+def training_times(
+    config: DiffusionTraining, latents: LatentDataset, count: int, draws: torch.Generator
+) -> torch.Tensor:
+    """Times as this training draws them for these latents. -> (count,)"""
+    shift = shift_for(config.time_shift, latents.num_tokens, latents.latent_dim)
+    return draw_times(
+        count, config.time_sampling, path=config.path, generator=draws, time_shift=shift
+    )
+
+
 @torch.inference_mode()
 def validation_loss(
     config: DiffusionTraining,
@@ -282,7 +309,7 @@ def validation_loss(
             x = space.normalise(validation.latents(indices))
             labels = validation.labels[indices].to(x.device) * (config.num_classes > 0)
             draws = generator(config.seed, "validation", repeat, number)
-            t = draw_times(len(x), config.time_sampling, path=config.path, generator=draws)
+            t = training_times(config, validation, len(x), draws)
             loss = velocity_loss(
                 model,
                 x,
@@ -290,6 +317,7 @@ def validation_loss(
                 t=t,
                 generator=draws,
                 path=config.path,
+                prediction=config.prediction,
                 direction_weight=config.direction_weight,
             )
             losses.append(loss.cpu())

@@ -149,3 +149,14 @@ def test_velocity_losses_are_each_latents_own_whatever_the_batch():
             velocity = model(x_t, torch.tensor([t]), labels[5:6])
         expected += (velocity - (noise - latents[5:6])).square().mean() / 2
     assert losses[5] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_velocity_losses_of_a_data_prediction_are_clipped_as_its_velocity_is():
+    model = DiffusionTransformer(DIFFUSION["test"], num_tokens=4, latent_dim=2, num_classes=3)
+    model.set_training("linear", "data")
+    latents = torch.randn(3, 4, 2, generator=generator(0, "latents"))
+    losses = velocity_losses(model.eval(), latents, torch.arange(3), times=20)
+    # a fresh network's estimate is zero
+    times = (torch.arange(20) + 0.5) / 20
+    share = (1 / times.clamp(min=0.05).square()).mean()
+    torch.testing.assert_close(losses, share * latents.square().mean((1, 2)), rtol=1e-4, atol=0)

@@ -69,9 +69,11 @@ class Counting(torch.nn.Module):
 
 @pytest.mark.parametrize("method", ["euler", "heun", "euler_maruyama"])
 @pytest.mark.parametrize("guidance", [None, Guidance(1.0), PAPER, Guidance(2.0, 0.3, 0.6)])
-@pytest.mark.parametrize("extra", [{}, {"time_shift": 2.5}, {"weak": True}])
+@pytest.mark.parametrize("extra", [{}, {"time_shift": 2.5}, {"weak": True}, {"start": 0.7}])
 def test_rows_are_counted_as_the_samplers_will_ask_for_them(method, guidance, extra):
     model, weak = Counting(), Counting()
+    if not extra:
+        model.inner.trained_shift = 2.5
     options = {"method": method, "num_steps": 9, "guidance": guidance}
     options |= {"weak_model": weak} if "weak" in extra else extra
     cost = sampling_cost(model, 2, **options)

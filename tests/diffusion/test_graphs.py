@@ -18,12 +18,13 @@ DEVICES = [
 ]
 
 
-@pytest.fixture
-def model() -> DiffusionTransformer:
+@pytest.fixture(params=["velocity", "data"])
+def model(request) -> DiffusionTransformer:
     model = DiffusionTransformer(DIFFUSION["test"], num_tokens=8, latent_dim=4, num_classes=3)
     draws = generator(0, "weights")
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=draws)
+    model.set_training("linear", request.param, 2.0)
     return model.eval()
 
 
@@ -45,6 +46,7 @@ def test_recorded_passes_and_weights_cast_once_give_the_same_bits(model, device,
 def test_what_a_sampler_asks_of_a_model_it_gets(model):
     graphed = Graphed(model)
     assert (graphed.num_classes, graphed.num_tokens, graphed.latent_dim) == (3, 8, 4)
+    assert graphed.trained_shift == 2.0
     with pytest.raises(ValueError, match="noise must be"):
         sample(graphed, torch.zeros(1, 5, 4), torch.zeros(1, dtype=torch.long), num_steps=1)
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from maetok_lab.config import override
 from maetok_lab.device import autocast
 from maetok_lab.diffusion.model import DIFFUSION, DiffusionConfig, DiffusionTransformer
+from maetok_lab.diffusion.path import PATHS
 from maetok_lab.layers.transformer import SwiGLU
 from maetok_lab.rng import generator
 
@@ -228,3 +229,32 @@ def test_the_residual_stream_is_float32_under_autocast(preset):
             rounded = model(*inputs)
     assert set(seen) == {torch.float32}
     assert (rounded - reference).norm() / reference.norm() < 0.006
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_network_that_predicts_data_gives_its_velocity(path):
+    torch.manual_seed(0)
+    config = DiffusionConfig(width=16, depth=1, num_heads=2)
+    model = DiffusionTransformer(config, num_tokens=4, latent_dim=3, num_classes=5)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x_t, t, labels = torch.randn(3, 4, 3), torch.tensor([0.1, 0.5, 1.0]), torch.tensor([0, 5, 2])
+    output = model(x_t, t, labels)
+    model.set_training(path, "data")
+    velocity = model(x_t, t, labels)
+    data = PATHS[path].data(x_t, velocity, t[:, None, None])
+    assert torch.allclose(data, output, atol=1e-5)
+
+
+def test_a_training_that_is_none_is_refused():
+    config = DiffusionConfig(width=16, depth=1, num_heads=2)
+    model = DiffusionTransformer(config, num_tokens=4, latent_dim=4, num_classes=5)
+    model.set_training("cosine", "data", "dimension")
+    told = (model.trained_path, model.trained_prediction, model.trained_shift)
+    assert told == ("cosine", "data", 1 / 16)
+    with pytest.raises(ValueError, match=r"unknown path 'cosin'; did you mean 'cosine'\?"):
+        model.set_training("cosin")
+    with pytest.raises(ValueError, match=r"unknown prediction 'noise'; choose one of \['data', 'v"):
+        model.set_training("linear", "noise")
+    with pytest.raises(ValueError, match=r"time_shift must be above 0 \(1 is none\), not 0"):
+        model.set_training("linear", "data", 0)

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from maetok_lab.diffusion.path import PATHS, draw_times, velocity_loss
+from maetok_lab.diffusion.path import (
+    LEAST_SIGMA,
+    PATHS,
+    dimension_shift,
+    draw_times,
+    shift_for,
+    velocity_loss,
+)
 from maetok_lab.rng import generator
 
 each_path = pytest.mark.parametrize("name", PATHS)
@@ -156,3 +163,66 @@ def test_a_bf16_velocity_is_compared_in_float32():
     )
     assert loss.dtype == torch.float32
     assert torch.allclose(loss, (((x + n) / 2).bfloat16().float() - (n - x)).square().mean((1, 2)))
+
+
+# Data prediction ----------------------------------------------------------------------------------
+
+
+@each_path
+def test_a_velocity_made_of_data_is_the_inverse_of_the_data_estimate(name):
+    x_t, data, path = noise(4, 3, 4), noise(4, 3, 4, seed=1), PATHS[name]
+    for time in (0.05, 0.3, 0.75, 1.0):
+        t = torch.tensor(time, dtype=torch.float64)
+        assert torch.allclose(path.data(x_t, path.velocity(x_t, data, t), t), data, atol=1e-12)
+    near = torch.tensor(0.01, dtype=torch.float64)
+    clipped = path.velocity(x_t, data, near) * LEAST_SIGMA / path.sigma(near)
+    assert torch.allclose(path.data(x_t, clipped, near), data, atol=1e-12)
+
+
+def test_the_loss_of_a_data_prediction_is_its_error_over_the_clipped_time():
+    x, n, guess = (noise(3, 4, 2, seed=seed).float() for seed in range(3))
+    t = torch.tensor([0.02, 0.5, 0.9])
+
+    def model(x_t, time, labels):
+        return PATHS["linear"].velocity(x_t, guess, time[:, None, None])
+
+    for weight in (0.0, 1.0):
+        options = {"t": t, "noise": n, "prediction": "data", "direction_weight": weight}
+        losses = velocity_loss(model, x, torch.zeros(3), **options)
+        expected = (guess - x).square().mean((1, 2)) / torch.tensor([0.05, 0.5, 0.9]).square()
+        if weight == 0:
+            assert torch.allclose(losses, expected, rtol=1e-4)
+        else:
+            assert (losses > expected).all()
+    # both are clipped: the perfect estimate has no loss at any time
+    guess = x
+    losses = velocity_loss(model, x, torch.zeros(3), t=t, noise=n, prediction="data")
+    assert losses.max() < 1e-10
+
+
+# Time shift ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "logit-normal"])
+@pytest.mark.parametrize("shift", [0.25, 6.0])
+def test_a_shift_multiplies_the_odds_of_noise(sampling, shift):
+    drawn = {}
+    for value in (None, 1.0, shift):
+        random = generator(0, "t")
+        drawn[value] = draw_times(500, sampling, path="linear", generator=random, time_shift=value)
+    assert torch.equal(drawn[None], drawn[1.0])
+    difference = drawn[shift].double().logit() - drawn[None].double().logit()
+    assert torch.allclose(difference, torch.full_like(difference, math.log(shift)), atol=1e-3)
+
+
+def test_the_shift_by_dimension_is_that_of_the_papers():
+    assert dimension_shift(128, 32) == 1  # MAETok-B
+    assert dimension_shift(256, 32) == pytest.approx(1.414, abs=1e-3)  # VA-VAE
+    assert dimension_shift(256, 768) == pytest.approx(6.93, abs=0.01)  # RAE
+    assert shift_for("dimension", 16, 16) == 0.25
+    assert shift_for(2.0, 16, 16) == 2.0
+    assert shift_for("dimension", 128, 32) is None
+    assert shift_for(1.0, 16, 16) is None
+    for bad in (0, -1.0, math.inf, math.nan, "dim"):
+        with pytest.raises(ValueError, match=rf"time_shift must be above 0 .*, not {bad}"):
+            shift_for(bad, 16, 16)

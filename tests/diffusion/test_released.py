@@ -171,6 +171,15 @@ def test_what_their_sit_cannot_express_has_no_released_form(change):
         to_released(DiffusionTransformer(config, num_tokens=4, latent_dim=2, num_classes=3))
 
 
+def test_a_data_prediction_has_no_released_form():
+    config = DiffusionConfig(width=16, depth=1, num_heads=2)
+    model = DiffusionTransformer(config, num_tokens=4, latent_dim=2, num_classes=3)
+    assert to_released(model)
+    model.set_training("linear", "data")
+    with pytest.raises(ValueError, match=r"only SiT .* velocity has a released form, .* data$"):
+        to_released(model)
+
+
 # Folders ------------------------------------------------------------------------------------------
 
 
@@ -251,12 +260,13 @@ def test_an_exported_folder_gives_model_and_latent_space_back_bound_to_the_expor
         width=16, depth=1, num_heads=2, norm="rmsnorm", mlp="swiglu", positions="rope-2d"
     )
     model = DiffusionTransformer(parts, num_tokens=16, latent_dim=8, num_classes=3).eval()
-    model.trained_path = "cosine"
+    model.set_training("cosine", "data", "dimension")
     export_tokenizer(tokenizer, tmp_path / "ours")
     export_diffusion(
         model, tmp_path / "flow", space=space, tokenizer=tokenizer, about="Four tokens."
     )
     back, record = load_diffusion(tmp_path / "flow"), load_latent_space(tmp_path / "flow")
+    assert (back.trained_prediction, back.trained_shift) == ("data", (128 / 4096) ** 0.5)
     assert (back.config, back.trained_path, describe_model(back)) == (
         parts,
         "cosine",

@@ -311,3 +311,62 @@ def test_dopri5_says_which_package_it_needs(monkeypatch):
         ImportError, match=r"sampler needs torchdiffeq: pip install 'maetok-lab\[evaluation\]'"
     ):
         sample(Rows(), torch.zeros(1, 1, 1), torch.tensor([1]), method="dopri5", num_steps=2)
+
+
+# Shift and start ----------------------------------------------------------------------------------
+
+
+def test_a_model_may_bring_the_shift_it_was_trained_with():
+    model, z = Pull(), noise(3, 1, 2)
+    plain, shifted = (
+        sample(model, z, torch.zeros(3), num_steps=6, time_shift=s) for s in (1.0, 3.0)
+    )
+    assert torch.equal(sample(model, z, torch.zeros(3), num_steps=6), plain)
+    model.trained_shift = 3.0
+    assert torch.equal(sample(model, z, torch.zeros(3), num_steps=6), shifted)
+    assert torch.equal(sample(model, z, torch.zeros(3), num_steps=6, time_shift=1.0), plain)
+    assert not torch.allclose(plain, shifted, atol=1e-3)
+
+
+def test_a_start_at_noise_has_the_times_of_before_and_a_later_one_begins_there():
+    for method in ("euler", "euler_maruyama"):
+        for shift in (1.0, 0.3, 7.7):
+            assert torch.equal(time_grid(method, 9, shift, 1.0), time_grid(method, 9, shift))
+            for start in (0.06, 0.5, 0.99):
+                times = time_grid("euler", 9, shift, start)
+                assert times[0].item() == pytest.approx(start, abs=1e-12)
+                assert times[-1] == 0
+                assert (times.diff() < 0).all()
+    assert time_grid("heun", 4, start=0.8).tolist() == pytest.approx([0.8, 0.6, 0.4, 0.2, 0])
+    grid = time_grid("euler_maruyama", 3, start=0.44)
+    assert grid.tolist() == pytest.approx([0.44, 0.24, 0.04, 0])
+    # equal steps before the shift, as from noise
+    shifted = time_grid("euler", 4, 3.0, 0.9)
+    unshifted = shifted / (3 - 2 * shifted)
+    assert unshifted.diff().tolist() == pytest.approx([-0.1875] * 4)
+
+
+@pytest.mark.parametrize("method", ["euler", "heun", "euler_maruyama", "dopri5"])
+def test_latents_on_their_way_are_led_to_the_end(method):
+    model = Rows()
+    labels = torch.tensor([2, 5])
+    options = {"method": method, "num_steps": 4, "start": 0.5, "seeds": [1, 2]}
+    z = noise(2, 1, 1)
+    steps = list(sample_steps(model, z, labels, **options))
+    assert max(t for _, t in model.calls) == pytest.approx(0.5)
+    assert steps[-1].t == 0
+    if method != "euler_maruyama":  # v = label for half of the time
+        expected = z.double() - labels[:, None, None] / 2
+        assert torch.allclose(steps[-1].x, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("start", [0, -0.5, 1.01, float("nan")])
+def test_a_start_that_is_none_is_refused(start):
+    with pytest.raises(ValueError, match=rf"must start in \(0, 1\], 1 being noise, not at {start}"):
+        sample(Rows(), torch.zeros(1, 1, 1), torch.tensor([1]), num_steps=2, start=start)
+
+
+def test_euler_maruyama_cannot_start_where_its_noise_has_ended():
+    options = {"method": "euler_maruyama", "num_steps": 2, "seeds": [1]}
+    with pytest.raises(ValueError, match=r"no noise below t = 0.04 .* cannot start at 0.04: start"):
+        sample(Rows(), torch.zeros(1, 1, 1), torch.tensor([1]), start=0.04, **options)

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
+from maetok_lab.diffusion.graphs import Graphed
+from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer
 from maetok_lab.diffusion.path import PATHS
-from maetok_lab.diffusion.sampling import sample, sample_steps
+from maetok_lab.diffusion.sampling import Guidance, sample, sample_steps
 
 each_path = pytest.mark.parametrize("path", PATHS)
 WEIGHTS, MEANS, STDS = (
@@ -127,3 +129,62 @@ def test_shifted_times_solve_the_same_equation(path, shift):
         Mixture(path), z, labels, method="heun", num_steps=128, path=path, time_shift=shift
     )
     assert (actual - quantile(z)).abs().mean() < 5e-3
+
+
+# Data prediction ----------------------------------------------------------------------------------
+
+
+def point_network(path: str, prediction: str) -> DiffusionTransformer:
+    """A network whose output is one point of three channels, whatever goes in."""
+    config = DiffusionConfig(width=16, depth=1, num_heads=2)
+    model = DiffusionTransformer(config, num_tokens=2, latent_dim=3, num_classes=4)
+    model.set_training(path, prediction)
+    torch.nn.init.zeros_(model.final_layer.linear.weight)
+    model.final_layer.linear.bias.data = POINT.clone()
+    return model.eval()
+
+
+POINT = torch.tensor([0.5, -2.0, 1.5])
+
+
+@pytest.mark.parametrize("method", ["euler", "heun"])
+def test_a_network_that_predicts_the_data_exactly_is_sampled_to_the_data(method):
+    z, labels = noise(4, 2, 3), torch.tensor([0, 1, 2, 3])
+    model = point_network("linear", "data")
+    for steps in (5, 20):  # none of whose velocities is clipped
+        options = {"method": method, "num_steps": steps}
+        end = sample(model, z, labels, **options)
+        assert torch.allclose(end, POINT.expand(4, 2, 3), atol=1e-5)
+        plain = sample(Point("linear"), z, labels, **options)
+        assert torch.allclose(end, plain, atol=1e-5)
+
+
+@each_path
+def test_below_the_clip_a_little_of_the_noise_stays(path):
+    z, labels = noise(4, 2, 3), torch.tensor([0, 1, 2, 3])
+    model = point_network(path, "data")
+    end = sample(model, z, labels, method="dopri5", num_steps=2)
+    if path == "linear":  # from t = 0.05 on dx / dt = (x - point) / 0.05
+        left = 0.05 / math.e * (z - POINT)
+        assert torch.allclose(end - POINT, left, atol=1e-3)
+    assert (end - POINT).abs().max() < 0.05 * (z - POINT).abs().max()
+
+
+class Point:
+    """The exact velocity of a point, as a network that predicts velocities would have it."""
+
+    def __init__(self, path: str):
+        self.trained_path = path
+
+    def __call__(self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return (x_t - POINT) / t[:, None, None]
+
+
+def test_networks_of_both_predictions_guide_each_other():
+    z, labels = noise(4, 2, 3), torch.tensor([0, 1, 2, 3])
+    strong = point_network("linear", "data")
+    weak = Point("linear")
+    for first, second in ((strong, weak), (weak, strong)):
+        options = {"weak_model": second, "guidance": Guidance(3.0), "num_steps": 10}
+        end = sample(Graphed(first), z, labels, **options)
+        assert torch.allclose(end, POINT.expand(4, 2, 3), atol=1e-4)

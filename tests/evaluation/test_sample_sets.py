@@ -139,7 +139,9 @@ STATED_BY = {  # the protocol's fields for each option of `sample_steps`
 
 
 def test_no_option_of_the_sampler_is_forgotten_by_the_protocol():
-    options = set(inspect.signature(sample_steps).parameters) - {"model", "noise", "labels"}
+    # a sample's noise is at t = 1
+    inputs = {"model", "noise", "start", "labels"}
+    options = set(inspect.signature(sample_steps).parameters) - inputs
     assert options == set(STATED_BY)
     stated = {"num_images", "labels", "precision", "ema", "rounding"}.union(*STATED_BY.values())
     assert stated <= {field.name for field in dataclasses.fields(EvalProtocol)}
@@ -173,6 +175,21 @@ def test_time_shift_and_weak_model_are_drawn_with_as_stated(model, tokenizer, tm
             sampling_options(protocol, given)
     with pytest.raises(ValueError, match="says weak_model = None, but"):
         sampling_options(PROTOCOL, weak)
+
+
+def test_a_protocol_without_a_shift_follows_the_model_and_no_sample_starts_on_the_way(
+    model, tokenizer
+):
+    request = (model, tokenizer, SPACE, class_labels(PROTOCOL, 4))
+    model.set_training("linear", time_shift=3.0)
+    own, none, three = (
+        generate(*request, **sampling_options(dataclasses.replace(PROTOCOL, time_shift=shift)))
+        for shift in (None, 1.0, 3.0)
+    )
+    assert torch.equal(own, three)
+    assert not torch.allclose(own, none, atol=1e-3)
+    with pytest.raises(TypeError, match="multiple values for keyword argument 'start'"):
+        generate(*request, num_steps=2, start=0.5)
 
 
 def test_protocols_without_the_younger_fields_keep_their_names():

@@ -52,6 +52,20 @@ def test_losses_are_by_time_and_trained_once(tmp_path, caches, monkeypatch):
         loss_by_time(Run(tmp_path / "pixels-0"))
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"prediction": "data"}, {"prediction": "data", "time_shift": "dimension"}]
+)
+def test_a_card_has_the_loss_under_any_prediction_and_shift(tmp_path, caches, changes):
+    train, test = caches
+    trained = diffusion_loss("flow", "test", train, test, root=tmp_path, **FLOW, **changes)
+    images = (train, train.labels, test, test.labels)
+    settings = dataclasses.replace(SETTINGS, diffusion_steps=4)
+    run = card_run("card", *images, diffusion=trained, settings=settings, root=tmp_path)
+    card = cards_of([run])["card"]
+    assert card.value["diffusion_loss"] == trained.summary["val_loss"]
+    assert "t drawn as in training" in card.attrs["definitions"]["diffusion_loss"]["formula"]
+
+
 def test_a_card_is_a_run_with_a_file_and_is_made_once(tmp_path, caches, monkeypatch):
     train, test = caches
     trained = diffusion_loss("flow", "test", train, test, root=tmp_path, **FLOW)

@@ -59,11 +59,15 @@ def sit() -> DiffusionTraining:
     )
 
 
-@pytest.fixture(params=["sit", "lightningdit"])
+@pytest.fixture(params=["sit", "data", "lightningdit"])
 def diffusion_config(request, sit) -> DiffusionTraining:
-    """The small SiT, and the same as a LightningDiT with all that differs."""
+    """The small SiT, one that predicts data at shifted times, and a LightningDiT with all that
+    differs.
+    """
     if request.param == "sit":
         return sit
+    if request.param == "data":
+        return override(sit, {"prediction": "data", "time_shift": "dimension"})
     return dataclasses.replace(
         sit,
         model=override(

@@ -4,14 +4,21 @@ refused.
 
 import signal
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from maetok_lab.config import override
+from maetok_lab.config import from_json, override, to_json
+from maetok_lab.diffusion.loading import load_diffusion
 from maetok_lab.diffusion.model import DIFFUSION
+from maetok_lab.evaluation.sample_sets import sampling_options, sampling_protocol
+from maetok_lab.generation.images import generate
+from maetok_lab.identity import fingerprint
+from maetok_lab.pictures import image_grid
 from maetok_lab.runs import Run
 from maetok_lab.training import loop
-from maetok_lab.training.diffusion import DiffusionTask, train_diffusion
+from maetok_lab.training.diffusion import DiffusionTask, DiffusionTraining, train_diffusion
 from maetok_lab.training.presets import DIFFUSION_TRAINING, diffusion_training
 
 
@@ -237,6 +244,54 @@ def test_a_batch_in_parts_gives_the_losses_and_weights_of_the_whole(tmp_path, ca
         override(sit, {"accumulate": 3})
 
 
+# Prediction and time shift ------------------------------------------------------------------------
+
+
+def test_a_training_of_velocities_without_a_shift_keeps_its_fingerprint(sit):
+    # of commit 62983de
+    assert fingerprint(sit) == "b5553cc0e95a2375"
+    for change in ({"prediction": "data"}, {"time_shift": 2}, {"time_shift": "dimension"}):
+        changed = override(sit, change)
+        assert fingerprint(changed) != fingerprint(sit)
+        assert from_json(DiffusionTraining, to_json(changed)) == changed
+    before = to_json(sit)
+    del before["prediction"], before["time_shift"]
+    assert from_json(DiffusionTraining, before) == sit
+
+
+def test_a_trained_model_comes_back_with_its_prediction_and_shift(tmp_path, cache, sit):
+    drawn = []
+    for changes in ({}, {"prediction": "data", "time_shift": "dimension"}):
+        config = override(sit, {"num_steps": 5, "ema_decays": (0.0,)} | changes)
+        run = Run.open(f"run-{len(drawn)}", config, root=tmp_path)
+        train(config, cache, run, tokenizer=Decoder())
+        model = load_diffusion(run.folder)
+        told = (model.trained_prediction, model.trained_shift)
+        assert told == (("data", (12 / 4096) ** 0.5) if changes else ("velocity", None))
+        protocol = sampling_protocol(run, steps=25)
+        assert protocol.time_shift == model.trained_shift
+
+        # the pictures on the way are drawn as the loaded model draws
+        labels = torch.linspace(0, 2, 16).long()
+        drawing = sampling_options(protocol) | {"precision": "fp32"}
+        images = generate(model, Decoder(), cache.space, labels, **drawing)
+        drawn.append(image_grid(images, columns=8))
+        picture = Image.open(run.folder / "samples" / "step-0000005.png")
+        small = picture.resize(drawn[-1].shape[1::-1], Image.NEAREST)
+        assert np.abs(np.asarray(small).astype(int) - np.asarray(drawn[-1])).max() <= 1
+    assert not np.array_equal(*drawn)
+
+
+def test_a_notebooks_changes_reach_prediction_and_shift(cache):
+    changes = {"prediction": "data", "time_shift": "dimension"}
+    config = diffusion_training("test", cache, num_classes=3, architecture="sit")
+    changed = override(config, changes)
+    assert changed == diffusion_training(
+        "test", cache, num_classes=3, architecture="sit", **changes
+    )
+    assert (changed.prediction, changed.time_shift) == ("data", "dimension")
+
+
 # Errors -------------------------------------------------------------------------------------------
 
 
@@ -277,6 +332,8 @@ def test_a_cache_with_negative_labels_is_refused(make_cache, sit):
         ({"num_steps": 0}, "num_steps and batch_size must be at least 1, not 0 and 8"),
         ({"class_dropout": 1.0}, r"class_dropout must be in \[0, 1\), not 1.0"),
         ({"ema_decays": ()}, "need at least one ema_decay: sampling uses the averaged weights"),
+        ({"time_shift": 0}, r"time_shift must be above 0 \(1 is none\), not 0"),
+        ({"prediction": "noise"}, r"prediction must be one of \['velocity', 'data'\], not 'noise'"),
     ],
 )
 def test_a_training_that_cannot_be_is_refused(sit, changes, message):

@@ -11,8 +11,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maetok_lab.config import override
-from maetok_lab.data.latents import LatentDataset, LatentSpace
-from maetok_lab.diffusion.path import velocity_loss
+from maetok_lab.data.latents import LatentCaching, LatentDataset, LatentSpace, write_latents
+from maetok_lab.diffusion.path import draw_times, velocity_loss
+from maetok_lab.rng import generator
 from maetok_lab.runs import Run
 from maetok_lab.training.diffusion import DiffusionTask, by_time, train_diffusion, validation_loss
 from maetok_lab.training.loop import State, make_engine, training_step
@@ -115,6 +116,58 @@ def test_the_direction_loss_is_trained_and_logged(tmp_path, cache, sit):
     assert found[1.0] - found[0.0] == pytest.approx(
         1.0, abs=1e-4
     )  # of a velocity of zero the cosine is 0
+
+
+class Gaussian(torch.nn.Module):
+    """An encoder: standard normal numbers, 4 tokens of 3 channels, made of nothing but a count."""
+
+    fingerprint = "weights"
+
+    def __init__(self):
+        super().__init__()
+        self.draws = generator(0, "gaussian")
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.randn(len(images), 4, 3, generator=self.draws)
+
+
+@pytest.mark.parametrize("shift", [1.0, 4.0])
+def test_a_data_prediction_learns_one_gaussian(tmp_path, make_pictures, sit, shift):
+    images = make_pictures(2000, 2)
+    caching = LatentCaching(tokenizer="weights", images=images.fingerprint, dtype="fp32")
+    cached = Run.open("cache", caching, root=tmp_path)
+    list(write_latents(Gaussian(), images, caching, cached, device=torch.device("cpu")))
+    latents = LatentDataset(cached)
+    changes = {"num_steps": 300, "batch_size": 64, "log_every": 1, "save_every": 999}
+    changes |= {"optimizer.learning_rate": 1e-2, "ema_decays": (0.98,), "model.width": 32}
+    changes |= {"prediction": "data", "time_shift": shift, "num_classes": 0}
+    config = override(sit, changes)
+    run = Run.open("a", config, root=tmp_path)
+    list(train_diffusion(config, latents, run, validation=latents, cpu=True))
+    # at first the estimate is zero, and its loss the mean of 1 / t^2
+    assert run.metrics("train")["loss"].iloc[0] > run.summary["val_loss"]
+    # the best estimate, ((1 - t) / b) x_t with b = (1 - t)^2 + t^2, has the loss 1 / b
+    t = draw_times(
+        100_000, "logit-normal", path="linear", generator=generator(1, "t"), time_shift=shift
+    )
+    best = (1 / ((1 - t) ** 2 + t**2)).mean().item()
+    assert best - 0.05 < run.summary["val_loss"] < best + 0.15
+
+
+def test_validation_draws_its_times_as_the_training_does(cache, sit):
+    class Zero(torch.nn.Module):
+        def forward(self, x_t, t, labels):
+            times.append(t)
+            return torch.zeros_like(x_t)
+
+    drawn = []
+    for shift in (1.0, 9.0, "dimension"):
+        times = []
+        validation_loss(override(sit, {"time_shift": shift}), Zero(), cache, cache.space)
+        drawn.append(torch.cat(times).logit())
+    for shifted, shift in zip(drawn[1:], (9.0, (12 / 4096) ** 0.5)):
+        expected = torch.full_like(shifted, math.log(shift))
+        assert torch.allclose(shifted - drawn[0], expected, atol=1e-3)
 
 
 # Bad steps ----------------------------------------------------------------------------------------
