@@ -1,7 +1,8 @@
 """Measures of latents that lie on a grid, as images do; learnable tokens have none of them.
 
 `grid_measures` is the table of all. Cosines are between tokens of length 1, `steps` are
-|rows| + |columns| between two tokens.
+|rows| + |columns| between two tokens. Positions alone raise LDS, CDS and SRSS: patch tokens of a
+tokenizer that was never trained score high.
 """
 
 import dataclasses
@@ -78,6 +79,7 @@ def grid_measures(
     if images is not None and len(images) != count:
         raise ValueError(f"`images` must be those of the {count} latents, not {len(images)}")
 
+    # what each entry is measured by, where there is a grid
     measures = {
         "sec": partial(high_frequency_share, tokens, grid),
         "lds": partial(local_similarity, tokens, grid),
