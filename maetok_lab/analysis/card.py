@@ -21,29 +21,36 @@ from scipy import stats
 from torch import Tensor
 
 from maetok_lab.analysis.ambiguity import velocity_ambiguity
-from maetok_lab.analysis.decoding import Decode, decoder_robustness
+from maetok_lab.analysis.decoding import Decode, decoder_robustness, local_perceptual_continuity
 from maetok_lab.analysis.definitions import Definition, definition
 from maetok_lab.analysis.denoisers import Denoiser, denoiser_curve
 from maetok_lab.analysis.entries import (
+    LPC,
     CardSettings,
     Entry,
     card_entry,
+    continuity_entries,
     decoder_entries,
     denoiser_entries,
     diffusion_entries,
     mixture_entries,
     probe_entries,
+    purity_entries,
     shape_entries,
 )
 from maetok_lab.analysis.gmm import gmm_curve
 from maetok_lab.analysis.preprocess import as_rows, spectrum_of, take_rows
 from maetok_lab.config import to_json
+from maetok_lab.data.latents import spread_rows
 from maetok_lab.files import finite, read_json, write_json
+from maetok_lab.nets import load_net
 from maetok_lab.rng import generator
 from maetok_lab.runs import Run
+from maetok_lab.tokenizer.perceptual import SqueezePerceptual
 
 FEWEST_RUNS = 5  # below, a correlation over runs means nothing
 DRAWS = 1000  # of runs, for its interval
+SMALLEST = 32  # pixels a side of images that SqueezeNet can tell apart
 CARD_FILE = "card.json"
 # The settings that `gmm_curve` takes by the same names.
 MIXTURE_FIELDS = ("components", "dimensions", "variance", "restarts", "seed")
@@ -75,8 +82,7 @@ def diffusability_card(
     shared = {name: getattr(settings, name) for name in MIXTURE_FIELDS}
     mixtures = gmm_curve(latents, heldout_latents=test_latents, folder=folder, **shared)
     data = (latents, labels, test_latents, test_labels)
-    dimensions = int(mixtures["dimensions"].iloc[0])
-    losses = _denoiser_losses(data, dimensions, model, settings)
+    losses = _denoiser_losses(data, int(mixtures["dimensions"].iloc[0]), model, settings)
     ambiguity = velocity_ambiguity(latents, labels, seed=settings.seed)
 
     # Every entry of the card, by group, in the order of the card; figures are drawn from tables.
@@ -85,32 +91,52 @@ def diffusability_card(
         "known": [card_entry(name, value, stated=definition("given")) for name, value in beside],
         "mixture": mixture_entries(mixtures),
         "shape": shape_entries(latents, settings.seed),
-        "probe": probe_entries(*data, validation, settings.seed),
+        "probe": [
+            *probe_entries(*data, validation, settings.seed),
+            *purity_entries(test_latents, test_labels),
+        ],
         "denoiser": denoiser_entries(ambiguity, losses),
     }
     tables = {"gmm": mixtures, "denoisers": losses}
     if decode is not None:
-        sample = take_rows(test_latents, torch.arange(min(settings.decoded, len(test_labels))))
-        robustness = decoder_robustness(
-            decode, sample.float(), levels=settings.noise_levels, seed=settings.seed
-        )
-        groups["decoder"] = decoder_entries(robustness, decode, sample.float(), settings)
-        tables["robustness"] = robustness
+        sample = take_rows(test_latents, spread_rows(len(test_labels), settings.decoded)).float()
+        levels = {"levels": settings.noise_levels, "seed": settings.seed}
+        tables["robustness"] = decoder_robustness(decode, sample, **levels)
+        groups["decoder"] = [
+            *decoder_entries(tables["robustness"], decode, sample, settings),
+            *_continuity(decode, sample, settings.seed),
+        ]
     if diffusion_loss is not None:
         groups["diffusion"] = diffusion_entries(diffusion_loss, settings.diffusion_steps)
     for group, entries in (further or {}).items():
         groups[group] = groups.get(group, []) + entries
 
-    # one table; what its figure draws besides, and how all was made, go with it
+    card = _as_table(groups, tables)
+    card.attrs |= {"settings": to_json(settings), "gmm_protocol": mixtures.attrs["protocol"]}
+    card.attrs["curves"]["spectrum"] = spectrum_of(latents).tolist()
+    return card
+
+
+def _as_table(groups: dict[str, list[Entry]], tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The card; what its figure draws besides, and how all was made, go with it."""
     rows = pd.DataFrame([{"group": group, **entry} for group in groups for entry in groups[group]])
     card = rows.set_index("entry")
     definitions = {name: table.attrs["definition"] for name, table in tables.items()}
     definitions |= {"spectrum": definition("spectrum")} | card.pop("definition").to_dict()
     curves = {name: table.to_dict("records") for name, table in tables.items()}
-    curves["spectrum"] = spectrum_of(latents).tolist()
-    card.attrs = {"settings": to_json(settings), "gmm_protocol": mixtures.attrs["protocol"]}
-    card.attrs |= {"definitions": definitions, "curves": curves}
+    card.attrs = {"definitions": definitions, "curves": curves}
     return card
+
+
+def _continuity(decode: Decode, sample: Tensor, seed: int) -> list[Entry]:
+    """LPC through the shipped SqueezeNet; NaN where images are too small for it."""
+    size = decode(sample[:1]).shape[-1]
+    if size < SMALLEST:
+        reason = f"SqueezeNet needs images of {SMALLEST} px, these have {size}"
+        stated = definition("lpc", **{"no value": reason})
+        return [card_entry(LPC, math.nan, stated=stated)]
+    distance = SqueezePerceptual(load_net("squeezenet1_1")).to(sample.device)
+    return continuity_entries(local_perceptual_continuity(decode, sample, distance, seed=seed))
 
 
 def _denoiser_losses(

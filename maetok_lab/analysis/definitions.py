@@ -134,8 +134,8 @@ MEASURES: dict[str, tuple[str, str, Better]] = {
         "lower",
     ),
     "distance_by_start": (
-        "kernel distance between images sampled from test latents that were noised to a time t, and "
-        "reconstructions of the other test latents; from t = 1 it is generation, at 0 the floor",
+        "kernel distance between images sampled from test latents that were noised to a time t, "
+        "and reconstructions of the other test latents; from 1 it is generation, from 0 the floor",
         "this project, after the phases of iFID (arXiv 2603.05630)",
         "lower",
     ),

@@ -24,6 +24,7 @@ from maetok_lab.analysis.preprocess import (
     take_rows,
     width_of,
 )
+from maetok_lab.data.latents import spread_rows
 from maetok_lab.diffusion.path import velocity_loss
 from maetok_lab.inference import device_of
 from maetok_lab.rng import generator
@@ -240,8 +241,7 @@ def denoiser_curve(
         denoisers[MODEL] = model
 
     # the denoisers go where the latents are
-    count = as_rows(test_latents).shape[0]
-    rows = torch.linspace(0, count - 1, min(images, count)).long()
+    rows = spread_rows(len(test_labels), images)
     x = torch.as_tensor(take_rows(test_latents, rows)).to(device_of(model))
     x = (x.float() - mean.to(x)) / std.to(x)
     return denoiser_losses(denoisers, x, test_labels[rows], seed=seed)

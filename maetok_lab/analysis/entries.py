@@ -15,14 +15,22 @@ from maetok_lab.analysis.denoisers import MODEL, TIMES
 from maetok_lab.analysis.geometry import (
     MAX_ROWS,
     NEIGHBOURS,
+    channel_condition,
+    channel_effective_rank,
     channel_statistics,
     intrinsic_dimension,
     spectrum_numbers,
     token_correlation,
 )
 from maetok_lab.analysis.probe import knn_probe, linear_probe
+from maetok_lab.analysis.purity import label_purity
+from maetok_lab.evaluation.protocol import EvalResult
+from maetok_lab.generation.trajectories import PathNumbers
 
 Entry = dict[str, Any]  # entry (its name), value, error, unit, better, definition
+NEAREST = 5  # neighbours of LNC
+MIXED = ("ikid_gap", "ikid", "rkid")  # the longest name first
+LPC = "lpc_squeeze"  # by the network that sees the images
 GAINS = (0.125, 0.375, 0.625, 0.875, 0.95)  # times at which a card has the gain of its model
 
 
@@ -38,6 +46,8 @@ class CardSettings:
     restarts: int = 10  # of the mixtures
     noise_levels: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)  # on latents, in std of each channel
     decoded: int = 128  # test latents that the decoder's entries are made of
+    mixed: int = 512  # test images whose latents are mixed; 0 for none
+    ways: int = 64  # samples whose ways from noise are measured; 0 for none
     denoised: int = 1024  # test latents that denoisers and the diffusion model are compared on
     pairs: int = 32  # of them, between which it interpolates
     # Training steps of the small diffusion model whose loss is on the card; 0 where there is none.
@@ -84,6 +94,7 @@ def mixture_entries(curve: pd.DataFrame) -> list[Entry]:
 
 def shape_entries(latents: Any, seed: int) -> list[Entry]:
     """How many dimensions the cloud has, and how uneven tokens and channels are."""
+    # of flattened latents, then of tokens and channels
     entries = [card_entry(name, value) for name, value in spectrum_numbers(latents).items()]
     for method in ("twonn", "mle"):
         dimension = intrinsic_dimension(latents, method=method, seed=seed)
@@ -92,6 +103,11 @@ def shape_entries(latents: Any, seed: int) -> list[Entry]:
         entries.append(card_entry(name, dimension, stated=definition(name, **settings)))
     if len(latents.shape) == 3 and latents.shape[1] > 1:
         entries.append(card_entry("token_correlation", token_correlation(latents)))
+    entries.append(card_entry("channel_condition", channel_condition(latents)))
+    for name, pool in (("channel_effective_rank", False), ("channel_effective_rank_pooled", True)):
+        stated = definition("channel_effective_rank", pooled=pool)
+        rank = channel_effective_rank(latents, pool=pool)
+        entries.append(card_entry(name, rank, stated=stated))
     channels = channel_statistics(latents)
     ratio = channels["std"].max() / channels["std"].min()
     entries.append(card_entry("channel_std_ratio", ratio))
@@ -123,6 +139,19 @@ def probe_entries(
     return entries
 
 
+def purity_entries(latents: Any, labels: Tensor) -> list[Entry]:
+    """How often the most similar test latents have an image's label, and what chance would give."""
+    entries = []
+    for pool, ending in ((True, "_pooled"), (False, "")):
+        purity = label_purity(latents, labels, pool=pool)
+        stated = purity.definitions
+        gsq, lnc = (purity.gsq, purity.gsq_error), (purity.lnc, purity.lnc_error)
+        entries.append(card_entry(f"gsq{ending}", *gsq, stated=stated["gsq"]))
+        entries.append(card_entry(f"lnc_{NEAREST}{ending}", *lnc, stated=stated["lnc"]))
+    chance = card_entry("label_chance", purity.chance, stated=stated["chance"])
+    return [*entries, chance]
+
+
 def decoder_entries(
     robustness: pd.DataFrame, decode: Decode, sample: Tensor, settings: CardSettings
 ) -> list[Entry]:
@@ -139,6 +168,48 @@ def decoder_entries(
         values = smoothness[column]
         stated = definition(name, **lines)
         entries.append(card_entry(name, values.mean(), values.sem(), stated=stated))
+    return entries
+
+
+def continuity_entries(continuity: pd.DataFrame) -> list[Entry]:
+    """How far images move with latents, as the shipped SqueezeNet sees it: all radii, and each."""
+    stated = continuity.attrs["definition"]
+    weighted = (continuity.attrs["lpc"], continuity.attrs["error"])
+    entries = [card_entry(LPC, *weighted, stated=stated)]
+    for radius, value, error in continuity.itertuples(index=False):
+        entries.append(card_entry(f"{LPC}_{radius:g}", value, error, stated=stated))
+    return entries
+
+
+def grid_entries(table: pd.DataFrame) -> list[Entry]:
+    """What `grid_measures` gives; where it has no value, the reason is in the definition."""
+    entries = []
+    for name, (value, error, reason) in table.iterrows():
+        stated = table.attrs["definitions"][name]
+        if reason:
+            stated = stated | {"settings": {"no value": reason}}
+        entries.append(card_entry(name, value, error, stated=stated))
+    return entries
+
+
+def interpolation_entries(result: EvalResult) -> list[Entry]:
+    """Distances of decoded mixtures, and of reconstructions, on the network in their names."""
+    protocol = result.protocol.describe()
+    entries = []
+    for name, value in result.metrics.items():
+        measure = next(measure for measure in MIXED if name.startswith(measure))
+        stated = definition(measure, protocol=protocol)
+        entries.append(card_entry(name, value, result.standard_error(name), stated=stated))
+    return entries
+
+
+def path_entries(shape: PathNumbers, images: int) -> list[Entry]:
+    """How straight the ways from noise to samples are."""
+    settings = {"steps": len(shape.length_ratio), "guidance": "none", "images": images}
+    entries = []
+    for name in ("straightness", "efficiency"):
+        stated = definition(f"path_{name}", **settings)
+        entries.append(card_entry(f"path_{name}", *getattr(shape, name), stated=stated))
     return entries
 
 

@@ -293,9 +293,9 @@ def statistics(shards: list[np.ndarray], config: LatentCaching) -> LatentSpace:
     return LatentSpace(config.tokenizer, torch.tensor(mean).float(), std)
 
 
-def spread_rows(count: int) -> Tensor:
-    """Up to 512 of `count` rows, evenly from all: the first ones may be of one class."""
-    return torch.linspace(0, count - 1, min(512, count)).round().long()
+def spread_rows(count: int, most: int = 512) -> Tensor:
+    """Up to `most` of `count` rows, evenly from all: the first ones may be of one class."""
+    return torch.linspace(0, count - 1, min(most, count)).round().long()
 
 
 class LatentDataset:

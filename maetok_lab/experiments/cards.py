@@ -15,12 +15,18 @@ import torch
 from torch import Tensor
 
 from maetok_lab.analysis.card import CARD_FILE, CardSettings, diffusability_card, write_card
-from maetok_lab.analysis.preprocess import data_hash, row_hashes
+from maetok_lab.analysis.entries import Entry, grid_entries, interpolation_entries, path_entries
+from maetok_lab.analysis.grids import grid_measures, grid_of
+from maetok_lab.analysis.interpolation import interpolated_distance
+from maetok_lab.analysis.preprocess import data_hash, row_hashes, take_rows
 from maetok_lab.config import younger
-from maetok_lab.data.latents import LatentDataset
+from maetok_lab.data.latents import LatentDataset, spread_rows
 from maetok_lab.diffusion.loading import load_diffusion
+from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.evaluation.protocol import EvalResult, compare
-from maetok_lab.protocols import AnyTokenizer
+from maetok_lab.generation.trajectories import trajectory_shape
+from maetok_lab.inference import device_of, eval_mode
+from maetok_lab.protocols import AnyTokenizer, Images, Net
 from maetok_lab.runs import Run, runs_root
 from maetok_lab.training.diffusion import train_diffusion
 from maetok_lab.training.presets import diffusion_training
@@ -109,6 +115,7 @@ class CardOfLatents:
     diffusion: str  # the run of `diffusion_loss`, "" where there is none
     settings: CardSettings  # how it was made
     validation: str = younger("")  # the cache that chose the probes' penalty, "" for none
+    net: str = younger("")  # weights that compared decoded mixtures with test images, "" for none
 
 
 def card_run(
@@ -122,27 +129,25 @@ def card_run(
     tokenizer: AnyTokenizer | None = None,
     diffusion: Run | None = None,
     beside: Mapping[str, float] | None = None,
+    images: Images | None = None,
+    net: Net | None = None,
     settings: CardSettings,
     root: str | Path | None = None,
 ) -> Run:
     """The card of cached latents as `card.json` in run `name`; a finished run is returned as it is.
 
-    `validation` (latents, labels) is the probes', `tokenizer` gives the decoder's entries,
-    `diffusion` (a finished run of `diffusion_loss`) the losses, `beside` numbers from elsewhere.
-    Raises ValueError for a diffusion model of other steps than `settings` has.
+    `validation` is the probes'; `tokenizer` gives the decoder's entries, test `images` and `net`
+    more of them; `diffusion` (a run of `diffusion_loss`) what a model learnt. Raises ValueError for
+    one of other steps than `settings` has.
     """
-    # without a diffusion model the card has no loss, and says so by 0 steps
-    steps = diffusion.summary["steps"] if diffusion else 0
-    if steps != settings.diffusion_steps:
-        raise ValueError(
-            f"the card is to hold the loss after {settings.diffusion_steps} steps, "
-            f"but there were {steps}; train for as many, or change the settings"
-        )
+    _check_steps(diffusion, settings)
     parents = [latents.run, test.run]
     all_labels = [labels, test_labels]
     if validation is not None:
         parents.append(validation[0].run)
         all_labels.append(validation[1])
+    if diffusion:
+        parents.append(diffusion)
     config = CardOfLatents(
         latents=latents.fingerprint,
         test=test.fingerprint,
@@ -150,11 +155,12 @@ def card_run(
         settings=settings,
         diffusion=diffusion.fingerprint if diffusion else "",
         validation=validation[0].fingerprint if validation else "",
+        net=net.weight_hash if net and images else "",
     )
-    if diffusion:
-        parents.append(diffusion)
     with Run.open(name, config, root=root, parents=parents) as run:
         if not run.finished:
+            model = load_diffusion(diffusion.folder).to(latents.device) if diffusion else None
+            pictured = image_entries(latents, test, tokenizer, images, net, settings)
             card = diffusability_card(
                 latents,
                 labels,
@@ -162,15 +168,68 @@ def card_run(
                 test_labels,
                 validation=validation,
                 decode=tokenizer.decode if tokenizer else None,
-                model=load_diffusion(diffusion.folder).to(latents.device) if diffusion else None,
+                model=model,
                 diffusion_loss=loss_by_time(diffusion) if diffusion else None,
                 beside=beside,
+                further=pictured | way_entries(model, test, settings),
                 settings=settings,
                 folder=run.folder,  # mixtures that are fitted are kept there, if it is stopped
             )
             write_card(card, run.folder / CARD_FILE)
             run.finish(card["value"].to_dict())
     return run
+
+
+def _check_steps(diffusion: Run | None, settings: CardSettings) -> None:
+    # without a diffusion model the card has no loss, and says so by 0 steps
+    steps = diffusion.summary["steps"] if diffusion else 0
+    if steps != settings.diffusion_steps:
+        raise ValueError(
+            f"the card is to hold the loss after {settings.diffusion_steps} steps, "
+            f"but there were {steps}; train for as many, or change the settings"
+        )
+
+
+def image_entries(
+    latents: LatentDataset,
+    test: LatentDataset,
+    tokenizer: AnyTokenizer | None,
+    images: Images | None,
+    net: Net | None,
+    settings: CardSettings,
+) -> dict[str, list[Entry]]:
+    """The entries, by group, for which test images are looked at beside their latents."""
+    if tokenizer is None or images is None or not settings.mixed:
+        return {}
+    rows = spread_rows(len(test), settings.mixed)
+    pictures, _ = images.batch(rows)
+    own = take_rows(test, rows)
+    place = device_of(tokenizer)
+
+    def encode(batch: Tensor) -> Tensor:
+        return tokenizer.encode(batch.to(place)).cpu()
+
+    # the same test images for all of them
+    groups = {}
+    with eval_mode(tokenizer):
+        table = grid_measures(own.cpu(), grid_of(tokenizer), images=pictures.cpu(), encode=encode)
+        groups["grid"] = grid_entries(table)
+        if net is not None:
+            seed = {"net": net, "seed": settings.seed}
+            result = interpolated_distance(tokenizer.decode, own, latents, pictures, **seed)
+            groups["interpolation"] = interpolation_entries(result)
+    return groups
+
+
+def way_entries(
+    model: DiffusionTransformer | None, test: LatentDataset, settings: CardSettings
+) -> dict[str, list[Entry]]:
+    """How straight the ways are of samples with labels of test images, by group."""
+    if model is None or not settings.ways:
+        return {}
+    labels = test.labels[spread_rows(len(test), settings.ways)] * (model.num_classes > 0)
+    shape = trajectory_shape(model, labels, seed=settings.seed)
+    return {"paths": path_entries(shape, len(labels))}
 
 
 def trained_card(
@@ -183,10 +242,12 @@ def trained_card(
     num_classes: int,
     settings: CardSettings,
     tokenizer: AnyTokenizer,
+    images: Images | None = None,
+    net: Net | None = None,
     root: str | Path | None = None,
 ) -> Run:
     """The card of `data` (latents, labels, and both of test images) after `diffusion_loss` on them;
-    `validation` as in `card_run`.
+    `validation`, `images` and `net` as in `card_run`.
 
     The runs are flow-NAME-LABELS, with a model of `preset` trained for the settings' steps, and
     card-NAME-DIMENSIONSd-2026, with "-val" where there is `validation`. What is finished comes back
@@ -209,6 +270,8 @@ def trained_card(
         *data,
         validation=validation,
         tokenizer=tokenizer,
+        images=images,
+        net=net,
         diffusion=flow,
         settings=settings,
         root=root,

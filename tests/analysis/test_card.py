@@ -31,7 +31,8 @@ def latents(count=150, name="train"):
 
 
 def decode(z):
-    return z.transpose(1, 2).unflatten(2, (2, 2))[:, [0, 1, 0]] * 0.1
+    small = z.transpose(1, 2).unflatten(2, (2, 2))[:, [0, 1, 0]] * 0.1
+    return small.repeat_interleave(16, 2).repeat_interleave(16, 3)
 
 
 def card(**options):
@@ -61,6 +62,14 @@ def test_entries_are_the_numbers_of_their_functions():
         table.index
     )
     assert {"psnr_at_noise_0.1", "interpolation_detour", "probe_pooled_top1"} <= set(table.index)
+    assert {"gsq", "lnc_5_pooled", "lpc_squeeze_0.5", "viv", "denoiser_loss_3_modes"} <= set(
+        table.index
+    )
+    assert dict(table.better[["viv", "probe_top1", "effective_rank"]]) == {
+        "viv": "lower",
+        "probe_top1": "higher",
+        "effective_rank": "",
+    }
     assert table.value.notna().all()
 
 
@@ -204,3 +213,10 @@ def test_published_correlations_stand_beside_entries_of_the_same_measure_only():
     pd.testing.assert_frame_equal(beside[alone.columns], alone)  # nothing is pooled
     assert beside.loc["follows", ["published_rho", "published_tokenizers"]].tolist() == [0.9, 14]
     assert beside.loc[["noise", "against"], "published_rho"].isna().all()
+
+
+def test_images_that_squeezenet_cannot_see_have_no_perceptual_continuity():
+    table = card(decode=lambda z: decode(z)[..., ::8, ::8])
+    assert math.isnan(table.value["lpc_squeeze"])
+    reason = table.attrs["definitions"]["lpc_squeeze"]["settings"]["no value"]
+    assert reason == "SqueezeNet needs images of 32 px, these have 4"

@@ -199,6 +199,11 @@ class EighthSize(torch.nn.Module):
     def encode(self, images):
         return types.SimpleNamespace(latent=self.scale * torch.nn.functional.avg_pool2d(images, 8))
 
+    def decode(self, latents):
+        return types.SimpleNamespace(
+            sample=torch.nn.functional.interpolate(latents, scale_factor=8)
+        )
+
 
 def test_the_grid_of_a_diffusers_model_is_read_as_an_image_is():
     tokenizer = GridTokenizer(EighthSize(), 64)
