@@ -20,6 +20,7 @@ _NAMES, __getattr__, __dir__ = lazy_names(
         "probe": "knn_probe linear_probe",
         "projection": "fit_projection project",
         "purity": "label_purity",
+        "start_times": "distance_by_start",
         "theory": "ToySettings sample_complexity",
     },
 )

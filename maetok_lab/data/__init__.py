@@ -7,6 +7,7 @@ _NAMES, __getattr__, __dir__ = lazy_names(
     {
         "caching": "cached_latents",
         "images": "ImageSource open_images open_splits",
-        "latents": "LatentCaching LatentDataset LatentSpace load_latent_space write_latents",
+        "latents": "LatentCaching LatentDataset LatentSpace load_latent_space"
+        " spread_rows write_latents",
     },
 )
