@@ -117,8 +117,8 @@ MEASURES: dict[str, tuple[str, str, Better]] = {
     "given": ("a number that the caller put beside the card", "its own protocol", ""),
     # of generated images
     "mind": (
-        "3 d mean (sorted u.x - sorted u.y)^2 over 1,000 random unit directions u, x and y features "
-        "of samples and of real images",
+        "3 d mean (sorted u.x - sorted u.y)^2 over 1,000 random unit directions u, x and y the "
+        "features (d numbers each) of samples and of real images",
         "Berthet et al. 2026 (arXiv 2605.06797); unequal numbers are matched by quantile, where "
         "torch-fidelity takes a subset of the larger set",
         "lower",
@@ -128,7 +128,7 @@ MEASURES: dict[str, tuple[str, str, Better]] = {
         "FD-loss (arXiv 2604.28190), FDr, there of validation to training images",
         "lower",
     ),
-    "images_to_reach": (
+    "steps_to_reach": (
         "training images seen until the kernel distance of unguided samples is at most the "
         "threshold, on the line between two scored checkpoints",
         "RAEv2 (arXiv 2605.18324), EP_FID@k, there epochs and FID",

@@ -6,7 +6,7 @@ _NAMES, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "card": "plot_card",
-        "compare": "plot_against plot_loss_curves plot_mean_norms",
+        "compare": "plot_against plot_convergence plot_loss_curves plot_mean_norms",
         "curves": "axes drawable finish plot_losses",
         "gmm": "plot_gmm_curve",
         "images": "plot_images plot_reconstructions plot_rows show_sheet",
