@@ -31,9 +31,9 @@ def load_diffusion(
     """A diffusion model in eval mode on the CPU, from a run, a folder or .pt file of weights or the
     hub; SiT's and LightningDiT's too.
 
-    `ema` chooses among a run's rates, `step` among its checkpoints; the first and the last are the
-    defaults. Raises FileNotFoundError for an unknown source, ValueError for other runs, rates and
-    steps that one has not, and weights that do not fit.
+    `ema` chooses among a run's rates (default: the first), `step` among its checkpoints (the last).
+    Raises FileNotFoundError for an unknown source, ValueError for what a run has not and weights
+    that do not fit.
     """
     # a run's name or folder
     run = find_run(source, root)

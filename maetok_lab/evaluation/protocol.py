@@ -158,9 +158,9 @@ class EvalResult:
     def over_floor(self, metric: str) -> float:
         """A distance in units of its floor, which makes those of different nets comparable.
 
-        FDr of FD-loss (arXiv 2604.28190) divides by FD(validation, training images); here by
-        whatever the protocol's `floor` is of. NaN for what is no distance and where no floor is
-        above 0: KID has no bias, so one within the value's margin of error counts as 0.
+        FDr of FD-loss (arXiv 2604.28190) divides by FD(validation, training images); this by what
+        the protocol's `floor` is of. NaN for what is no distance and without a floor above 0: of
+        unbiased KID, above the value's margin of error.
         """
         floor = self.floor.get(metric, math.nan)
         least = 0.0
