@@ -31,8 +31,8 @@ def load_diffusion(
     """A diffusion model in eval mode on the CPU, from a run, a folder or .pt file of weights or the
     hub; SiT's and LightningDiT's too.
 
-    `ema` chooses among a run's rates (default: the first), `step` among its checkpoints (the last).
-    Raises FileNotFoundError for an unknown source, ValueError for what a run has not and weights
+    `ema` chooses among a run's rates (the first), `step` among its checkpoints (the last).
+    Raises FileNotFoundError for an unknown source, ValueError for what a run lacks and for weights
     that do not fit.
     """
     # a run's name or folder

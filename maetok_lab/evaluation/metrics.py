@@ -224,8 +224,8 @@ def monge_distance(features: Tensor, reference: Tensor, *, seed: int = 0) -> flo
     arXiv 2605.06797, "MIND"), no unit.
 
     (n, d), (m, d) -> 0 or more, biased upwards by few images. Unequal n and m are matched by
-    quantile; torch-fidelity takes a subset of the larger. Raises ValueError for NaN, fewer than two
-    images, or unequal dimensions.
+    quantile (torch-fidelity: a subset). Raises ValueError for NaN, fewer than two images, or
+    unequal dimensions.
     """
     x, y = _checked_pair(features, reference)
     x_rows, y_rows, shares = (part.to(x.device) for part in _matched_quantiles(len(x), len(y)))
