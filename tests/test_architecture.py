@@ -101,6 +101,7 @@ FILES = {  # inside a package a file imports files to its left only
             "ladder",
             "cards",
             "comparison",
+            "convergence",
             "settings",
             "published",
             "trial",

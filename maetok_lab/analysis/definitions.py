@@ -281,6 +281,25 @@ MEASURES: dict[str, tuple[str, str, Better]] = {
         "arXiv 2606.03578, eqs. 10 and 11",
         "",
     ),
+    # of generated images
+    "mind": (
+        "3 d mean (sorted u.x - sorted u.y)^2 over 1,000 random unit directions u, x and y the "
+        "features (d numbers each) of samples and of real images",
+        "Berthet et al. 2026 (arXiv 2605.06797); unequal numbers are matched by quantile, where "
+        "torch-fidelity takes a subset of the larger set",
+        "lower",
+    ),
+    "over_floor": (
+        "a distance of samples to real images / the same distance of other real images to them",
+        "FD-loss (arXiv 2604.28190), FDr, there of validation to training images",
+        "lower",
+    ),
+    "steps_to_reach": (
+        "training images seen until the kernel distance of unguided samples is at most the "
+        "threshold, on the line between two scored checkpoints",
+        "RAEv2 (arXiv 2605.18324), EP_FID@k, there epochs and FID",
+        "lower",
+    ),
 }
 
 

@@ -20,23 +20,28 @@ from maetok_lab.runs.weights import load_strictly, read_weights, stored_as, writ
 
 
 def load_diffusion(
-    source: str | Path, *, ema: float | None = None, root: str | Path | None = None
+    source: str | Path,
+    *,
+    ema: float | None = None,
+    step: int | None = None,
+    root: str | Path | None = None,
 ) -> DiffusionTransformer:
     """A diffusion model in eval mode on the CPU, from a run, a folder or .pt file of weights or the
     hub; SiT's and LightningDiT's too.
 
-    `ema` chooses among a run's rates; the first is the default. Raises FileNotFoundError for an
-    unknown source, ValueError for other runs, rates that one has not, and weights that do not fit.
+    `ema` chooses among a run's rates (the first), `step` among its checkpoints (the last).
+    Raises FileNotFoundError for an unknown source, ValueError for what a run lacks and for weights
+    that do not fit.
     """
     # a run's name or folder
     run = find_run(source, root)
     if run is not None:
-        return _from_run(run, ema)
+        return _from_run(run, ema, step)
 
     # weights released by the authors, such as "MAETok/sit-xl_maetok-b-128" on the hub, or by hustvl
     tensors, config = read_weights(source)
-    if ema is not None:
-        raise ValueError(f"{source} holds one set of weights, without a choice of EMA rates")
+    if ema is not None or step is not None:
+        raise ValueError(f"{source} holds one set of weights, without a choice of EMA rate or step")
     with reading(source):
         if f"{PATCH_EMBED}weight" in tensors:
             return from_lightningdit(tensors)
@@ -60,8 +65,8 @@ def _exported(
     return model.eval()
 
 
-def _from_run(run: Run, ema: float | None) -> DiffusionTransformer:
-    """The averaged weights of a run's last checkpoint."""
+def _from_run(run: Run, ema: float | None, step: int | None) -> DiffusionTransformer:
+    """The averaged weights of a run's checkpoint, of the last one without a step."""
     if run.class_name != "DiffusionTraining":
         raise ValueError(f"run {run.name} holds a {run.class_name}, not a diffusion model")
     rates = run.config["ema_decays"]
@@ -70,7 +75,10 @@ def _from_run(run: Run, ema: float | None) -> DiffusionTransformer:
     elif ema not in rates:
         raise ValueError(f"run {run.name} has EMA rates {rates}, not {ema}")
     group = f"ema-{ema:g}"
-    checkpoint = run.last_checkpoint(group)
+    if step is None:
+        checkpoint = run.last_checkpoint(group)
+    else:
+        checkpoint = run.load_checkpoint(step, groups=[group])
     # the sizes that `describe_model` gave; they come from the latents, not from the config
     sizes = {key: checkpoint.state[key] for key in ("num_tokens", "latent_dim", "num_classes")}
     model = DiffusionTransformer(from_json(DiffusionConfig, run.config["model"]), **sizes)

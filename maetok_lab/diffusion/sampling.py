@@ -18,6 +18,8 @@ from maetok_lab.rng import generator
 Method = Literal["euler", "heun", "euler_maruyama", "dopri5"]
 # (x_t, t, labels) -> velocity; with guidance it needs `num_classes`, its null label
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]
+Guide = str | int  # what guides: the null class, the step of a checkpoint, a name of weights
+NULL_CLASS = "null class"
 # From here (before a time shift) the release's Euler-Maruyama goes to 0 without noise.
 LAST_NOISY_TIME = 0.04
 
@@ -43,6 +45,11 @@ class Guidance:
 
     def applies(self, t: float) -> bool:
         return self.scale != 1 and self.low <= t <= self.high
+
+
+def guide_words(guide: Guide) -> str:
+    """What guides, as lines and views name it."""
+    return f"step {guide}" if isinstance(guide, int) else guide
 
 
 class GuidedVelocity:
@@ -137,6 +144,11 @@ def sample_steps(
     integrate = choose(method, INTEGRATORS, "sampler")
     interpolant = choose(path or getattr(model, "trained_path", "linear"), PATHS, "path")
     check_inputs(model, noise, labels, num_steps)
+    if weak_model is not None:
+        check_inputs(weak_model, noise, labels, num_steps)
+        paths = {getattr(net, "trained_path", None) for net in (model, weak_model)} - {None}
+        if len(paths) > 1:
+            raise ValueError(f"a weak_model must have the model's path: they have {sorted(paths)}")
     if guidance is not None and weak_model is None and getattr(model, "num_classes", None) == 0:
         raise ValueError(
             "an unconditional model has no labels to be guided by; it can be guided by a weak_model"

@@ -9,7 +9,9 @@ _NAMES, __getattr__, __dir__ = lazy_names(
         "features": "make_reference metric_name",
         "generation": "evaluate_generation",
         "inception": "load_metric_net",
-        "metrics": "frechet_distance inception_score kernel_distance precision_recall",
+        "metrics": (
+            "frechet_distance inception_score kernel_distance monge_distance precision_recall"
+        ),
         "npz": "NpzImages read_reference write_npz",
         "pixels": "psnr ssim",
         "protocol": "EvalProtocol EvalResult compare",

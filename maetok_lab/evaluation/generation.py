@@ -25,18 +25,20 @@ from maetok_lab.evaluation.metrics import (
     frechet_distance,
     inception_score,
     kernel_distance,
+    monge_distance,
     precision_recall,
 )
 from maetok_lab.evaluation.protocol import PREVIEW_IMAGES, EvalProtocol, EvalResult
-from maetok_lab.evaluation.scaling import frechet_error
+from maetok_lab.evaluation.scaling import frechet_error, halves_error
 from maetok_lab.pictures import Rounding
 from maetok_lab.protocols import Net
 from maetok_lab.rng import generator
 
 # below this the Frechet distance of 1280 features is mostly bias (real against real: 44 at 3,000)
 FD_IMAGES = 3000
-# "sfd" is the Frechet distance of spatial features, "is" the inception score
-METRICS = ("kid", "fd", "precision", "recall", "sfd", "is")
+# "sfd" is the Frechet distance of spatial features, "is" the inception score, "mind" the Monge
+# distance
+METRICS = ("kid", "fd", "precision", "recall", "sfd", "is", "mind")
 DEFAULT_METRICS = METRICS[:4]
 CONFIDENCE = math.erf(Z95 / math.sqrt(2))  # 0.950004: the share of a normal within Z95
 
@@ -50,7 +52,7 @@ def evaluate_generation(
     preview: bool = False,
     metrics: Sequence[str] = DEFAULT_METRICS,
     second_reference: AnyImages | Reference | None = None,
-    fd_draws: int = 8,  # halves of the samples for the Frechet distances' intervals; 0 for none
+    fd_draws: int = 8,  # halves of the samples for intervals of "fd", "sfd", "mind"; 0 for none
     batch_size: int = 32,
 ) -> EvalResult:
     """Distances of samples (n, 3, H, W) in [-1, 1] to real images, by names that carry the net.
@@ -200,6 +202,9 @@ def _estimates(
         target = reference.spatial_statistics or reference.spatial
         estimates["sfd"] = _frechet(samples.spatial, target, draws, seed)
 
+    if "mind" in metrics:
+        estimates["mind"] = _monge(samples.features, reference.features, draws, seed)
+
     # precision is a share of the samples, recall of the reference: each interval takes the other
     # set as fixed
     if "precision" in metrics or "recall" in metrics:
@@ -223,6 +228,19 @@ def _frechet(features: Tensor, reference: Tensor | Statistics, draws: int, seed:
         return Estimate(value)
     error = frechet_error(features, target, draws=draws, seed=seed)
     return Estimate.normal(value, error)
+
+
+def _monge(features: Tensor, reference: Tensor, draws: int, seed: int) -> Estimate:
+    """The distance, with an interval of random halves for the same reason."""
+    value = monge_distance(features, reference, seed=seed)
+    if draws < 2:
+        return Estimate(value)
+
+    def distance(half: Tensor) -> float:
+        """Of these rows."""
+        return monge_distance(features[half], reference, seed=seed)
+
+    return Estimate.normal(value, halves_error(distance, len(features), draws=draws, seed=seed))
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:

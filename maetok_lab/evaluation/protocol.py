@@ -15,6 +15,7 @@ from maetok_lab.files import finite, read_json, write_json
 from maetok_lab.hints import did_you_mean
 from maetok_lab.pictures import Rounding
 
+DISTANCES = ("kid", "fd", "fid", "sfd", "sfid", "mind")  # first words of names that have a ratio
 PREVIEW_IMAGES = 10_000  # a generation metric on fewer images is marked a preview
 
 
@@ -160,13 +161,28 @@ class EvalResult:
         low, high = self.intervals.get(name, (math.nan, math.nan))
         return (high - low) / (2 * Z95)
 
+    def over_floor(self, metric: str) -> float:
+        """A distance in units of its floor, which makes those of different nets comparable.
+
+        FDr of FD-loss (arXiv 2604.28190) divides by FD(validation, training images); this by what
+        the protocol's `floor` is of. NaN for what is no distance and without a floor above 0: of
+        unbiased KID, above the value's margin of error.
+        """
+        floor = self.floor.get(metric, math.nan)
+        least = 0.0
+        if metric.startswith("kid") and metric in self.intervals:
+            low, high = self.intervals[metric]
+            least = (high - low) / 2
+        defined = _is_distance(metric) and floor > least
+        return self.metrics[metric] / floor if defined else math.nan
+
     def table(self) -> pd.DataFrame:
-        """One row a metric: value, low, high, floor."""
+        """One row a metric: value, low, high, floor, over_floor."""
         rows = {}
         for name, value in self.metrics.items():
             low, high = self.intervals.get(name, (None, None))
-            rows[name] = [value, low, high, self.floor.get(name)]
-        columns = ["value", "low", "high", "floor"]
+            rows[name] = [value, low, high, self.floor.get(name), self.over_floor(name)]
+        columns = ["value", "low", "high", "floor", "over_floor"]
         table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
         return table.astype(float).rename_axis("metric")
 
@@ -174,7 +190,7 @@ class EvalResult:
 def compare(
     results: Mapping[str, EvalResult] | Iterable[EvalResult], *, allow: str | Iterable[str] = ()
 ) -> pd.DataFrame:
-    """One row a result: the fields in `allow`, `preview`, and every metric with its floor.
+    """One row a result: the fields in `allow`, `preview`, every metric, its floor and ratio to it.
 
     Raises ValueError when protocols differ in any other field, listing the fields and values, and
     for a field in `allow` that protocols do not have.
@@ -204,16 +220,23 @@ def compare(
             + "".join(lines)
         )
 
-    # floors stand after their metrics, by a name of their own
+    # floors and ratios stand after their metrics, by names of their own
     rows = []
     for name, result in results.items():
         row = {"result": name}
         row |= {field: getattr(result.protocol, field) for field in allow}
         row["preview"] = result.preview
         row |= result.metrics
-        row |= {f"{metric}_floor": value for metric, value in result.floor.items()}
+        for metric, floor in result.floor.items():
+            row[f"{metric}_floor"] = floor
+            if _is_distance(metric):
+                row[f"{metric}_over_floor"] = result.over_floor(metric)
         rows.append(row)
     return pd.DataFrame(rows).set_index("result")
+
+
+def _is_distance(metric: str) -> bool:
+    return metric.partition("_")[0] in DISTANCES
 
 
 def _numbers(data: Mapping[str, float | None]) -> dict[str, float]:

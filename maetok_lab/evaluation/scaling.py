@@ -5,7 +5,7 @@ The Frechet distance extrapolated to infinitely many, its error, and copies of t
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import torch
@@ -83,14 +83,25 @@ def frechet_error(
     features (n, d) against a Gaussian, which stays whole; or against a reference (n, d) whose rows
     belong to those of the features (an image and its reconstruction): both are halved alike.
     """
-    values = []
-    for draw in range(draws):
-        order = torch.randperm(len(features), generator=generator(seed, "frechet-halves", draw))
-        half = order[: max(2, len(features) // 2)]
+
+    def distance(half: Tensor) -> float:
+        """Of these rows."""
         side = reference if isinstance(reference, Gaussian) else reference[half]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of too few images: the whole set's distance warns
-            values.append(frechet_distance(features[half], side))
+            return frechet_distance(features[half], side)
+
+    return halves_error(distance, len(features), draws=draws, seed=seed)
+
+
+def halves_error(
+    distance: Callable[[Tensor], float], count: int, *, draws: int = 8, seed: int = 0
+) -> float:
+    """Standard error of a distance of `count` samples, given the distance of some rows of them."""
+    values = []
+    for draw in range(draws):
+        order = torch.randperm(count, generator=generator(seed, "frechet-halves", draw))
+        values.append(distance(order[: max(2, count // 2)]))
     return float(torch.tensor(values, dtype=torch.float64).std() / math.sqrt(2))
 
 

@@ -8,6 +8,9 @@ _NAMES, __getattr__, __dir__ = lazy_names(
         "generator": "open_generator",
         "cards": "card_run diffusion_loss generation_scores loss_by_time plain_name trained_card",
         "comparison": "compare_rows comparison_of gather",
+        "convergence": (
+            "convergence_run convergence_table curves_beside milestone_steps steps_to_reach"
+        ),
         "time_left": "forecast",
         "ladder": "Ladder climb",
         "planner": (

@@ -201,15 +201,15 @@ def _line(
         "nll": entries[f"gmm_nll_{most_components}"],
         "nll_per_dim": entries[f"gmm_nll_per_dim_{most_components}"],
         "diffusion_loss": entries["diffusion_loss"],
-        **_distance("kid", generation.to_test),
-        **_distance("kid_gap", generation.to_reconstructions),
+        **distance_columns("kid", generation.to_test),
+        **distance_columns("kid_gap", generation.to_reconstructions),
         "card": card.name,
         "flow": flow.name,
         "run": row.run.name,
     }
 
 
-def _distance(column: str, result: EvalResult) -> dict[str, float]:
+def distance_columns(column: str, result: EvalResult) -> dict[str, float]:
     """A kernel distance, whose metric is named after its network, and its 95 % interval."""
     ((name, value),) = result.metrics.items()
     low, high = result.intervals[name]

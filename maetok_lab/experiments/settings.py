@@ -14,13 +14,14 @@ import torch
 
 from maetok_lab.diffusion.cost import sampling_cost
 from maetok_lab.diffusion.model import DiffusionTransformer
+from maetok_lab.diffusion.sampling import NULL_CLASS, Guide, guide_words
 from maetok_lab.evaluation.features import Reference, about_net, metric_name
 from maetok_lab.evaluation.generation import evaluate_generation
 from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
 from maetok_lab.evaluation.sample_sets import sample_set, sampling_options
 from maetok_lab.experiments.generator import Generator
 from maetok_lab.generation.images import generate
-from maetok_lab.identity import fingerprint
+from maetok_lab.identity import fingerprint, tensors_fingerprint
 from maetok_lab.pictures import image_grid, save_png
 from maetok_lab.protocols import Net
 from maetok_lab.runs import Run
@@ -35,13 +36,16 @@ class Setting:
 
     scale: float  # of guidance; 1 is none
     low: float  # guidance applies while low <= t <= high; t = 1 is noise
-    high: float
+    high: float  # the other end
     steps: int  # of the sampler
-    sampler: str
+    sampler: str  # the integrator
     ema: float | None  # the rate of the averaged weights; None: what the model has
+    guide: str | int = NULL_CLASS  # which of the generator's weak models guides
 
-    def protocol(self, base: EvalProtocol) -> EvalProtocol:
-        """`base` with this setting."""
+    def protocol(
+        self, base: EvalProtocol, weak_model: DiffusionTransformer | None = None
+    ) -> EvalProtocol:
+        """`base` with this setting, whose guide is `weak_model`."""
         changes = {
             "sampler": self.sampler,
             "steps": self.steps,
@@ -51,6 +55,8 @@ class Setting:
         # without guidance the interval changes nothing: settings that differ in it share a run
         if self.scale != 1:
             changes |= {"guidance_low": self.low, "guidance_high": self.high}
+            if weak_model is not None:
+                changes["weak_model"] = tensors_fingerprint(weak_model.state_dict())
         return dataclasses.replace(base, **changes)
 
     def describe(self) -> str:
@@ -58,6 +64,8 @@ class Setting:
         words = f"scale {self.scale:g}"
         if self.scale != 1:
             words += f" on {self.low:g} to {self.high:g}"
+            if self.guide != NULL_CLASS:
+                words += f" by {guide_words(self.guide)}"
         words += f", {self.sampler} {self.steps}"
         if self.ema is not None:
             words += f", EMA {self.ema:g}"
@@ -71,6 +79,7 @@ def setting_grid(
     steps: Sequence[int],
     samplers: Sequence[str],
     ema_rates: Sequence[float | None],
+    guides: Sequence[Guide] = (NULL_CLASS,),
 ) -> list[Setting]:
     """Every combination, the EMA rate slowest and the scale fastest.
 
@@ -78,6 +87,7 @@ def setting_grid(
     """
     axes = {
         "ema_rates": ema_rates,
+        "guides": guides,
         "samplers": samplers,
         "steps": steps,
         "intervals": intervals,
@@ -91,11 +101,10 @@ def setting_grid(
 
     # slowest first, so that one model after the other is used
     settings = []
-    for ema, sampler, count, interval, scale in itertools.product(*axes.values()):
+    for ema, guide, sampler, count, interval, scale in itertools.product(*axes.values()):
         low, high = map(float, interval)
-        settings.append(
-            Setting(scale=float(scale), low=low, high=high, steps=count, sampler=sampler, ema=ema)
-        )
+        how = {"steps": count, "sampler": sampler, "ema": ema, "guide": guide}
+        settings.append(Setting(scale=float(scale), low=low, high=high, **how))
     return settings
 
 
@@ -120,7 +129,9 @@ class Scorer:
     def score(self, setting: Setting) -> Run:
         """The finished run of a setting; sampled and scored now unless it is there already."""
         generator = self.generator
-        protocol = setting.protocol(self.protocol).filled(
+        # without guidance nothing guides: such settings share a run too
+        weak = generator.weak_models[setting.guide] if setting.scale != 1 else None
+        protocol = setting.protocol(self.protocol, weak).filled(
             num_images=len(self.labels),
             reference=self.real.name,
             reference_sha256=self.real.sha256,
@@ -128,15 +139,21 @@ class Scorer:
         )
         # the run is named by all that its numbers depend on, so other settings never meet in it
         model = generator.models[setting.ema]
-        config = sample_set(protocol, model, generator.tokenizer, self.labels)
+        config = sample_set(protocol, model, generator.tokenizer, self.labels, weak_model=weak)
         name = f"setting-{self.name}-{fingerprint(config)[:8]}"
         with Run.open(name, config, root=self.root, parents=generator.parents) as run:
             if not run.finished:
-                self._score(protocol, model, run)
+                self._score(protocol, model, weak, run)
         return run
 
-    def _score(self, protocol: EvalProtocol, model: DiffusionTransformer, run: Run) -> None:
-        options = sampling_options(protocol)
+    def _score(
+        self,
+        protocol: EvalProtocol,
+        model: DiffusionTransformer,
+        weak: DiffusionTransformer | None,
+        run: Run,
+    ) -> None:
+        options = sampling_options(protocol, weak)
         models = (model, self.generator.tokenizer, self.generator.space)
         # kernels are chosen and memory is taken in the first call, which is not timed
         generate(*models, self.labels[:WARM_UP_IMAGES], **options | {"num_steps": 1})

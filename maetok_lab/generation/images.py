@@ -97,8 +97,10 @@ def draw(
     Yields (rows, images on the CPU) for each batch. Nothing is shared with other processes.
     """
     check_owner(tokenizer, space.tokenizer, "latent space")
-    if model.tokenizer_fingerprint:  # weights from elsewhere may not say whose latents they learnt
-        check_owner(tokenizer, model.tokenizer_fingerprint, "diffusion model")
+    for net in (model, sampling.get("weak_model")):
+        # weights from elsewhere may not say whose latents they learnt
+        if owner := getattr(net, "tokenizer_fingerprint", None):
+            check_owner(tokenizer, owner, "diffusion model")
     if not len(rows):
         return
     # FLOPs are counted from the config, before anything runs

@@ -7,7 +7,7 @@ _NAMES, __getattr__, __dir__ = lazy_names(
     {
         "card": "plot_card",
         "card_table": "card_table",
-        "compare": "plot_against plot_loss_curves plot_mean_norms",
+        "compare": "plot_against plot_convergence plot_loss_curves plot_mean_norms",
         "curves": "axes drawable finish plot_losses",
         "gmm": "plot_gmm_curve",
         "denoisers": "plot_denoisers",

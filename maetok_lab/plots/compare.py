@@ -1,4 +1,4 @@
-"""Several tokenizers on one figure, as in figures 2b, 5a and 8 of the paper."""
+"""Several tokenizers on one figure, as in figures 2b, 5a, 5b and 8 of the paper."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from maetok_lab.plots.curves import MARKERS, Tables, axes, check_columns, colours_for, finish
+from maetok_lab.plots.curves import (
+    MARKERS,
+    X_LABELS,
+    Tables,
+    axes,
+    check_columns,
+    colours_for,
+    finish,
+)
 
 
 def plot_loss_curves(
@@ -51,6 +59,28 @@ def plot_against(
         ax.plot(point[x], point[y], marker, **style)
     ax.set_xlabel(labels.get(x, x))
     ax.set_ylabel(labels.get(y, y))
+    return finish(ax)
+
+
+def plot_convergence(tables: Tables, *, column: str = "kid", ax: Any = None) -> Any:
+    """A kernel distance of samples over images seen in training, with 95 % intervals, a curve a
+    tokenizer: figure 5b -> Axes.
+
+    `tables` are results of `convergence_table` by name. Raises ValueError for a table without the
+    column.
+    """
+    ends = [f"{column}_low", f"{column}_high"]
+    ax = axes(ax)
+    curves = zip(colours_for(tables).items(), MARKERS * len(tables))
+    for (name, colour), marker in curves:
+        table = tables[name]
+        check_columns(table, ["images", column, *ends])
+        ax.plot(
+            table["images"], table[column], marker, ls="-", color=colour, markersize=4, label=name
+        )
+        ax.vlines(table["images"], table[ends[0]], table[ends[1]], color=colour, linewidth=1)
+    ax.set_xlabel(X_LABELS["images"])
+    ax.set_ylabel(f"{column.replace('_', ' ')} of samples (smaller is better)")
     return finish(ax)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from maetok_lab.data.latents import LatentSpace
 from maetok_lab.diffusion.cost import SamplingCost, sampling_cost
 from maetok_lab.diffusion.model import DiffusionTransformer
-from maetok_lab.diffusion.sampling import INTEGRATORS, Guidance
+from maetok_lab.diffusion.sampling import INTEGRATORS, NULL_CLASS, Guidance, Guide, guide_words
 from maetok_lab.generation.trajectories import TrajectoryPoint, decode_point, trajectory
 from maetok_lab.identity import check_owner
 from maetok_lab.pictures import image_grid
@@ -31,9 +31,10 @@ EACH_CLASS = -1  # the label that stands for images of different classes
 class SamplerStudio(Studio):
     """`model` is one diffusion transformer, or several by EMA rate ({0.998: ..., 0.9: ...}).
 
-    `count` images are drawn, of one class or of different ones. Attributes to read:
-    `points` (the trajectory), `cost`, `settings`, `labels`; `sample()` draws at once. Raises
-    ValueError where model, latent space and tokenizer do not belong together.
+    Of `weak_models` ({250: ...}) the first guides instead of the null class. `count` images are
+    drawn, of one class or of several. Attributes: `points` (the trajectory), `cost`, `settings`,
+    `labels`; `sample()` draws at once. Raises ValueError where model, latent space and tokenizer do
+    not belong together.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class SamplerStudio(Studio):
         tokenizer: AnyTokenizer,
         *,
         class_names: Sequence[str] | None = None,
+        weak_models: Mapping[Guide, DiffusionTransformer | None] | None = None,
         count: int = 16,
         seed: int = 0,
         guidance: Guidance | None = None,
@@ -50,14 +52,17 @@ class SamplerStudio(Studio):
         method: str = "euler",
     ):
         self.models = dict(model) if isinstance(model, Mapping) else {None: model}
+        # by their words; the null class is no model
+        self.guides = {guide_words(guide): net for guide, net in (weak_models or {}).items()}
+        self.guides.setdefault(NULL_CLASS, None)
         self.space = space
         self.tokenizer = tokenizer
         self.count = count
 
         check_owner(tokenizer, space.tokenizer, "latent space")
-        for net in self.models.values():
+        for net in [*self.models.values(), *self.guides.values()]:
             # a model made by hand names no tokenizer, so there is nothing to compare
-            if net.tokenizer_fingerprint:
+            if net and net.tokenizer_fingerprint:
                 check_owner(tokenizer, net.tokenizer_fingerprint, "diffusion model")
         self.ema = next(iter(self.models))  # the rate whose weights sample
         num_classes = self.model.num_classes
@@ -71,6 +76,7 @@ class SamplerStudio(Studio):
         # guidance near pure noise costs variety (Kynkaanniemi et al. 2024): none for t > 0.75
         guidance = guidance or Guidance(3.0, 0.0, 0.75)
         self.settings = {"method": method, "num_steps": num_steps, "guidance": guidance}
+        self.settings["weak_model"] = next(iter(self.guides.values()))
         self.points: list[TrajectoryPoint] = []
         self._task: asyncio.Task | None = None  # the sampling that runs in the background
 
@@ -99,10 +105,15 @@ class SamplerStudio(Studio):
         """What one more sampling costs."""
         return sampling_cost(self.model, self.count, **self.settings)
 
+    @property
+    def guidable(self) -> bool:
+        """Whether there is a class to be guided to, or a weaker model to be guided away from."""
+        return bool(self.class_names) or self.settings["weak_model"] is not None
+
     def steps(self) -> Iterator[TrajectoryPoint]:
         """Sample, one step at a time."""
         settings = dict(self.settings)
-        if not self.class_names:  # there is no class to be guided to
+        if not self.guidable:
             settings["guidance"] = None
         return trajectory(self.model, self.labels, seed=self.seed, **settings)
 
@@ -169,6 +180,7 @@ class SamplerStudio(Studio):
                 description="guided for t in",
                 **wide,
             ),
+            guide=dropdown(options=list(self.guides), description="guided by"),
             steps=package.IntSlider(
                 value=settings["num_steps"], min=1, max=100, description="steps", **wide
             ),
@@ -200,7 +212,7 @@ class SamplerStudio(Studio):
         self.position = package.HTML()  # of the picture on the way
         self.cost_line = package.HTML()  # of one sampling
         inputs = [controls.label, controls.seed, controls.scale, controls.interval]
-        inputs += [controls.steps, controls.method, controls.ema]
+        inputs += [controls.guide, controls.steps, controls.method, controls.ema]
         for control in inputs:
             control.observe(self._on_setting, "value")
         for control in (controls.place, controls.show):
@@ -248,7 +260,7 @@ class SamplerStudio(Studio):
     def _way(self, points: Sequence[TrajectoryPoint], place: int) -> dict[str, Any]:
         guidance = self.settings["guidance"]
         times = [round(float(point.t), 4) for point in points]
-        scale = guidance.scale if self.class_names else 1.0
+        scale = guidance.scale if self.guidable else 1.0
         way = {"times": times, "place": place, "scale": scale}
         return way | {"low": guidance.low, "high": guidance.high}
 
@@ -261,6 +273,7 @@ class SamplerStudio(Studio):
             "method": controls.method.value,
             "num_steps": controls.steps.value,
             "guidance": Guidance(controls.scale.value, *controls.interval.value),
+            "weak_model": self.guides[controls.guide.value],
         }
         self.start()
 

@@ -42,6 +42,20 @@ def test_the_first_rate_is_the_default_and_any_can_be_chosen(tmp_path):
                 assert torch.equal(model.state_dict()[name], value), name
 
 
+def test_an_earlier_checkpoint_can_be_chosen(tmp_path):
+    with Run.open("a", TRAINING, root=tmp_path) as run:
+        averaged = save(run, 10)
+        other = build(7)
+        tensors = {ema_name(d): other.state_dict() for d in TRAINING.ema_decays}
+        run.save_checkpoint(20, tensors, {"skipped": 0, **describe_model(other)})
+    for step, expected in ((None, other), (20, other), (10, averaged[0.9])):
+        model = load_diffusion("a", ema=0.9, step=step, root=tmp_path)
+        for name, value in expected.state_dict().items():
+            assert torch.equal(model.state_dict()[name], value), name
+    with pytest.raises(ValueError, match=r"run a has no checkpoint of step 15; it has \[10, 20\]"):
+        load_diffusion("a", step=15, root=tmp_path)
+
+
 def test_what_cannot_be_loaded_is_one_clear_line(tmp_path):
     with Run.open("sit-a", TRAINING, root=tmp_path):
         pass

@@ -242,7 +242,7 @@ def test_a_checkpoint_of_their_training_loads_by_its_path(fixture, weights, sett
 
 def test_one_set_of_weights_has_no_choice_of_rates(folders):
     with pytest.raises(
-        ValueError, match="sit holds one set of weights, without a choice of EMA rates"
+        ValueError, match="sit holds one set of weights, without a choice of EMA rate or step"
     ):
         load_diffusion(folders / "sit", ema=0.9)
 

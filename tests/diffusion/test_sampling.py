@@ -197,6 +197,34 @@ def test_autoguidance_extrapolates_from_a_weaker_model_with_the_same_labels():
     assert weak.calls == [(2, 0.5), (2, 0.25)]
 
 
+def test_a_weak_model_changes_nothing_at_scale_one_or_where_it_is_the_model_itself():
+    torch.manual_seed(0)
+    sizes = {"num_tokens": 4, "latent_dim": 3, "num_classes": 2}
+    config = DiffusionConfig(width=16, depth=1, num_heads=2)
+    strong, weak = (DiffusionTransformer(config, **sizes).eval() for _ in range(2))
+    for parameter in [*strong.parameters(), *weak.parameters()]:
+        torch.nn.init.normal_(parameter, std=0.3)
+    request = (strong, noise(2, 4, 3), torch.tensor([0, 1]))
+    for method in ("euler", "heun", "euler_maruyama"):
+        options = {"num_steps": 4, "method": method, "seeds": [0, 1]}
+        plain = sample(*request, **options)
+        assert torch.equal(
+            sample(*request, **options, weak_model=weak, guidance=Guidance(1.0)), plain
+        )
+        assert torch.equal(sample(*request, **options, weak_model=weak), plain)
+        itself = sample(*request, **options, weak_model=strong, guidance=Guidance(3.0))
+        assert torch.allclose(itself, plain, atol=1e-5)
+        guided = sample(*request, **options, weak_model=weak, guidance=Guidance(3.0))
+        assert not torch.allclose(guided, plain, atol=1e-2)
+    # what cannot guide is refused before anything is computed
+    weak.trained_path = "cosine"
+    with pytest.raises(ValueError, match=r"must have the model's path: they have \['cosine', 'lin"):
+        sample(*request, num_steps=4, weak_model=weak, guidance=Guidance(3.0))
+    smaller = DiffusionTransformer(config, **sizes | {"num_classes": 0})
+    with pytest.raises(ValueError, match=r"labels must be in 0 .. 0 \(0 is the null class\)"):
+        sample(*request, num_steps=4, weak_model=smaller, guidance=Guidance(3.0))
+
+
 def test_an_unconditional_model_is_sampled_with_its_null_label_and_guided_by_a_weaker_model_only():
     torch.manual_seed(0)
     sizes = {"num_tokens": 4, "latent_dim": 3, "num_classes": 0}

@@ -15,6 +15,7 @@ from maetok_lab.evaluation.metrics import (
     frechet_distance,
     inception_score,
     kernel_distance,
+    monge_distance,
 )
 from maetok_lab.evaluation.protocol import PREVIEW_IMAGES, EvalProtocol, compare
 from maetok_lab.pictures import from_uint8
@@ -66,6 +67,23 @@ def test_numbers_are_those_of_the_metrics_under_the_networks_name():
     for name, (low, high) in result.intervals.items():
         assert low <= result.metrics[name] <= high
         assert low < high
+
+
+def test_the_monge_distance_is_one_more_with_interval_floor_and_ratio():
+    net, samples = TinyNet(), images(50, "fake") * 0.8
+    second = make_reference(images(40, "second"), net)
+    result = evaluate(samples, metrics=["mind"], second_reference=second, preview=False)
+    drawn, real = make_reference(samples, net).features, make_reference(images(), net).features
+    assert result.metrics == {"mind_efflite2": monge_distance(drawn, real)}
+    assert result.floor == {"mind_efflite2": monge_distance(second.features, real)}
+    low, high = result.intervals["mind_efflite2"]
+    assert low < result.metrics["mind_efflite2"] < high
+    row = result.table().loc["mind_efflite2"]
+    assert row["over_floor"] == row["value"] / row["floor"] > 1
+    statistics = Reference("published", "abc", None, None, statistics=feature_statistics(real))
+    with pytest.raises(ValueError, match="only a mean and a covariance"):
+        evaluate(samples, statistics, metrics=["mind"])
+    assert evaluate(samples, metrics=["mind"], fd_draws=0).intervals == {}
 
 
 def test_samples_in_a_tensor_are_rounded_as_the_protocol_says():

@@ -11,6 +11,7 @@ from maetok_lab.evaluation.metrics import (
     frechet_distance,
     inception_score,
     kernel_distance,
+    monge_distance,
     precision_recall,
 )
 from maetok_lab.evaluation.pixels import psnr, round_to_uint8, ssim
@@ -167,7 +168,7 @@ def test_feature_errors_say_what_came():
     x = features()
     bad = x.clone()
     bad[3, 3] = math.nan
-    for metric in (frechet_distance, kernel_distance, precision_recall):
+    for metric in (frechet_distance, kernel_distance, monge_distance, precision_recall):
         with pytest.raises(ValueError, match=r"NaN .* in 1 rows"):
             metric(bad, x)
         with pytest.raises(ValueError, match="at least two rows"):
@@ -239,6 +240,47 @@ def test_kernel_distance_over_several_chunks_is_the_same(monkeypatch):
     monkeypatch.setattr("maetok_lab.evaluation.metrics.CHUNK", 32)
     result = kernel_distance(x, y)
     assert (result.value, result.low) == pytest.approx((expected.value, expected.low), rel=1e-9)
+
+
+def test_monge_distance_of_one_dimension_is_three_times_the_squared_wasserstein_distance():
+    # every direction is the line itself; the cheapest of all transports is found by scipy
+    from scipy.optimize import linear_sum_assignment
+
+    x = torch.randn(6, 1, generator=generator(0, "x"), dtype=torch.float64)
+    y = torch.randn(4, 1, generator=generator(0, "y"), dtype=torch.float64)
+    for side, repeats in ((y, (2, 3)), (torch.cat([y, y[:2] - 1]), (1, 1))):
+        cost = (x.repeat(repeats[0], 1) - side.repeat(repeats[1], 1).T).square().numpy()
+        cheapest = cost[linear_sum_assignment(cost)].mean()
+        assert monge_distance(x, side) == pytest.approx(3 * cheapest, rel=1e-12)
+        assert monge_distance(side, x) == pytest.approx(3 * cheapest, rel=1e-12)
+
+
+def test_monge_distance_of_a_shift_is_three_times_its_square():
+    x = torch.randn(50, 64, generator=generator(0, "x"), dtype=torch.float64)
+    shift = torch.randn(64, generator=generator(0, "shift"), dtype=torch.float64)
+    assert monge_distance(x, x) == 0
+    # (u . shift)^2 is |shift|^2 / d in the mean, with an error of sqrt(2 / 1000)
+    expected = 3 * float(shift.square().sum())
+    assert monge_distance(x, x + shift) == pytest.approx(expected, rel=0.15)
+    # a set twice over is the same distribution
+    assert monge_distance(torch.cat([x, x]), x + shift) == pytest.approx(
+        monge_distance(x, x + shift), rel=1e-12
+    )
+    assert monge_distance(x, 2 * x) == pytest.approx(3 * float(x.square().sum(1).mean()), rel=0.05)
+
+
+def test_monge_distance_has_less_bias_than_the_frechet_distance():
+    # two draws of one distribution: what is not 0 is bias, in units of the distance of a shift
+    def sides(count, shift):
+        draws = generator(count, "draws")
+        x, y = torch.randn(2, count, 16, generator=draws, dtype=torch.float64)
+        return x, y + shift
+
+    biases = {}
+    for distance in (monge_distance, frechet_distance):
+        biases[distance] = distance(*sides(40, 0.0)) / distance(*sides(4000, 1.0))
+    assert 0 < biases[monge_distance] < biases[frechet_distance]
+    assert monge_distance(*sides(4000, 0.0)) < monge_distance(*sides(40, 0.0)) / 50
 
 
 def test_precision_and_recall_agree_with_torch_fidelity():

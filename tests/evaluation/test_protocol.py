@@ -13,7 +13,7 @@ def result(value=1.0, **fields):
     return EvalResult(
         metrics={"kid_efflite2": value},
         intervals={"kid_efflite2": (value - 0.1, value + 0.1)},
-        floor={"kid_efflite2": 0.01},
+        floor={"kid_efflite2": 0.2},
         protocol=EvalProtocol(
             **{"num_images": 100, "sampler": "heun", "steps": protocol.steps} | fields
         ),
@@ -36,20 +36,45 @@ def test_equal_protocols_share_a_table():
     assert table.loc["yours"].to_dict() == {
         "preview": True,
         "kid_efflite2": 2.0,
-        "kid_efflite2_floor": 0.01,
+        "kid_efflite2_floor": 0.2,
+        "kid_efflite2_over_floor": 10.0,
     }
     assert compare([result()]).index.tolist() == ["0"]
     assert result().table().loc["kid_efflite2"].to_dict() == {
         "value": 1.0,
         "low": 0.9,
         "high": 1.1,
-        "floor": 0.01,
+        "floor": 0.2,
+        "over_floor": 5.0,
     }
 
 
 def test_an_interval_has_the_standard_error_that_made_it():
     assert result().standard_error("kid_efflite2") == pytest.approx(0.1 / 1.96)
     assert math.isnan(result().standard_error("psnr"))
+
+
+def test_a_ratio_needs_a_floor_above_zero():
+    def ratio(metric, floor, interval=(0.9, 1.1)):
+        only = {"intervals": {metric: interval} if interval else {}, "floor": {metric: floor}}
+        one = EvalResult(metrics={metric: 1.0}, protocol=EvalProtocol(), **only)
+        return one.over_floor(metric)
+
+    assert ratio("fd_efflite2", 0.01) == ratio("fid", 0.01) == ratio("mind_colours", 0.01) == 100.0
+    # an unbiased distance of real images lies around 0: within the error it is 0
+    assert ratio("kid", 0.125) == 8.0
+    for floor in (0.05, 0.0, -0.01, math.nan):
+        assert math.isnan(ratio("kid_efflite2", floor))
+    assert math.isnan(ratio("fd_efflite2", 0.0))
+    assert ratio("kid_efflite2", 0.05, interval=None) == 20.0
+    # shares and scores are no distances
+    assert math.isnan(ratio("precision_efflite2", 0.5))
+    assert math.isnan(ratio("is", 0.5))
+    without = EvalResult(metrics={"kid": 1.0}, protocol=EvalProtocol())
+    assert math.isnan(without.over_floor("kid"))
+    assert "precision_over_floor" not in compare(
+        [EvalResult(metrics={"precision": 1}, floor={"precision": 1}, protocol=EvalProtocol())]
+    )
 
 
 def test_different_protocols_are_refused_with_the_fields_that_differ():

@@ -1,11 +1,13 @@
 """Ways to sample one model: each is drawn and scored once, under its own protocol."""
 
+import copy
 import dataclasses
 
 import pytest
 import torch
 
 from maetok_lab.data.latents import LatentSpace
+from maetok_lab.diffusion.sampling import NULL_CLASS
 from maetok_lab.evaluation.features import make_reference
 from maetok_lab.evaluation.generation import evaluate_generation
 from maetok_lab.evaluation.protocol import EvalProtocol
@@ -20,6 +22,8 @@ from maetok_lab.experiments.settings import (
     settings_table,
 )
 from maetok_lab.generation.images import generate
+from maetok_lab.identity import tensors_fingerprint
+from maetok_lab.runs import Run
 
 SPACE = LatentSpace("weights", torch.tensor([0.5, -0.5]), torch.tensor([2.0, 0.5]))
 BASE = EvalProtocol(image_size=8, labels="random", path="linear", seed=3)
@@ -117,6 +121,50 @@ def test_without_guidance_the_interval_makes_no_other_run(scorer):
     assert table["model_rows"].tolist() == [2, 3, 2, 4]
     assert (table["images_per_second"] > 0).all()
     assert table["interval"].tolist() == ["0 to 0.8", "0 to 0.8", "0 to 1", "0 to 1"]
+
+
+def test_a_weaker_model_guides_where_the_setting_says_so(scorer, model, tokenizer):
+    weak = copy.deepcopy(model)
+    with torch.no_grad():
+        weak.final_layer.linear.weight.mul_(0.5)
+    guides = {NULL_CLASS: None, 250: weak, "diffusion-same": copy.deepcopy(model)}
+    scorer = dataclasses.replace(
+        scorer, generator=dataclasses.replace(scorer.generator, weak_models=guides)
+    )
+    lists = LISTS | {"intervals": [[0, 0.8]], "steps": [2], "samplers": ["euler"]}
+    grid = setting_grid(**lists, ema_rates=[0.9], guides=list(guides))
+    assert [setting.guide for setting in grid[::2]] == list(guides)
+    assert grid[3].describe() == "scale 2.5 on 0 to 0.8 by step 250, euler 2, EMA 0.9"
+    assert grid[3] == Setting(
+        scale=2.5, low=0.0, high=0.8, steps=2, sampler="euler", ema=0.9, guide=250
+    )
+    scored = {setting: scorer.score(setting) for setting in grid}
+    plain, plain_guided, autoguided_1, autoguided, _, same = scored.values()
+
+    # at scale 1 nothing guides: the same run, bit for bit the unguided samples
+    assert plain.folder == autoguided_1.folder
+    assert len({run.folder for run in scored.values()}) == 4
+    protocols = {run.folder: load_score(run).protocol for run in scored.values()}
+    assert protocols[plain.folder].weak_model is None
+    assert protocols[plain_guided.folder].weak_model is None
+    assert protocols[autoguided.folder].weak_model == tensors_fingerprint(weak.state_dict())
+    values = {folder: load_score(Run(folder)).metrics["kid_colours"] for folder in protocols}
+    assert len(set(values.values())) >= 3
+    # a model guided away from itself stays where it is
+    assert values[same.folder] == pytest.approx(values[plain.folder], rel=1e-4, abs=1e-6)
+    by_hand = generate(
+        model, tokenizer, SPACE, scorer.labels,
+        **sampling_options(protocols[autoguided.folder], weak),
+    )  # fmt: skip
+    result = evaluate_generation(
+        by_hand,
+        scorer.real,
+        net=scorer.net,
+        protocol=protocols[autoguided.folder],
+        metrics=["kid"],
+        second_reference=scorer.second,
+    )
+    assert result.metrics["kid_colours"] == values[autoguided.folder]
 
 
 def test_a_setting_stopped_half_way_is_free_for_the_next_and_other_real_images_are_another_run(

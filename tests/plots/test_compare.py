@@ -3,7 +3,12 @@
 import pandas as pd
 import pytest
 
-from maetok_lab.plots.compare import plot_against, plot_loss_curves, plot_mean_norms
+from maetok_lab.plots.compare import (
+    plot_against,
+    plot_convergence,
+    plot_loss_curves,
+    plot_mean_norms,
+)
 from maetok_lab.plots.curves import colours_for
 
 pytest.importorskip("matplotlib")
@@ -29,6 +34,24 @@ def test_one_point_a_row_with_the_words_of_the_axes():
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("linear probe, top-1", "kid")
     with pytest.raises(ValueError, match=r"no column \['fid'\]"):
         plot_against(table, "probe", "fid")
+
+
+def test_convergence_is_a_curve_a_tokenizer_with_its_intervals():
+    values = {
+        "images": [100, 200],
+        "kid": [0.4, 0.2],
+        "kid_low": [0.3, 0.1],
+        "kid_high": [0.5, 0.3],
+    }
+    ax = plot_convergence({"ae": pd.DataFrame(values), "hog": pd.DataFrame(values)})
+    assert [line.get_label() for line in ax.lines] == ["ae", "hog"]
+    assert list(ax.lines[0].get_xdata()) == [100, 200]
+    assert list(ax.lines[0].get_ydata()) == [0.4, 0.2]
+    bars = ax.collections[0].get_segments()
+    assert [tuple(bar[:, 1]) for bar in bars] == [(0.3, 0.5), (0.1, 0.3)]
+    assert ax.get_xlabel() == "training images seen"
+    with pytest.raises(ValueError, match=r"no column \['kid_gap', 'kid_gap_low'"):
+        plot_convergence({"ae": pd.DataFrame(values)}, column="kid_gap")
 
 
 def test_norms_stand_side_by_side_at_their_number_of_modes():

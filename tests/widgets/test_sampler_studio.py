@@ -57,6 +57,11 @@ def assert_shows(studio, images):
     assert tiles["names"] == [studio.class_names[label] for label in studio.labels]
 
 
+def assert_tiles(studio, images):
+    studio.controls.show.value = "state"
+    assert studio.tiles.tiles["sheet"] == as_png(image_grid(images, columns=2, padding=0))
+
+
 def test_each_control_samples_anew_what_it_says(studio):
     see = studio.controls
     assert_shows(studio, sampled())
@@ -72,6 +77,42 @@ def test_each_control_samples_anew_what_it_says(studio):
     assert_shows(studio, sampled(**now))
     see.ema.value = dict(see.ema.options)["0.5"]
     assert_shows(studio, sampled(0.5, **now))
+
+
+def test_a_weaker_model_can_guide(studio):
+    weak = model(2)
+    studio = SamplerStudio(
+        MODELS, SPACE, TOKENIZER, weak_models={"null class": None, 250: weak},
+        class_names=["cat", "dog", "fish"], count=4, num_steps=5,
+    )  # fmt: skip
+    assert studio.view
+    see = studio.controls
+    assert see.guide.options == ("null class", "step 250")
+    assert_shows(studio, sampled())
+    see.guide.value = "step 250"
+    assert_shows(studio, sampled(weak_model=weak))
+    assert "5 model rows and 3 of the weaker model an image" in studio.cost_line.value
+    see.scale.value = 1.0
+    assert_shows(studio, sampled(guidance=None))
+    see.guide.value, see.scale.value = "null class", 3.0
+    assert_shows(studio, sampled())
+
+
+def test_an_unconditional_model_is_guided_by_a_weaker_one():
+    strong, weak = model(num_classes=0), model(2, num_classes=0)
+    studio = SamplerStudio(
+        strong, SPACE, TOKENIZER, weak_models={"earlier": weak}, count=2, num_steps=2
+    )
+    assert studio.view
+    assert studio.tiles.way["scale"] == 3.0  # the first that is named guides
+    studio.controls.guide.value = "null class"
+    assert studio.tiles.way["scale"] == 1.0
+    studio.controls.guide.value = "earlier"
+    expected = generate(
+        strong, TOKENIZER, SPACE, torch.zeros(2, dtype=torch.long), num_steps=2,
+        guidance=Guidance(3.0, 0.0, 0.75), weak_model=weak,
+    )  # fmt: skip
+    assert_tiles(studio, expected)
 
 
 def test_a_place_of_the_way_can_be_clicked_again(studio):
@@ -140,5 +181,9 @@ def test_the_twin_is_the_way_of_the_samples(studio):
 def test_what_does_not_belong_together_is_refused():
     with pytest.raises(ValueError, match="the latent space belongs to tokenizer other"):
         SamplerStudio(MODELS, LatentSpace("other", torch.tensor(0.0), torch.tensor(1.0)), TOKENIZER)
+    stranger = model(2)
+    stranger.tokenizer_fingerprint = "other"
+    with pytest.raises(ValueError, match="the diffusion model belongs to tokenizer other"):
+        SamplerStudio(MODELS, SPACE, TOKENIZER, weak_models={"earlier": stranger})
     with pytest.raises(ValueError, match="1 class names for a model of 3"):
         SamplerStudio(MODELS, SPACE, TOKENIZER, class_names=["cat"])
