@@ -1,6 +1,7 @@
 """From latents to the loss of a small diffusion model and a card: made once, and comparable."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -15,6 +16,7 @@ from maetok_lab.experiments.cards import (
     plain_name,
     trained_card,
 )
+from maetok_lab.nets import load_net
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.foreign import RawPixels
 from maetok_lab.training.presets import TOKENIZER_TRAINING
@@ -116,6 +118,38 @@ def test_a_trained_card_has_the_loss_after_the_steps_of_its_settings(tmp_path, c
     assert flow.summary["steps"] == 4
     assert run.summary["diffusion_loss"] == flow.summary["val_loss"]
     assert "psnr_at_noise_0.1" in run.summary
+
+
+def test_with_test_images_and_a_network_a_card_has_grids_and_mixed_latents(
+    tmp_path, caches, make_pictures
+):
+    train, test = caches
+    trained = diffusion_loss("flow", "test", train, test, root=tmp_path, **FLOW)
+    settings = dataclasses.replace(SETTINGS, diffusion_steps=4, mixed=20, ways=6)
+    images = make_pictures(30, SIZE, seed=1)  # those of the test latents
+    net = load_net("squeezenet1_1", input_size=32)
+    data = (train, train.labels, test, test.labels)
+    parts = {"tokenizer": RawPixels(SIZE), "diffusion": trained, "settings": settings}
+    run = card_run("card", *data, images=images, net=net, root=tmp_path, **parts)
+    card = cards_of([run])["card"]
+    stated = card.attrs["definitions"]
+
+    # raw pixels are their own reconstructions, and turn as images do
+    (rkid,) = [name for name in card.index if name.startswith("rkid")]
+    assert card.value[rkid] < card.value[rkid.replace("rkid", "ikid_gap")]
+    assert "20 images" in stated[rkid]["settings"]["protocol"]
+    assert math.isnan(card.value["lds"])
+    assert "no value" in stated["lds"]["settings"]
+    assert 0 < card.value["path_efficiency"] <= 1
+    assert stated["path_efficiency"]["settings"] == {"steps": 50, "guidance": "none", "images": 6}
+    assert "denoiser_gain_0.95" in card.index
+
+    # the network is part of what a card is, and parts of it can be left out
+    with pytest.raises(ValueError, match="net"):
+        card_run("card", *data, images=images, root=tmp_path, **parts)
+    parts["settings"] = dataclasses.replace(settings, mixed=0, ways=0)
+    run = card_run("less", *data, images=images, net=net, root=tmp_path, **parts)
+    assert not {"grid", "interpolation", "paths"} & set(cards_of([run])["less"].group)
 
 
 def test_a_source_becomes_a_part_of_a_name():
