@@ -24,6 +24,7 @@ from maetok_lab.analysis.geometry import (
 )
 from maetok_lab.analysis.probe import knn_probe, linear_probe
 from maetok_lab.analysis.purity import label_purity
+from maetok_lab.diffusion.path import Prediction, TimeShift
 from maetok_lab.evaluation.protocol import EvalResult
 from maetok_lab.generation.trajectories import PathNumbers
 
@@ -52,6 +53,9 @@ class CardSettings:
     pairs: int = 32  # of them, between which it interpolates
     # Training steps of the small diffusion model whose loss is on the card; 0 where there is none.
     diffusion_steps: int = 0
+    # What it predicts, and how its times are shifted; see `DiffusionTraining`.
+    prediction: Prediction = "velocity"
+    time_shift: TimeShift = 1.0
     seed: int = 0  # of all that is drawn
 
 

@@ -28,7 +28,7 @@ from maetok_lab.generation.trajectories import trajectory_shape
 from maetok_lab.inference import device_of, eval_mode
 from maetok_lab.protocols import AnyTokenizer, Images, Net
 from maetok_lab.runs import Run, runs_root
-from maetok_lab.training.diffusion import train_diffusion
+from maetok_lab.training.diffusion import DiffusionTraining, train_diffusion
 from maetok_lab.training.presets import diffusion_training
 from maetok_lab.widgets.live import follow_to_end
 
@@ -140,7 +140,7 @@ def card_run(
     more of them; `diffusion` (a run of `diffusion_loss`) what a model learnt. Raises ValueError for
     one of other steps than `settings` has.
     """
-    _check_steps(diffusion, settings)
+    _check_diffusion(diffusion, settings)
     parents = [latents.run, test.run]
     all_labels = [labels, test_labels]
     if validation is not None:
@@ -180,7 +180,7 @@ def card_run(
     return run
 
 
-def _check_steps(diffusion: Run | None, settings: CardSettings) -> None:
+def _check_diffusion(diffusion: Run | None, settings: CardSettings) -> None:
     # without a diffusion model the card has no loss, and says so by 0 steps
     steps = diffusion.summary["steps"] if diffusion else 0
     if steps != settings.diffusion_steps:
@@ -188,6 +188,16 @@ def _check_steps(diffusion: Run | None, settings: CardSettings) -> None:
             f"the card is to hold the loss after {settings.diffusion_steps} steps, "
             f"but there were {steps}; train for as many, or change the settings"
         )
+    if diffusion is None:
+        return
+    config = diffusion.load_config(DiffusionTraining)
+    for field in ("prediction", "time_shift"):
+        trained = getattr(config, field)
+        if trained != getattr(settings, field):
+            raise ValueError(
+                f"the card is to hold a model with {field} {getattr(settings, field)!r}, but "
+                f"{diffusion.name} has {trained!r}; train another, or change the settings"
+            )
 
 
 def image_entries(
@@ -254,8 +264,11 @@ def trained_card(
     as it is.
     """
     latents, _, test, _ = data
+    aim = "" if settings.prediction == "velocity" else f"-{settings.prediction}"
+    if settings.time_shift != 1:
+        aim += f"-shift-{settings.time_shift}"
     flow = diffusion_loss(
-        f"flow-{name}-{labels}",
+        f"flow-{name}-{labels}{aim}",
         preset,
         latents,
         test,
@@ -264,9 +277,11 @@ def trained_card(
         num_steps=settings.diffusion_steps,
         seed=settings.seed,
         precision="fp32",  # on every device, so that cards made on several are comparable
+        prediction=settings.prediction,
+        time_shift=settings.time_shift,
     )
     return card_run(
-        f"card-{name}-{settings.dimensions}d{'-val' if validation else ''}-{CARD_OF}",
+        f"card-{name}-{settings.dimensions}d{'-val' if validation else ''}{aim}-{CARD_OF}",
         *data,
         validation=validation,
         tokenizer=tokenizer,

@@ -61,7 +61,7 @@ def test_a_card_has_the_loss_under_any_prediction_and_shift(tmp_path, caches, ch
     train, test = caches
     trained = diffusion_loss("flow", "test", train, test, root=tmp_path, **FLOW, **changes)
     images = (train, train.labels, test, test.labels)
-    settings = dataclasses.replace(SETTINGS, diffusion_steps=4)
+    settings = dataclasses.replace(SETTINGS, diffusion_steps=4, **changes)
     run = card_run("card", *images, diffusion=trained, settings=settings, root=tmp_path)
     card = cards_of([run])["card"]
     assert card.value["diffusion_loss"] == trained.summary["val_loss"]
@@ -114,6 +114,28 @@ def test_a_trained_card_has_the_loss_after_the_steps_of_its_settings(tmp_path, c
         root=tmp_path,
     )
     assert run.name == "card-pixels-s0-3d-2026"
+    # the same under another prediction and another shift stands beside it
+    other = {"prediction": "data", "time_shift": "dimension"}
+    changed = trained_card(
+        "pixels-s0",
+        "test",
+        (train, train.labels, test, test.labels),
+        labels="category",
+        num_classes=3,
+        settings=dataclasses.replace(settings, **other),
+        tokenizer=RawPixels(SIZE),
+        root=tmp_path,
+    )
+    assert changed.name == "card-pixels-s0-3d-data-shift-dimension-2026"
+    assert changed.summary["diffusion_loss"] != run.summary["diffusion_loss"]
+    with pytest.raises(ValueError, match="with prediction 'velocity', but flow-pixels-s0-c"):
+        card_run(
+            "card",
+            *(train, train.labels, test, test.labels),
+            diffusion=Run(tmp_path / "flow-pixels-s0-category-data-shift-dimension"),
+            settings=settings,
+            root=tmp_path,
+        )
     flow = Run(tmp_path / "flow-pixels-s0-category")
     assert flow.summary["steps"] == 4
     assert run.summary["diffusion_loss"] == flow.summary["val_loss"]
