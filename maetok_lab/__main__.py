@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from maetok_lab.hints import printable, printable_lines
 
@@ -25,9 +26,6 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "notebook", help="such as notebooks/00_start_here.ipynb; `show` it to see its parameters"
     )
-    run.add_argument(
-        "-o", metavar="OUTPUT", dest="output", help="folder for the executed copy, or a name.ipynb"
-    )
     sweep = commands.add_parser(
         "sweep", help="run a notebook over many sets of parameters; again: continue"
     )
@@ -35,6 +33,21 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--on", choices=["local", "slurm"], default="local", help="this machine, or a Slurm cluster"
     )
+    investigate = commands.add_parser(
+        "investigate", help="reconstructions, card and page of any tokenizer, on any images"
+    )
+    investigate.add_argument(
+        "tokenizer",
+        help="a name of lab.tokenizers(), a run, a folder, diffusers:OWNER/NAME or module:Class; "
+        "notebooks/05_latent_space.ipynb does it, whose parameters -p takes (source, image_size)",
+    )
+    for command in (run, investigate):
+        command.add_argument(
+            "-o",
+            metavar="OUTPUT",
+            dest="output",
+            help="folder for the executed copy, or a name.ipynb",
+        )
     studio = commands.add_parser("studio", help="serve a notebook as a web page; ^C ends it")
     studio.add_argument("notebook", help="such as notebooks/mask_demo.ipynb")
     studio.add_argument("--port", type=int, default=8866, help="(default: 8866)")
@@ -66,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     for command in (sweep, listing, show, prune, doctor):
         command.add_argument("--runs", metavar="FOLDER", help="where runs live (default: runs/)")
     # -p sets what the notebook declares; for the last of them, doctor, these three
-    for command in (run, sweep, doctor):
+    for command in (run, investigate, sweep, doctor):
         pairs = command.add_argument(
             "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters"
         )
@@ -109,6 +122,24 @@ def _run(arguments: argparse.Namespace) -> int:
 
     parameters = parse_parameters(read_defaults(arguments.notebook), arguments.parameters)
     run_notebook(arguments.notebook, arguments.output, **parameters)
+    return 0
+
+
+def _investigate(arguments: argparse.Namespace) -> int:
+    from maetok_lab.tokenizer.foreign import PIXELS, own_image_size
+    from maetok_lab.workflow.parameters import parse_parameters, read_defaults
+    from maetok_lab.workflow.run import run_notebook
+
+    notebook = Path(__file__).parent.parent / "notebooks" / "05_latent_space.ipynb"
+    changes = parse_parameters(read_defaults(notebook), arguments.parameters)
+    # beside the null case, at the size that it was made for
+    compared = list(dict.fromkeys([arguments.tokenizer, PIXELS]))
+    parameters: dict[str, Any] = {"tokenizers": compared}
+    size = own_image_size(arguments.tokenizer, root=changes.get("runs"))
+    if size is not None:
+        parameters["image_size"] = size
+    result = run_notebook(notebook, arguments.output, **parameters | changes)
+    print(f"page {printable(str(result.html))}")
     return 0
 
 
@@ -256,6 +287,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 COMMANDS = {
     "run": _run,
+    "investigate": _investigate,
     "sweep": _sweep,
     "studio": _studio,
     "list": _list,

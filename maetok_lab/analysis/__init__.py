@@ -16,7 +16,8 @@ _NAMES, __getattr__, __dir__ = lazy_names(
         "interpolation": "interpolated_distance mix_latents slerp",
         "maps": "decode_between decoded_psnr make_atlas velocity_losses",
         "masks": "MASK_KINDS ratio_curve study_mask",
-        "preprocess": "common_dimensions needed_dimensions shared_dimensions spectrum_of",
+        "preprocess": "common_dimensions comparable_share needed_dimensions shared_dimensions"
+        " spectrum_of",
         "probe": "knn_probe linear_probe",
         "projection": "fit_projection project",
         "purity": "label_purity",

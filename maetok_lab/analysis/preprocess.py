@@ -314,6 +314,20 @@ def shared_dimensions(spectra: Sequence[Tensor], variance: float = 0.9) -> int:
     return max(needed)
 
 
+def comparable_share(spectra: Sequence[Tensor], variance: float = 0.9) -> float:
+    """The largest share of variance, up to `variance`, at which `shared_dimensions` has an answer.
+
+    A smaller one is a multiple of 5 %. Raises ValueError as `shared_dimensions` does at 5 %.
+    """
+    shares = [variance, *(step / 20 for step in range(19, 0, -1) if step / 20 < variance)]
+    for share in shares[:-1]:
+        needed = max(needed_dimensions(spectrum, share) for spectrum in spectra)
+        if needed <= min(len(spectrum) for spectrum in spectra):
+            return share
+    shared_dimensions(spectra, shares[-1])
+    return shares[-1]
+
+
 # Moments ------------------------------------------------------------------------------------------
 
 

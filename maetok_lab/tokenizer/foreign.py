@@ -74,6 +74,19 @@ def open_tokenizer(
     return tokenizer
 
 
+def own_image_size(source: str | Path, *, root: str | Path | None = None) -> int | None:
+    """Pixels a side of the images that a tokenizer of ours or the authors' takes.
+
+    None for what takes other sizes, and for what is not there.
+    """
+    if str(source).startswith(DIFFUSERS) or is_import_path(source):
+        return None
+    try:
+        return load_tokenizer(source, root=root).config.image_size
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def from_diffusers(
     source: str | Path, *, image_size: int, subfolder: str | None = None
 ) -> "GridTokenizer":
