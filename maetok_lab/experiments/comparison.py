@@ -28,7 +28,7 @@ from maetok_lab.experiments.cards import CARD_OF, SAMPLES_FILE, card_run, diffus
 from maetok_lab.experiments.ladder import Ladder
 from maetok_lab.generation.images import generate, reconstruct
 from maetok_lab.hints import choose
-from maetok_lab.nets import load_net
+from maetok_lab.nets import FeatureNet, load_net
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_tokenizer
 from maetok_lab.training.tokenizer import train_to_psnr, validation_psnr
@@ -186,6 +186,8 @@ def _line(
         diffusion=flow,
         beside=psnr,
         tokenizer=load_tokenizer(row.run.folder).to(row.ladder.device),  # where the latents are
+        images=row.ladder.images["test"],
+        net=_judge(row, comparison),
         settings=settings,
         root=row.ladder.root,
     )
@@ -214,6 +216,12 @@ def distance_columns(column: str, result: EvalResult) -> dict[str, float]:
     ((name, value),) = result.metrics.items()
     low, high = result.intervals[name]
     return {column: value, f"{column}_low": low, f"{column}_high": high}
+
+
+def _judge(row: Row, comparison: Comparison) -> FeatureNet:
+    """The network that compares pictures of a row."""
+    net = load_net("efficientnet_lite2", input_size=comparison.net_input)
+    return net.to(row.ladder.device)
 
 
 def flow_of(row: Row, comparison: Comparison) -> Run:
@@ -270,7 +278,7 @@ def _evaluate_samples(
     )
     # The same samples against test images, and against what this tokenizer makes of them: the gap.
     # Features of the samples are computed once, for both.
-    net = load_net("efficientnet_lite2", input_size=comparison.net_input).to(device)
+    net = _judge(row, comparison)
     features = make_reference(samples, net, name="samples")
     opposites = {SAMPLES_FILE: originals, GAP_FILE: reconstruct(tokenizer, originals)}
     for file, images in opposites.items():
