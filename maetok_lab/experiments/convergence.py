@@ -121,7 +121,8 @@ def convergence_table(scores: Run) -> pd.DataFrame:
     """One line a scored checkpoint: step, images (that the training had seen by then), and for each
     column of references, such as "kid", its value and 95 % interval (kid_low, kid_high).
 
-    `.attrs` holds the protocol in words, `net`, and the definition of `steps_to_reach`.
+    `.attrs` holds the protocol of the first column in words, `net`, and the definition of
+    `steps_to_reach`.
     """
     lines = []
     attrs: dict[str, Any] = {"definition": definition("steps_to_reach")}
@@ -131,7 +132,8 @@ def convergence_table(scores: Run) -> pd.DataFrame:
         for column, data in record["results"].items():
             result = EvalResult.from_json(data)
             line |= distance_columns(column, result)
-            attrs |= {"protocol": result.protocol.describe(), "net": result.protocol.net}
+            protocol = result.protocol
+            attrs = {"protocol": protocol.describe(), "net": protocol.net} | attrs
         lines.append(line)
     table = pd.DataFrame(lines)
     table.attrs = attrs

@@ -111,6 +111,7 @@ def test_each_milestone_and_the_end_are_scored_as_by_hand(trained, tokenizer, re
         assert row == [result.metrics["kid_colours"], low, high]
     assert scores.summary["kid"] == table["kid"].iloc[-1]
     assert "euler, 2 steps" in table.attrs["protocol"]
+    assert "against test" in table.attrs["protocol"]  # of the first column
 
 
 def test_nothing_is_scored_twice(trained, tokenizer, references, monkeypatch):
