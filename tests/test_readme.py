@@ -46,6 +46,9 @@ def check_run(words):
     if arguments.command == "run":
         defaults = read_defaults(ROOT / arguments.notebook)
         check_parameters(defaults, parse_parameters(defaults, arguments.parameters))
+    if arguments.command == "investigate":
+        defaults = read_defaults(ROOT / "notebooks" / "05_latent_space.ipynb")
+        check_parameters(defaults, parse_parameters(defaults, arguments.parameters))
 
 
 def check_papermill(words):

@@ -6,7 +6,6 @@ _NAMES, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "card": "plot_card",
-        "card_table": "card_table",
         "compare": "plot_against plot_convergence plot_loss_curves plot_mean_norms",
         "curves": "axes drawable finish plot_losses",
         "gmm": "plot_gmm_curve",
@@ -16,6 +15,7 @@ _NAMES, __getattr__, __dir__ = lazy_names(
         "projection": "plot_projection",
         "runs": "plot_run_lines",
         "sweep": "plot_gallery plot_pareto plot_surface",
+        "table": "card_table",
         "theory": "plot_sample_complexity",
     },
 )

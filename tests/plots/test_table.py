@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from maetok_lab.plots.card_table import card_table
+from maetok_lab.plots.table import card_table
 
 
 def card(probe=0.5, **more):
