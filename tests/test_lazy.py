@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
@@ -16,7 +17,10 @@ ROOMS = [name for name, module in lab._NAMES.items() if module == f"maetok_lab.{
 def test_every_name_is_there(package):
     module = importlib.import_module(f"maetok_lab.{package}".rstrip("."))
     for name in getattr(module, "_NAMES", ()):
-        assert getattr(module, name) is not None
+        value = getattr(module, name)
+        assert value is not None
+        # a function in a file of its own name would be hidden by that file
+        assert not (isinstance(value, ModuleType) and hasattr(value, name))
         assert name in dir(module)
 
 
