@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -185,3 +186,25 @@ def test_what_is_missing_or_cannot_be_written_is_one_line(tmp_path, capsys, monk
     monkeypatch.setitem(sys.modules, "papermill", None)
     assert main(["run", str(notebook), "-p", "runs", str(tmp_path)]) == 1
     assert "papermill" in capsys.readouterr().err
+
+
+def test_investigate_runs_notebook_05_on_a_tokenizer_beside_raw_pixels(monkeypatch, tmp_path):
+    calls = []
+
+    def run_notebook(path, output, **parameters):
+        calls.append((path.name, output, parameters))
+        return SimpleNamespace(html=tmp_path / "page.html")
+
+    monkeypatch.setattr("maetok_lab.workflow.run.run_notebook", run_notebook)
+    source = ["-p", "source", "/data/mine"]
+    # a tokenizer of ours says its image size; a grid takes any, raw pixels are the null case alone
+    assert main(["investigate", "shipped/plain", *source]) == 0
+    assert main(["investigate", "sd-vae", "-p", "image_size", "128", "-o", "here"]) == 0
+    assert main(["investigate", "pixels"]) == 0
+    name = "05_latent_space.ipynb"
+    compared = {"tokenizers": ["shipped/plain", "pixels"], "image_size": 64}
+    assert calls == [
+        (name, None, compared | {"source": "/data/mine"}),
+        (name, "here", {"tokenizers": ["sd-vae", "pixels"], "image_size": 128}),
+        (name, None, {"tokenizers": ["pixels"]}),
+    ]

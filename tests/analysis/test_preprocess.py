@@ -9,6 +9,7 @@ import torch
 from maetok_lab.analysis.preprocess import (
     check_latents,
     common_dimensions,
+    comparable_share,
     data_hash,
     first_of_copies,
     fit_reducer,
@@ -191,3 +192,14 @@ def test_rows_that_have_one_hash_by_chance_are_no_copies():
     assert first_of_copies(x, torch.zeros_like(hashes)).equal(torch.arange(4000))
     x[7] = x[3]
     assert first_of_copies(x, torch.zeros_like(hashes))[7] == 3
+
+
+def test_a_share_that_all_can_be_compared_at_is_the_largest_there_is():
+    few = torch.tensor([1.0, 1.0])
+    many = torch.ones(10, dtype=torch.float64)
+    assert comparable_share([many, many], 0.9) == 0.9
+    # ten equal axes keep a fifth in two of them
+    assert comparable_share([few, many], 0.9) == 0.2
+    assert shared_dimensions([few, many], 0.2) == 2
+    with pytest.raises(ValueError, match="no common number of dimensions"):
+        comparable_share([torch.ones(1), torch.ones(40)], 0.9)
