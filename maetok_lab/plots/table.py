@@ -13,6 +13,10 @@ QUESTIONS = {
     "what the decoder forgives": ("decoder", "interpolation"),
     "what a model can learn": ("denoiser", "diffusion", "paths"),
 }
+TIP = (  # what is told on hover: hidden until then, beside the number
+    "visibility: hidden; position: absolute; z-index: 1; padding: 4px 8px; width: 32em; "
+    "white-space: normal; text-align: left; background: #222; color: #fff;"
+)
 ARROWS = {"lower": "↓", "higher": "↑"}  # which way is better for diffusion, by the source
 
 
@@ -34,11 +38,7 @@ def card_table(cards: pd.DataFrame | Mapping[str, pd.DataFrame]) -> Any:
     for name in names:
         tips[name] = table[f"tip of {name}"]
     styler = table[[*names, "unit", "better"]].style
-    styler.set_tooltips(
-        tips,
-        props="position: absolute; z-index: 1; padding: 4px; width: 32em;"
-        "white-space: normal; background: #222; color: #fff; text-align: left;",
-    )
+    styler.set_tooltips(tips, props=TIP)
     return styler.set_table_styles([{"selector": "th", "props": "text-align: left"}])
 
 

@@ -31,6 +31,8 @@ def test_numbers_stand_under_their_question_with_error_and_direction():
 def test_hovering_tells_formula_source_and_settings():
     html = card_table(card()).to_html()
     assert "how viv is made — a paper — seed 3" in html
+    # and nothing is told before
+    assert "visibility: hidden" in html
 
 
 def test_what_a_card_lacks_is_empty_and_what_has_no_value_a_dash():
