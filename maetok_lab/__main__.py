@@ -33,21 +33,8 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--on", choices=["local", "slurm"], default="local", help="this machine, or a Slurm cluster"
     )
-    investigate = commands.add_parser(
-        "investigate", help="reconstructions, card and page of any tokenizer, on any images"
-    )
-    investigate.add_argument(
-        "tokenizer",
-        help="a name of lab.tokenizers(), a run, a folder, diffusers:OWNER/NAME or module:Class; "
-        "notebooks/05_latent_space.ipynb does it, whose parameters -p takes (source, image_size)",
-    )
-    for command in (run, investigate):
-        command.add_argument(
-            "-o",
-            metavar="OUTPUT",
-            dest="output",
-            help="folder for the executed copy, or a name.ipynb",
-        )
+    investigate = _add_investigate(commands)
+    _add_output(run, investigate)
     studio = commands.add_parser("studio", help="serve a notebook as a web page; ^C ends it")
     studio.add_argument("notebook", help="such as notebooks/mask_demo.ipynb")
     studio.add_argument("--port", type=int, default=8866, help="(default: 8866)")
@@ -85,6 +72,28 @@ def parser() -> argparse.ArgumentParser:
         )
     pairs.help = "one of source, image_size, device"
     return top
+
+
+def _add_output(*commands: argparse.ArgumentParser) -> None:
+    for command in commands:
+        command.add_argument(
+            "-o",
+            metavar="OUTPUT",
+            dest="output",
+            help="folder for the executed copy, or a name.ipynb",
+        )
+
+
+def _add_investigate(commands: Any) -> argparse.ArgumentParser:
+    investigate = commands.add_parser(
+        "investigate", help="reconstructions, card and page of any tokenizer, on any images"
+    )
+    investigate.add_argument(
+        "tokenizer",
+        help="a name of lab.tokenizers(), a run, a folder, diffusers:OWNER/NAME or module:Class; "
+        "notebooks/05_latent_space.ipynb does it, whose parameters -p takes (source, image_size)",
+    )
+    return investigate
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -191,6 +191,10 @@ class Pooled(nn.Module):
         self.latent = nn.functional.avg_pool2d(images, 2) * self.scale
         return self
 
+    def decode(self, latents):
+        self.sample = nn.functional.interpolate(latents / self.scale, scale_factor=2)
+        return self
+
 
 def test_a_diffusers_model_is_named_by_its_weights_and_settings_not_by_its_folder():
     tokenizer = GridTokenizer(Pooled(groups=4, _name_or_path="/home/a"), 16)

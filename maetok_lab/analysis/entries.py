@@ -53,9 +53,8 @@ class CardSettings:
     pairs: int = 32  # of them, between which it interpolates
     # Training steps of the small diffusion model whose loss is on the card; 0 where there is none.
     diffusion_steps: int = 0
-    # What it predicts, and how its times are shifted; see `DiffusionTraining`.
-    prediction: Prediction = "velocity"
-    time_shift: TimeShift = 1.0
+    prediction: Prediction = "velocity"  # of that model, as in `DiffusionTraining`
+    time_shift: TimeShift = 1.0  # of its times, likewise
     seed: int = 0  # of all that is drawn
 
 

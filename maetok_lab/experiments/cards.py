@@ -266,7 +266,8 @@ def trained_card(
     latents, _, test, _ = data
     aim = "" if settings.prediction == "velocity" else f"-{settings.prediction}"
     if settings.time_shift != 1:
-        aim += f"-shift-{settings.time_shift}"
+        shift = settings.time_shift
+        aim += f"-shift-{shift if isinstance(shift, str) else f'{shift:g}'}"
     flow = diffusion_loss(
         f"flow-{name}-{labels}{aim}",
         preset,

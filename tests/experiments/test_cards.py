@@ -115,24 +115,24 @@ def test_a_trained_card_has_the_loss_after_the_steps_of_its_settings(tmp_path, c
     )
     assert run.name == "card-pixels-s0-3d-2026"
     # the same under another prediction and another shift stands beside it
-    other = {"prediction": "data", "time_shift": "dimension"}
+    other = dataclasses.replace(settings, prediction="data", time_shift=2.0)
     changed = trained_card(
         "pixels-s0",
         "test",
         (train, train.labels, test, test.labels),
         labels="category",
         num_classes=3,
-        settings=dataclasses.replace(settings, **other),
+        settings=other,
         tokenizer=RawPixels(SIZE),
         root=tmp_path,
     )
-    assert changed.name == "card-pixels-s0-3d-data-shift-dimension-2026"
+    assert changed.name == "card-pixels-s0-3d-data-shift-2-2026"
     assert changed.summary["diffusion_loss"] != run.summary["diffusion_loss"]
     with pytest.raises(ValueError, match="with prediction 'velocity', but flow-pixels-s0-c"):
         card_run(
             "card",
             *(train, train.labels, test, test.labels),
-            diffusion=Run(tmp_path / "flow-pixels-s0-category-data-shift-dimension"),
+            diffusion=Run(tmp_path / "flow-pixels-s0-category-data-shift-2"),
             settings=settings,
             root=tmp_path,
         )
@@ -147,7 +147,7 @@ def test_with_test_images_and_a_network_a_card_has_grids_and_mixed_latents(
 ):
     train, test = caches
     trained = diffusion_loss("flow", "test", train, test, root=tmp_path, **FLOW)
-    settings = dataclasses.replace(SETTINGS, diffusion_steps=4, mixed=20, ways=6)
+    settings = dataclasses.replace(SETTINGS, diffusion_steps=4, mixed=20, denoised=20, ways=6)
     images = make_pictures(30, SIZE, seed=1)  # those of the test latents
     net = load_net("squeezenet1_1", input_size=32)
     data = (train, train.labels, test, test.labels)
@@ -165,6 +165,7 @@ def test_with_test_images_and_a_network_a_card_has_grids_and_mixed_latents(
     assert 0 < card.value["path_efficiency"] <= 1
     assert stated["path_efficiency"]["settings"] == {"steps": 50, "guidance": "none", "images": 6}
     assert "denoiser_gain_0.95" in card.index
+    assert stated["denoiser_loss_linear"]["settings"]["images"] == 20
 
     # the network is part of what a card is, and parts of it can be left out
     with pytest.raises(ValueError, match="net"):

@@ -210,6 +210,8 @@ def test_a_notebook_about_images_does_not_depend_on_models_but_on_images(copy, r
 
 def test_the_library_imports_nothing_by_a_name_that_is_computed():
     """Such an import could not be followed; the tables of `lazy_names` are."""
+    # a user's own tokenizer is none of the library: its fingerprint says what it is
+    apart = {REAL / "lazy.py", REAL / "tokenizer" / "imported.py"}
     for file in Path(REAL).rglob("*.py"):
-        if file != REAL / "lazy.py":
+        if file not in apart:
             assert not re.search(r"import_module\(|__import__\(", file.read_text()), file
