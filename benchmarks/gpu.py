@@ -129,8 +129,8 @@ def main(words: list[str] | None = None) -> None:
     end = time.monotonic() + 60 * options.minutes
     sizes = SIZES[options.preset]
     listed = sections(sizes, options.device, options.out, preset=options.preset)
-    for name in options.only or [section.name for section in listed]:
-        by_name = {section.name: section for section in listed}
+    by_name = {section.name: section for section in listed}
+    for name in options.only or by_name:
         keep(choose(name, by_name, "section"), options.out, end=end)
     if options.study:
         ladder = [str(HERE / "ladder.py"), "--preset", sizes.ladder, "--device", options.device]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maetok_lab.analysis.grids import channel_scale
 from maetok_lab.analysis.preprocess import as_rows, take_rows
 from maetok_lab.rng import generator
 
@@ -19,6 +20,10 @@ FEWEST = 4  # latents of a class that counts
 ROUNDS = 5  # of fitting both factors in turn
 RIDGE = 1e-9  # of the mean variance, so that factors can be inverted
 MAX_ROWS = 50_000  # random latents that are looked at
+
+
+class TooFewOfAClass(ValueError):
+    """No class has latents enough for a covariance."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +59,18 @@ def velocity_ambiguity(latents: Any, labels: Tensor, *, seed: int = 0) -> Ambigu
     z = take_rows(latents, rows).double().cpu()
     labels = labels[rows]
 
-    # of each class its eigenvalues; a channel that never varies stays 0
-    std = z.std(dim=(0, 1), correction=0)
-    z = (z - z.mean(dim=(0, 1))) / torch.where(std > 0, std, 1)
+    # of each class its eigenvalues; a channel that never varies is 0
+    mean, std = channel_scale(z)
+    z = (z - mean) / std
     eigenvalues = []
     for label in labels.unique():
         members = z[labels == label]
         if len(members) >= FEWEST:
             eigenvalues.append(kronecker_eigenvalues(members - members.mean(dim=0)))
     if not eigenvalues:
-        raise ValueError(f"velocity ambiguity needs a class of {FEWEST} latents; none has so many")
+        raise TooFewOfAClass(
+            f"velocity ambiguity needs a class of {FEWEST} latents; none has so many"
+        )
     stacked = torch.stack(eigenvalues)
     return Ambiguity(stacked, float(stacked.mean()))
 

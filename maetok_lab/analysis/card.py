@@ -20,7 +20,6 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from maetok_lab.analysis.ambiguity import velocity_ambiguity
 from maetok_lab.analysis.decoding import Decode, decoder_robustness, local_perceptual_continuity
 from maetok_lab.analysis.definitions import Definition, definition
 from maetok_lab.analysis.denoisers import Denoiser, denoiser_curve
@@ -28,11 +27,13 @@ from maetok_lab.analysis.entries import (
     LPC,
     CardSettings,
     Entry,
+    ambiguity_entries,
     card_entry,
     continuity_entries,
     decoder_entries,
     denoiser_entries,
     diffusion_entries,
+    missing_entry,
     mixture_entries,
     probe_entries,
     purity_entries,
@@ -83,7 +84,6 @@ def diffusability_card(
     mixtures = gmm_curve(latents, heldout_latents=test_latents, folder=folder, **shared)
     data = (latents, labels, test_latents, test_labels)
     losses = _denoiser_losses(data, int(mixtures["dimensions"].iloc[0]), model, settings)
-    ambiguity = velocity_ambiguity(latents, labels, seed=settings.seed)
 
     # Every entry of the card, by group, in the order of the card; figures are drawn from tables.
     beside = (beside or {}).items()
@@ -95,7 +95,7 @@ def diffusability_card(
             *probe_entries(*data, validation, settings.seed),
             *purity_entries(test_latents, test_labels),
         ],
-        "denoiser": denoiser_entries(ambiguity, losses),
+        "denoiser": [*ambiguity_entries(latents, labels, settings.seed), *denoiser_entries(losses)],
     }
     tables = {"gmm": mixtures, "denoisers": losses}
     if decode is not None:
@@ -133,8 +133,7 @@ def _continuity(decode: Decode, sample: Tensor, seed: int) -> list[Entry]:
     size = decode(sample[:1]).shape[-1]
     if size < SMALLEST:
         reason = f"SqueezeNet needs images of {SMALLEST} px, these have {size}"
-        stated = definition("lpc", **{"no value": reason})
-        return [card_entry(LPC, math.nan, stated=stated)]
+        return [missing_entry(LPC, "lpc", reason)]
     distance = SqueezePerceptual(load_net("squeezenet1_1")).to(sample.device)
     return continuity_entries(local_perceptual_continuity(decode, sample, distance, seed=seed))
 

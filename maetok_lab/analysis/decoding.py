@@ -1,12 +1,15 @@
 """What a decoder makes of latents that no encoder gave: noisy ones, and between two images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from maetok_lab.analysis.definitions import definition
+from maetok_lab.analysis.preprocess import take_rows
+from maetok_lab.evaluation.features import image_batches
 from maetok_lab.evaluation.pixels import psnr
 from maetok_lab.evaluation.reconstruction import Distance
 from maetok_lab.rng import generator
@@ -14,6 +17,15 @@ from maetok_lab.rng import generator
 Decode = Callable[[Tensor], Tensor]  # latents (B, N, C) -> images (B, 3, H, W) in [-1, 1]
 MAX_PSNR = 100.0  # dB, for images without any error
 STEPS = 8  # of the line between two latents
+
+
+@torch.inference_mode()
+def decoded(decode: Decode, latents: Any, batch_size: int) -> Iterator[Tensor]:
+    """Images (b, 3, H, W) in float32 of latents (n, N, C), from batches that are always full."""
+    parts = torch.arange(latents.shape[0]).split(batch_size)
+    rows = (take_rows(latents, part).float() for part in parts)
+    for batch, count in image_batches(rows, batch_size):
+        yield decode(batch)[:count].float()
 
 
 def finite_psnr(images: Tensor, references: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from maetok_lab.analysis.preprocess import (
     width_of,
 )
 from maetok_lab.data.latents import spread_rows
+from maetok_lab.diffusion.model import own_labels
 from maetok_lab.diffusion.path import velocity_loss
 from maetok_lab.inference import device_of
 from maetok_lab.rng import generator
@@ -121,18 +122,20 @@ class LinearDenoiser:
         return ((x - x0) / t).view(x_t.shape)
 
 
-def fit_linear(latents: Any, labels: Tensor, *, mean: Tensor, std: Tensor) -> LinearDenoiser:
+def fit_linear(
+    latents: Any, labels: Tensor, *, mean: Tensor, std: Tensor, num_classes: int = 0
+) -> LinearDenoiser:
     """The linear denoiser of training latents (n, N, C), normalised by `mean` and `std`.
 
-    labels (n,) are 0 .. K - 1; a class without latents has the mean of all.
+    labels (n,) are 0 .. K - 1, or more with `num_classes`; one without latents has the mean of all.
     """
     latents = as_rows(latents)
     rows = NormalisedRows(latents, mean, std)
-    classes = int(labels.max()) + 1
+    classes = max(num_classes, int(labels.max()) + 1)
     sums = torch.zeros(classes, width_of(rows), dtype=torch.float64, device=rows.device)
     for start, chunk in flat_chunks(rows):
         sums.index_add_(0, labels[start : start + len(chunk)].to(chunk.device), chunk)
-    counts = torch.bincount(labels, minlength=classes).to(sums)[:, None]
+    counts = torch.bincount(labels.cpu(), minlength=classes).to(sums)[:, None]
     means = torch.where(counts > 0, sums / counts.clamp(min=1), sums.sum(0) / counts.sum())
 
     # the means are of normalised latents, and are subtracted from raw ones here
@@ -233,7 +236,10 @@ def denoiser_curve(
     space = {"mean": mean, "std": std}
     labels = getattr(latents, "labels", labels)
     test_labels = getattr(test_latents, "labels", test_labels)
-    denoisers: dict[str, Denoiser] = {LINEAR: fit_linear(latents, labels, **space)}
+    # a class may be among the test images alone
+    classes = int(test_labels.max()) + 1
+    linear = fit_linear(latents, labels, num_classes=classes, **space)
+    denoisers: dict[str, Denoiser] = {LINEAR: linear}
     fit = {"dimensions": dimensions, "restarts": restarts, "seed": seed}
     for count, denoiser in fit_mixtures(latents, components, **space, **fit).items():
         denoisers[f"{count} modes" if count > 1 else "1 mode"] = denoiser
@@ -284,7 +290,7 @@ def denoiser_losses(
             noise = torch.randn(x.shape, generator=random).to(x.device)
             fixed = {"t": torch.full((len(x),), t, device=x.device), "noise": noise}
             for name, denoiser in denoisers.items():
-                loss = velocity_loss(denoiser, x, y, **fixed)
+                loss = velocity_loss(denoiser, x, own_labels(denoiser, y), **fixed)
                 losses[name].append(loss.view(draws, -1).mean(dim=0).cpu())
         rows += _rows_at(t, {name: torch.cat(parts) for name, parts in losses.items()})
     table = pd.DataFrame(rows)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from maetok_lab.analysis.ambiguity import Ambiguity
+from maetok_lab.analysis.ambiguity import TooFewOfAClass, velocity_ambiguity
 from maetok_lab.analysis.decoding import STEPS, Decode, interpolation_smoothness
 from maetok_lab.analysis.definitions import Definition, better, definition
 from maetok_lab.analysis.denoisers import MODEL, TIMES
@@ -73,6 +73,11 @@ def card_entry(
     stated = stated or definition(name)
     numbers = {"value": float(value), "error": float(error), "unit": unit}
     return {"entry": name, **numbers, "better": better(stated["measure"]), "definition": stated}
+
+
+def missing_entry(name: str, measure: str, reason: str) -> Entry:
+    """An entry that these latents cannot have; its definition says why."""
+    return card_entry(name, math.nan, stated=definition(measure, **{"no value": reason}))
 
 
 def mixture_entries(curve: pd.DataFrame) -> list[Entry]:
@@ -190,8 +195,9 @@ def grid_entries(table: pd.DataFrame) -> list[Entry]:
     for name, (value, error, reason) in table.iterrows():
         stated = table.attrs["definitions"][name]
         if reason:
-            stated = stated | {"settings": {"no value": reason}}
-        entries.append(card_entry(name, value, error, stated=stated))
+            entries.append(missing_entry(name, stated["measure"], reason))
+        else:
+            entries.append(card_entry(name, value, error, stated=stated))
     return entries
 
 
@@ -216,9 +222,19 @@ def path_entries(shape: PathNumbers, images: int) -> list[Entry]:
     return entries
 
 
-def denoiser_entries(ambiguity: Ambiguity, losses: pd.DataFrame) -> list[Entry]:
-    """How far velocities are ambiguous, what denoisers in closed form tell, what a network adds."""
-    entries = [card_entry("viv", ambiguity.viv), card_entry("within_class_share", ambiguity.rho)]
+def ambiguity_entries(latents: Any, labels: Tensor, seed: int) -> list[Entry]:
+    """How ambiguous velocities are; NaN where no class has latents enough."""
+    try:
+        ambiguity = velocity_ambiguity(latents, labels, seed=seed)
+    except TooFewOfAClass as problem:
+        names = ("viv", "within_class_share")
+        return [missing_entry(name, name, str(problem)) for name in names]
+    return [card_entry("viv", ambiguity.viv), card_entry("within_class_share", ambiguity.rho)]
+
+
+def denoiser_entries(losses: pd.DataFrame) -> list[Entry]:
+    """What denoisers in closed form tell of velocities, and what a network adds."""
+    entries = []
     settings = losses.attrs["definition"]["settings"]
     means = losses.groupby("denoiser", sort=False)[["loss", "error"]].mean()
     for name, (loss, error) in means.iterrows():

@@ -4,14 +4,14 @@ As in the code released with arXiv 2603.05630: each test latent is mixed with on
 latents that are most like it, and the decoded mixtures are compared with the test images.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from maetok_lab.analysis.decoding import Decode
+from maetok_lab.analysis.decoding import Decode, decoded
 from maetok_lab.analysis.preprocess import (
     CHUNK_VALUES,
     as_rows,
@@ -21,13 +21,7 @@ from maetok_lab.analysis.preprocess import (
     width_of,
 )
 from maetok_lab.device import wide
-from maetok_lab.evaluation.features import (
-    AnyImages,
-    Reference,
-    image_batches,
-    make_reference,
-    metric_name,
-)
+from maetok_lab.evaluation.features import AnyImages, Reference, make_reference, metric_name
 from maetok_lab.evaluation.generation import evaluate_generation
 from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
 from maetok_lab.hints import check_choice
@@ -171,7 +165,7 @@ def interpolated_distance(
 
     def pictures_of(rows: Any, name: str) -> Reference:
         return make_reference(
-            _decoded(decode, rows, batch_size), net, name=name, batch_size=batch_size
+            decoded(decode, rows, batch_size), net, name=name, batch_size=batch_size
         )
 
     mixtures = pictures_of(mixed, "mixtures")
@@ -188,15 +182,6 @@ def interpolated_distance(
         "i{}_gap": evaluate_generation(mixtures, reconstructions, **options),
     }
     return _joined(results, metrics, net)
-
-
-@torch.inference_mode()
-def _decoded(decode: Decode, latents: Any, batch_size: int) -> Iterator[Tensor]:
-    """Images (b, 3, H, W) in float32 of latents (n, N, C), from batches that are always full."""
-    parts = torch.arange(latents.shape[0]).split(batch_size)
-    rows = (take_rows(latents, part).float() for part in parts)
-    for batch, count in image_batches(rows, batch_size):
-        yield decode(batch)[:count].float()
 
 
 def _joined(results: Mapping[str, EvalResult], metrics: Sequence[str], net: Net) -> EvalResult:

@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from maetok_lab.analysis.decoding import Decode
+from maetok_lab.analysis.decoding import Decode, decoded
 from maetok_lab.analysis.definitions import definition
 from maetok_lab.data.latents import LatentSpace
-from maetok_lab.diffusion.model import DiffusionTransformer
+from maetok_lab.diffusion.model import DiffusionTransformer, own_labels
 from maetok_lab.diffusion.path import PATHS
 from maetok_lab.diffusion.sampling import draw_noise, sample
 from maetok_lab.evaluation.features import make_reference, metric_name
@@ -48,7 +48,7 @@ def distance_by_start(
     sampled = torch.arange(0, len(latents), 2)
     reference = torch.arange(1, len(latents), 2)
     options = {"num_steps": num_steps, "seed": seed, "batch_size": batch_size}
-    real = _decoded(decode, latents[reference], batch_size)
+    real = decoded(decode, latents[reference], batch_size)
     features = make_reference(real, net, name="reconstructions").features
 
     rows = []
@@ -56,7 +56,7 @@ def distance_by_start(
         states = latents[sampled]
         if start > 0:
             states = _sampled(model, space, states, labels[sampled], start, **options)
-        images = make_reference(_decoded(decode, states, batch_size), net, name=f"from {start:g}")
+        images = make_reference(decoded(decode, states, batch_size), net, name=f"from {start:g}")
         kid = kernel_distance(images.features, features, seed=seed)
         value = {metric_name("kid", net).replace("kid", "kid_gap", 1): kid.value}
         rows.append({"start": start, **value, "low": kid.low, "high": kid.high})
@@ -90,14 +90,8 @@ def _sampled(
             x_t, _ = path.interpolate(x, noise, torch.full((len(x),), start, device=device))
             # as many steps a unit of time as from the noise
             steps = max(1, round(num_steps * start))
-            end = sample(model, x_t, labels[rows].to(device), num_steps=steps, start=start)
+            end = sample(
+                model, x_t, own_labels(model, labels[rows]).to(device), num_steps=steps, start=start
+            )
             parts.append(space.denormalise(end))
     return torch.cat(parts)
-
-
-@torch.inference_mode()
-def _decoded(decode: Decode, latents: Tensor, batch_size: int) -> Tensor:
-    """Images of raw latents, on the CPU. (n, N, C) -> (n, 3, H, W) in [-1, 1]"""
-    return torch.cat(
-        [decode(part.float()).clamp(-1, 1).cpu() for part in latents.split(batch_size)]
-    )

@@ -5,7 +5,7 @@ Parameters carry the released SiT's names.
 
 import dataclasses
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -229,6 +229,11 @@ class DiffusionTransformer(BlockStack):
         for layer in ends:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+
+
+def own_labels(model: Any, labels: Tensor) -> Tensor:
+    """Labels as a model takes them: an unconditional one knows 0 alone. (B,) -> (B,)"""
+    return labels * (getattr(model, "num_classes", 1) > 0)
 
 
 def describe_model(model: DiffusionTransformer) -> dict[str, int]:

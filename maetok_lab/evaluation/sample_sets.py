@@ -18,8 +18,8 @@ from PIL import Image
 from maetok_lab.config import differing_fields, to_json
 from maetok_lab.data.latents import LatentSpace
 from maetok_lab.data.readers import BrokenImageError, read_rgb
-from maetok_lab.diffusion.loading import load_diffusion
 from maetok_lab.diffusion.model import DiffusionTransformer
+from maetok_lab.diffusion.path import shift_for
 from maetok_lab.diffusion.sampling import Guidance
 from maetok_lab.evaluation.npz import write_npz
 from maetok_lab.evaluation.protocol import EvalProtocol
@@ -31,6 +31,7 @@ from maetok_lab.processes import own_share, process_group, wait_for_all
 from maetok_lab.protocols import AnyTokenizer
 from maetok_lab.rng import generator
 from maetok_lab.runs import Run
+from maetok_lab.runs.checkpoints import read_state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,8 +87,9 @@ def _trained_shift(run: Run) -> float | None:
     """The time shift of a diffusion run; None is none."""
     if run.config.get("time_shift", 1.0) == 1:
         return None
-    # one by dimension needs the size of the latents, which the model has
-    return load_diffusion(run.folder).trained_shift
+    # one by dimension needs the size of the latents, which a checkpoint says
+    state = read_state(run.folder, run.checkpoint_steps()[-1])["state"]
+    return shift_for(run.config["time_shift"], state["num_tokens"], state["latent_dim"])
 
 
 def sampling_options(

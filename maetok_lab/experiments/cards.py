@@ -22,7 +22,7 @@ from maetok_lab.analysis.preprocess import data_hash, row_hashes, take_rows
 from maetok_lab.config import younger
 from maetok_lab.data.latents import LatentDataset, spread_rows
 from maetok_lab.diffusion.loading import load_diffusion
-from maetok_lab.diffusion.model import DiffusionTransformer
+from maetok_lab.diffusion.model import DiffusionTransformer, own_labels
 from maetok_lab.evaluation.protocol import EvalResult, compare
 from maetok_lab.generation.trajectories import trajectory_shape
 from maetok_lab.inference import device_of, eval_mode
@@ -237,7 +237,7 @@ def way_entries(
     """How straight the ways are of samples with labels of test images, by group."""
     if model is None or not settings.ways:
         return {}
-    labels = test.labels[spread_rows(len(test), settings.ways)] * (model.num_classes > 0)
+    labels = own_labels(model, test.labels[spread_rows(len(test), settings.ways)])
     shape = trajectory_shape(model, labels, seed=settings.seed)
     return {"paths": path_entries(shape, len(labels))}
 

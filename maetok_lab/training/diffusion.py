@@ -14,7 +14,12 @@ from torch import nn
 from maetok_lab.config import not_in_fingerprint, younger
 from maetok_lab.data.latents import LatentDataset, LatentSpace, spread_rows
 from maetok_lab.device import Precision, autocast
-from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer, describe_model
+from maetok_lab.diffusion.model import (
+    DiffusionConfig,
+    DiffusionTransformer,
+    describe_model,
+    own_labels,
+)
 from maetok_lab.diffusion.path import (
     PathName,
     Prediction,
@@ -307,7 +312,7 @@ def validation_loss(
         for number, indices in enumerate(torch.arange(len(validation)).split(256)):
             # Normalised with the training statistics: that is the space the model knows.
             x = space.normalise(validation.latents(indices))
-            labels = validation.labels[indices].to(x.device) * (config.num_classes > 0)
+            labels = own_labels(model, validation.labels[indices].to(x.device))
             draws = generator(config.seed, "validation", repeat, number)
             t = training_times(config, validation, len(x), draws)
             loss = velocity_loss(

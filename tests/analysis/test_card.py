@@ -215,6 +215,18 @@ def test_published_correlations_stand_beside_entries_of_the_same_measure_only():
     assert beside.loc[["noise", "against"], "published_rho"].isna().all()
 
 
+def test_classes_of_three_have_no_ambiguity_and_a_card_all_the_same():
+    (x, _), (test, _) = latents(30), latents(20, "test")
+    # the last class is among the test images alone
+    table = diffusability_card(
+        x, torch.arange(30) % 10, test, torch.arange(20) % 11, settings=SETTINGS
+    )
+    assert table.value[["viv", "within_class_share"]].isna().all()
+    stated = table.attrs["definitions"]["viv"]
+    assert "needs a class of 4 latents" in stated["settings"]["no value"]
+    assert math.isfinite(table.value["denoiser_loss_linear"])
+
+
 def test_images_that_squeezenet_cannot_see_have_no_perceptual_continuity():
     table = card(decode=lambda z: decode(z)[..., ::8, ::8])
     assert math.isnan(table.value["lpc_squeeze"])

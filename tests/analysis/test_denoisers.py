@@ -20,6 +20,7 @@ from maetok_lab.analysis.denoisers import (
 )
 from maetok_lab.analysis.mixture import Mixture
 from maetok_lab.analysis.preprocess import fit_reducer
+from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer
 from maetok_lab.rng import generator
 
 TIMES = (0.1, 0.5, 0.9)
@@ -160,6 +161,15 @@ def test_a_class_without_training_latents_has_the_mean_of_all():
     z = gaussian(100, seed=1) + 3
     denoiser = fit_linear(z, torch.arange(100) % 2 * 2, **IDENTITY)
     torch.testing.assert_close(denoiser.means[1], z.mean(dim=0).flatten().float())
+
+
+def test_an_unconditional_model_is_told_its_only_label():
+    config = DiffusionConfig(width=16, depth=1, num_heads=2)
+    model = DiffusionTransformer(config, num_tokens=2, latent_dim=2, num_classes=0).eval()
+    labels = torch.arange(12) % 3
+    losses = denoiser_losses({"model": model}, gaussian(12), labels, times=[0.5])
+    untold = denoiser_losses({"model": model}, gaussian(12), 0 * labels, times=[0.5])
+    assert losses["loss"][0] == untold["loss"][0]
 
 
 def test_gains_are_over_the_first_denoiser_on_the_same_noise():

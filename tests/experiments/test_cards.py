@@ -103,29 +103,16 @@ def test_a_card_is_a_run_with_a_file_and_is_made_once(tmp_path, caches, monkeypa
 def test_a_trained_card_has_the_loss_after_the_steps_of_its_settings(tmp_path, caches):
     train, test = caches
     settings = dataclasses.replace(SETTINGS, diffusion_steps=4)
-    run = trained_card(
-        "pixels-s0",
-        "test",
-        (train, train.labels, test, test.labels),
-        labels="category",
-        num_classes=3,
-        settings=settings,
-        tokenizer=RawPixels(SIZE),
-        root=tmp_path,
-    )
+
+    def made(settings):
+        data = (train, train.labels, test, test.labels)
+        options = {"labels": "category", "num_classes": 3, "tokenizer": RawPixels(SIZE)}
+        return trained_card("pixels-s0", "test", data, settings=settings, root=tmp_path, **options)
+
+    run = made(settings)
     assert run.name == "card-pixels-s0-3d-2026"
     # the same under another prediction and another shift stands beside it
-    other = dataclasses.replace(settings, prediction="data", time_shift=2.0)
-    changed = trained_card(
-        "pixels-s0",
-        "test",
-        (train, train.labels, test, test.labels),
-        labels="category",
-        num_classes=3,
-        settings=other,
-        tokenizer=RawPixels(SIZE),
-        root=tmp_path,
-    )
+    changed = made(dataclasses.replace(settings, prediction="data", time_shift=2.0))
     assert changed.name == "card-pixels-s0-3d-data-shift-2-2026"
     assert changed.summary["diffusion_loss"] != run.summary["diffusion_loss"]
     with pytest.raises(ValueError, match="with prediction 'velocity', but flow-pixels-s0-c"):
