@@ -26,7 +26,7 @@ from maetok_lab.analysis.preprocess import (
 )
 from maetok_lab.data.latents import spread_rows
 from maetok_lab.diffusion.model import own_labels
-from maetok_lab.diffusion.path import velocity_loss
+from maetok_lab.diffusion.path import PATHS
 from maetok_lab.inference import device_of
 from maetok_lab.rng import generator
 
@@ -145,6 +145,34 @@ def fit_linear(
     return LinearDenoiser(means.float(), axes)
 
 
+class Leading:
+    """The leading principal axes of latents, which are one Gaussian along all others.
+
+    It keeps its last answer: mixtures on the same axes ask it about the same noisy latents.
+    """
+
+    def __init__(self, mean: Tensor, axes: Tensor, remaining: Axes):
+        self.mean = mean  # (D,)
+        self.axes = axes  # (d, D)
+        self.remaining = remaining  # the covariance in all other directions
+        self._last: tuple[Tensor, ...] | None = None  # what was asked, and the answer
+
+    def split(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t (B, N, C), t (B,) -> coordinates of x_t - E[x_t] along the axes (B, d), and what is
+        expected of x without them (B, D)
+        """
+        if self._last is None or self._last[0] is not x_t or self._last[1] is not t:
+            axes = self.axes.to(x_t)
+            mean = self.mean.to(x_t)
+            rows = x_t.flatten(1)
+            times = t.to(rows)[:, None]
+            y = rows - (1 - times) * mean
+            coordinates = y @ axes.T
+            beyond = mean + self.remaining.expected(y - coordinates @ axes, times)
+            self._last = (x_t, t, coordinates, beyond)
+        return self._last[2], self._last[3]
+
+
 @dataclasses.dataclass(frozen=True)
 class MixtureDenoiser:
     """The best denoiser of a Gaussian mixture, which knows K modes and no labels.
@@ -152,20 +180,15 @@ class MixtureDenoiser:
     The mixture is on the leading principal axes; along the others latents are one Gaussian.
     """
 
-    mean: Tensor  # (D,)
-    leading: Tensor  # (d, D), principal axes of the mixture
+    leading: Leading
     mixture: Mixture  # diagonal, of the coordinates along them
-    remaining: Axes  # the covariance in all other directions
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """x_t (B, N, C), t (B,) in (0, 1], labels unused -> velocity (B, N, C)"""
+        coordinates, beyond = self.leading.split(x_t, t)
         x = x_t.flatten(1)
         t = t.to(x)[:, None]
-        leading = self.leading.to(x)
-        y = x - (1 - t) * self.mean.to(x)
-        coordinates = y @ leading.T
-        beyond = self.remaining.expected(y - coordinates @ leading, t)
-        x0 = self.mean.to(x) + beyond + self._expected(coordinates, t) @ leading
+        x0 = beyond + self._expected(coordinates, t) @ self.leading.axes.to(x)
         return ((x - x0) / t).view(x_t.shape)
 
     def _expected(self, y: Tensor, t: Tensor) -> Tensor:
@@ -199,6 +222,7 @@ def fit_mixtures(
     every = fit_reducer(rows, variance=1.0, standardise=False)
     cloud = shrunk_axes(rows, every)
     remaining = Axes(cloud.axes[dimensions:], cloud.variances[dimensions:], cloud.beyond)
+    leading = Leading(every.mean, cloud.axes[:dimensions], remaining)
     scale = every.spectrum[:dimensions].sqrt()
     reducer = dataclasses.replace(every, components=every.components[:dimensions], scale=scale)
     scores = reducer.transform(rows)
@@ -210,7 +234,7 @@ def fit_mixtures(
         scaled = dataclasses.replace(
             fitted, means=fitted.means * scale, covariances=fitted.covariances * scale.square()
         )
-        denoisers[count] = MixtureDenoiser(every.mean, cloud.axes[:dimensions], scaled, remaining)
+        denoisers[count] = MixtureDenoiser(leading, scaled)
     return denoisers
 
 
@@ -288,9 +312,11 @@ def denoiser_losses(
             y = labels[part].to(x.device).repeat(draws)
             random = generator(seed, f"denoiser-{t:g}", number)
             noise = torch.randn(x.shape, generator=random).to(x.device)
-            fixed = {"t": torch.full((len(x),), t, device=x.device), "noise": noise}
+            time = torch.full((len(x),), t, device=x.device)
+            x_t, velocity = PATHS["linear"].interpolate(x, noise, time)
             for name, denoiser in denoisers.items():
-                loss = velocity_loss(denoiser, x, own_labels(denoiser, y), **fixed)
+                answer = denoiser(x_t, time, own_labels(denoiser, y)).float()
+                loss = (answer - velocity).square().mean(dim=(1, 2))
                 losses[name].append(loss.view(draws, -1).mean(dim=0).cpu())
         rows += _rows_at(t, {name: torch.cat(parts) for name, parts in losses.items()})
     table = pd.DataFrame(rows)

@@ -11,6 +11,7 @@ from sklearn.covariance import LedoitWolf
 
 from maetok_lab.analysis.denoisers import (
     Axes,
+    Leading,
     LinearDenoiser,
     MixtureDenoiser,
     denoiser_losses,
@@ -97,7 +98,7 @@ def test_of_known_modes_the_mixture_has_the_bayes_loss_and_nobody_a_lower_one():
         torch.tensor(WEIGHTS), torch.tensor(CENTRES)[:, None], torch.tensor(STDS)[:, None] ** 2
     )
     nothing = Axes(torch.zeros(0, 1), torch.zeros(0), 0.0)
-    exact = MixtureDenoiser(torch.zeros(1), torch.eye(1), mixture, nothing)
+    exact = MixtureDenoiser(Leading(torch.zeros(1), torch.eye(1), nothing), mixture)
     train = mixture_latents(5000, seed=1)
     fitted = fit_mixtures(train, [1, 2], dimensions=1, **IDENTITY)
     linear = fit_linear(train, no_labels(5000), **IDENTITY)
@@ -111,6 +112,19 @@ def test_of_known_modes_the_mixture_has_the_bayes_loss_and_nobody_a_lower_one():
     # at t = 0.5 the modes are told apart, which one Gaussian cannot
     assert losses["one", 0.5][0] > 1.2 * losses["two", 0.5][0]
     assert losses["one", 0.5][0] == pytest.approx(losses["linear", 0.5][0], rel=0.01)
+
+
+def test_mixtures_on_the_same_axes_look_at_noisy_latents_once():
+    train = gaussian(300, seed=1)
+    one, three = fit_mixtures(train, [1, 3], dimensions=2, **IDENTITY).values()
+    alone = fit_mixtures(train, [3], dimensions=2, **IDENTITY)[3]
+    assert one.leading is three.leading
+    t = torch.full((4,), 0.3)
+    for x_t in (draw(4, 2, 2, seed=5), draw(4, 2, 2, seed=6)):
+        one(x_t, t, no_labels(4))
+        before = one.leading.split(x_t, t)
+        assert torch.equal(three(x_t, t, no_labels(4)), alone(x_t, t, no_labels(4)))
+        assert one.leading.split(x_t, t)[0] is before[0]
 
 
 def test_what_a_mixture_leaves_out_is_one_gaussian():
