@@ -28,27 +28,12 @@ from maetok_lab.hints import check_choice
 from maetok_lab.neighbours import nearest_neighbours
 from maetok_lab.protocols import Net
 from maetok_lab.rng import generator
+from maetok_lab.tokenizer.perturbation import slerp
 
 Way = Literal["slerp", "linear"]
-LEAST_SINE = 1e-6  # of an angle: below it, slerp is the straight line
 
 
 # Mixtures -----------------------------------------------------------------------------------------
-
-
-def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """From a (at share 0) to b (at 1) by even turns, rows flattened: (n, ...) twice -> (n, ...).
-
-    Norms are not equalised. Rows of one direction, or of opposite ones, go along the line.
-    """
-    start = wide(a).flatten(1)
-    end = wide(b).flatten(1).to(start.device)
-    cosine = (normalize(start) * normalize(end)).sum(dim=1, keepdim=True)  # (n, 1)
-    angle = cosine.clamp(-1, 1).acos()
-    sine = angle.sin()
-    turned = (((1 - share) * angle).sin() * start + (share * angle).sin() * end) / sine
-    mixed = torch.where(sine < LEAST_SINE, torch.lerp(start, end, share), turned)
-    return mixed.view(a.shape).to(a)
 
 
 def mix_latents(

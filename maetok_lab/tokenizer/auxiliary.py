@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from maetok_lab.config import content_counts
+from maetok_lab.config import content_counts, younger
 from maetok_lab.hints import check_choice
 from maetok_lab.nets import check_timm_name
 from maetok_lab.tokenizer.config import TokenizerConfig, TowerConfig
@@ -39,6 +39,10 @@ class AuxiliaryConfig:
     weight: float = 1.0
     # a local file for the target's network, instead of the shipped one or the hub's
     weights: str | None = content_counts()
+    # the head: "decoder" predicts the target of every patch (the paper). The others only turn and
+    # scale the latents: "pooled" aligns their mean with the mean feature (SoftVQ), "tokens" each
+    # with the feature at its place (VA-VAE), for latent_tokens="patches"
+    head: Literal["decoder", "pooled", "tokens"] = younger("decoder")
     # of the decoder; None: as `shallow_tower` says; depth 0: one linear layer
     tower: TowerConfig | None = None
     # patches whose error counts; no matter for "text", which has one error an image
@@ -52,6 +56,11 @@ class AuxiliaryConfig:
         if self.weights and self.target not in TEACHERS:
             raise ValueError(
                 f"target {self.target!r} has no network, so it cannot take weights={self.weights!r}"
+            )
+        if self.head != "decoder" and self.target not in TEACHERS:
+            raise ValueError(
+                f"head {self.head!r} aligns latents with a network's features, which "
+                f"target {self.target!r} has not: use one of {', '.join(TEACHERS)}"
             )
 
     @property

@@ -53,8 +53,12 @@ class TokenizerConfig:
     encoder: TowerConfig
     # latents -> images
     decoder: TowerConfig
-    # "kl" is a VAE's: to_latents gives mean and log variance
-    bottleneck: Literal["ae", "kl"] = "ae"
+    # between encoder and latents, `bottlenecks.BOTTLENECKS`; "ae" is the paper's
+    bottleneck: Literal["ae", "kl", "ve", "rms", "softvq", "fsq"] = "ae"
+    # SoftVQ: how many codes there are; its release has 8,192
+    codes: int = younger(8192)
+    # FSQ: how many values a number can take; odd, so that 0 is one
+    levels: int = younger(5)
     # "learnable" are extra tokens; "patches" are the patches' own (Table 6, no learnable tokens)
     latent_tokens: Literal["learnable", "patches"] = "learnable"
     # what becomes of hidden patches: one mask token (SimMIM), or they leave the sequence (MAE)
@@ -103,10 +107,12 @@ class TokenizerConfig:
     def _check_limits(self) -> None:
         """ValueError for sizes that would take all memory before anything else is said."""
         sizes = {"image_size": 1, "patch_size": 1, "num_latent_tokens": 1, "latent_dim": 1}
-        for name, least in {**sizes, "refine": 0}.items():
+        for name, least in {**sizes, "refine": 0, "codes": 2, "levels": 3}.items():
             value = getattr(self, name)
             if not least <= value <= MOST_SIZE:
                 raise ValueError(f"{name} must be {least} .. {MOST_SIZE:,}, not {value:,}")
+        if self.levels % 2 == 0:
+            raise ValueError(f"levels must be odd, so that 0 is one of them, not {self.levels}")
         if self.rope_theta <= 0:
             raise ValueError(f"rope_theta must be over 0, not {self.rope_theta}")
 

@@ -22,6 +22,7 @@ from maetok_lab.runs.weights import (
     write_tensors,
     write_weights,
 )
+from maetok_lab.tokenizer.alignment import make_head
 from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig, AuxiliaryDecoder
 from maetok_lab.tokenizer.model import Tokenizer, TokenizerConfig, num_parameters
 from maetok_lab.tokenizer.released import from_released
@@ -112,13 +113,19 @@ def _auxiliary(
     configs = [from_json(AuxiliaryConfig, target) for target in targets]
 
     def make() -> nn.ModuleDict:
-        decoders = nn.ModuleDict()
+        heads = nn.ModuleDict()
         for config in configs:
-            decoders[config.module_name] = AuxiliaryDecoder(config, tokenizer)
-        return decoders
+            heads[config.module_name] = make_head(config, tokenizer)
+        return heads
 
-    decoders = build_to_fit(make, tensors, subject)
-    return {decoder.config.target: decoder.eval() for decoder in decoders.values()}
+    # a head that aligns latents with features predicts nothing that could be looked at
+    decoders = {}
+    for head in build_to_fit(make, tensors, subject).values():
+        if isinstance(head, AuxiliaryDecoder):
+            decoders[head.config.target] = head.eval()
+    if not decoders:
+        raise ValueError(f"{subject} was trained without auxiliary decoders")
+    return decoders
 
 
 def _parent(run: Run) -> Run:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
 
-from maetok_lab.config import content_counts
+from maetok_lab.config import content_counts, younger
 from maetok_lab.tokenizer.discriminators import AdversarialConfig
 
 
@@ -29,6 +29,10 @@ class LossConfig:
     perceptual_weights: str | None = content_counts()
     # of the KL summed over tokens and channels, for the `kl` bottleneck only; the release's
     kl_weight: float = 1e-6
+    # of the `ve` bottleneck's term: large variances, bounded means
+    ve_weight: float = younger(0.1)
+    # of SoftVQ's term: few codes a token, many for all of them
+    entropy_weight: float = younger(0.01)
     # the discriminator's term; None has no discriminator
     adversarial: AdversarialConfig | None = None
 
@@ -53,6 +57,8 @@ def loss_weights(
         "pixel": config.pixel_weight,
         "perceptual": config.perceptual_weight * ramp,
         "kl": config.kl_weight,
+        "ve": config.ve_weight,
+        "entropy": config.entropy_weight,
     }
     # times its adaptive factor, which is known only with the gradients
     if config.adversarial:

@@ -1,12 +1,11 @@
 """The tokenizer: images <-> latent tokens. Named sizes, to the paper's: `TOKENIZERS`."""
 
-import dataclasses
-
 from torch import Tensor, nn
 
 from maetok_lab.config import override
 from maetok_lab.identity import fingerprint, fingerprint_of, weights_fingerprint
 from maetok_lab.layers.grid import grid_size, unpatchify
+from maetok_lab.tokenizer.bottlenecks import BOTTLENECKS, Posterior
 from maetok_lab.tokenizer.config import TokenizerConfig, TowerConfig
 from maetok_lab.tokenizer.towers import LatentDecoder, PatchEncoder, init_weights
 
@@ -61,29 +60,6 @@ TOKENIZERS = {
 # ---- The model ----
 
 
-@dataclasses.dataclass(frozen=True)
-class Posterior:
-    """What the encoder says of the latents: their mean (B, N, C), and for `kl` the log variance."""
-
-    mean: Tensor
-    log_variance: Tensor | None = None
-
-    def sample(self, noise: Tensor | None) -> Tensor:
-        """mean + std * noise; the mean alone without noise or variance. (B, N, C) -> (B, N, C)"""
-        if self.log_variance is None or noise is None:
-            return self.mean
-        return self.mean + (0.5 * self.log_variance).exp() * noise
-
-    def kl(self) -> Tensor:
-        """KL divergence to N(0, I), summed over a sample, averaged over the batch (LDM). -> ()"""
-        if self.log_variance is None:
-            raise ValueError(
-                "a plain autoencoder has no posterior to compare with a normal distribution"
-            )
-        terms = self.mean.square() + self.log_variance.exp() - 1 - self.log_variance
-        return 0.5 * terms.flatten(1).sum(1).mean()
-
-
 class Tokenizer(nn.Module):
     """MAETok's autoencoder (paper section 3.1): `encode` images to latents, `decode` them again.
 
@@ -95,14 +71,16 @@ class Tokenizer(nn.Module):
         self.config = config
         # images -> latents: what decoder tuning leaves as it is
         self.encoder = PatchEncoder(config)
-        moments = 2 if config.bottleneck == "kl" else 1
-        self.to_latents = nn.Linear(config.encoder.width, moments * config.latent_dim)
+        bottleneck = BOTTLENECKS[config.bottleneck]
+        self.to_latents = nn.Linear(config.encoder.width, bottleneck.numbers * config.latent_dim)
         # latents -> images
         self.decoder = LatentDecoder(config, config.decoder, modulation=config.decoder_modulation)
         reach = config.patch_size + 2 * config.overlap
         self.to_pixels = nn.Linear(config.decoder.width, 3 * reach**2)
         self.refine = Refine(config.refine) if config.refine else nn.Identity()
-        self.apply(init_weights)  # last: it draws every linear layer anew
+        self.apply(init_weights)  # it draws every linear layer anew
+        # after it, so that what a bottleneck draws leaves all other weights as they are
+        self.bottleneck = bottleneck(config)
 
     @property
     def latent_shape(self) -> tuple[int, int]:
@@ -118,12 +96,7 @@ class Tokenizer(nn.Module):
         """images (B, 3, H, W) in [-1, 1], mask (B, patches) bool, True = hidden -> of (B, N, C)"""
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be (B, 3, H, W), not {tuple(images.shape)}")
-        moments = self.to_latents(self.encoder(images, mask)).float()
-        if self.config.bottleneck == "ae":
-            return Posterior(moments)
-        # LDM's bounds: exp() of what lies outside would be of no use, or no number
-        mean, log_variance = moments.chunk(2, dim=-1)
-        return Posterior(mean, log_variance.clamp(-30, 20))
+        return self.bottleneck(self.to_latents(self.encoder(images, mask)).float())
 
     def encode(self, images: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Latents (the posterior's mean). images (B, 3, H, W) in [-1, 1] -> (B, N, C) float32"""

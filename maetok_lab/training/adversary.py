@@ -113,19 +113,23 @@ class Adversary:
         reconstruction_loss: torch.Tensor,
         last_layer: torch.Tensor,
         share: Share,
+        *,
+        mixtures: torch.Tensor | None = None,
     ) -> Terms:
         """The tokenizer's adversarial term, and the factor on its weight; {} before `counts_from`.
 
-        Its gradient reaches the reconstructions (B, 3, H, W), not the discriminator, which stays
-        as it is. An adaptive factor balances it with `reconstruction_loss` at the decoder's
-        `last_layer`; else it is 1. -> two named ()
+        Its gradient reaches the reconstructions (B, 3, H, W), and `mixtures` of as many, not the
+        discriminator, which stays as it is. An adaptive factor balances it with
+        `reconstruction_loss` at the decoder's `last_layer`; else it is 1. -> two named ()
         """
         if not self.counts(share.step):
             return {}
         self.discriminator.eval()
         with held_still(self.discriminator.trained), self.autocast:
-            view = self._view(reconstructions, "generator", share)
-            adversarial = hinge_g(self.discriminator(view))
+            views = [self._view(reconstructions, "generator", share)]
+            if mixtures is not None:
+                views.append(self._view(mixtures, "generator/mixed", share))
+            adversarial = hinge_g(self.discriminator(torch.cat(views)))
         if self.config.adaptive:
             factor = adaptive_weight(
                 reconstruction_loss, adversarial, last_layer, average=share.mean
@@ -137,7 +141,7 @@ class Adversary:
     def learn(
         self,
         images: torch.Tensor,
-        reconstructions: torch.Tensor,
+        decoded: Mapping[str, torch.Tensor],
         share: Share,
         *,
         factor: float,
@@ -145,16 +149,18 @@ class Adversary:
     ) -> Terms:
         """One step at `factor` of the learning rate, in `parts`; {} before `trains_from`.
 
-        images, reconstructions (B, 3, H, W), this process's rows -> named terms, each ()
+        images (B, 3, H, W), this process's rows, and as many "fake" (reconstructions) and perhaps
+        "mixed" ones -> named terms, each ()
         """
         if not self.trains(share.step):
             return {}
         weights = discriminator_weights(self.config)
         parts_terms = []
         for part in share.parts(parts):
-            terms, real, fake = self._losses(
-                images[part.local], reconstructions[part.local].detach(), part
-            )
+            kinds = {"real": images[part.local]}
+            for name, pictures in decoded.items():
+                kinds[name] = pictures[part.local].detach()
+            terms, real, fake = self._losses(kinds, part)
             share.engine.backward(total_loss(terms, weights) / parts)
             terms["discriminator/accuracy_real"] = (real > 0).float().mean()
             terms["discriminator/accuracy_fake"] = (fake < 0).float().mean()
@@ -176,10 +182,9 @@ class Adversary:
         return terms
 
     def _losses(
-        self, images: torch.Tensor, reconstructions: torch.Tensor, share: Share
+        self, kinds: Mapping[str, torch.Tensor], share: Share
     ) -> tuple[Terms, torch.Tensor, torch.Tensor]:
-        """Its terms, and its logits of real and of fake images without their graph."""
-        kinds = {"real": images, "fake": reconstructions}
+        """Its terms, and its logits of real and of all other images without their graph."""
         views = [self._view(batch, name, share) for name, batch in kinds.items()]
         if self.config.consistency_weight:
             for name, batch in kinds.items():
@@ -187,7 +192,10 @@ class Adversary:
         # One pass for all views: spectral norms are those of one state of the weights.
         with self.autocast:
             logits = self.discriminator.train()(torch.cat(views))
-        real, fake, *strong = logits.chunk(len(views))
+        own = logits.chunk(len(views))
+        real, *decoded = own[: len(kinds)]
+        fake = torch.cat(decoded)
+        strong = own[len(kinds) :]
         terms = {"discriminator": hinge_d(real, fake), "lecam": self.lecam(real, fake)}
         if strong:
             # one mean over both halves (release): half of the sum of their means

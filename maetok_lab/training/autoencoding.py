@@ -16,11 +16,14 @@ from maetok_lab.layers.norm import DropPath
 from maetok_lab.pictures import from_uint8, image_grid, save_png
 from maetok_lab.rng import generator
 from maetok_lab.runs import Checkpoint, Run
+from maetok_lab.tokenizer.alignment import make_head
 from maetok_lab.tokenizer.auxiliary import AuxiliaryDecoder, compute_targets, share_networks
+from maetok_lab.tokenizer.discriminators import adaptive_weight
 from maetok_lab.tokenizer.losses import loss_weights, pixel_loss, total_loss
 from maetok_lab.tokenizer.masking import draw_mask
 from maetok_lab.tokenizer.model import Tokenizer
 from maetok_lab.tokenizer.perceptual import make_perceptual
+from maetok_lab.tokenizer.perturbation import Draws, Perturbation, draw_perturbation
 from maetok_lab.tokenizer.targets import Captions
 from maetok_lab.tokenizer.text import caption_tokens
 from maetok_lab.training.adversary import Adversary
@@ -36,7 +39,7 @@ class Objective(nn.Module):
     """Tokenizer and auxiliary decoders as one module that turns a batch into named loss terms."""
 
     # What makes latents, and stands still in decoder tuning: these names' tensors.
-    makes_latents = ("encoder.", "to_latents.")
+    makes_latents = ("encoder.", "to_latents.", "bottleneck.")
 
     def __init__(self, config: TokenizerTraining):
         super().__init__()
@@ -44,8 +47,9 @@ class Objective(nn.Module):
         self.tokenizer = Tokenizer(config.model)
         self.auxiliary = nn.ModuleDict()
         for target in config.targets:
-            self.auxiliary[target.module_name] = AuxiliaryDecoder(target, config.model)
+            self.auxiliary[target.module_name] = make_head(target, config.model)
         share_networks(self.auxiliary)
+        self.perturbation = Perturbation(config.perturbation, config.model.latent_dim)
         self.perceptual = make_perceptual(config.losses)
         if config.trains == "decoder":
             for name, parameter in self.tokenizer.named_parameters():
@@ -65,31 +69,40 @@ class Objective(nn.Module):
         noise: torch.Tensor | None,
         captions: Captions = None,
         latents: torch.Tensor | None = None,
-    ) -> tuple[Terms, torch.Tensor]:
+        perturbation: Draws | None = None,
+    ) -> tuple[Terms, torch.Tensor, torch.Tensor | None]:
         """Encode what is not hidden, decode all of it, and compare.
 
         images (B, 3, H, W), mask (B, patches) True = hidden, noise (B, N, C), captions (B, 77)
         where a target asks for them, latents (B, N, C) where they are not trained -> named terms
-        (), reconstructions (B, 3, H, W)
+        (), reconstructions (B, 3, H, W), and decoded mixtures of latents where they are drawn
         """
         config = self.config
-        posterior = None
+        encoding_terms: Terms = {}
         if latents is None:
             posterior = self.tokenizer.posterior(images, mask=mask)
+            encoding_terms = self.tokenizer.bottleneck.losses(posterior)
             latents = posterior.sample(noise)
-        reconstructions = self.tokenizer.decode(latents, tuple(images.shape[-2:]))
+
+        # Decoders see latents as they are disturbed; a mixture has no image to be compared with.
+        size = tuple(images.shape[-2:])
+        disturbed = self.perturbation(latents, perturbation or {})
+        reconstructions = self.tokenizer.decode(disturbed, size)
+        mixed = self.perturbation.mixtures(latents, perturbation or {})
+        mixtures = None if mixed is None else self.tokenizer.decode(mixed, size)
 
         # The reconstruction is compared on all patches, an auxiliary prediction on hidden ones.
         terms = {"pixel": pixel_loss(config.losses, reconstructions, images)}
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(reconstructions, images).mean()
-        if posterior is not None and posterior.log_variance is not None:
-            terms["kl"] = posterior.kl()
+        terms |= encoding_terms
         targets = compute_targets(self.auxiliary, images, captions)
         for name, decoder in self.auxiliary.items():
-            loss = decoder.loss(latents, targets[name], mask)
+            # what aligns latents looks at them as they are
+            predicted_from = disturbed if isinstance(decoder, AuxiliaryDecoder) else latents
+            loss = decoder.loss(predicted_from, targets[name], mask)
             terms[f"auxiliary/{decoder.config.target}"] = loss
-        return terms, reconstructions
+        return terms, reconstructions, mixtures
 
 
 @dataclasses.dataclass
@@ -101,12 +114,16 @@ class TokenizerBatch:
     noise: torch.Tensor | None  # (B, N, C), for a posterior or for `latent_noise`
     captions: torch.Tensor | None  # (B, 77) tokens, where a target asks for them
     latents: torch.Tensor | None = None  # (B, N, C), in decoder tuning, with their noise
+    perturbation: Draws | None = None  # what disturbs latents
     reconstructions: torch.Tensor | None = None  # (B, 3, H, W), kept for a discriminator
+    mixtures: torch.Tensor | None = None  # the same
 
-    def part(self, rows: slice) -> list[torch.Tensor | None]:
+    def part(self, rows: slice) -> list[Any]:
         """Some rows of the inputs of `Objective.forward`."""
         inputs = (self.images, self.mask, self.noise, self.captions, self.latents)
-        return [None if tensor is None else tensor[rows] for tensor in inputs]
+        parts: list[Any] = [None if tensor is None else tensor[rows] for tensor in inputs]
+        draws = self.perturbation or {}
+        return [*parts, {name: tensor[rows] for name, tensor in draws.items()}]
 
 
 class TokenizerTask:
@@ -148,7 +165,11 @@ class TokenizerTask:
         config = self.config
         self.module = Objective(config).to(device)
         self.model = self.module.tokenizer
-        self.trained = {"tokenizer": self.model, "auxiliary": self.module.auxiliary}
+        self.trained = {
+            "tokenizer": self.model,
+            "auxiliary": self.module.auxiliary,
+            "perturbation": self.module.perturbation,
+        }
         self.autocast = autocast(device, config.precision)
         self.latent_weights = {}  # the parent's, in decoder tuning
         if config.trains == "decoder":
@@ -160,7 +181,8 @@ class TokenizerTask:
         self.adversary = Adversary(config, device) if config.losses.adversarial else None
         # Drop path draws from torch's one generator; the discriminator needs all reconstructions.
         draws = any(isinstance(module, DropPath) for module in self.module.modules())
-        self.parts_are_independent = self.adversary is None and not draws
+        averages = any(target.head == "tokens" for target in config.targets)
+        self.parts_are_independent = self.adversary is None and not draws and not averages
 
     def compile(self) -> None:
         """Compile the objective as a whole, teachers and perceptual term too."""
@@ -191,11 +213,13 @@ class TokenizerTask:
                 captions = caption_tokens(texts)
             mask = self.draw_mask(step)
             noise = self.draw_noise(step, device)
+            perturbation = self.draw_perturbation(step, device)
             yield TokenizerBatch(
                 from_uint8(pixels, device=device),
                 None if mask is None else mask[rows].to(device, non_blocking=True),
                 None if noise is None else noise[rows],
                 captions,
+                perturbation={name: draw[rows] for name, draw in perturbation.items()},
             )
 
     def draw_mask(self, step: int) -> torch.Tensor | None:
@@ -224,6 +248,13 @@ class TokenizerTask:
             noise = noise * torch.rand(len(noise), 1, 1, generator=draws, device=device)
         return noise
 
+    def draw_perturbation(self, step: int, device: torch.device) -> Draws:
+        """What disturbs the latents of the global batch, by name; each (batch_size, ...)."""
+        config = self.config
+        shape = self.model.latent_shape
+        draws = generator(config.seed, "perturbation", step, device=device)
+        return draw_perturbation(config.perturbation, config.batch_size, shape, generator=draws)
+
     def before_step(self, batch: TokenizerBatch, parts: list[Share], spread: Spread) -> None:
         """In decoder tuning: the latents, with noise of a size that all of them together decide."""
         if self.config.trains == "all":
@@ -250,34 +281,50 @@ class TokenizerTask:
         """The weighted sum of the terms (paper equations 6 and 8), and the terms."""
         config = self.config
         with self.autocast:
-            terms, reconstructions = forward(*batch.part(part.local))
+            terms, reconstructions, mixtures = forward(*batch.part(part.local))
         auxiliary_weights = {target.target: target.weight for target in config.targets}
         progress = part.step / config.num_steps
         weights = loss_weights(config.losses, auxiliary_weights, progress=progress)
+        compared = {name: terms[name] for name in ("pixel", "perceptual") if name in terms}
+        reconstruction_loss = total_loss(compared, weights)
+        # Tokens are aligned as strongly as they are trained to reconstruct, at what makes latents.
+        for target in config.targets:
+            if target.head == "tokens":
+                name = f"auxiliary/{target.target}"
+                last_layer = self.model.to_latents.weight
+                weights[name] *= adaptive_weight(
+                    reconstruction_loss, terms[name], last_layer, average=part.mean
+                )
         if self.adversary is None:
             return total_loss(terms, weights), terms
 
         # What the discriminator thinks is weighed against the terms that compare pixels.
-        compared = {name: terms[name] for name in ("pixel", "perceptual") if name in terms}
-        reconstruction_loss = total_loss(compared, weights)
         # Balanced at the layer that gives pixels, as in the release; `refine` only smooths them.
         last_layer = self.model.to_pixels.weight
-        opposed = self.adversary.oppose(reconstructions, reconstruction_loss, last_layer, part)
+        opposed = self.adversary.oppose(
+            reconstructions, reconstruction_loss, last_layer, part, mixtures=mixtures
+        )
         if opposed:
             terms["adversarial"] = opposed["adversarial"]
             weights["adversarial"] *= opposed["adaptive_weight"]
         if batch.reconstructions is None:
             batch.reconstructions = torch.empty_like(batch.images)
         batch.reconstructions[part.local] = reconstructions.detach()
+        if mixtures is not None:
+            if batch.mixtures is None:
+                batch.mixtures = torch.empty_like(batch.images)
+            batch.mixtures[part.local] = mixtures.detach()
         return total_loss(terms, weights), terms | opposed
 
     def after_step(self, batch: TokenizerBatch, share: Share, factor: float) -> Terms:
         """One step of the discriminator, on the reconstructions that the tokenizer just gave."""
         if self.adversary is None:
             return {}
-        return self.adversary.learn(
-            batch.images, batch.reconstructions, share, factor=factor, parts=self.config.accumulate
-        )
+        decoded = {"fake": batch.reconstructions}
+        if batch.mixtures is not None:
+            decoded["mixed"] = batch.mixtures
+        parts = self.config.accumulate
+        return self.adversary.learn(batch.images, decoded, share, factor=factor, parts=parts)
 
     def settle(self, step: int, terms: Terms) -> None:
         """Hear of the discriminator's skipped steps."""
@@ -327,6 +374,8 @@ class TokenizerTask:
         groups = {"model": self.model.state_dict()}
         if self.module.auxiliary:
             groups["auxiliary"] = self.module.auxiliary.state_dict()
+        if perturbation := self.module.perturbation.state_dict():
+            groups["perturbation"] = perturbation
         if self.adversary is None:
             return groups, {}
         groups |= self.adversary.groups()
@@ -336,6 +385,7 @@ class TokenizerTask:
         """The inverse of `checkpoint`."""
         self.model.load_state_dict(checkpoint.tensors["model"])
         self.module.auxiliary.load_state_dict(checkpoint.tensors.get("auxiliary", {}))
+        self.module.perturbation.load_state_dict(checkpoint.tensors.get("perturbation", {}))
         if self.adversary:
             self.adversary.load(checkpoint)
 

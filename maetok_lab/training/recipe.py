@@ -3,12 +3,13 @@
 import dataclasses
 from typing import Literal
 
-from maetok_lab.config import not_in_fingerprint
+from maetok_lab.config import not_in_fingerprint, younger
 from maetok_lab.device import Precision
 from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig
 from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.masking import MaskingConfig
 from maetok_lab.tokenizer.model import TokenizerConfig
+from maetok_lab.tokenizer.perturbation import PerturbationConfig
 from maetok_lab.training.optim import OptimizerConfig
 from maetok_lab.training.task import check_steps
 
@@ -22,6 +23,8 @@ class TokenizerTraining:
     masking: MaskingConfig = MaskingConfig()  # which patches are hidden
     targets: tuple[AuxiliaryConfig, ...] = (AuxiliaryConfig(),)  # none in decoder tuning
     losses: LossConfig = LossConfig()  # the terms and their weights
+    # what befalls latents between encoder and decoder; the paper leaves them alone
+    perturbation: PerturbationConfig = younger(PerturbationConfig())
     optimizer: OptimizerConfig = OptimizerConfig()  # and its learning rate over time
     trains: Literal["all", "decoder"] = "all"  # "decoder": the second stage, what encodes is frozen
     # Decoder tuning only, and not in the paper (0): noise of up to this share of the std of the
@@ -68,7 +71,17 @@ class TokenizerTraining:
             raise ValueError(
                 "latent_noise is for decoder tuning: there the latents stay as they are"
             )
+        if self.perturbation != PerturbationConfig() and self.trains == "decoder":
+            raise ValueError(
+                "perturbation shapes latents, which decoder tuning leaves as they are: it has "
+                "latent_noise"
+            )
         adversarial = self.losses.adversarial
+        if self.perturbation.between and adversarial is None:
+            raise ValueError(
+                "perturbation.between needs a discriminator, which alone judges mixtures: set "
+                "losses.adversarial"
+            )
         if adversarial and adversarial.counts_from >= self.num_steps:
             raise ValueError(
                 f"the discriminator counts from step {adversarial.counts_from}, after the last of "

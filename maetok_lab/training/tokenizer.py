@@ -19,6 +19,7 @@ from maetok_lab.generation.images import reconstruct
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_tokenizer
 from maetok_lab.tokenizer.masking import MaskingConfig
+from maetok_lab.tokenizer.perturbation import PerturbationConfig
 from maetok_lab.training.autoencoding import TokenizerTask
 from maetok_lab.training.loop import train
 from maetok_lab.training.recipe import TokenizerTraining
@@ -34,6 +35,7 @@ def decoder_tuning(config: TokenizerTraining, *, parent: Run, **changes: Any) ->
         "trains": "decoder",
         "targets": (),
         "parent": parent.fingerprint,
+        "perturbation": PerturbationConfig(),
         "masking": MaskingConfig(ratio="linear", low=0.0, high=0.6),
     }
     return override(config, stage | changes)

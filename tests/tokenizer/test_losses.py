@@ -28,7 +28,8 @@ def test_the_perceptual_weight_rises_over_its_share_of_the_training():
 
 def test_the_total_is_the_weighted_sum_of_the_terms_there_are():
     weights = loss_weights(LossConfig(pixel_weight=3.0, kl_weight=0.5), {"hog": 0.25}, progress=1.0)
-    assert weights == {"pixel": 3.0, "perceptual": 1.0, "kl": 0.5, "auxiliary/hog": 0.25}
+    terms = {"pixel": 3.0, "perceptual": 1.0, "kl": 0.5, "ve": 0.1, "entropy": 0.01}
+    assert weights == {**terms, "auxiliary/hog": 0.25}
     terms = {
         name: torch.tensor(value)
         for name, value in (("pixel", 2.0), ("auxiliary/hog", 8.0), ("kl", 1.0))
