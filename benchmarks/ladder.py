@@ -10,7 +10,8 @@ stopped anywhere.
 import argparse
 
 from maetok_lab.experiments.ladder import Ladder, climb, markdown
-from maetok_lab.training.presets import LADDER, TOKENIZER_TRAINING
+from maetok_lab.training.presets import TOKENIZER_TRAINING
+from maetok_lab.training.rungs import LADDER, RUNGS
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,8 +27,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--rungs",
         nargs="+",
         default=list(LADDER),
-        choices=LADDER,
-        help="which rungs; all by default",
+        choices=RUNGS,
+        help="which rungs, or ablations; the whole ladder by default",
     )
     parser.add_argument(
         "--source",

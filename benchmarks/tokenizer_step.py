@@ -30,8 +30,9 @@ from maetok_lab.tokenizer.losses import pixel_loss
 from maetok_lab.tokenizer.targets import TEACHERS, FeatureTarget
 from maetok_lab.training.autoencoding import TokenizerBatch, TokenizerTask
 from maetok_lab.training.loop import State, make_engine, training_step
-from maetok_lab.training.presets import LADDER, TOKENIZER_TRAINING, ladder_training
+from maetok_lab.training.presets import TOKENIZER_TRAINING, ladder_training
 from maetok_lab.training.recipe import TokenizerTraining
+from maetok_lab.training.rungs import RUNGS
 
 
 def main(words: list[str] | None = None) -> None:
@@ -66,7 +67,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--rung",
         default="all",
-        choices=LADDER,
+        choices=RUNGS,
         help="of the small presets; the paper's have all targets",
     )
     parser.add_argument("--batch", type=int, help="images a step instead of the preset's")

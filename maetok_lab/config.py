@@ -43,12 +43,20 @@ def content_counts(default: str | None = None) -> Any:
 # Changes ------------------------------------------------------------------------------------------
 
 
+class Relative:
+    """A change that follows from the config it is made to, such as twice its size."""
+
+    def of(self, config: Any, path: str) -> Any:
+        """The value that the field at `path` ("model.latent_dim") gets in a copy of `config`."""
+        raise NotImplementedError
+
+
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """A copy of `config` with fields changed: `override(config, {"model.encoder.depth": 6})`.
 
     A double underscore stands for a dot too, for keyword arguments. A dict stands for a whole inner
-    config: fields it lacks take their defaults. Raises ValueError for an unknown field, with the
-    nearest name, and TypeError for a value of the wrong type.
+    config: fields it lacks take their defaults; a `Relative` one follows from `config`. Raises
+    ValueError for an unknown field, with the nearest name, and TypeError for a wrong type.
     """
     __tracebackhide__ = True
     class_name = type(config).__name__
@@ -57,8 +65,11 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     values: dict[str, Any] = {}
     inner_changes: dict[str, dict[str, Any]] = {}
     for path, value in changes.items():
+        path = path.replace("__", ".")
         check_depth(value, f"{class_name}.{path}")
-        name, _, inner_path = path.replace("__", ".").partition(".")
+        if isinstance(value, Relative):
+            value = value.of(config, path)
+        name, _, inner_path = path.partition(".")
         _check_field(name, hints, class_name)
         if not inner_path:
             values[name] = _checked(value, hints[name], f"{class_name}.{name}", complete=False)

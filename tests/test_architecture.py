@@ -85,6 +85,7 @@ FILES = {  # inside a package a file imports files to its left only
             "autoencoding",
             "tokenizer",
             "diffusion",
+            "rungs",
         ),
         "presets",
     ],

@@ -8,7 +8,14 @@ from typing import Any, Literal
 
 import pytest
 
-from maetok_lab.config import differing_fields, from_json, not_in_fingerprint, override, to_json
+from maetok_lab.config import (
+    Relative,
+    differing_fields,
+    from_json,
+    not_in_fingerprint,
+    override,
+    to_json,
+)
 from maetok_lab.data.latents import LatentCaching
 from maetok_lab.diffusion.model import DIFFUSION
 from maetok_lab.identity import fingerprint
@@ -70,6 +77,23 @@ def test_override_can_replace_a_part_and_change_a_field_of_the_new_one():
         {"part.width": 3, "part": Part(kind="square")},
     ):
         assert override(Whole(), changes).part == Part(width=3, kind="square")
+
+
+class Half(Relative):
+    def of(self, config: Whole, path: str) -> Any:
+        return {"rate": config.rate / 2, "part.width": config.part.width // 2}[path]
+
+
+def test_a_relative_change_is_of_the_config_before_any_change_and_is_checked_like_others():
+    config = override(Whole(), {"rate": Half(), "part": Part(width=100), "part__width": Half()})
+    assert (config.rate, config.part.width) == (0.25, 4)
+    with pytest.raises(ValueError, match=r"rate must be 0 or more, not -1\.0"):
+        override(dataclasses.replace(Whole(rate=0.0)), {"rate": Below()})
+
+
+class Below(Relative):
+    def of(self, config: Whole, path: str) -> float:
+        return config.rate - 1
 
 
 def test_override_reaches_three_levels_down():

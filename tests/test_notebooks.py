@@ -23,9 +23,9 @@ from maetok_lab.training.presets import (
     ARCHITECTURES,
     DECODER_TUNING,
     DIFFUSION_TRAINING,
-    LADDER,
     TOKENIZER_TRAINING,
 )
+from maetok_lab.training.rungs import RUNGS
 from maetok_lab.workflow import run_notebook, sweep
 from maetok_lab.workflow.parameters import read_cells, read_parameters
 from maetok_lab.workflow.spec import read_spec
@@ -61,14 +61,14 @@ PRESETS = {
 }
 WORDS = {
     ("01_images", "split"): SPLITS,
-    ("02_train_tokenizer", "rung"): [*LADDER, "preset"],
+    ("02_train_tokenizer", "rung"): [*RUNGS, "preset"],
     ("04_mask_studio", "kind"): MASK_KINDS,
     ("05_latent_space", "map_method"): get_args(MapMethod),
     ("06_train_diffusion", "architecture"): ARCHITECTURES,
     ("06_train_diffusion", "positions"): get_args(get_type_hints(DiffusionConfig)["positions"]),
     ("07_generation_sweep", "samplers"): get_args(Sampler),
     ("08_evaluate", "class_balance"): ["equal", "random", "none"],
-    ("09_compare_tokenizers", "rungs"): LADDER,
+    ("09_compare_tokenizers", "rungs"): RUNGS,
     ("10_will_it_fit", "diffusion"): DIFFUSION_TRAINING,
     ("mask_demo", "kind"): HIDE_ORDERS,
 }

@@ -26,8 +26,9 @@ from maetok_lab.nets import load_net
 from maetok_lab.runs import Run, run_suffix
 from maetok_lab.tokenizer.loading import load_tokenizer
 from maetok_lab.tokenizer.perceptual import SqueezePerceptual
-from maetok_lab.training.presets import DECODER_TUNING, LADDER, TOKENIZER_TRAINING, ladder_training
+from maetok_lab.training.presets import DECODER_TUNING, TOKENIZER_TRAINING, ladder_training
 from maetok_lab.training.recipe import TokenizerTraining
+from maetok_lab.training.rungs import LADDER, RUNGS
 from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
 from maetok_lab.widgets.live import follow_to_end
 
@@ -36,7 +37,7 @@ COLUMNS = {"psnr": "{:.2f}", "perceptual": "{:.3f}", "probe_top1": "{:.3f}"}  # 
 
 
 class Ladder:
-    """Every rung of `LADDER` at one preset and seed, on the same images and as many of them.
+    """Rungs of `RUNGS` at one preset and seed, on the same images and as many of them.
 
     `labels` is what the probe reads off the latents; `teacher`, `weights`: see `ladder_training`;
     `reading`: see `open_splits`.
@@ -173,7 +174,7 @@ def climb(
     run. Stopped, it goes on where it was.
     """
     for rung in rungs:
-        choose(rung, LADDER, "rung of the ladder")  # before hours of training, not after
+        choose(rung, RUNGS, "rung of the ladder")  # before hours of training, not after
     rows = []
     for ladder in ladders:
         for rung in rungs:

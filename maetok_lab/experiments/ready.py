@@ -11,8 +11,9 @@ from maetok_lab.data.images import ImageSource, open_splits
 from maetok_lab.device import pick_precision
 from maetok_lab.runs import Run, run_suffix, runs_root, usual_labels
 from maetok_lab.runs.weights import SHIPPED
-from maetok_lab.training.presets import DECODER_TUNING, LADDER, tokenizer_training
+from maetok_lab.training.presets import DECODER_TUNING, tokenizer_training
 from maetok_lab.training.recipe import TokenizerTraining
+from maetok_lab.training.rungs import LADDER
 from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
 from maetok_lab.widgets.live import follow_to_end
 

@@ -3,6 +3,7 @@
 import colorsys
 import functools
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -55,7 +56,8 @@ def class_colours(count: int) -> list[str]:
 def _rung_number(name: str) -> int | None:
     """Where the palette holds the rung that `name` is or contains; None without one."""
     words = f"-{name.lower().replace('_', '-')}-"
-    rungs = [rung for rung in RUNGS if f"-{rung}-" in words]
+    # a number behind it makes it an ablation's: "kl-1e-2"
+    rungs = [rung for rung in RUNGS if re.search(rf"-{rung}-(?!\d)", words)]
     return RUNGS.get(max(rungs, key=len, default=""))  # the longest: "ae-mask" contains "ae"
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from maetok_lab.config import content_counts, younger
 from maetok_lab.hints import check_choice
+from maetok_lab.layers.transformer import check_size
 from maetok_lab.nets import check_timm_name
 from maetok_lab.tokenizer.config import TokenizerConfig, TowerConfig
 from maetok_lab.tokenizer.targets import (
@@ -45,10 +46,14 @@ class AuxiliaryConfig:
     head: Literal["decoder", "pooled", "tokens"] = younger("decoder")
     # of the decoder; None: as `shallow_tower` says; depth 0: one linear layer
     tower: TowerConfig | None = None
+    # of the same tower, in place of its own depth (Table 1d)
+    depth: int | None = younger(None)
     # patches whose error counts; no matter for "text", which has one error an image
     loss_on: Literal["hidden", "all"] = "hidden"
 
     def __post_init__(self):
+        if self.depth is not None:
+            check_size(1, self.depth, 1)
         if self.target.startswith("timm:"):
             check_timm_name(self.target.removeprefix("timm:"))
             return
@@ -62,6 +67,11 @@ class AuxiliaryConfig:
                 f"head {self.head!r} aligns latents with a network's features, which "
                 f"target {self.target!r} has not: use one of {', '.join(TEACHERS)}"
             )
+
+    def decoder_tower(self, pixel_decoder: TowerConfig) -> TowerConfig:
+        """The transformer of this target's decoder, beside that pixel decoder."""
+        tower = self.tower or shallow_tower(pixel_decoder)
+        return tower if self.depth is None else dataclasses.replace(tower, depth=self.depth)
 
     @property
     def module_name(self) -> str:
@@ -103,7 +113,7 @@ class AuxiliaryDecoder(nn.Module):
         self.config = config
         self.grid = model.grid
         self.target = make_target(config, model)
-        tower = config.tower or shallow_tower(model.decoder)
+        tower = config.decoder_tower(model.decoder)
         self.decoder = LatentDecoder(model, tower, modulation=True)
         self.to_target = nn.Linear(tower.width, self.target.width)
         self.apply(init_weights)

@@ -31,7 +31,8 @@ class MaskingConfig:
     def __post_init__(self):
         if not -1 < self.low <= self.high < 1 or self.high < 0:
             raise ValueError(
-                f"mask ratios need -1 < low <= high and 0 <= high < 1, not low {self.low}, high {self.high}"
+                "mask ratios need -1 < low <= high and 0 <= high < 1, "
+                f"not low {self.low}, high {self.high}"
             )
 
 

@@ -9,9 +9,10 @@ _NAMES, __getattr__, __dir__ = lazy_names(
         "diffusion": "DiffusionTraining train_diffusion",
         "task": "StepRecord",
         "presets": (
-            "ARCHITECTURES DECODER_TUNING DIFFUSION_TRAINING LADDER TOKENIZER_TRAINING"
+            "ARCHITECTURES DECODER_TUNING DIFFUSION_TRAINING TOKENIZER_TRAINING"
             " diffusion_training ladder_training tokenizer_training with_weights"
         ),
+        "rungs": "ABLATIONS LADDER RIVALS RUNGS",
         "tokenizer": "decoder_tuning finetune_decoder train_to_psnr train_tokenizer",
     },
 )

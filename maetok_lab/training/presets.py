@@ -1,4 +1,4 @@
-"""Trainings by name: for a test, a laptop, one GPU and the paper; and the ladder of ablations."""
+"""Trainings by name: for a test, a laptop, one GPU and the paper; and rungs on top of them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,6 +15,9 @@ from maetok_lab.tokenizer.model import TOKENIZERS
 from maetok_lab.training.diffusion import DiffusionTraining
 from maetok_lab.training.optim import OptimizerConfig
 from maetok_lab.training.recipe import TokenizerTraining
+from maetok_lab.training.rungs import ABLATIONS as ABLATIONS  # for whoever looks for them here
+from maetok_lab.training.rungs import LADDER as LADDER
+from maetok_lab.training.rungs import RUNGS
 
 # Tokenizers ---------------------------------------------------------------------------------------
 
@@ -103,17 +106,6 @@ DECODER_TUNING: dict[str, dict[str, Any]] = {
 
 # The ladder ---------------------------------------------------------------------------------------
 
-_SEMANTIC = AuxiliaryConfig(target="semantic")
-# The ablations (paper Tables 1 and 6), each one line on top of any size.
-LADDER: dict[str, dict[str, Any]] = {
-    "ae": {"masking.ratio": "none", "targets": ()},
-    "kl": {"masking.ratio": "none", "targets": (), "model.bottleneck": "kl"},
-    "ae-mask": {"targets": ()},
-    "hog": {"targets": (AuxiliaryConfig(target="hog"),)},
-    "semantic": {"targets": (_SEMANTIC,)},
-    "all": {"targets": (AuxiliaryConfig(target="hog"), _SEMANTIC)},
-}
-
 
 def ladder_training(
     preset: str,
@@ -123,16 +115,18 @@ def ladder_training(
     weights: Mapping[str, str] | None = None,
     **changes: Any,
 ) -> TokenizerTraining:
-    """A rung of `LADDER` on a preset: `ladder_training("tiny", "hog")`; "preset": its own recipe.
+    """A rung of `RUNGS` on a preset: `ladder_training("tiny", "hog")`; "preset": its own recipe.
 
     `teacher` stands in for "semantic", which needs no download: "dinov2" is the paper's. `changes`
     are further fields, as `override` takes them; for `weights` see `with_weights`.
     """
     config = choose(preset, TOKENIZER_TRAINING, "preset")
     if rung != "preset":
-        config = override(config, choose(rung, LADDER, "rung of the ladder"))
-        semantic = dataclasses.replace(_SEMANTIC, target=teacher)
-        targets = tuple(semantic if target == _SEMANTIC else target for target in config.targets)
+        config = override(config, choose(rung, RUNGS, "rung of the ladder"))
+        targets = []
+        for target in config.targets:
+            name = teacher if target.target == "semantic" else target.target
+            targets.append(dataclasses.replace(target, target=name))
         config = override(config, {"targets": targets})
     return with_weights(override(config, changes), weights or {})
 

@@ -3,6 +3,7 @@
 import runpy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -13,6 +14,7 @@ from maetok_lab.generation.images import reconstruct
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_tokenizer
 from maetok_lab.training.objective import Objective
+from maetok_lab.training.rungs import LADDER, RUNGS
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +129,28 @@ def test_the_command_prints_the_table(climbed, source, repository, capsys):
     said = capsys.readouterr().out
     assert markdown(table) in said
     assert f"| kl | True | 0 | 240 | {table['psnr'][1]:.2f} |" in said
+
+
+def test_an_ablation_is_trained_like_any_rung(climbed):
+    ladder, _, _ = climbed
+    run = ladder.train("13a-256")
+    assert (run.name, run.summary["steps"]) == (f"ladder-13a-256-{ladder.suffix}", 30)
+    assert ladder.latents(run, "test").latents(torch.arange(6)).shape == (6, 64, 4)
+
+
+def test_climbing_and_its_command_take_every_rung(repository, monkeypatch):
+    assert climb([], rungs=list(RUNGS)).empty
+    main = runpy.run_path(str(repository / "benchmarks" / "ladder.py"))["main"]
+    calls = []
+
+    def climb_nothing(ladders, *, rungs: list[str]) -> pd.DataFrame:
+        calls.append(rungs)
+        return climb([], rungs=rungs)
+
+    monkeypatch.setitem(main.__globals__, "climb", climb_nothing)
+    main(["--rungs", *RUNGS])
+    main([])
+    assert calls == [list(RUNGS), list(LADDER)]
 
 
 def test_an_unknown_rung_is_an_error_before_anything_is_trained(source, tmp_path):

@@ -44,6 +44,9 @@ def test_a_rung_has_one_colour_whatever_stands_beside_it():
     assert colours_for(["hog"])["hog"] == both["tokenizer-hog-s0"]
     assert colours_for(["ae-mask"])["ae-mask"] != both["ae"] == colours_for(["ae"])["ae"]
     assert len(set(both.values())) == 3
+    sweep = colours_for(["ladder-kl-tiny-s0", "ladder-kl-1e-2-tiny-s0", "kl-8", "kl"])
+    assert sweep["ladder-kl-tiny-s0"] == sweep["kl"] == colours_for(["kl"])["kl"]
+    assert len(set(sweep.values())) == 3
     assert len(set(colours_for(map(str, range(8))).values())) == len(PALETTE)
     assert len(colours_for(map(str, range(20)))) == 20
 

@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from maetok_lab.config import from_json, to_json
+from maetok_lab.identity import fingerprint
 from maetok_lab.tokenizer.auxiliary import (
     AuxiliaryConfig,
     AuxiliaryDecoder,
@@ -43,6 +45,24 @@ def test_the_release_defaults_are_a_narrow_tower_on_hidden_patches():
     assert (config.target, config.weight, config.loss_on) == ("hog", 1.0, "hidden")
     tower = shallow_tower(TOKENIZERS["maetok-b-128"].decoder)
     assert tower == TowerConfig(width=192, depth=3, num_heads=3, positions="rope", rope="mixed")
+
+
+def test_a_depth_of_its_own_replaces_nothing_else_of_the_tower():
+    deep = dataclasses.replace(TOWER, depth=5)
+    assert AuxiliaryConfig(tower=TOWER, depth=5).decoder_tower(TOWER) == deep
+    paper = TOKENIZERS["maetok-b-128"].decoder
+    shallow = dataclasses.replace(shallow_tower(paper), depth=12)
+    assert AuxiliaryConfig(depth=12).decoder_tower(paper) == shallow
+    linear = AuxiliaryDecoder(AuxiliaryConfig(tower=TOWER, depth=0), MODEL)
+    assert not hasattr(linear.decoder, "blocks")
+    assert linear(noise(2, 6, 4)).shape == (2, 16, linear.target.width)
+
+
+def test_a_config_without_a_depth_is_an_older_runs():
+    old = to_json(AuxiliaryConfig(tower=TOWER))
+    del old["depth"]
+    assert from_json(AuxiliaryConfig, old) == AuxiliaryConfig(tower=TOWER)
+    assert fingerprint(AuxiliaryConfig()) != fingerprint(AuxiliaryConfig(depth=1))
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

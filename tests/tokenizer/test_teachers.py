@@ -262,6 +262,7 @@ def test_a_decoder_of_depth_zero_is_linear_in_the_latents():
     [
         ({"target": "hgo"}, r"unknown target 'hgo'; did you mean 'hog'\?"),
         ({"target": "dino"}, r"unknown target 'dino'; did you mean 'dinov2'\?"),
+        ({"depth": -1}, "depth must be 0 or more, not -1"),
         ({"target": "timm:resnet19"}, r"has no 'resnet19'; did you mean 'resnet"),
         (
             {"target": "hog", "weights": "file"},
