@@ -6,8 +6,9 @@ images, distances of samples with their 95 % intervals (`kid, kid_low, kid_high`
 likewise; lower is better), then entries of the cards. Controls are a plain autoencoder stopped
 early: together with the whole one, `ae`, they are the curve of what blur alone gives.
 
-With sixty entries and twenty tokenizers some interval excludes 0 by chance: `q` counts that in. It
-is for the partial correlation alone; nothing here tells a cause from what goes along with it.
+An entry survives the control where the interval of its partial correlation excludes 0, on the side
+of the raw one, and p is below 0.05. With sixty entries and twenty tokenizers some do by chance: `q`
+counts that in. Nothing here tells a cause from what goes along with it.
 """
 
 import math
@@ -50,8 +51,7 @@ def predictors(
 
     partial = (xy - xz yz) / sqrt((1 - xz^2) (1 - yz^2)) of correlations: that of rank residuals.
     Seeds are averaged. low, high: 95 %, bootstrap over tokenizers; p: residuals permuted; q:
-    Benjamini-Hochberg. All lines of `table` count, controls too. ValueError for a column or for
-    tokenizers too few.
+    Benjamini-Hochberg. All lines count, controls too. ValueError for too few.
     """
     if entries is None:
         distance = {score, given, f"{score}_low", f"{score}_high"}
@@ -77,18 +77,8 @@ def predictors(
             f"no entry differs over {FEWEST_RUNS} or more tokenizers with {score} and {given}; "
             f"left out: {left_out}"
         )
-    result = pd.DataFrame(rows).set_index("entry")
+    result = _with_words(pd.DataFrame(rows).set_index("entry"))
 
-    # whether the field's word on an entry, the intervals and chance agree
-    result["expected"] = [EXPECTED[better(measure_of(entry))] for entry in result.index]
-    tested = result["p"].dropna()
-    adjusted = stats.false_discovery_control(tested) if len(tested) else []
-    result["q"] = pd.Series(adjusted, index=tested.index, dtype=float)
-    sides = np.sign(result["rank_correlation"])
-    result["predicts"] = _words(_beyond_zero(result["low"], result["high"], sides))
-    # of few tokenizers, or an entry that PSNR nearly orders, draws are too alike: p has to agree
-    beyond = _beyond_zero(result["partial_low"], result["partial_high"], sides)
-    result["survives"] = _words(beyond & (result["p"] < 0.05))
     # rounded: of equally strong ones the order is the table's, not that of their last bits
     strength = result["partial"].abs().round(12).sort_values(ascending=False, kind="stable")
     result = result.reindex(strength.index)
@@ -101,6 +91,21 @@ def predictors(
         "permutations": PERMUTATIONS,
         "left_out": left_out,
     }
+    return result
+
+
+def _with_words(result: pd.DataFrame) -> pd.DataFrame:
+    """The entries' numbers with q beside them, the field's word on each, and that of intervals."""
+    result["expected"] = [EXPECTED[better(measure_of(entry))] for entry in result.index]
+    tested = result["p"].dropna()
+    adjusted = stats.false_discovery_control(tested) if len(tested) else []
+    result["q"] = pd.Series(adjusted, index=tested.index, dtype=float)
+
+    # of few tokenizers, or an entry that PSNR nearly orders, draws are too alike: p has to agree
+    sides = np.sign(result["rank_correlation"])
+    result["predicts"] = _words(_beyond_zero(result["low"], result["high"], sides))
+    beyond = _beyond_zero(result["partial_low"], result["partial_high"], sides)
+    result["survives"] = _words(beyond & (result["p"] < 0.05))
     return result
 
 
@@ -190,8 +195,8 @@ def at_equal_psnr(table: pd.DataFrame, *, score: str = "kid") -> pd.DataFrame:
     """Each rung's score beside that of the control curve at its PSNR -> index `row`, best first.
 
     `gain` = control - score; `low, high`: 95 %, over seeds as in `mean_scores`. A seed without
-    controls has the mean curve, whose error is shared. Where PSNR leaves the curve gain is NaN, and
-    a mean is over the other seeds. Raises ValueError as `mean_scores` does.
+    controls has the mean curve, whose error is shared. Beyond the curve gain is NaN; a mean is over
+    the other seeds. ValueError as `mean_scores`.
     """
     lines = _scored_lines(table, score)
     curves = {seed: own for seed, own in lines[lines["on_curve"]].groupby("seed")}
@@ -226,6 +231,8 @@ def mean_scores(table: pd.DataFrame, *, score: str = "kid") -> pd.DataFrame:
             f"the table needs scored rows of kind 'control' and the row {PLAIN!r}; "
             f"it has {sorted(set(scored['row']))}: train the controls first"
         )
+
+    # PSNR and score of a row, and the interval of their mean
     rows = []
     for name, lines in scored.groupby("row", sort=False):
         variance = lines["variance"].sum() / len(lines) ** 2
@@ -245,7 +252,7 @@ def _scored_lines(table: pd.DataFrame, score: str) -> pd.DataFrame:
     lines = table[["row", "seed", "kind", "psnr", *columns]].reset_index(drop=True)
     lacking = lines.isna().any(axis=1)
     left_out = lines.loc[lacking, ["row", "seed"]]
-    lines = lines[~lacking]
+    lines = lines[~lacking].copy()
     lines.columns = ["row", "seed", "kind", "psnr", "score", "low", "high"]
     lines["variance"] = _variance(lines["low"], lines["high"])
     lines["on_curve"] = (lines["kind"] == "control") | (lines["row"] == PLAIN)
