@@ -92,7 +92,8 @@ FILES = {  # inside a package a file imports files to its left only
     "analysis": [
         *("definitions", "preprocess", "mixture", "fitting", "gmm", "projection", "labelled"),
         *("probe", "purity", "geometry", "spectra", "grids", "decoding", "interpolation"),
-        *("ambiguity", "denoisers", "start_times", "entries", "card", "theory", "masks", "maps"),
+        *("ambiguity", "denoisers", "start_times", "entries", "card", "prediction", "theory"),
+        *("masks", "maps"),
     ],
     "widgets": [
         *("panel", "front", "charts", "uploads", "live", "ratio_chart", "mask_controls"),

@@ -18,6 +18,7 @@ _NAMES, __getattr__, __dir__ = lazy_names(
         "masks": "MASK_KINDS ratio_curve study_mask",
         "preprocess": "common_dimensions comparable_share needed_dimensions shared_dimensions"
         " spectrum_of",
+        "prediction": "at_equal_psnr mean_scores predictors",
         "probe": "knn_probe linear_probe",
         "projection": "fit_projection project",
         "purity": "label_purity",

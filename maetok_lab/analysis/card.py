@@ -245,13 +245,13 @@ def rank_correlation(
     values: np.ndarray, target: np.ndarray, *, seed: int = 0
 ) -> tuple[float, float, float]:
     """Spearman's rho of two rows (n,), and the ends of its 95 % interval, NaN for n below five."""
-    rho = float(_spearman(values, target))
+    rho = float(spearman(values, target))
     if len(values) < FEWEST_RUNS:
         return rho, math.nan, math.nan
     # what is drawn with replacement says how much a correlation hangs on single ones
     random = generator(seed, "card-correlation")
     draws = torch.randint(len(values), (DRAWS, len(values)), generator=random).numpy()
-    drawn = pd.Series(_spearman(values[draws], target[draws]))
+    drawn = pd.Series(spearman(values[draws], target[draws]))
     low, high = drawn.quantile([0.025, 0.975])
     return rho, float(low), float(high)
 
@@ -284,7 +284,7 @@ def _without_seed(card: pd.DataFrame, entry: str) -> Definition | None:
     return stated and stated | {"settings": stated["settings"] | {"seed": None}}
 
 
-def _spearman(first: np.ndarray, second: np.ndarray) -> Any:
+def spearman(first: np.ndarray, second: np.ndarray) -> Any:
     """Rank correlation along the last axis: (..., runs) twice -> (...); NaN if one is constant."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.ConstantInputWarning)

@@ -312,3 +312,15 @@ def definition(measure: str, **settings: Any) -> Definition:
 def better(measure: str) -> Better:
     """Which way of a measure is better for diffusion; "" where no source says."""
     return MEASURES[measure][2]
+
+
+def measure_of(entry: str) -> str:
+    """The measure of a card's entry by its name: "gmm_nll_50" -> "gmm_nll"; "given" without one.
+
+    "gmm_nll_per_dim_50" is of the longest measure that its name begins with.
+    """
+    # the probes' entries are named by what they are of; probe_top5 is a measure of its own
+    starts = {name: name for name in MEASURES} | {"probe": "linear_probe", "knn": "knn_probe"}
+    words = entry.replace("/", "_") + "_"
+    fitting = [start for start in starts if words.startswith(f"{start}_")]
+    return starts[max(fitting, key=len)] if fitting else "given"

@@ -14,6 +14,7 @@ _NAMES, __getattr__, __dir__ = lazy_names(
         "masks": "plot_mask_study plot_ratio_curve plot_ratio_curves plot_token_map",
         "projection": "plot_projection",
         "runs": "plot_run_lines",
+        "study": "plot_control plot_predictors",
         "sweep": "plot_gallery plot_pareto plot_surface",
         "table": "card_table",
         "theory": "plot_sample_complexity",
