@@ -50,7 +50,8 @@ FILES = {  # inside a package a file imports files to its left only
     ],
     "layers": ["norm", "grid", "transformer", "conditioning"],
     "tokenizer": [
-        *("config", "masking", "targets", "text", "towers", "model", "auxiliary", "discriminators"),
+        *("config", "masking", "targets", "text", "towers", "bottlenecks", "perturbation", "model"),
+        *("auxiliary", "alignment", "discriminators"),
         *("losses", "perceptual", "anatomy", "released", "loading", "registry", "imported"),
         "foreign",
     ],
@@ -64,7 +65,7 @@ FILES = {  # inside a package a file imports files to its left only
         "lightningdit",
         "loading",
     ],
-    "generation": ["images", "trajectories"],
+    "generation": ["images", "trajectories", "regeneration"],
     "evaluation": [
         *("pixels", "metrics", "features", "protocol", "npz", "scaling", "inception"),
         *("reconstruction", "generation", "classes", "sample_sets"),
@@ -79,6 +80,8 @@ FILES = {  # inside a package a file imports files to its left only
             "loop",
             "adversary",
             "recipe",
+            "objective",
+            "parents",
             "autoencoding",
             "tokenizer",
             "diffusion",

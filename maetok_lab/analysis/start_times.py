@@ -13,11 +13,11 @@ from torch import Tensor
 from maetok_lab.analysis.decoding import Decode, decoded
 from maetok_lab.analysis.definitions import definition
 from maetok_lab.data.latents import LatentSpace
-from maetok_lab.diffusion.model import DiffusionTransformer, own_labels
-from maetok_lab.diffusion.path import PATHS
-from maetok_lab.diffusion.sampling import draw_noise, sample
+from maetok_lab.diffusion.model import DiffusionTransformer
+from maetok_lab.diffusion.sampling import draw_noise
 from maetok_lab.evaluation.features import make_reference, metric_name
 from maetok_lab.evaluation.metrics import kernel_distance
+from maetok_lab.generation.regeneration import regenerate
 from maetok_lab.inference import device_of, eval_mode
 from maetok_lab.protocols import Net
 from maetok_lab.rng import seeds_for
@@ -80,18 +80,13 @@ def _sampled(
 ) -> Tensor:
     """Latents noised to `start` and sampled back. (n, N, C) raw -> raw"""
     device = device_of(model)
-    path = PATHS[model.trained_path]
     parts = []
     with eval_mode(model):
         for rows in torch.arange(len(latents)).split(batch_size):
-            x = space.normalise(latents[rows].float().to(device))
             seeds = seeds_for(seed, len(rows), start=int(rows[0]))
-            noise = draw_noise(seeds, *x.shape[1:], device=device)
-            x_t, _ = path.interpolate(x, noise, torch.full((len(x),), start, device=device))
+            noise = draw_noise(seeds, *latents.shape[1:], device=device)
             # as many steps a unit of time as from the noise
-            steps = max(1, round(num_steps * start))
-            end = sample(
-                model, x_t, own_labels(model, labels[rows]).to(device), num_steps=steps, start=start
-            )
-            parts.append(space.denormalise(end))
+            options = {"start": start, "num_steps": num_steps}
+            batch = (latents[rows].to(device), labels[rows], noise)
+            parts.append(regenerate(model, space, *batch, **options))
     return torch.cat(parts)

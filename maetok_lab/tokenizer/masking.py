@@ -21,7 +21,7 @@ class MaskingConfig:
     # of a batch. "truncated_normal" is the release's: around `high`, with std 0.25, cut to
     # [low, high]. "linear" falls from `high` to `low` over the training (paper: decoder tuning)
     ratio: Literal["none", "truncated_normal", "uniform", "linear"] = "truncated_normal"
-    # least ratio; equal to `high` for a fixed one
+    # least ratio; equal to `high` for a fixed one. Below 0: what is drawn there hides nothing
     low: float = 0.4
     # largest ratio, below 1
     high: float = 0.6
@@ -29,9 +29,9 @@ class MaskingConfig:
     kind: Literal["random", "block"] = "random"
 
     def __post_init__(self):
-        if not 0 <= self.low <= self.high < 1:
+        if not -1 < self.low <= self.high < 1 or self.high < 0:
             raise ValueError(
-                f"mask ratios need 0 <= low <= high < 1, not low {self.low}, high {self.high}"
+                f"mask ratios need -1 < low <= high and 0 <= high < 1, not low {self.low}, high {self.high}"
             )
 
 
@@ -48,7 +48,7 @@ def draw_mask(
     Every image hides ceil(patches * ratio). `progress`: see `draw_ratio`.
     """
     ratio = draw_ratio(config, progress=progress, generator=generator)
-    if ratio == 0:
+    if ratio <= 0:
         return None
     draw = {"random": random_mask, "block": block_mask}[config.kind]
     return draw(batch_size, grid, ratio, generator=generator)

@@ -1,4 +1,4 @@
-"""What a tokenizer's training minimises, and both of its stages as a task for `loop.train`."""
+"""Both stages of a tokenizer's training as a task for `loop.train`."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -16,93 +16,20 @@ from maetok_lab.layers.norm import DropPath
 from maetok_lab.pictures import from_uint8, image_grid, save_png
 from maetok_lab.rng import generator
 from maetok_lab.runs import Checkpoint, Run
-from maetok_lab.tokenizer.alignment import make_head
-from maetok_lab.tokenizer.auxiliary import AuxiliaryDecoder, compute_targets, share_networks
 from maetok_lab.tokenizer.discriminators import adaptive_weight
-from maetok_lab.tokenizer.losses import loss_weights, pixel_loss, total_loss
+from maetok_lab.tokenizer.losses import loss_weights, total_loss
 from maetok_lab.tokenizer.masking import draw_mask
-from maetok_lab.tokenizer.model import Tokenizer
-from maetok_lab.tokenizer.perceptual import make_perceptual
-from maetok_lab.tokenizer.perturbation import Draws, Perturbation, draw_perturbation
-from maetok_lab.tokenizer.targets import Captions
+from maetok_lab.tokenizer.perturbation import Draws, draw_perturbation
 from maetok_lab.tokenizer.text import caption_tokens
 from maetok_lab.training.adversary import Adversary
+from maetok_lab.training.objective import Objective
 from maetok_lab.training.optim import Ema, Spread
 from maetok_lab.training.order import Share, image_batches
+from maetok_lab.training.parents import Regenerator, parent_weights
 from maetok_lab.training.recipe import TokenizerTraining
 from maetok_lab.training.task import Terms
 
 PREVIEW_IMAGES = 16
-
-
-class Objective(nn.Module):
-    """Tokenizer and auxiliary decoders as one module that turns a batch into named loss terms."""
-
-    # What makes latents, and stands still in decoder tuning: these names' tensors.
-    makes_latents = ("encoder.", "to_latents.", "bottleneck.")
-
-    def __init__(self, config: TokenizerTraining):
-        super().__init__()
-        self.config = config
-        self.tokenizer = Tokenizer(config.model)
-        self.auxiliary = nn.ModuleDict()
-        for target in config.targets:
-            self.auxiliary[target.module_name] = make_head(target, config.model)
-        share_networks(self.auxiliary)
-        self.perturbation = Perturbation(config.perturbation, config.model.latent_dim)
-        self.perceptual = make_perceptual(config.losses)
-        if config.trains == "decoder":
-            for name, parameter in self.tokenizer.named_parameters():
-                parameter.requires_grad_(not name.startswith(self.makes_latents))
-
-    def train(self, mode: bool = True) -> "Objective":
-        """Train mode, but for an encoder that is frozen: it must give the latents it will give."""
-        super().train(mode)
-        if self.config.trains == "decoder":
-            self.tokenizer.encoder.eval()
-        return self
-
-    def forward(
-        self,
-        images: torch.Tensor,
-        mask: torch.Tensor | None,
-        noise: torch.Tensor | None,
-        captions: Captions = None,
-        latents: torch.Tensor | None = None,
-        perturbation: Draws | None = None,
-    ) -> tuple[Terms, torch.Tensor, torch.Tensor | None]:
-        """Encode what is not hidden, decode all of it, and compare.
-
-        images (B, 3, H, W), mask (B, patches) True = hidden, noise (B, N, C), captions (B, 77)
-        where a target asks for them, latents (B, N, C) where they are not trained -> named terms
-        (), reconstructions (B, 3, H, W), and decoded mixtures of latents where they are drawn
-        """
-        config = self.config
-        encoding_terms: Terms = {}
-        if latents is None:
-            posterior = self.tokenizer.posterior(images, mask=mask)
-            encoding_terms = self.tokenizer.bottleneck.losses(posterior)
-            latents = posterior.sample(noise)
-
-        # Decoders see latents as they are disturbed; a mixture has no image to be compared with.
-        size = tuple(images.shape[-2:])
-        disturbed = self.perturbation(latents, perturbation or {})
-        reconstructions = self.tokenizer.decode(disturbed, size)
-        mixed = self.perturbation.mixtures(latents, perturbation or {})
-        mixtures = None if mixed is None else self.tokenizer.decode(mixed, size)
-
-        # The reconstruction is compared on all patches, an auxiliary prediction on hidden ones.
-        terms = {"pixel": pixel_loss(config.losses, reconstructions, images)}
-        if self.perceptual is not None:
-            terms["perceptual"] = self.perceptual(reconstructions, images).mean()
-        terms |= encoding_terms
-        targets = compute_targets(self.auxiliary, images, captions)
-        for name, decoder in self.auxiliary.items():
-            # what aligns latents looks at them as they are
-            predicted_from = disturbed if isinstance(decoder, AuxiliaryDecoder) else latents
-            loss = decoder.loss(predicted_from, targets[name], mask)
-            terms[f"auxiliary/{decoder.config.target}"] = loss
-        return terms, reconstructions, mixtures
 
 
 @dataclasses.dataclass
@@ -113,6 +40,7 @@ class TokenizerBatch:
     mask: torch.Tensor | None  # (B, patches) bool, True = hidden
     noise: torch.Tensor | None  # (B, N, C), for a posterior or for `latent_noise`
     captions: torch.Tensor | None  # (B, 77) tokens, where a target asks for them
+    labels: torch.Tensor | None = None  # (B,), for a diffusion model
     latents: torch.Tensor | None = None  # (B, N, C), in decoder tuning, with their noise
     perturbation: Draws | None = None  # what disturbs latents
     reconstructions: torch.Tensor | None = None  # (B, 3, H, W), kept for a discriminator
@@ -138,11 +66,13 @@ class TokenizerTask:
         images: ImageSource,
         *,
         parent: Run | None = None,
+        diffusion: Run | None = None,
         preview: ImageSource | None = None,
     ):
         self.config = config
         self.images = images
         self.parent = parent
+        self.diffusion = diffusion
         self.preview = preview
         self.ema_decays = {"ema": config.ema_decay}
 
@@ -178,6 +108,9 @@ class TokenizerTask:
             for name, value in weights.items():
                 if name.startswith(Objective.makes_latents):
                     self.latent_weights[name] = value
+        self.regenerator = None
+        if config.regeneration:
+            self.regenerator = Regenerator(config.regeneration, self.diffusion, device)
         self.adversary = Adversary(config, device) if config.losses.adversarial else None
         # Drop path draws from torch's one generator; the discriminator needs all reconstructions.
         draws = any(isinstance(module, DropPath) for module in self.module.modules())
@@ -204,7 +137,7 @@ class TokenizerTask:
         rows = share.rows
         # Only a text target reads captions; the decoders of other targets take images.
         reads_captions = any(target.target == "text" for target in self.config.targets)
-        for step, pixels, _, indices in image_batches(
+        for step, pixels, labels, indices in image_batches(
             self.images, self.config, start_step=share.step, rows=rows
         ):
             captions = None
@@ -219,6 +152,7 @@ class TokenizerTask:
                 None if mask is None else mask[rows].to(device, non_blocking=True),
                 None if noise is None else noise[rows],
                 captions,
+                labels,
                 perturbation={name: draw[rows] for name, draw in perturbation.items()},
             )
 
@@ -263,7 +197,12 @@ class TokenizerTask:
         def encode(part: Share) -> torch.Tensor:
             images, mask, *_ = batch.part(part.local)
             with torch.no_grad(), self.autocast:
-                return self.model.encode(images, mask=mask)
+                latents = self.model.encode(images, mask=mask)
+                if self.regenerator is None:
+                    return latents
+                draws = generator(self.config.seed, "regeneration", part.step)
+                noise = torch.randn(self.config.batch_size, *latents.shape[1:], generator=draws)
+                return self.regenerator(latents, batch.labels[part.local], noise[part.rows])
 
         # the std is the global batch's: else processes and `accumulate` would change the result
         encoded = list(spread(encode, parts))
@@ -393,19 +332,3 @@ class TokenizerTask:
         """The last logged value of every loss."""
         table = run.metrics("train").drop(columns=["step", "images", "split", "skipped"])
         return {name: float(value) for name, value in table.iloc[-1].items()}
-
-
-def parent_weights(config: TokenizerTraining, parent: Run | None) -> dict[str, torch.Tensor]:
-    """The averaged weights that decoder tuning starts from."""
-    if parent is None or parent.fingerprint != config.parent:
-        came = "none" if parent is None else f"run {parent.name} with {parent.fingerprint}"
-        raise ValueError(
-            f"decoder tuning needs the run with fingerprint {config.parent} as its parent, "
-            f"not {came}"
-        )
-    checkpoint = parent.load_checkpoint(groups=["ema"])
-    if checkpoint is None:
-        raise ValueError(
-            f"decoder tuning starts from run {parent.name}, which has no checkpoint yet"
-        )
-    return checkpoint.tensors["ema"]

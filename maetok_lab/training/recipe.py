@@ -15,6 +15,25 @@ from maetok_lab.training.task import check_steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RegenerationConfig:
+    """Latents that decoder tuning sees: a trained diffusion model's, from noisy real ones on.
+
+    Post-training of RobusTok (arXiv 2509.12474), with a diffusion model in its generator's place.
+    """
+
+    diffusion: str  # fingerprint of the run of the model
+    start: float = 0.5  # time to which real latents are noised; 1 would leave nothing of them
+    num_steps: int = 20  # of Euler's method from t = 1; their share is taken
+
+    def __post_init__(self):
+        if not 0 < self.start < 1 or self.num_steps < 1:
+            raise ValueError(
+                "regeneration needs a start in (0, 1) and at least one step, "
+                f"not {self.start} and {self.num_steps}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerTraining:
     """Everything about one training of a tokenizer; intervals are in steps."""
 
@@ -31,6 +50,8 @@ class TokenizerTraining:
     # global batch's latents, another share for each image, so that the decoder copes with slightly
     # wrong latents.
     latent_noise: float = 0.0
+    # Decoder tuning only, and not in the paper: on what a diffusion model makes of the latents.
+    regeneration: RegenerationConfig | None = younger(None)
     num_steps: int  # of the optimizer
     batch_size: int  # of all processes together
     ema_decay: float = 0.9999  # of the averaged weights, which are used later
@@ -71,6 +92,8 @@ class TokenizerTraining:
             raise ValueError(
                 "latent_noise is for decoder tuning: there the latents stay as they are"
             )
+        if self.regeneration and self.trains == "all":
+            raise ValueError("regeneration is for decoder tuning, whose latents a model has learnt")
         if self.perturbation != PerturbationConfig() and self.trains == "decoder":
             raise ValueError(
                 "perturbation shapes latents, which decoder tuning leaves as they are: it has "

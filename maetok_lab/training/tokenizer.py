@@ -68,6 +68,7 @@ def finetune_decoder(
     run: Run,
     *,
     parent: Run,
+    diffusion: Run | None = None,
     preview: ImageSource | None = None,
     cpu: bool = False,
     processes: int = 1,
@@ -75,15 +76,15 @@ def finetune_decoder(
     """The second stage, as `train_tokenizer` the first, from the averaged weights of `parent`.
 
     What makes latents is compared with the parent's before every checkpoint: RuntimeError that
-    names what moved. Raises ValueError for another parent than the config's, or one without a
-    checkpoint.
+    names what moved. `diffusion` is the run of `config.regeneration`. Raises ValueError for another
+    parent or diffusion run than the config's, or one without a checkpoint.
     """
     if config.trains != "decoder":
         raise ValueError(
             "finetune_decoder needs the config of a second stage; make it with decoder_tuning"
         )
     return train(
-        TokenizerTask(config, images, parent=parent, preview=preview),
+        TokenizerTask(config, images, parent=parent, diffusion=diffusion, preview=preview),
         run,
         cpu=cpu,
         processes=processes,

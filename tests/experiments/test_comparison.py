@@ -17,7 +17,7 @@ from maetok_lab.experiments.ladder import Ladder
 from maetok_lab.experiments.published import CLAIMS, claims_checked, equal_psnr
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_tokenizer
-from maetok_lab.training.autoencoding import Objective
+from maetok_lab.training.objective import Objective
 from maetok_lab.training.tokenizer import validation_psnr
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from maetok_lab.experiments.ladder import Ladder, climb, markdown, stages
 from maetok_lab.generation.images import reconstruct
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_tokenizer
-from maetok_lab.training.autoencoding import Objective
+from maetok_lab.training.objective import Objective
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from maetok_lab.tokenizer.loading import export_tokenizer, load_auxiliary, load_
 from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.model import TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig
-from maetok_lab.training.autoencoding import Objective
+from maetok_lab.training.objective import Objective
 from maetok_lab.training.recipe import TokenizerTraining
 from maetok_lab.training.tokenizer import decoder_tuning
 
@@ -33,7 +33,7 @@ TRAINING = TokenizerTraining(
 def parent(tmp_path, monkeypatch):
     """A run with a checkpoint of three targets, and what it saved."""
     monkeypatch.setattr(
-        "maetok_lab.training.autoencoding.share_networks", lambda decoders: None
+        "maetok_lab.training.objective.share_networks", lambda decoders: None
     )  # resnet10t's are on the hub
     torch.manual_seed(0)
     objective = Objective(TRAINING)

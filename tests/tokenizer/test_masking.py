@@ -150,9 +150,17 @@ def test_no_mask_is_none():
     assert draw_mask(MaskingConfig(ratio="none"), 2, (4, 4), generator=generator(0, "mask")) is None
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.6, 0.4), (-0.1, 0.4), (0.4, 1.0)])
+@pytest.mark.parametrize(("low", "high"), [(0.6, 0.4), (-1.0, 0.4), (-0.5, -0.1), (0.4, 1.0)])
 def test_impossible_ratios_are_refused(low, high):
-    with pytest.raises(
-        ValueError, match=rf"mask ratios need 0 <= low <= high < 1, not low {low}, high {high}"
-    ):
+    message = f"-1 < low <= high and 0 <= high < 1, not low {low}, high {high}"
+    with pytest.raises(ValueError, match=message):
         MaskingConfig(low=low, high=high)
+
+
+def test_what_is_drawn_below_zero_hides_nothing():
+    config = MaskingConfig(ratio="uniform", low=-0.1, high=0.7)  # l-DeTok's
+    masks = [draw_mask(config, 1, (20, 20), generator=generator(0, "mask", i)) for i in range(400)]
+    bare = sum(mask is None for mask in masks) / 400
+    assert abs(bare - 1 / 8) < 4 * (1 / 8 * 7 / 8 / 400) ** 0.5
+    shares = [mask.float().mean().item() for mask in masks if mask is not None]
+    assert min(shares) > 0 and max(shares) < 0.71 and abs(sum(shares) / len(shares) - 0.35) < 0.05

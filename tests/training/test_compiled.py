@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from maetok_lab.diffusion.model import DIFFUSION, Block, DiffusionTransformer
 from maetok_lab.layers import transformer
 from maetok_lab.tokenizer.targets import FeatureTarget
-from maetok_lab.training.autoencoding import Objective
+from maetok_lab.training.objective import Objective
 from maetok_lab.training.presets import ladder_training
 
 

@@ -13,7 +13,7 @@ from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.masking import MaskingConfig
 from maetok_lab.tokenizer.model import TokenizerConfig
 from maetok_lab.tokenizer.towers import TowerConfig
-from maetok_lab.training.autoencoding import Objective
+from maetok_lab.training.objective import Objective
 from maetok_lab.training.optim import OptimizerConfig
 from maetok_lab.training.presets import DECODER_TUNING, TOKENIZER_TRAINING
 from maetok_lab.training.recipe import TokenizerTraining

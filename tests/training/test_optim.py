@@ -7,7 +7,7 @@ import torch
 
 from maetok_lab.config import override
 from maetok_lab.diffusion.model import DiffusionConfig, DiffusionTransformer
-from maetok_lab.training.autoencoding import Objective
+from maetok_lab.training.objective import Objective
 from maetok_lab.training.optim import (
     Ema,
     Guard,

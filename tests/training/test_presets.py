@@ -15,7 +15,7 @@ from maetok_lab.runs import Run
 from maetok_lab.tokenizer.auxiliary import AuxiliaryConfig
 from maetok_lab.tokenizer.discriminators import AdversarialConfig
 from maetok_lab.tokenizer.model import TOKENIZERS
-from maetok_lab.training.autoencoding import Objective
+from maetok_lab.training.objective import Objective
 from maetok_lab.training.optim import learning_rate_factor
 from maetok_lab.training.presets import (
     DECODER_TUNING,
@@ -106,9 +106,9 @@ def test_the_papers_recipe_has_the_papers_numbers():
 
 def test_the_papers_training_is_built_as_the_release_is(monkeypatch):
     monkeypatch.setattr(
-        "maetok_lab.training.autoencoding.share_networks", lambda decoders: None
+        "maetok_lab.training.objective.share_networks", lambda decoders: None
     )  # teachers are downloads
-    monkeypatch.setattr("maetok_lab.training.autoencoding.make_perceptual", lambda losses: None)
+    monkeypatch.setattr("maetok_lab.training.objective.make_perceptual", lambda losses: None)
     with torch.device("meta"):
         objective = Objective(TOKENIZER_TRAINING["maetok-b-128"])
     widths = {name: decoder.to_target.out_features for name, decoder in objective.auxiliary.items()}

@@ -19,7 +19,7 @@ from maetok_lab.tokenizer.losses import LossConfig
 from maetok_lab.tokenizer.model import TokenizerConfig
 from maetok_lab.tokenizer.text import VOCABULARY, caption_tokens
 from maetok_lab.tokenizer.towers import TowerConfig
-from maetok_lab.training.autoencoding import Objective
+from maetok_lab.training.objective import Objective
 from maetok_lab.training.optim import Ema, make_optimizers, moved_parameters
 from maetok_lab.training.recipe import TokenizerTraining
 from maetok_lab.training.tokenizer import train_tokenizer
