@@ -104,16 +104,22 @@ class SoftVq(Plain):
 
     def __init__(self, config: TokenizerConfig):
         super().__init__(config)
-        codebook = torch.empty(config.codes, config.latent_dim).normal_()
+        # one codebook after the other
+        codebook = torch.empty(config.codebooks * config.codes, config.latent_dim).normal_()
         self.codebook = nn.Parameter(normalize(codebook, dim=-1))
 
     def forward(self, numbers: Tensor) -> Posterior:
         """As `Plain.forward`; every latent lies inside of the unit sphere."""
+        # the first tokens share the first codebook, the next ones the next (its release)
+        groups = self.config.codebooks
+        codes = normalize(self.codebook.float(), dim=-1).unflatten(0, (groups, -1))  # (g, K, C)
+        tokens = normalize(numbers, dim=-1).unflatten(1, (groups, -1))  # (B, g, N / g, C)
+
         # the codes learn from what they are mixed to, not from how they are picked (its release)
-        codes = normalize(self.codebook.float(), dim=-1)
-        similarity = normalize(numbers, dim=-1) @ codes.detach().T  # (B, N, K)
+        similarity = torch.einsum("bgnc,gkc->bgnk", tokens, codes.detach())
         shares = (similarity / TEMPERATURE).softmax(dim=-1)
-        return Posterior(shares @ codes, similarity=similarity)
+        latents = torch.einsum("bgnk,gkc->bgnc", shares, codes)
+        return Posterior(latents.flatten(1, 2), similarity=similarity.flatten(1, 2))
 
     def losses(self, posterior: Posterior) -> dict[str, Tensor]:
         """ "entropy": of each token's codes, which is to be low, less that of their mean."""

@@ -57,6 +57,9 @@ class TokenizerConfig:
     bottleneck: Literal["ae", "kl", "ve", "rms", "softvq", "fsq"] = "ae"
     # SoftVQ: how many codes there are; its release has 8,192
     codes: int = younger(8192)
+    # SoftVQ: how many codebooks of so many codes the tokens are shared out to, in their order; its
+    # release has 4
+    codebooks: int = younger(1)
     # FSQ: how many values a number can take; odd, so that 0 is one
     levels: int = younger(5)
     # "learnable" are extra tokens; "patches" are the patches' own (Table 6, no learnable tokens)
@@ -74,6 +77,11 @@ class TokenizerConfig:
     class_token: bool = False
     # LayerScale of the encoder's blocks at first; 1e-5 in the release
     layer_scale: float | None = None
+    # one more token in the pixel decoder, as in the released SoftVQ
+    decoder_class_token: bool = younger(False)
+    # LayerScale of the pixel decoder's blocks at first, where latents do not modulate them; 1e-5 in
+    # the released SoftVQ
+    decoder_layer_scale: float | None = younger(None)
     # base of the RoPE wavelengths
     rope_theta: float = 10.0
     # pixels by which each decoded patch reaches into its neighbours and is faded into them, so that
@@ -101,13 +109,23 @@ class TokenizerConfig:
                 f"overlap must be in 0 .. patch_size / 2 = {self.patch_size // 2}, "
                 f"not {self.overlap}"
             )
+        if self.num_latent_tokens % self.codebooks:
+            raise ValueError(
+                f"{self.codebooks} codebooks share the tokens evenly, but num_latent_tokens is "
+                f"{self.num_latent_tokens}; take a number that divides it"
+            )
+        if self.decoder_layer_scale and self.decoder_modulation:
+            raise ValueError(
+                "decoder_layer_scale is of plain blocks, but decoder_modulation=True makes "
+                "modulated ones; set one of them"
+            )
         if down * across > MOST_SIZE:
             raise ValueError(f"an image has at most {MOST_SIZE:,} patches, not {down * across:,}")
 
     def _check_limits(self) -> None:
         """ValueError for sizes that would take all memory before anything else is said."""
         sizes = {"image_size": 1, "patch_size": 1, "num_latent_tokens": 1, "latent_dim": 1}
-        for name, least in {**sizes, "refine": 0, "codes": 2, "levels": 3}.items():
+        for name, least in {**sizes, "refine": 0, "codes": 2, "codebooks": 1, "levels": 3}.items():
             value = getattr(self, name)
             if not least <= value <= MOST_SIZE:
                 raise ValueError(f"{name} must be {least} .. {MOST_SIZE:,}, not {value:,}")

@@ -74,7 +74,12 @@ class Tokenizer(nn.Module):
         bottleneck = BOTTLENECKS[config.bottleneck]
         self.to_latents = nn.Linear(config.encoder.width, bottleneck.numbers * config.latent_dim)
         # latents -> images
-        self.decoder = LatentDecoder(config, config.decoder, modulation=config.decoder_modulation)
+        self.decoder = LatentDecoder(
+            config,
+            config.decoder,
+            modulation=config.decoder_modulation,
+            class_token=config.decoder_class_token,
+        )
         reach = config.patch_size + 2 * config.overlap
         self.to_pixels = nn.Linear(config.decoder.width, 3 * reach**2)
         self.refine = Refine(config.refine) if config.refine else nn.Identity()

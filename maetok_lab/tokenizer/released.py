@@ -1,4 +1,11 @@
-"""The authors' tokenizer weights under our names and back (MAETok/maetok-b-128 on the hub)."""
+"""The authors' tokenizer weights under our names and back: MAETok's and SoftVQ's on the hub.
+
+Both are of one code, and their tensors say which parts of it one is made of: mixed RoPE (MAETok) or
+absolute positions alone (SoftVQ), a decoder that latents modulate (MAETok) or a plain one with
+DINOv2's class token and LayerScale (SoftVQ), codebooks (SoftVQ). SoftVQ's form was read in that
+code and in its config for softvq-l-64. Its weights were never opened here: that the smaller ones
+and those of 512 px differ in sizes alone is inferred.
+"""
 
 import dataclasses
 import math
@@ -11,6 +18,7 @@ import torch
 from torch import Tensor
 
 from maetok_lab.runs.weights import check_shapes, plain_state, shapes_of
+from maetok_lab.tokenizer.bottlenecks import TEMPERATURE
 from maetok_lab.tokenizer.config import TokenizerConfig, TowerConfig
 from maetok_lab.tokenizer.model import Tokenizer
 
@@ -26,21 +34,20 @@ NAMES = [
     ("post_quant_conv", "decoder.from_latents"),
     ("decoder.latent_pos_embed", "decoder.latent_positions"),
     ("decoder.freqs", "decoder.positions.rope.freqs"),
+    ("decoder.model.cls_token", "decoder.class_token"),
+    ("decoder.model.pos_embed", "decoder.positions.absolute"),
     ("decoder.model.norm.adaLN_modulation.1", "decoder.norm_modulation.linear"),
     ("decoder.model.", "decoder."),
     ("decoder.to_pixel.model", "to_pixels"),
+    ("quantize.embedding", "bottleneck.codebook"),
 ]
 # Ours that the skeleton's rules ("...model.") would catch, but that lie outside of it in theirs.
 OUTSIDE = re.compile(r"(encoder|decoder)\.(latent_tokens|mask_token)$")
 # Stored by them and computed by us: the places of patches, for RoPE.
 COORDINATES = re.compile(r"(encoder|decoder)\.freqs_t_[xy]")
-# Stored by them and used by nobody: their decoder's skeleton brought them along. Of what nothing
-# uses, `decoder.norm_modulation` alone is in our models too (see `LatentDecoder`).
-UNUSED = (
-    "decoder.model.pos_embed",
-    "decoder.model.patch_embed.proj.weight",
-    "decoder.model.patch_embed.proj.bias",
-)
+# Which codes SoftVQ's training chose last: stored, and used for a number in its log alone.
+USAGE = "quantize.codebook_used"
+LAST_CODES = 65_536  # of each codebook
 # Stored while they trained and used for nothing after: targets, and what decoded latents to them.
 # `load_auxiliary` has no place for these: their auxiliary decoders are built in another way.
 TRAINING = re.compile(
@@ -68,15 +75,20 @@ def from_released(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -
     with torch.device("meta"):
         expected = shapes_of(to_released(Tokenizer(shape)))
     expected |= shapes_of({"encoder.mask_token": mask_token})
+    if USAGE not in state_dict:
+        expected.pop(USAGE, None)  # their training stores it by default, but need not
     check_shapes(expected, shapes_of(state_dict), "released tokenizer")
 
     tokenizer = Tokenizer(shape)
     # beside the weights, not among them: only `to_released` wants them back
-    tokenizer.unused = {name: state_dict[name] for name in UNUSED if name in state_dict}
+    unused = _unused_shapes(shape)
+    tokenizer.unused = {name: state_dict[name] for name in unused if name in state_dict}
     tensors = {}
     for name, value in state_dict.items():
-        if name not in UNUSED and not COORDINATES.fullmatch(name):
+        if name not in unused and not COORDINATES.fullmatch(name):
             tensors[_our_name(name)] = value
+    if shape.bottleneck == "softvq":
+        tensors["bottleneck.codebook"] = tensors["bottleneck.codebook"].flatten(0, 1)
     tokenizer.load_state_dict(tensors)
     return tokenizer.eval()
 
@@ -87,22 +99,7 @@ def to_released(tokenizer: Tokenizer) -> dict[str, Tensor]:
     What nobody uses is zero in a tokenizer that does not come from them. Raises ValueError for one
     that their model cannot express.
     """
-    # everything in which a tokenizer may differ from theirs
-    config = tokenizer.config
-    alike = {
-        "class_token": config.class_token,
-        "layer_scale": config.layer_scale,
-        "refine": not config.refine,
-        "decoder_modulation": config.decoder_modulation,
-        "bottleneck": config.bottleneck == "ae",
-        "rope": {config.encoder.rope, config.decoder.rope} == {"mixed"},
-    }
-    if not all(alike.values()):
-        differences = ", ".join(name for name, same in alike.items() if not same)
-        raise ValueError(
-            "only tokenizers built like maetok-b-128 (plain, mixed RoPE, modulated decoder) have a "
-            f"released form; this one differs in {differences}"
-        )
+    _check_expressible(tokenizer.config)
 
     # our weights, but for the encoder's mask token, which the hub's files do not have
     tensors = {}
@@ -110,78 +107,160 @@ def to_released(tokenizer: Tokenizer) -> dict[str, Tensor]:
         if name != "encoder.mask_token":
             tensors[_their_name(name)] = value
 
+    # theirs has an axis for the codebooks, ours has them one after the other
+    config = tokenizer.config
+    if config.bottleneck == "softvq":
+        codebooks = tensors["quantize.embedding"].unflatten(0, (config.codebooks, -1))
+        tensors["quantize.embedding"] = codebooks
+
     # what nobody uses, as it came, or zeros of its shape
     device = tokenizer.to_latents.weight.device
-    down, across = config.grid
-    width = config.decoder.width
-    kernel = (width, 3, config.patch_size, config.patch_size)
-    unused = getattr(tokenizer, "unused", {})
-    for name, shape in zip(UNUSED, [(1, 1 + down * across, width), kernel, (width,)]):
-        tensors[name] = unused.get(name, torch.zeros(shape)).to(device)
+    unused = getattr(tokenizer, "unused", None)
+    if unused is None:
+        unused = {name: torch.zeros(shape) for name, shape in _unused_shapes(config).items()}
+    for name, value in unused.items():
+        tensors[name] = value.to(device)
 
-    # the places of patches: x is the column, y the row
-    index = torch.arange(down * across, device=device)
-    for tower in ("encoder", "decoder"):
-        tensors[f"{tower}.freqs_t_x"] = (index % across).float()
-        tensors[f"{tower}.freqs_t_y"] = (index // across).float()
+    # the places of patches, where they are rotated by them: x is the column, y the row
+    if "rope" in config.encoder.positions:
+        down, across = config.grid
+        index = torch.arange(down * across, device=device)
+        for tower in ("encoder", "decoder"):
+            tensors[f"{tower}.freqs_t_x"] = (index % across).float()
+            tensors[f"{tower}.freqs_t_y"] = (index // across).float()
     return tensors
+
+
+def _check_expressible(config: TokenizerConfig) -> None:
+    """ValueError that lists everything in which a tokenizer differs from theirs."""
+    positions = (config.encoder.positions, config.decoder.positions)
+    ropes = {tower.rope for tower in (config.encoder, config.decoder) if "rope" in tower.positions}
+    alike = {
+        "class_token": config.class_token,
+        # their absolute positions count one, whether it is there or not
+        "decoder_class_token": config.decoder_class_token or config.decoder.positions != "ape",
+        "layer_scale": config.layer_scale,
+        # their modulated blocks have none, their plain ones have
+        "decoder_layer_scale": config.decoder_modulation or config.decoder_layer_scale,
+        "latent_tokens": config.latent_tokens == "learnable",
+        "bottleneck": config.bottleneck in ("ae", "softvq"),
+        "overlap": not config.overlap,
+        "refine": not config.refine,
+        "positions": positions in (("rope+ape", "rope"), ("ape", "ape")),
+        "rope": ropes <= {"mixed"},
+    }
+    if not all(alike.values()):
+        differences = ", ".join(name for name, same in alike.items() if not same)
+        raise ValueError(
+            "only tokenizers built like maetok-b-128 or softvq-l-64 have a released form; "
+            f"this one differs in {differences}"
+        )
+
+
+def _unused_shapes(config: TokenizerConfig) -> dict[str, tuple[int, ...]]:
+    """What they store and nobody uses: their decoder's skeleton brought it along, but for USAGE.
+
+    Of what nothing uses, `decoder.norm_modulation` alone is in our models too (`LatentDecoder`).
+    """
+    width = config.decoder.width
+    shapes: dict[str, tuple[int, ...]] = {}
+    if config.decoder.positions == "rope":
+        shapes["decoder.model.pos_embed"] = (1, 1 + math.prod(config.grid), width)
+    shapes["decoder.model.patch_embed.proj.weight"] = (width, 3, *2 * (config.patch_size,))
+    shapes["decoder.model.patch_embed.proj.bias"] = (width,)
+    if config.bottleneck == "softvq":
+        shapes[USAGE] = (config.codebooks, LAST_CODES)
+    return shapes
 
 
 def released_config(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> TokenizerConfig:
     """Our config for released tensors. Raises ValueError where `config` says otherwise."""
+    # A part is theirs if any of its tensors is there: what it lacks of the others is then missing.
+    rope = any(re.match(r"(encoder|decoder)\.freqs", name) for name in state_dict)
+    modulation = any(".adaLN_modulation." in name for name in state_dict)
+    bottleneck: dict[str, Any] = {}
     try:
         width, _, patch_size, _ = state_dict["encoder.model.patch_embed.proj.weight"].shape
         patches = state_dict["encoder.model.pos_embed"].shape[1] - 1  # one is the class token's
         latent_dim = len(state_dict["quant_conv.bias"])
         num_latent_tokens = state_dict["encoder.latent_tokens"].shape[1]
         decoder_width = state_dict["decoder.mask_token"].shape[-1]
+        if any(name.startswith("quantize.") for name in state_dict):
+            codebooks, codes = state_dict["quantize.embedding"].shape[:2]
+            bottleneck = {"bottleneck": "softvq", "codebooks": codebooks, "codes": codes}
     except KeyError as missing:
         raise ValueError(
             f"these are no released tokenizer weights: the tensor {missing} is missing"
         ) from None
-    image_size = math.isqrt(patches) * patch_size
+
+    # MAETok's paper has RoPE alone in its encoder, the released code both
     encoder = _tower("encoder", width, state_dict, config)
     decoder = _tower("decoder", decoder_width, state_dict, config)
-
-    # the hub's keys, and the short ones of the test fixture
-    facts = {
-        "image_size": image_size,
-        "patch_size": patch_size,
-        "enc_patch_size": patch_size,
-        "dec_patch_size": patch_size,
-        "num_latent_tokens": num_latent_tokens,
-        "latent_dim": latent_dim,
-        "codebook_embed_dim": latent_dim,
-        "width": width,
-        "depth": encoder.depth,
-        "use_rope": True,
-        "rope_mixed": True,
-        "dec_cls_token": False,
-        "decoder_cls_token": False,
-    }
-    for key, fact in facts.items():
+    if rope:
+        encoder = dataclasses.replace(encoder, positions="rope+ape", rope="mixed")
+        decoder = dataclasses.replace(decoder, rope="mixed")
+    else:
+        encoder = dataclasses.replace(encoder, positions="ape")
+        decoder = dataclasses.replace(decoder, positions="ape")
+    shape = TokenizerConfig(
+        image_size=math.isqrt(patches) * patch_size,
+        patch_size=patch_size,
+        num_latent_tokens=num_latent_tokens,
+        latent_dim=latent_dim,
+        encoder=encoder,
+        decoder=decoder,
+        decoder_modulation=modulation,
+        class_token=True,
+        decoder_class_token=not rope or "decoder.model.cls_token" in state_dict,
+        # only where they start: the weights replace them
+        layer_scale=1e-5,
+        decoder_layer_scale=None if modulation else 1e-5,
+        rope_theta=float(config.get("rope_theta", 10.0)),
+        **bottleneck,
+    )
+    for key, fact in _facts(shape).items():
         if key in config and config[key] != fact:
             raise ValueError(
                 f"the config says {key} = {config[key]!r}, but the tensors say {fact!r}"
             )
-    return TokenizerConfig(
-        image_size=image_size,
-        patch_size=patch_size,
-        num_latent_tokens=num_latent_tokens,
-        latent_dim=latent_dim,
-        # the paper has RoPE alone in its encoder, the released code both
-        encoder=dataclasses.replace(encoder, positions="rope+ape"),
-        decoder=decoder,
-        class_token=True,
-        layer_scale=1e-5,  # only where it starts: the weights replace it
-        rope_theta=float(config.get("rope_theta", 10.0)),
-    )
+    return shape
+
+
+def _facts(shape: TokenizerConfig) -> dict[str, Any]:
+    """What a config must say, if anything: the hub's keys, the short ones of the test fixture."""
+    facts: dict[str, Any] = {
+        "image_size": shape.image_size,
+        "patch_size": shape.patch_size,
+        "enc_patch_size": shape.patch_size,
+        "dec_patch_size": shape.patch_size,
+        "num_latent_tokens": shape.num_latent_tokens,
+        "latent_dim": shape.latent_dim,
+        "codebook_embed_dim": shape.latent_dim,
+        "width": shape.encoder.width,
+        "depth": shape.encoder.depth,
+        "dec_cls_token": shape.decoder_class_token,
+        "decoder_cls_token": shape.decoder_class_token,
+    }
+    # without either their code rotates by frequencies that it does not store
+    if "rope" in shape.decoder.positions:
+        facts |= {"use_rope": True, "rope_mixed": True}
+    else:
+        facts |= {"use_rope": False, "use_ape": True}
+    # an autoencoder's config has these too, but nothing reads them there
+    if shape.bottleneck == "softvq":
+        facts |= {
+            "num_codebooks": shape.codebooks,
+            "codebook_size": shape.codes,
+            "codebook_l2_norm": True,
+            "tau": TEMPERATURE,
+        }
+    return facts
 
 
 def _tower(
     name: str, width: int, state_dict: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> TowerConfig:
-    """The config of one of their transformers, checked against the model's name in `config`."""
+    """The size of one of their transformers, checked against the model's name in `config`."""
     blocks = re.compile(rf"{name}\.model\.blocks\.(\d+)\.")
     numbers = [int(match[1]) for match in map(blocks.match, state_dict) if match]
     depth = 1 + max(numbers, default=-1)
@@ -198,7 +277,7 @@ def _tower(
             f"nothing says how many heads the {name} of width {width} has: put num_heads into the "
             "config (config.json, beside a .pt file too)"
         )
-    return TowerConfig(width=width, depth=depth, num_heads=heads, rope="mixed")
+    return TowerConfig(width=width, depth=depth, num_heads=heads)
 
 
 def _without_training_parts(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

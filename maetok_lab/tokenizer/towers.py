@@ -286,13 +286,20 @@ def visible_places(mask: Tensor, *, before: int, after: int) -> Tensor:
 
 
 class LatentDecoder(BlockStack):
-    """Latent tokens to one feature vector a patch. The sequence is [mask tokens, latent tokens].
+    """Latent tokens to one feature vector a patch: [class token, mask tokens, latent tokens].
 
     The mask tokens, one a patch, read the latents by attention (paper section 3.1). A tower of
     depth 0 is one linear map over tokens and channels instead (Table 1d, "linear").
     """
 
-    def __init__(self, config: TokenizerConfig, tower: TowerConfig, *, modulation: bool):
+    def __init__(
+        self,
+        config: TokenizerConfig,
+        tower: TowerConfig,
+        *,
+        modulation: bool,
+        class_token: bool = False,
+    ):
         super().__init__()
         check_memory(tower.width, tower.depth)
         width = tower.width
@@ -302,8 +309,12 @@ class LatentDecoder(BlockStack):
             self.to_patches = nn.Linear(config.num_latent_tokens, math.prod(config.grid))
             return
         self.mask_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
+        # SoftVQ's release has one, which its decoder's skeleton, DINOv2's, brought along
+        self.class_token = None
+        if class_token:
+            self.class_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=1e-6))
         self.positions = GridPositions(
-            tower, config.grid, class_token=False, theta=config.rope_theta
+            tower, config.grid, class_token=class_token, theta=config.rope_theta
         )
         self.latent_positions = nn.Parameter(latent_positions(config, width))
 
@@ -312,7 +323,8 @@ class LatentDecoder(BlockStack):
             if modulation:
                 self.blocks.append(ModulatedBlock(config, tower, drop_path=rate))
             else:
-                self.blocks.append(PlainBlock(tower, drop_path=rate))
+                scale = config.decoder_layer_scale
+                self.blocks.append(PlainBlock(tower, drop_path=rate, layer_scale=scale))
         self.norm = make_norm("layernorm", width, affine=not modulation)
 
         # Nothing uses these weights: the release modulates the last norm too, but at the latents'
@@ -335,7 +347,10 @@ class LatentDecoder(BlockStack):
             return self.to_patches(x.transpose(1, 2)).transpose(1, 2)
 
         # The mask tokens differ by their positions only; latents have learned ones of their own.
-        mask_tokens = self.positions.embed(self.mask_token.expand(len(x), patches, -1), grid)
+        mask_tokens = self.mask_token.expand(len(x), patches, -1)
+        if self.class_token is not None:
+            mask_tokens = torch.cat([self.class_token.expand(len(x), -1, -1), mask_tokens], dim=1)
+        mask_tokens = self.positions.embed(mask_tokens, grid)
         latent_tokens = x + self.latent_positions
         rotations = self.positions.rotations(grid, after=x.shape[1], device=x.device)
         # Under autocast, too, what the blocks add to is of the parameters' precision, as released:
@@ -347,8 +362,9 @@ class LatentDecoder(BlockStack):
                 x = self.run_block(block, x, latents, rotation)
             else:
                 x = self.run_block(block, x, rotation)
-        # LayerNorm works position by position, so the latents are cut off before it
-        return self.norm(x[:, :patches])
+        # LayerNorm works position by position, so what is no patch is cut off before it
+        before = self.positions.before
+        return self.norm(x[:, before : before + patches])
 
 
 # ---- Weights ----

@@ -220,6 +220,9 @@ def test_patches_as_latents_are_as_many_as_the_patches_and_stay_in_place():
         ),
         ({"num_latent_tokens": 0}, "num_latent_tokens must be 1 .. 65,536, not 0"),
         ({"latent_dim": 0}, "latent_dim must be 1 .. 65,536, not 0"),
+        ({"codebooks": 0}, "codebooks must be 1 .. 65,536, not 0"),
+        ({"codebooks": 4}, "4 codebooks share the tokens evenly, but num_latent_tokens is 6"),
+        ({"decoder_layer_scale": 0.1}, "decoder_layer_scale is of plain blocks"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(changes, message):

@@ -94,6 +94,30 @@ def test_with_scales_at_zero_the_first_block_sees_no_latents():
         assert torch.allclose(*outputs, atol=1e-6) != sees
 
 
+@pytest.mark.parametrize("modulation", [True, False])
+def test_a_decoders_class_token_is_attended_to_and_is_no_patch(modulation):
+    torch.manual_seed(0)
+    config = override(CONFIG, {"decoder.positions": "rope", "decoder_modulation": modulation})
+    tower = LatentDecoder(config, TOWER, modulation=modulation, class_token=True)
+    tower.apply(init_weights)
+    latents = noise(2, 6, 4)
+    patches = tower(latents, GRID)
+    assert patches.shape == (2, 9, 16)
+    # it starts as nothing; at the size of a patch it moves every patch a little
+    tower.class_token.data = noise(1, 1, 16)
+    moved = (tower(latents, GRID) - patches).abs().amax(-1)
+    assert (moved > 1e-5).all()
+
+
+def test_a_plain_decoders_layer_scale_is_that_of_its_blocks():
+    changes = {"decoder_modulation": False, "decoder_layer_scale": 0.25}
+    config = override(CONFIG, changes)
+    scaled = LatentDecoder(config, TOWER, modulation=False)
+    assert all((block.ls1.gamma == 0.25).all() for block in scaled.blocks)
+    plain = LatentDecoder(override(CONFIG, {"decoder_modulation": False}), TOWER, modulation=False)
+    assert all(isinstance(block.ls1, torch.nn.Identity) for block in plain.blocks)
+
+
 def test_a_decoder_takes_a_grid_that_is_no_square():
     assert decoder()(noise(2, 6, 4), (2, 3)).shape == (2, 6, 16)
 
