@@ -107,6 +107,7 @@ FILES = {  # inside a package a file imports files to its left only
             "cards",
             "comparison",
             "convergence",
+            "study",
             "settings",
             "published",
             "trial",

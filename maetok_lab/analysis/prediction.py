@@ -28,7 +28,13 @@ from maetok_lab.rng import generator
 PLAIN = "ae"  # the row of the autoencoder that the controls are stopped states of
 SCORES = ("kid", "kid_gap")
 # numeric columns that are no entries of cards
-BESIDE = {"seed", "psnr", *(f"{name}{end}" for name in SCORES for end in ("", "_low", "_high"))}
+BESIDE = {
+    "seed",
+    "images",
+    "psnr",
+    "val_psnr",
+    *(f"{name}{end}" for name in SCORES for end in ("", "_low", "_high")),
+}
 # The smallest p is 1e-4, which stays below 0.05 when it is multiplied by the number of entries.
 PERMUTATIONS = 10_000
 EXPECTED = {"lower": "+", "higher": "-", "": ""}  # sign of a correlation with a distance

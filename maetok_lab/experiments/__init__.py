@@ -23,6 +23,7 @@ _NAMES, __getattr__, __dir__ = lazy_names(
             " published_correlation published_predictors published_results"
         ),
         "ready": "find_tokenizer ready_pair ready_tokenizer",
+        "study": "control_rows shipped_study study_of study_row study_table",
         "settings": "Scorer Setting load_score setting_grid settings_table",
     },
 )

@@ -104,15 +104,23 @@ def equal_psnr_control(ladder: Ladder, masked: Run, comparison: Comparison) -> R
     Blurrier reconstructions alone make latents simpler. The control tells how much of a gain that
     explains.
     """
-    config = override(ladder.first_stage("ae"), {"save_every": comparison.check_every})
     name = masked.name.replace("ladder-", f"ladder-{CONTROL}-", 1)
-    with Run.open(name, config, root=ladder.root, parents=[masked]) as run:
+    target = validation_psnr(masked, ladder.images["val"])
+    return control_at(ladder, target, name, comparison, parents=[masked])
+
+
+def control_at(
+    ladder: Ladder, target: float, name: str, comparison: Comparison, *, parents: Sequence[Run] = ()
+) -> Run:
+    """A plain autoencoder, stopped at the first checkpoint whose PSNR on val is `target` dB."""
+    config = override(ladder.first_stage("ae"), {"save_every": comparison.check_every})
+    with Run.open(name, config, root=ladder.root, parents=parents) as run:
         training = train_to_psnr(
             config,
             ladder.images["train"],
             run,
             validation=ladder.images["val"],
-            target=validation_psnr(masked, ladder.images["val"]),
+            target=target,
             cpu=ladder.options["cpu"],
         )
         follow_to_end(training, name, run=run, every=30)
@@ -153,15 +161,13 @@ def compare_rows(rows: Sequence[Row], comparison: Comparison) -> pd.DataFrame:
     lines = []
     for row in rows:
         score = scores[row.run.name]
-        lines.append(_line(row, comparison, dimensions, score, generations[row.run.name]))
+        card = card_of(row, comparison, dimensions, score)
+        lines.append(_line(row, comparison, dimensions, score, generations[row.run.name], card))
     return pd.DataFrame(lines)
 
 
-def _line(
-    row: Row, comparison: Comparison, dimensions: int, score: EvalResult, generation: Generation
-) -> dict[str, object]:
-    # the card has every number about latents; PSNR stands on it because it explains some of them
-    flow = flow_of(row, comparison)
+def card_of(row: Row, comparison: Comparison, dimensions: int, score: EvalResult) -> Run:
+    """The card of a row's latents, with PSNR on it, because it explains some of the numbers."""
     psnr = {
         "psnr": score.metrics["psnr"],
         "val_psnr": validation_psnr(row.run, row.ladder.images["val"]),
@@ -176,14 +182,14 @@ def _line(
         seed=row.ladder.seed,
     )
     train, val, test = (row.latents(split) for split in ("train", "val", "test"))
-    card = card_run(
+    return card_run(
         f"{row.run.name}-card-{dimensions}d-val-{CARD_OF}",
         train,
         train.labels,
         test,
         test.labels,
         validation=(val, val.labels),
-        diffusion=flow,
+        diffusion=flow_of(row, comparison),
         beside=psnr,
         tokenizer=load_tokenizer(row.run.folder).to(row.ladder.device),  # where the latents are
         images=row.ladder.images["test"],
@@ -191,12 +197,24 @@ def _line(
         settings=settings,
         root=row.ladder.root,
     )
+
+
+def _line(
+    row: Row,
+    comparison: Comparison,
+    dimensions: int,
+    score: EvalResult,
+    generation: Generation,
+    card: Run,
+) -> dict[str, object]:
+    # the card has every number about latents
     entries = card.summary
     most_components = comparison.components[-1]
     return {
         "row": row.name,
         "seed": row.ladder.seed,
-        **psnr,
+        "psnr": score.metrics["psnr"],
+        "val_psnr": entries["val_psnr"],
         "probe_top1": entries["probe_top1"],
         "dimensions": dimensions,
         "dimensions_90": entries["dimensions_90"],
@@ -206,7 +224,7 @@ def _line(
         **distance_columns("kid", generation.to_test),
         **distance_columns("kid_gap", generation.to_reconstructions),
         "card": card.name,
-        "flow": flow.name,
+        "flow": flow_of(row, comparison).name,
         "run": row.run.name,
     }
 

@@ -25,9 +25,10 @@ from maetok_lab.hints import choose
 from maetok_lab.nets import load_net
 from maetok_lab.runs import Run, run_suffix
 from maetok_lab.tokenizer.loading import load_tokenizer
+from maetok_lab.tokenizer.masking import MaskingConfig
 from maetok_lab.tokenizer.perceptual import SqueezePerceptual
 from maetok_lab.training.presets import DECODER_TUNING, TOKENIZER_TRAINING, ladder_training
-from maetok_lab.training.recipe import TokenizerTraining
+from maetok_lab.training.recipe import RegenerationConfig, TokenizerTraining
 from maetok_lab.training.rungs import LADDER, RUNGS
 from maetok_lab.training.tokenizer import decoder_tuning, finetune_decoder, train_tokenizer
 from maetok_lab.widgets.live import follow_to_end
@@ -94,22 +95,39 @@ class Ladder:
 
     def train(self, rung: str, *, tuned: bool = False) -> Run:
         """Train a row, or what is left of it, with a line of progress now and then."""
-        images = self.images["train"]
+        run = self.train_first_stage(rung, tuned=tuned)
+        return self.tune(rung, run) if tuned else run
+
+    def train_first_stage(self, rung: str, *, tuned: bool) -> Run:
+        """The training of `first_stage`, or what is left of it."""
         config = self.first_stage(rung, tuned=tuned)
         name = self.name(rung) + ("-stage1" if tuned else "")
         with Run.open(name, config, root=self.root) as run:
-            training = train_tokenizer(config, images, run, **self.options)
+            training = train_tokenizer(config, self.images["train"], run, **self.options)
             follow_to_end(training, name, run=run, every=30)
-        if not tuned:
-            return run
+        return run
 
-        # the second stage: the decoder alone, on latents that stay as they are
-        config = decoder_tuning(config, parent=run, **self.tuning)
+    def tune(self, rung: str, parent: Run, *, diffusion: Run | None = None) -> Run:
+        """The second stage: the decoder alone, on latents that stay as they are.
+
+        With a `diffusion` run of these latents it is post-training: no masks, and latents that this
+        model makes anew.
+        """
+        stage = dict(self.tuning)
+        if diffusion:
+            stage["masking"] = MaskingConfig(ratio="none")
+            stage["regeneration"] = RegenerationConfig(diffusion=diffusion.fingerprint)
+        config = decoder_tuning(self.first_stage(rung, tuned=True), parent=parent, **stage)
         name = self.name(rung, tuned=True)
-        with Run.open(name, config, root=self.root, parents=[run]) as second:
-            training = finetune_decoder(config, images, second, parent=run, **self.options)
-            follow_to_end(training, name, run=second, every=30)
-        return second
+        parents = [parent]
+        if diffusion:
+            name = f"{self.name(rung)}-post"
+            parents.append(diffusion)
+        options = self.options | {"parent": parent, "diffusion": diffusion}
+        with Run.open(name, config, root=self.root, parents=parents) as run:
+            training = finetune_decoder(config, self.images["train"], run, **options)
+            follow_to_end(training, name, run=run, every=30)
+        return run
 
     def latents(self, run: Run, split: str) -> LatentDataset:
         """The cached latents of a row, mirrored ones too for training: run `NAME-latents-SPLIT`."""
@@ -195,7 +213,8 @@ def stages(run: Run) -> list[Run]:
     # only a second stage trains less than everything
     if run.config["trains"] == "all":
         return [run]
-    (parent,) = run.provenance["parents"]
+    # first of its parents; a diffusion model may stand beside it
+    parent = run.provenance["parents"][0]
     return [Run(run.folder.parent / parent["run"]), run]
 
 

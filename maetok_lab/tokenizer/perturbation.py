@@ -106,6 +106,8 @@ def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
     """
     start = wide(a).flatten(1)
     end = wide(b).flatten(1).to(start.device)
+    if isinstance(share, Tensor):
+        share = share.to(start)
     cosine = (normalize(start) * normalize(end)).sum(dim=1, keepdim=True)  # (n, 1)
     straight = cosine.detach().clamp(-1, 1).acos().sin() < LEAST_SINE
     # such rows get a right angle, which is not used: their own has no finite gradient
