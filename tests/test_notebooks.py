@@ -18,7 +18,7 @@ from maetok_lab.analysis.projection import Method as MapMethod
 from maetok_lab.data.splits import SPLITS
 from maetok_lab.diffusion.model import DiffusionConfig
 from maetok_lab.diffusion.sampling import Method as Sampler
-from maetok_lab.experiments.comparison import COMPARISONS
+from maetok_lab.experiments.study import STUDIES, study_table
 from maetok_lab.training.presets import (
     ARCHITECTURES,
     DECODER_TUNING,
@@ -55,8 +55,9 @@ PRESETS = {
     "06_train_diffusion": DIFFUSION_TRAINING,
     "07_generation_sweep": EVERY_PRESET,
     "08_evaluate": EVERY_PRESET,
-    "09_compare_tokenizers": COMPARISONS,
+    "09_compare_tokenizers": STUDIES,
     "10_will_it_fit": TOKENIZER_TRAINING,
+    "11_study_row": STUDIES,
     "mask_demo": DECODER_TUNING,
 }
 WORDS = {
@@ -68,7 +69,7 @@ WORDS = {
     ("06_train_diffusion", "positions"): get_args(get_type_hints(DiffusionConfig)["positions"]),
     ("07_generation_sweep", "samplers"): get_args(Sampler),
     ("08_evaluate", "class_balance"): ["equal", "random", "none"],
-    ("09_compare_tokenizers", "rungs"): RUNGS,
+    ("09_compare_tokenizers", "results"): get_args(get_type_hints(study_table)["results"]),
     ("10_will_it_fit", "diffusion"): DIFFUSION_TRAINING,
     ("mask_demo", "kind"): HIDE_ORDERS,
 }

@@ -200,11 +200,14 @@ def _check_table(table: pd.DataFrame, columns: Iterable[str]) -> None:
 def at_equal_psnr(table: pd.DataFrame, *, score: str = "kid") -> pd.DataFrame:
     """Each rung's score beside that of the control curve at its PSNR -> index `row`, best first.
 
-    `gain` = control - score; `low, high`: 95 %, over seeds as in `mean_scores`. A seed without
-    controls has the mean curve, whose error is shared. Beyond the curve gain is NaN; a mean is over
-    the other seeds. ValueError as `mean_scores`.
+    `score` is a distance, or an entry of the card, which has an interval from three seeds on.
+    `gain` = control - score, or score - control where more is better; `low, high`: 95 %, over seeds
+    as in `mean_scores`. A seed without controls has the mean curve; beyond the curve gain is NaN.
+    ValueError as `mean_scores`.
     """
     lines = _scored_lines(table, score)
+    # where more of a measure is better, more is a gain
+    sign = -1 if score not in SCORES and better(measure_of(score)) == "higher" else 1
     curves = {seed: own for seed, own in lines[lines["on_curve"]].groupby("seed")}
     mean_curve = mean_scores(table, score=score).query("on_curve")
 
@@ -213,7 +216,10 @@ def at_equal_psnr(table: pd.DataFrame, *, score: str = "kid") -> pd.DataFrame:
     for line in lines[lines["kind"] == "rung"].to_dict("records"):
         own = curves.get(line["seed"])
         shared = own is None or "control" not in set(own["kind"])
-        gains.append(_gain(line, own, mean_curve if shared else own, shared))
+        gain = _gain(line, own, mean_curve if shared else own, shared)
+        gain["gain"] *= sign
+        gain["gain_over_ae"] *= sign
+        gains.append(gain)
     rows = []
     for name, of_seeds in pd.DataFrame(gains).groupby("row", sort=False):
         on_curve = of_seeds.dropna(subset=["gain"])
@@ -253,14 +259,17 @@ def mean_scores(table: pd.DataFrame, *, score: str = "kid") -> pd.DataFrame:
 
 def _scored_lines(table: pd.DataFrame, score: str) -> pd.DataFrame:
     """Lines that have a score: row, seed, kind, on_curve, psnr, score and its variance, by PSNR."""
-    columns = [score, f"{score}_low", f"{score}_high"]
-    _check_table(table, ["row", "seed", "kind", "psnr", *columns])
-    lines = table[["row", "seed", "kind", "psnr", *columns]].reset_index(drop=True)
-    lacking = lines.isna().any(axis=1)
+    _check_table(table, ["row", "seed", "kind", "psnr", score])
+    lines = table[["row", "seed", "kind", "psnr"]].copy()
+    lines["score"] = table[score]
+    ends = [f"{score}_low", f"{score}_high"]
+    has_interval = set(ends) <= set(table.columns)
+    lines["variance"] = _variance(*(table[end] for end in ends)) if has_interval else math.nan
+
+    lines = lines.reset_index(drop=True)
+    lacking = lines.drop(columns=[] if has_interval else "variance").isna().any(axis=1)
     left_out = lines.loc[lacking, ["row", "seed"]]
     lines = lines[~lacking].copy()
-    lines.columns = ["row", "seed", "kind", "psnr", "score", "low", "high"]
-    lines["variance"] = _variance(lines["low"], lines["high"])
     lines["on_curve"] = (lines["kind"] == "control") | (lines["row"] == PLAIN)
     lines = lines.sort_values("psnr", kind="stable")
     lines.attrs["left_out"] = [tuple(line) for line in left_out.to_numpy().tolist()]
@@ -335,7 +344,8 @@ def _interval(values: pd.Series, variance: float) -> tuple[float, float, float]:
     mean = float(values.mean())
     margin = Z95 * math.sqrt(variance)
     if len(values) >= 3:
-        margin = max(margin, stats.t.ppf(0.975, len(values) - 1) * values.sem())
+        spread = stats.t.ppf(0.975, len(values) - 1) * values.sem()
+        margin = spread if math.isnan(margin) else max(margin, spread)
     return mean, mean - margin, mean + margin
 
 
@@ -343,6 +353,8 @@ def _verdict(line: dict[str, Any]) -> str:
     """What the intervals of a line of `at_equal_psnr` say."""
     if math.isnan(line["gain"]):
         return "no control"
+    if math.isnan(line["low"]):
+        return "no interval"
     if line["low"] > 0:
         return "not explained by blur"
     if math.isnan(line["gain_over_ae"]):

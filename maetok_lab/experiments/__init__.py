@@ -7,7 +7,6 @@ _NAMES, __getattr__, __dir__ = lazy_names(
     {
         "generator": "open_generator",
         "cards": "card_run diffusion_loss generation_scores loss_by_time plain_name trained_card",
-        "comparison": "compare_rows comparison_of gather",
         "convergence": (
             "convergence_run convergence_table curves_beside milestone_steps steps_to_reach"
         ),
@@ -19,11 +18,11 @@ _NAMES, __getattr__, __dir__ = lazy_names(
         ),
         "needs": "shortfalls",
         "published": (
-            "claims_checked control_checked equal_psnr order_by paper_table"
+            "claims_checked paper_table"
             " published_correlation published_predictors published_results"
         ),
         "ready": "find_tokenizer ready_pair ready_tokenizer",
-        "study": "control_rows shipped_study study_of study_row study_table",
+        "study": "check_row control_rows study_of study_row study_table",
         "settings": "Scorer Setting load_score setting_grid settings_table",
     },
 )

@@ -1,41 +1,32 @@
-"""The rungs of ladders side by side, with the control: latents, diffusion models and their samples.
+"""What is made of one tokenizer to compare it: a diffusion model of its latents, samples, a card.
 
-    comparison = comparison_of("tiny")
-    rows = gather(ladders, ["ae", "all"], comparison)  # tokenizers, trained or found
-    table = compare_rows(rows, comparison)  # everything else, likewise
-
-The paper's argument (sections 2 and 4): masked autoencoders have latents with fewer modes (mixture
-NLL), that a diffusion model fits better (its loss) and that give better images (kernel distance).
-Every number comes from a run of its own, so a stopped comparison goes on where it was.
+Every number comes from a run of its own, so what is stopped goes on where it was. And the control:
+a plain autoencoder stopped early, as blurry as what it is compared with. Blurrier reconstructions
+alone make latents simpler; the control tells how much of a gain that explains.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-import pandas as pd
 import torch
 
 from maetok_lab.analysis.card import CardSettings
-from maetok_lab.analysis.preprocess import common_dimensions
 from maetok_lab.config import override
 from maetok_lab.data.latents import LatentDataset
 from maetok_lab.diffusion.loading import load_diffusion
 from maetok_lab.evaluation.features import make_reference
 from maetok_lab.evaluation.generation import evaluate_generation
-from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult, compare
+from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
 from maetok_lab.evaluation.sample_sets import sampling_protocol
 from maetok_lab.experiments.cards import CARD_OF, SAMPLES_FILE, card_run, diffusion_loss
 from maetok_lab.experiments.ladder import Ladder
 from maetok_lab.generation.images import generate, reconstruct
-from maetok_lab.hints import choose
 from maetok_lab.nets import FeatureNet, load_net
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_tokenizer
 from maetok_lab.training.tokenizer import train_to_psnr, validation_psnr
 from maetok_lab.widgets.live import follow_to_end
 
-MASKED = "all"  # the rung of the paper's claim, whose PSNR the control has
-CONTROL = "control"  # a plain autoencoder, stopped early
 GAP_FILE = "samples-to-reconstructions.json"
 
 
@@ -52,25 +43,6 @@ class Comparison:
     check_every: int = 25  # steps between looks at the control's PSNR
 
 
-COMPARISONS = {
-    "test": Comparison(
-        diffusion_steps=8,
-        components=(1, 5),
-        restarts=1,
-        sampling_steps=4,
-        images=32,
-        net_input=64,
-        check_every=5,
-    ),
-    "tiny": Comparison(),
-}
-
-
-def comparison_of(preset: str) -> Comparison:
-    """The comparison that goes with a preset of the ladder."""
-    return choose(preset, COMPARISONS, "preset")
-
-
 # Tokenizers ---------------------------------------------------------------------------------------
 
 
@@ -85,28 +57,6 @@ class Row:
     def latents(self, split: str) -> LatentDataset:
         """Its cached latents."""
         return self.ladder.latents(self.run, split)
-
-
-def gather(ladders: Iterable[Ladder], rungs: Sequence[str], comparison: Comparison) -> list[Row]:
-    """Each rung of each ladder, and always "all", trained or found; "all" tuned; its control."""
-    rows = []
-    for ladder in ladders:
-        runs = {rung: ladder.train(rung) for rung in dict.fromkeys([*rungs, MASKED])}
-        rows += [Row(rung, ladder, run) for rung, run in runs.items()]
-        rows.append(Row(f"{MASKED}, tuned", ladder, ladder.train(MASKED, tuned=True)))
-        rows.append(Row(CONTROL, ladder, equal_psnr_control(ladder, runs[MASKED], comparison)))
-    return rows
-
-
-def equal_psnr_control(ladder: Ladder, masked: Run, comparison: Comparison) -> Run:
-    """A plain autoencoder stopped where its PSNR on val is the masked model's (of one stage).
-
-    Blurrier reconstructions alone make latents simpler. The control tells how much of a gain that
-    explains.
-    """
-    name = masked.name.replace("ladder-", f"ladder-{CONTROL}-", 1)
-    target = validation_psnr(masked, ladder.images["val"])
-    return control_at(ladder, target, name, comparison, parents=[masked])
 
 
 def control_at(
@@ -136,34 +86,6 @@ class Generation:
 
     to_test: EvalResult  # test images
     to_reconstructions: EvalResult  # of them by the tokenizer: leaves out what the decoder loses
-
-
-def compare_rows(rows: Sequence[Row], comparison: Comparison) -> pd.DataFrame:
-    """One line a row and seed, all latents at one number of dimensions.
-
-    Columns: row, seed, psnr, val_psnr, probe_top1, dimensions, dimensions_90, nll, nll_per_dim,
-    diffusion_loss, kid, kid_gap, the ends of the last two's 95 % intervals (kid_low, ...), and the
-    runs' names card, flow and run.
-    """
-    # nll is that of test images at the most components, diffusion_loss that of test images too;
-    # kid is of samples to test images, kid_gap to the tokenizer's own reconstructions of them
-    dimensions = common_dimensions([row.latents("train") for row in rows])
-    scores = {}
-    generations = {}
-    for row in rows:
-        name = row.run.name
-        scores[name] = row.ladder.score(row.run)
-        generations[name] = generation_of(row, flow_of(row, comparison), comparison)
-    compare(scores, allow="seed")  # else they share no table
-    judged = {name: each.to_test for name, each in generations.items()}
-    compare(judged, allow=["seed", "floor"])  # older ones do not say what their floor is of
-
-    lines = []
-    for row in rows:
-        score = scores[row.run.name]
-        card = card_of(row, comparison, dimensions, score)
-        lines.append(_line(row, comparison, dimensions, score, generations[row.run.name], card))
-    return pd.DataFrame(lines)
 
 
 def card_of(row: Row, comparison: Comparison, dimensions: int, score: EvalResult) -> Run:
@@ -197,36 +119,6 @@ def card_of(row: Row, comparison: Comparison, dimensions: int, score: EvalResult
         settings=settings,
         root=row.ladder.root,
     )
-
-
-def _line(
-    row: Row,
-    comparison: Comparison,
-    dimensions: int,
-    score: EvalResult,
-    generation: Generation,
-    card: Run,
-) -> dict[str, object]:
-    # the card has every number about latents
-    entries = card.summary
-    most_components = comparison.components[-1]
-    return {
-        "row": row.name,
-        "seed": row.ladder.seed,
-        "psnr": score.metrics["psnr"],
-        "val_psnr": entries["val_psnr"],
-        "probe_top1": entries["probe_top1"],
-        "dimensions": dimensions,
-        "dimensions_90": entries["dimensions_90"],
-        "nll": entries[f"gmm_nll_{most_components}"],
-        "nll_per_dim": entries[f"gmm_nll_per_dim_{most_components}"],
-        "diffusion_loss": entries["diffusion_loss"],
-        **distance_columns("kid", generation.to_test),
-        **distance_columns("kid_gap", generation.to_reconstructions),
-        "card": card.name,
-        "flow": flow_of(row, comparison).name,
-        "run": row.run.name,
-    }
 
 
 def distance_columns(column: str, result: EvalResult) -> dict[str, float]:

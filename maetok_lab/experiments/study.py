@@ -1,7 +1,7 @@
 """The study of rivals: one tokenizer after the other, from training to samples and card.
 
     run = study_row("denoise", Ladder("tiny", seed=0), STUDIES["tiny"])
-    table = study_table()
+    table = study_table(STUDIES["tiny"], ladder.images["train"].fingerprint)
 
 A row is a rung of `RUNGS`; "RUNG-tuned" or "RUNG-post", which spend a part of the same budget on
 the decoder; or "control-20dB", a plain autoencoder stopped at that PSNR. Each is a run of its own
@@ -13,10 +13,11 @@ import dataclasses
 import re
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
-from maetok_lab.config import to_json
+from maetok_lab.config import from_json, to_json
 from maetok_lab.experiments.comparison import (
     Comparison,
     Row,
@@ -27,6 +28,7 @@ from maetok_lab.experiments.comparison import (
     generation_of,
 )
 from maetok_lab.experiments.ladder import Ladder, stages
+from maetok_lab.files import read_json, write_json
 from maetok_lab.hints import check_choice, choose
 from maetok_lab.runs import Run, runs_root
 from maetok_lab.tokenizer.registry import TABLES
@@ -34,6 +36,7 @@ from maetok_lab.training.rungs import RUNGS
 
 CONTROL = re.compile(r"control-(\d+(?:\.\d+)?)dB")
 SECOND_STAGES = ("-tuned", "-post")
+SHIPPED_STUDY = TABLES / "study.csv"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,7 @@ class StudyRow:
 
     row: str  # its name
     seed: int  # of everything
+    images: str  # fingerprint of the training images
     tokenizer: str  # fingerprint of the run that made it
     study: Study  # how it was judged
 
@@ -91,25 +95,35 @@ def control_rows(study: Study) -> list[str]:
 def study_row(name: str, ladder: Ladder, study: Study) -> Run:
     """Train, sample and judge one tokenizer, or what is left of that; a finished row comes back.
 
-    The summary has `kind` ("rung" or "control"), `images` seen, PSNRs, kernel distances with their
-    intervals, every entry of the card, and the protocol in words. Raises ValueError for a name that
-    is no row.
+    The summary has `kind` ("rung" or "control"), `images` seen, names of runs, PSNRs, kernel
+    distances with intervals, every entry of the card, and the protocol in words. Raises ValueError
+    for a name that is no row.
     """
     check_row(name)
     tokenizer = _trained(name, ladder, study)
     row = Row(name, ladder, tokenizer)
-    config = StudyRow(row=name, seed=ladder.seed, tokenizer=tokenizer.fingerprint, study=study)
+    config = StudyRow(
+        row=name,
+        seed=ladder.seed,
+        images=ladder.images["train"].fingerprint,
+        tokenizer=tokenizer.fingerprint,
+        study=study,
+    )
     title = f"study-{name}-{ladder.suffix}"
     with Run.open(title, config, root=ladder.root, parents=[tokenizer]) as run:
         if run.finished:
             return run
         score = ladder.score(tokenizer)
-        generation = generation_of(row, flow_of(row, study.comparison), study.comparison)
+        flow = flow_of(row, study.comparison)
+        generation = generation_of(row, flow, study.comparison)
         card = card_of(row, study.comparison, study.dimensions, score)
         run.finish(
             {
                 "kind": "control" if CONTROL.fullmatch(name) else "rung",
                 "images": int(sum(part.summary["images"] for part in stages(tokenizer))),
+                "tokenizer": tokenizer.name,
+                "flow": flow.name,
+                "card": card.name,
                 **card.summary,
                 **distance_columns("kid", generation.to_test),
                 **distance_columns("kid_gap", generation.to_reconstructions),
@@ -147,35 +161,74 @@ def _trained(name: str, ladder: Ladder, study: Study) -> Run:
     return ladder.tune(rung, first, diffusion=flow)
 
 
-def study_table(root: str | Path | None = None, *, study: Study) -> pd.DataFrame:
-    """The rows of `study` that are finished below `root`: a line for each row and seed.
+def study_table(
+    study: Study,
+    images: str,
+    *,
+    results: Literal["shipped", "runs", "both"] = "runs",
+    root: str | Path | None = None,
+) -> pd.DataFrame:
+    """The rows of `study` on the training images of that fingerprint: a line a row and seed.
 
-    Columns row, seed, kind, images, psnr, kid, kid_gap with their intervals, the entries of cards,
-    protocol.
+    Columns row, seed, kind, images (that were seen), psnr, kid, kid_gap with their intervals, the
+    entries of cards, protocol. "both" puts finished rows below `root` over those that come with the
+    library. Raises ValueError where there is none.
     """
+    tables = []
+    if results != "runs":
+        tables.append(_shipped(study, images))
+    if results != "shipped":
+        tables.append(_finished_rows(study, images, root))
+    table = pd.concat(tables, ignore_index=True)
+    if table.empty:
+        raise ValueError(
+            f"no row of this study is finished below {runs_root(root)}: make some with "
+            "11_study_row or its sweep, name them in `rows`, or read results = 'shipped'"
+        )
+    return in_order(table.drop_duplicates(["row", "seed"], keep="last"))
+
+
+def _finished_rows(study: Study, images: str, root: str | Path | None) -> pd.DataFrame:
     lines = []
     for file in sorted(runs_root(root).glob("study-*/summary.json")):
         try:
             run = Run(file.parent)
-            if run.class_name != StudyRow.__name__ or run.config["study"] != to_json(study):
+            if run.class_name != StudyRow.__name__ or not run.finished:
                 continue
-            if run.finished:
-                name, seed = run.config["row"], run.config["seed"]
-                lines.append({"row": name, "seed": seed} | run.summary)
+            config = run.load_config(StudyRow)
+            if (config.study, config.images) == (study, images):
+                lines.append({"row": config.row, "seed": config.seed} | run.summary)
         except ValueError as problem:  # one folder must not keep the others from being read
-            warnings.warn(str(problem), stacklevel=2)
-    return in_order(pd.DataFrame(lines))
+            warnings.warn(str(problem), stacklevel=3)
+    return pd.DataFrame(lines)
 
 
-def shipped_study() -> pd.DataFrame:
-    """The study that comes with the library: preset `tiny`, in the columns of `study_table`."""
-    return pd.read_csv(TABLES / "study.csv")
+def _shipped(study: Study, images: str) -> pd.DataFrame:
+    # one file of numbers, and beside it what they were made by
+    table = pd.read_csv(SHIPPED_STUDY)
+    made_by = from_json(StudyRow, read_json(SHIPPED_STUDY.with_suffix(".json")))
+    for name, (own, shipped) in {
+        "study": (study, made_by.study),
+        "images": (images, made_by.images),
+    }.items():
+        if own != shipped:
+            raise ValueError(
+                f"the rows that come with the library have another {name} ({shipped}, not {own}): "
+                'use preset = "tiny" and source = "emoji", or results = "runs"'
+            )
+    return table
+
+
+def ship_study(table: pd.DataFrame, study: Study, images: str) -> None:
+    """Write a table of `study_table` as the one that comes with the library."""
+    names = ["tokenizer", "flow", "card"]  # runs that do not come with it
+    table.drop(columns=names, errors="ignore").to_csv(SHIPPED_STUDY, index=False)
+    made_by = StudyRow(row="", seed=0, images=images, tokenizer="", study=study)
+    write_json(SHIPPED_STUDY.with_suffix(".json"), to_json(made_by))
 
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:
     """Rungs as `RUNGS` has them, each with its second stages behind it, then the controls."""
-    if table.empty:
-        return table
     names = list(RUNGS)
 
     def place(row: str) -> tuple[float, ...]:

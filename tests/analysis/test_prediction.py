@@ -375,10 +375,32 @@ def test_lines_without_a_score_are_left_out_and_said():
         equal(*lines[2:])
     with pytest.raises(ValueError, match="and the row 'ae'"):
         equal(*lines[:2], lines[3])
-    with pytest.raises(ValueError, match=r"needs columns \['kid_gap', 'kid_gap_high'"):
+    with pytest.raises(ValueError, match=r"needs columns \['kid_gap'\]"):
         equal(*lines, score="kid_gap")
     gap = pd.DataFrame(lines).rename(columns=lambda name: name.replace("kid", "kid_gap"))
     assert at_equal_psnr(gap, score="kid_gap").score["hog"] == 3.0
+
+
+def test_an_entry_of_the_card_has_an_interval_over_seeds_alone_and_more_may_be_better():
+    def lines(seed, probe):
+        points = {"ae": (25, 0.5), "a": (18, 0.4), "hog": (20, probe)}
+        for row, (psnr, value) in points.items():
+            kind = "control" if row == "a" else "rung"
+            yield {"row": row, "seed": seed, "kind": kind, "psnr": psnr, "probe_top1": value}
+
+    table = pd.DataFrame([*lines(0, 0.55), *lines(1, 0.56), *lines(2, 0.57)])
+    result = at_equal_psnr(table, score="probe_top1").loc["hog"]
+    control = 0.4 + 0.1 * 2 / 7
+    assert result["gain"] == pytest.approx(0.56 - control)
+    assert result["gain_over_ae"] == pytest.approx(0.06)
+    margin = stats.t.ppf(0.975, 2) * 0.01 / 3**0.5
+    assert result["low"] == pytest.approx(0.56 - control - margin)
+    assert result["verdict"] == "not explained by blur"
+    alone = at_equal_psnr(table[table["seed"] == 0], score="probe_top1").loc["hog"]
+    assert alone["verdict"] == "no interval"
+    loss = table.rename(columns={"probe_top1": "diffusion_loss"})
+    turned = at_equal_psnr(loss, score="diffusion_loss").gain["hog"]
+    assert turned == pytest.approx(-result["gain"])
 
 
 def test_mean_scores_are_over_seeds_and_by_psnr():
