@@ -54,7 +54,7 @@ class Objective(nn.Module):
 
         images (B, 3, H, W), mask (B, patches) True = hidden, noise (B, N, C), captions (B, 77)
         for a target of text, latents (B, N, C) that are not trained -> named terms (),
-        reconstructions (B, 3, H, W), and decoded mixtures of latents where they are drawn
+        reconstructions (B, 3, H, W), and decoded mixtures where they are drawn
         """
         config = self.config
         encoding_terms: Terms = {}
