@@ -258,6 +258,21 @@ def test_recomputed_blocks_give_the_same_gradient(start, name):
         torch.testing.assert_close(again, plain)
 
 
+@each_rival
+def test_a_step_in_bf16_has_the_terms_of_one_in_float32_up_to_its_rounding(start, name):
+    terms = []
+    for precision in ("fp32", "bf16"):
+        task, batch, share = start(name, precision=precision)
+        loss, step_terms = task.loss(task.module, batch, share)
+        loss.backward()
+        gradients = [p.grad for p in task.module.parameters() if p.grad is not None]
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        terms.append({term: value.item() for term, value in step_terms.items()})
+    factor = terms[1].pop("adaptive_weight", 0), terms[0].pop("adaptive_weight", 0)
+    assert factor[0] == pytest.approx(factor[1], rel=0.2)
+    assert terms[1] == pytest.approx(terms[0], rel=0.05, abs=0.05)
+
+
 # Draws --------------------------------------------------------------------------------------------
 
 
