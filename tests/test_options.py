@@ -68,9 +68,10 @@ def config_fields():
 
 
 def default_of(line):
-    """`not_in_fingerprint(4)` stands for 4."""
+    """`not_in_fingerprint(4)` and `younger(4)` stand for 4."""
     value = line.value
-    return value.args[0] if name_of(getattr(value, "func", None)) == "not_in_fingerprint" else value
+    wraps = name_of(getattr(value, "func", None)) in ("not_in_fingerprint", "younger")
+    return value.args[0] if wraps else value
 
 
 CONFIGS = config_fields()

@@ -115,10 +115,12 @@ class SoftVq(Plain):
         codes = normalize(self.codebook.float(), dim=-1).unflatten(0, (groups, -1))  # (g, K, C)
         tokens = normalize(numbers, dim=-1).unflatten(1, (groups, -1))  # (B, g, N / g, C)
 
-        # the codes learn from what they are mixed to, not from how they are picked (its release)
-        similarity = torch.einsum("bgnc,gkc->bgnk", tokens, codes.detach())
-        shares = (similarity / TEMPERATURE).softmax(dim=-1)
-        latents = torch.einsum("bgnk,gkc->bgnc", shares, codes)
+        # The codes learn from what they are mixed to, not from how they are picked (its release).
+        # In bf16 a cosine over SHARPNESS would be off by 0.2, and latents would not be float32.
+        with torch.autocast(numbers.device.type, enabled=False):
+            similarity = torch.einsum("bgnc,gkc->bgnk", tokens, codes.detach())
+            shares = (similarity / TEMPERATURE).softmax(dim=-1)
+            latents = torch.einsum("bgnk,gkc->bgnc", shares, codes)
         return Posterior(latents.flatten(1, 2), similarity=similarity.flatten(1, 2))
 
     def losses(self, posterior: Posterior) -> dict[str, Tensor]:

@@ -119,6 +119,12 @@ class TokenizerConfig:
                 "decoder_layer_scale is of plain blocks, but decoder_modulation=True makes "
                 "modulated ones; set one of them"
             )
+        of_blocks = self.decoder_class_token or self.decoder_layer_scale is not None
+        if of_blocks and self.decoder.depth == 0:
+            raise ValueError(
+                "decoder_class_token and decoder_layer_scale are of a decoder's blocks, which "
+                "decoder.depth 0, one linear map, has not; leave them out or take a depth over 0"
+            )
         if down * across > MOST_SIZE:
             raise ValueError(f"an image has at most {MOST_SIZE:,} patches, not {down * across:,}")
 

@@ -59,7 +59,7 @@ def draw_perturbation(
         draws["noise"] = config.noise_scale * torch.randn(count, *shape, **options)
         draws["amount"] = torch.rand(count, 1, 1, **options)
     if config.masked_shares:
-        odds = torch.tensor(config.masked_odds, device=generator.device)
+        odds = torch.tensor(config.masked_odds, dtype=torch.float32, device=generator.device)
         number = torch.multinomial(odds, 1, generator=generator).item()
         hidden = round(config.masked_shares[number] * shape[0])
         ranks = torch.rand(count, shape[0], **options).argsort(dim=1).argsort(dim=1)
@@ -106,8 +106,7 @@ def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
     """
     start = wide(a).flatten(1)
     end = wide(b).flatten(1).to(start.device)
-    if isinstance(share, Tensor):
-        share = share.to(start)
+    share = torch.as_tensor(share, dtype=start.dtype, device=start.device)
     cosine = (normalize(start) * normalize(end)).sum(dim=1, keepdim=True)  # (n, 1)
     straight = cosine.detach().clamp(-1, 1).acos().sin() < LEAST_SINE
     # such rows get a right angle, which is not used: their own has no finite gradient

@@ -16,6 +16,8 @@ from maetok_lab.layers.norm import DropPath
 from maetok_lab.pictures import from_uint8, image_grid, save_png
 from maetok_lab.rng import generator
 from maetok_lab.runs import Checkpoint, Run
+from maetok_lab.tokenizer.auxiliary import AuxiliaryDecoder
+from maetok_lab.tokenizer.bottlenecks import BOTTLENECKS
 from maetok_lab.tokenizer.discriminators import adaptive_weight
 from maetok_lab.tokenizer.losses import loss_weights, total_loss
 from maetok_lab.tokenizer.masking import draw_mask
@@ -127,7 +129,8 @@ class TokenizerTask:
         # where hidden patches leave the sequence, its length is another one at every step
         self.model.decoder.compile()
         for decoder in self.module.auxiliary.values():
-            decoder.decoder.compile()
+            if isinstance(decoder, AuxiliaryDecoder):
+                decoder.decoder.compile()
         if self.module.perceptual is not None:
             self.module.perceptual.compile()
 
@@ -172,7 +175,9 @@ class TokenizerTask:
         in U(0, 1) for each image. -> (batch_size, N, C), or None where nothing takes it
         """
         config = self.config
-        posterior = config.trains == "all" and config.model.bottleneck == "kl"
+        # a bottleneck of two numbers has a mean and a variance
+        numbers = BOTTLENECKS[config.model.bottleneck].numbers
+        posterior = config.trains == "all" and numbers == 2
         if not posterior and not config.latent_noise:
             return None
         draws = generator(config.seed, "latent-noise", step, device=device)

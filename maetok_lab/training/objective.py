@@ -53,8 +53,8 @@ class Objective(nn.Module):
         """Encode what is not hidden, decode all of it, and compare.
 
         images (B, 3, H, W), mask (B, patches) True = hidden, noise (B, N, C), captions (B, 77)
-        where a target asks for them, latents (B, N, C) where they are not trained -> named terms
-        (), reconstructions (B, 3, H, W), and decoded mixtures of latents where they are drawn
+        for a target of text, latents (B, N, C) that are not trained -> named terms (),
+        reconstructions (B, 3, H, W), and decoded mixtures where they are drawn
         """
         config = self.config
         encoding_terms: Terms = {}

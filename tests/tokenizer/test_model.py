@@ -223,6 +223,15 @@ def test_patches_as_latents_are_as_many_as_the_patches_and_stay_in_place():
         ({"codebooks": 0}, "codebooks must be 1 .. 65,536, not 0"),
         ({"codebooks": 4}, "4 codebooks share the tokens evenly, but num_latent_tokens is 6"),
         ({"decoder_layer_scale": 0.1}, "decoder_layer_scale is of plain blocks"),
+        (
+            {"decoder.depth": 0, "decoder_class_token": True},
+            "decoder_class_token and decoder_layer_scale are of a decoder's blocks, which "
+            "decoder.depth 0, one linear map, has not; leave them out or take a depth over 0",
+        ),
+        (
+            {"decoder.depth": 0, "decoder_layer_scale": 0.1, "decoder_modulation": False},
+            "are of a decoder's blocks, which decoder.depth 0",
+        ),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(changes, message):

@@ -88,7 +88,8 @@ def test_the_weighted_term_has_its_share_of_the_reconstructions_gradient_at_the_
 def test_what_trains_the_discriminator_gives_no_gradient_to_the_tokenizer():
     adversary, weight = make_adversary(), torch.ones(3, 1, 1, requires_grad=True)
     before = {name: value.clone() for name, value in adversary.groups()["discriminator"].items()}
-    adversary.learn(noise(4, 3, 16, 16), noise(4, 3, 16, 16, seed=1) * weight, share(), factor=1.0)
+    decoded = {"fake": noise(4, 3, 16, 16, seed=1) * weight}
+    adversary.learn(noise(4, 3, 16, 16), decoded, share(), factor=1.0)
     assert weight.grad is None
     assert all(p.grad is None for p in adversary.discriminator.parameters())
     changed = {
@@ -116,6 +117,30 @@ def test_the_generators_term_is_the_hinge_of_what_it_made():
     assert found == hinge_g(adversary.discriminator(images))
 
 
+def test_mixtures_are_a_second_kind_of_what_was_made_in_both_its_terms():
+    adversary = make_adversary(diffaug=False)
+    images, fake, mixed = (noise(4, 3, 16, 16, seed=seed) for seed in range(3))
+    loss = images.square().mean().requires_grad_()
+    layer = torch.ones(3, 1, 1, requires_grad=True)
+    fake_of, mixed_of = fake * layer, mixed * layer
+    term = adversary.oppose(fake_of, (loss * layer).sum(), layer, share(), mixtures=mixed_of)
+    logits = adversary.discriminator(torch.cat([fake, mixed]))
+    torch.testing.assert_close(term["adversarial"], hinge_g(logits))
+
+    # the discriminator weighs both kinds together like the real images
+    discriminator = adversary.discriminator.train()
+    with torch.no_grad():
+        real, fake_logits, mixed_logits = discriminator(torch.cat([images, fake, mixed])).chunk(3)
+    made = torch.cat([fake_logits, mixed_logits])
+    terms = make_adversary(diffaug=False).learn(
+        images, {"fake": fake, "mixed": mixed}, share(), factor=1.0
+    )
+    expected = ((1 - real).relu().mean() + (1 + made).relu().mean()) / 2
+    assert terms["discriminator"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert terms["discriminator/accuracy_fake"] == (made < 0).float().mean()
+    assert terms["discriminator/accuracy_real"] == (real > 0).float().mean()
+
+
 # One step of the discriminator --------------------------------------------------------------------
 
 
@@ -128,7 +153,8 @@ def test_a_step_logs_what_its_logits_say_and_lecam_takes_their_means(monkeypatch
         return discriminators.hinge_d(real, fake)
 
     monkeypatch.setattr(module, "hinge_d", losses)
-    terms = adversary.learn(noise(4, 3, 16, 16), noise(4, 3, 16, 16, seed=1), share(), factor=1.0)
+    decoded = {"fake": noise(4, 3, 16, 16, seed=1)}
+    terms = adversary.learn(noise(4, 3, 16, 16), decoded, share(), factor=1.0)
     real, fake = logits["real"], logits["fake"]
     assert terms["discriminator"] == discriminators.hinge_d(real, fake)
     ema_real, ema_fake = 0.25 * real.mean(), 0.25 * fake.mean()
@@ -142,7 +168,7 @@ def test_a_step_logs_what_its_logits_say_and_lecam_takes_their_means(monkeypatch
 
 def test_consistency_compares_the_same_image_under_strong_augmentation(monkeypatch):
     adversary = make_adversary(diffaug=False, consistency_weight=4.0)
-    images, made = noise(4, 3, 16, 16), noise(4, 3, 16, 16, seed=1)
+    images, made = noise(4, 3, 16, 16), {"fake": noise(4, 3, 16, 16, seed=1)}
     monkeypatch.setattr(module, "diff_augment", lambda x, **settings: x)
     assert adversary.learn(images, made, share(), factor=1.0)["consistency"] == 0
     monkeypatch.setattr(module, "diff_augment", lambda x, **settings: -x)
@@ -167,7 +193,7 @@ def test_its_loss_is_the_releases(monkeypatch):
     images, made = noise(4, 3, 16, 16), noise(4, 3, 16, 16, seed=1)
     with torch.no_grad():
         views = [adversary.discriminator.train()(x) for x in (images, made, -images, -made)]
-    adversary.learn(images, made, share(), factor=1.0)
+    adversary.learn(images, {"fake": made}, share(), factor=1.0)
 
     real, fake, real_strong, fake_strong = views
     hinge = ((1 - real).relu().mean() + (1 + fake).relu().mean()) / 2
@@ -192,7 +218,8 @@ def test_draws_depend_on_seed_stream_and_step_only():
 
 def test_it_learns_at_its_own_rate_on_the_tokenizers_schedule():
     adversary = make_adversary(learning_rate=0.02)
-    adversary.learn(noise(4, 3, 16, 16), noise(4, 3, 16, 16, seed=1), share(), factor=0.5)
+    decoded = {"fake": noise(4, 3, 16, 16, seed=1)}
+    adversary.learn(noise(4, 3, 16, 16), decoded, share(), factor=0.5)
     assert {group["lr"] for group in adversary.optimizers["discriminator"].param_groups} == {0.01}
 
 
@@ -201,9 +228,8 @@ def test_a_discriminator_beats_a_decoder_that_stands_still():
     ramp = torch.linspace(-1, 1, 16)
     for step in range(30):
         images = torch.sin(3 * (ramp[:, None] + ramp) + 3 * noise(8, 3, 1, 1, seed=step))
-        terms = adversary.learn(
-            images, noise(8, 3, 16, 16, seed=100 + step), share(step, 8), factor=1.0
-        )
+        decoded = {"fake": noise(8, 3, 16, 16, seed=100 + step)}
+        terms = adversary.learn(images, decoded, share(step, 8), factor=1.0)
     assert terms["discriminator/accuracy_real"] > 0.9
     assert terms["discriminator/accuracy_fake"] > 0.9
 
@@ -248,7 +274,7 @@ def test_gradients_are_averaged_over_processes():
 
 def test_a_step_without_a_finite_gradient_never_reaches_the_discriminator(break_hinge):
     adversary = make_adversary()
-    batch = noise(4, 3, 16, 16), noise(4, 3, 16, 16, seed=1), share()
+    batch = noise(4, 3, 16, 16), {"fake": noise(4, 3, 16, 16, seed=1)}, share()
     adversary.learn(*batch, factor=1.0)
     before = {
         name: value.clone()
