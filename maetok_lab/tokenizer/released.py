@@ -202,6 +202,9 @@ def released_config(state_dict: Mapping[str, Tensor], config: Mapping[str, Any])
     else:
         encoder = dataclasses.replace(encoder, positions="ape")
         decoder = dataclasses.replace(decoder, positions="ape")
+    # a decoder without blocks lacks all of them, which is said where weights are loaded
+    has_class_token = not rope or "decoder.model.cls_token" in state_dict
+    layer_scale = None if modulation or not decoder.depth else 1e-5
     shape = TokenizerConfig(
         image_size=math.isqrt(patches) * patch_size,
         patch_size=patch_size,
@@ -211,10 +214,10 @@ def released_config(state_dict: Mapping[str, Tensor], config: Mapping[str, Any])
         decoder=decoder,
         decoder_modulation=modulation,
         class_token=True,
-        decoder_class_token=not rope or "decoder.model.cls_token" in state_dict,
+        decoder_class_token=has_class_token and decoder.depth > 0,
         # only where they start: the weights replace them
         layer_scale=1e-5,
-        decoder_layer_scale=None if modulation else 1e-5,
+        decoder_layer_scale=layer_scale,
         rope_theta=float(config.get("rope_theta", 10.0)),
         **bottleneck,
     )
