@@ -22,7 +22,13 @@ class Regenerator:
         self.config = config
         self.model = load_diffusion(run.folder).to(device).eval()
         # what the model learnt is normalised by its cache
-        cache = run.provenance["parents"][0]["run"]
+        parents = run.provenance["parents"]
+        if not parents:
+            raise ValueError(
+                f"diffusion run {run.name} names no cache of latents, so nothing says how they are "
+                "normalised: train it with Run.open(..., parents=[latents.run])"
+            )
+        cache = parents[0]["run"]
         self.space = load_latent_space(run.folder.parent / cache).to(device)
 
     def __call__(

@@ -194,8 +194,10 @@ ABLATIONS: dict[str, Changes] = {
 
 # What others hold good latents to come from, each without masks and auxiliary decoders, unless that
 # is what it is about: noise (`denoise`, `detok`), hidden latents, alignment, variance, codes,
-# mixtures. Where a rival needs a part of its own, the same part without the idea is a row as well:
-# `rms` is the control of `denoise`, `critic` that of `between`, `ae-grid` that of `align-grid`.
+# mixtures. Weights and sizes are those of the source; where these leave a small model hardly any
+# pixels, a weaker one stands beside it (`denoise-1`, `ve-1e-3`). Where a rival needs a part of its
+# own, the same part without the idea is a row as well: `rms` is the control of `denoise`, `critic`
+# that of `between`, `ae-grid` that of `align-grid`.
 _GRID = LADDER["ae"] | {
     "model.latent_tokens": "patches",
     "model.num_latent_tokens": PerPatch(),
@@ -206,6 +208,12 @@ RIVALS: dict[str, Changes] = {
     "rms": LADDER["ae"] | {"model.bottleneck": "rms"},
     # Noise on latents as in l-DeTok; without a KL term latents would outgrow it, if not for `rms`.
     "denoise": LADDER["ae"] | {"model.bottleneck": "rms", "perturbation.noise": "interpolate"},
+    "denoise-1": LADDER["ae"]
+    | {
+        "model.bottleneck": "rms",
+        "perturbation.noise": "interpolate",
+        "perturbation.noise_scale": 1.0,
+    },
     # All of l-DeTok: noise, masked patches and a KL term.
     "detok": {
         "masking": MaskingConfig(ratio="uniform", low=-0.1, high=0.7),
@@ -224,6 +232,7 @@ RIVALS: dict[str, Changes] = {
     "align-grid": _GRID
     | {"targets": (AuxiliaryConfig(target="semantic", head="tokens", weight=0.1),)},
     "ve": LADDER["ae"] | {"model.bottleneck": "ve"},
+    "ve-1e-3": LADDER["ae"] | {"model.bottleneck": "ve", "losses.ve_weight": 1e-3},
     "softvq": LADDER["ae"] | {"model.bottleneck": "softvq"},
     "fsq": LADDER["ae"] | {"model.bottleneck": "fsq"},
     "critic": LADDER["ae"] | {"losses.adversarial": OwnCritic()},

@@ -55,9 +55,8 @@ def test_the_shipped_sweep_has_the_studys_rows(repository):
     rows = {entry["row"] for entry in spec.entries}
     for row in rows:
         check_row(row)
-    assert {row for row in rows if row.startswith("control-")} == set(
-        control_rows(study_of("tiny"))
-    )
+    controls = {row for row in rows if row.startswith("control-")}
+    assert controls == set(control_rows("tiny"))
     assert len(spec.entries) == 3 * len(rows)
     # so that a sweep that is stopped has all rows of the first seeds
     assert [entry["seed"] for entry in spec.entries] == sorted(e["seed"] for e in spec.entries)

@@ -179,6 +179,14 @@ def test_it_needs_the_diffusion_run_of_its_config(tmp_path, pictures, runs):
         Regenerator(config.regeneration, None, CPU)
 
 
+def test_a_diffusion_run_without_a_cache_is_refused_in_one_line(runs, monkeypatch):
+    config = tuning_of(runs)
+    monkeypatch.setattr(Run, "provenance", property(lambda run: {"parents": []}))
+    name = runs["diffusion"].name
+    with pytest.raises(ValueError, match=f"diffusion run {name} names no cache of latents"):
+        Regenerator(config.regeneration, runs["diffusion"], CPU)
+
+
 def test_new_latents_are_for_decoder_tuning_and_have_a_start_between_data_and_noise(runs):
     first = runs["tokenizer"].load_config(TokenizerTraining)
     anew = RegenerationConfig(diffusion="x")
