@@ -3,6 +3,7 @@
     python benchmarks/study.py                    # the study that comes with the library
     python benchmarks/study.py --results runs     # your own rows of notebooks/11_study_row.toml
     python benchmarks/study.py --results runs --ship   # write them to data/study.csv
+    python benchmarks/study.py --picture docs/study.png
 
 Nothing is trained here.
 """
@@ -10,10 +11,12 @@ Nothing is trained here.
 import argparse
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from maetok_lab.analysis.prediction import at_equal_psnr, mean_scores, predictors
 from maetok_lab.experiments.ladder import Ladder
 from maetok_lab.experiments.study import STUDIES, ship_study, study_table
+from maetok_lab.plots.study import plot_control
 
 SCORES = ("kid", "kid_gap")
 
@@ -26,6 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--preset", default="tiny", choices=STUDIES, help="the size of everything")
     parser.add_argument("--results", default="shipped", choices=["shipped", "runs", "both"])
     parser.add_argument("--runs", help="folder of the runs; runs/ beside the library by default")
+    parser.add_argument("--picture", help="a PNG of both distances against PSNR, with the control")
     parser.add_argument("--ship", action="store_true", help="write the rows to data/study.csv")
     options = parser.parse_args(arguments)
     study = STUDIES[options.preset]
@@ -33,6 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     table = study_table(study, images, results=options.results, root=options.runs)
     if options.ship:
         ship_study(table, study, images)
+    if options.picture:
+        draw(table).savefig(options.picture, dpi=110)
 
     for protocol in sorted(set(table["protocol"])):
         print(protocol)
@@ -42,6 +48,14 @@ def main(arguments: list[str] | None = None) -> None:
     rungs = table[table["kind"] == "rung"]
     for score in SCORES:
         print(f"\nWhat predicts {score}:\n\n" + markdown(predicting(rungs, score)))
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Both distances side by side, each with the control's curve."""
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    for ax, score in zip(figure.subplots(1, len(SCORES)), SCORES):
+        plot_control(table, score=score, ax=ax)
+    return figure
 
 
 def numbers_of(table: pd.DataFrame) -> pd.DataFrame:

@@ -33,6 +33,7 @@ SMALLEST = {
     ],
     "processes.py": [*("--steps", "2", "--processes", "1", "--parts", "1", "2")],
     "sampling.py": ["--preset", "test", "--batch", "2", "--steps", "4", "--repeats", "1"],
+    "study.py": [],
     "studio.py": ["--preset", "test", "--moves", "2"],
     "tokens.py": ["--preset", "test", "--tokens", "4", "16", "--batch", "1", "--repeats", "1"],
     "tokenizer_step.py": ["--presets", "test", "--repeats", "1"],
