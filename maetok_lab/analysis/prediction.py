@@ -246,7 +246,7 @@ def mean_scores(table: pd.DataFrame, *, score: str = "kid") -> pd.DataFrame:
     # PSNR and score of a row, and the interval of their mean
     rows = []
     for name, lines in scored.groupby("row", sort=False):
-        variance = lines["variance"].sum() / len(lines) ** 2
+        variance = lines["variance"].sum(skipna=False) / len(lines) ** 2
         mean, low, high = _interval(lines["score"], variance)
         line = {"row": name, "kind": lines["kind"].iloc[0], "on_curve": lines["on_curve"].iloc[0]}
         line |= {"psnr": lines["psnr"].mean(), "score": mean, "low": low, "high": high}
@@ -319,12 +319,13 @@ def _mean_gain(lines: pd.DataFrame) -> dict[str, Any]:
     """Means over the seeds of one rung with their intervals."""
     means = lines[["psnr", "score", "control"]].mean().to_dict()
     # errors of seeds are independent, but that of a curve which several have is one and the same
-    variance = lines["variance"].sum() / len(lines) ** 2 + lines["shared_error"].mean() ** 2
+    variance = lines["variance"].sum(skipna=False) / len(lines) ** 2
+    variance += lines["shared_error"].mean() ** 2
     gain, low, high = _interval(lines["gain"], variance)
     plain = lines.dropna(subset=["gain_over_ae"])
     plain_variance = math.nan
     if len(plain):
-        plain_variance = plain["ae_variance"].sum() / len(plain) ** 2
+        plain_variance = plain["ae_variance"].sum(skipna=False) / len(plain) ** 2
     over, over_low, over_high = _interval(plain["gain_over_ae"], plain_variance)
     return {
         **means,
