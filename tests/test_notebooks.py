@@ -19,6 +19,7 @@ from maetok_lab.data.splits import SPLITS
 from maetok_lab.diffusion.model import DiffusionConfig
 from maetok_lab.diffusion.sampling import Method as Sampler
 from maetok_lab.experiments.study import STUDIES, study_table
+from maetok_lab.runs import Run
 from maetok_lab.training.presets import (
     ARCHITECTURES,
     DECODER_TUNING,
@@ -300,3 +301,13 @@ def test_the_shipped_sweep_scores_one_setting_an_entry_of_the_model_that_is_ther
     )
     assert result.best["kid_floor"] != result.best["best_kid"]
     assert {"pareto.png", "gallery.png"} <= {path.name for path in result.folder.iterdir()}
+
+
+@pytest.mark.notebooks
+def test_an_entry_of_the_studys_sweep_is_a_row_that_notebook_09_reads(runs, repository):
+    spec = read_spec(repository / "notebooks" / "11_study_row.toml", {"preset": "test"})
+    result = sweep(dataclasses.replace(spec, entries=spec.entries[:1]), runs=runs)
+    assert result.table["state"].tolist() == ["done"]
+    row = Run(runs / "study-ae-test-s0")
+    assert row.config["row"] == spec.entries[0]["row"] == "ae"
+    assert result.best["kid"] == row.summary["kid"]
