@@ -199,7 +199,9 @@ def other_value(value: Any, hint: Any) -> Any:
         return None
     if value is None:
         return 1.5 if "float" in str(hint) else "other"
-    return value + "x" if isinstance(value, str) else (*value, *value)
+    if isinstance(value, str):
+        return value + "x"
+    return (*value, *value) or (0.5,)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)

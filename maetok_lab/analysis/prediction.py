@@ -200,9 +200,9 @@ def _check_table(table: pd.DataFrame, columns: Iterable[str]) -> None:
 def at_equal_psnr(table: pd.DataFrame, *, score: str = "kid") -> pd.DataFrame:
     """Each rung beside the control curve at its PSNR -> index `row`, best first.
 
-    `score` is a distance, or an entry of cards, which has intervals from three seeds on. `gain` =
-    control - score, turned round where more is better; `low, high` as in `mean_scores`. A seed
-    without controls has the mean curve; beyond it gain is NaN. ValueError as `mean_scores`.
+    `score`: a distance, or an entry of cards, with intervals from three seeds on. `gain`: control -
+    score, turned round where more is better; `low, high` as in `mean_scores`. A seed without
+    controls has the mean curve; beyond it gain is NaN. Raises as `mean_scores`.
     """
     lines = _scored_lines(table, score)
     # where more of a measure is better, more is a gain

@@ -43,6 +43,7 @@ TERMS = {
     "align": "auxiliary/semantic",
     "align-grid": "auxiliary/semantic",
     "ve": "ve",
+    "ve-1e-3": "ve",
     "softvq": "entropy",
     "critic": "adversarial",
     "between": "adversarial",
@@ -128,7 +129,9 @@ def test_a_rival_differs_from_its_control_in_its_idea_alone(size):
         "latent-mask": ("ae", {"perturbation.masked_shares": (), "perturbation.masked_odds": ()}),
         "align": ("ae", {"targets": ()}),
         "align-grid": ("ae-grid", {"targets": ()}),
+        "denoise-1": ("denoise", {"perturbation.noise_scale": 3.0}),
         "ve": ("ae", {"model.bottleneck": "ae"}),
+        "ve-1e-3": ("ve", {"losses.ve_weight": 0.1}),
         "softvq": ("ae", {"model.bottleneck": "ae"}),
         "fsq": ("ae", {"model.bottleneck": "ae"}),
         "between": ("critic", {"perturbation.between": False}),
@@ -293,12 +296,12 @@ def test_a_process_has_its_rows_of_what_one_process_draws(start, name):
 
 
 def test_what_is_drawn_is_a_rivals_own(start):
-    draws = {"denoise": 2, "detok": 2, "latent-mask": 1, "between": 1}
+    draws = {"denoise": 2, "denoise-1": 2, "detok": 2, "latent-mask": 1, "between": 1}
     for name in RIVALS:
         task, batch, _ = start(name)
         assert len(batch.perturbation) == draws.get(name, 0)
         # only a posterior with a variance is sampled
-        assert (batch.noise is not None) == (name in ("detok", "ve"))
+        assert (batch.noise is not None) == (name in ("detok", "ve", "ve-1e-3"))
         others = task.draw_perturbation(4, CPU)
         for draw, value in batch.perturbation.items():
             assert not torch.equal(value, others[draw])
