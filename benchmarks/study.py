@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from maetok_lab.analysis.prediction import at_equal_psnr, mean_scores, predictors
-from maetok_lab.experiments.ladder import Ladder
+from maetok_lab.experiments.ladder import Ladder, markdown
 from maetok_lab.experiments.study import STUDIES, ship_study, study_table
 from maetok_lab.plots.study import plot_control
 
@@ -42,12 +42,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     for protocol in sorted(set(table["protocol"])):
         print(protocol)
-    print("\n" + markdown(numbers_of(table)))
+    print("\n" + as_text(numbers_of(table)))
     for score in SCORES:
-        print(f"\n{score} at equal PSNR:\n\n" + markdown(at_equal(table, score)))
+        print(f"\n{score} at equal PSNR:\n\n" + as_text(at_equal(table, score)))
     rungs = table[table["kind"] == "rung"]
     for score in SCORES:
-        print(f"\nWhat predicts {score}:\n\n" + markdown(predicting(rungs, score)))
+        print(f"\nWhat predicts {score}:\n\n" + as_text(predicting(rungs, score)))
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -106,12 +106,10 @@ def interval(table: pd.DataFrame, value: str, low: str, high: str) -> pd.Series:
     return pd.Series(texts, index=table.index)
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A table for a page's text, its index as code."""
-    lines = [[table.index.name or "row", *table.columns], ["---"] * (1 + table.shape[1])]
-    for name, *values in table.itertuples():
-        lines.append([f"`{name}`", *values])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def as_text(table: pd.DataFrame) -> str:
+    """A table for a page's text, its index as code in front."""
+    index = table.index.map("`{}`".format)
+    return markdown(table.set_axis(index.rename(table.index.name or "row")).reset_index(), {})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ alone make latents simpler; the control tells how much of a gain that explains.
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import torch
 
@@ -59,12 +58,10 @@ class Row:
         return self.ladder.latents(self.run, split)
 
 
-def control_at(
-    ladder: Ladder, target: float, name: str, comparison: Comparison, *, parents: Sequence[Run] = ()
-) -> Run:
+def control_at(ladder: Ladder, target: float, name: str, comparison: Comparison) -> Run:
     """A plain autoencoder, stopped at the first checkpoint whose PSNR on val is `target` dB."""
     config = override(ladder.first_stage("ae"), {"save_every": comparison.check_every})
-    with Run.open(name, config, root=ladder.root, parents=parents) as run:
+    with Run.open(name, config, root=ladder.root) as run:
         training = train_to_psnr(
             config,
             ladder.images["train"],

@@ -218,10 +218,10 @@ def stages(run: Run) -> list[Run]:
     return [Run(run.folder.parent / parent["run"]), run]
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """The table for a notebook's or a README's text."""
+def markdown(table: pd.DataFrame, formats: Mapping[str, str] = COLUMNS) -> str:
+    """The table for a notebook's or a README's text; `formats` of columns, others as they are."""
     # as many digits as a difference between seeds is worth
     lines = [list(table.columns), ["---"] * table.shape[1]]
     for _, row in table.iterrows():
-        lines.append([COLUMNS.get(name, "{}").format(value) for name, value in row.items()])
+        lines.append([formats.get(name, "{}").format(value) for name, value in row.items()])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -63,8 +63,6 @@ STUDIES = {
     ),
     "tiny": Study(comparison=Comparison(diffusion_steps=950), dimensions=256),
 }
-# PSNRs on val, in dB, at which plain autoencoders are stopped.
-CONTROLS = {"test": (5.0, 8.0), "tiny": (14.0, 16.0, 18.0, 19.5, 20.5, 21.5, 22.5, 24.0)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,11 +79,6 @@ class StudyRow:
 def study_of(preset: str) -> Study:
     """The study that goes with a preset of the ladder."""
     return choose(preset, STUDIES, "preset")
-
-
-def control_rows(preset: str) -> list[str]:
-    """The names of a study's controls, from blurry to sharp."""
-    return [f"control-{psnr:g}dB" for psnr in choose(preset, CONTROLS, "preset")]
 
 
 def study_row(name: str, ladder: Ladder, study: Study) -> Run:

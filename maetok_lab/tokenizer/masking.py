@@ -76,7 +76,8 @@ def random_mask(
     batch_size: int, grid: tuple[int, int], ratio: float, *, generator: Generator
 ) -> Tensor:
     """Hide ceil(patches * ratio) patches of each image, in an order of its own. -> (B, patches)"""
-    return _hide_first(torch.rand(batch_size, math.prod(grid), generator=generator), ratio)
+    order = torch.rand(batch_size, math.prod(grid), generator=generator)
+    return hide_first(order, _count(order.shape[1], ratio))
 
 
 def block_mask(
@@ -94,13 +95,12 @@ def block_mask(
         top = int(torch.randint(down - height + 1, (), generator=generator))
         left = int(torch.randint(across - width + 1, (), generator=generator))
         image_order[top : top + height, left : left + width] -= 1  # below all others: hidden first
-    return _hide_first(order.flatten(1), ratio)
+    return hide_first(order.flatten(1), area)
 
 
-def _hide_first(order: Tensor, ratio: float) -> Tensor:
-    """True for the patches with the smallest numbers. order (B, patches) -> (B, patches) bool"""
-    ranks = order.argsort(dim=1).argsort(dim=1)
-    return ranks < _count(order.shape[1], ratio)
+def hide_first(order: Tensor, count: int) -> Tensor:
+    """True for the `count` places with the smallest numbers. order (B, N) -> (B, N) bool"""
+    return order.argsort(dim=1).argsort(dim=1) < count
 
 
 def _count(patches: int, ratio: float) -> int:

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize
 
 from maetok_lab.device import wide
+from maetok_lab.tokenizer.masking import hide_first
 
 LEAST_SINE = 1e-6  # of an angle: below it, slerp is the straight line
 Draws = dict[str, Tensor]  # by name, one row an image
@@ -62,8 +63,7 @@ def draw_perturbation(
         odds = torch.tensor(config.masked_odds, dtype=torch.float32, device=generator.device)
         number = torch.multinomial(odds, 1, generator=generator).item()
         hidden = round(config.masked_shares[number] * shape[0])
-        ranks = torch.rand(count, shape[0], **options).argsort(dim=1).argsort(dim=1)
-        draws["masked"] = ranks < hidden
+        draws["masked"] = hide_first(torch.rand(count, shape[0], **options), hidden)
     if config.between:
         draws["share"] = torch.rand(count, 1, **options)
     return draws

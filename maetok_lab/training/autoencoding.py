@@ -17,7 +17,6 @@ from maetok_lab.pictures import from_uint8, image_grid, save_png
 from maetok_lab.rng import generator
 from maetok_lab.runs import Checkpoint, Run
 from maetok_lab.tokenizer.auxiliary import AuxiliaryDecoder
-from maetok_lab.tokenizer.bottlenecks import BOTTLENECKS
 from maetok_lab.tokenizer.discriminators import adaptive_weight
 from maetok_lab.tokenizer.losses import loss_weights, total_loss
 from maetok_lab.tokenizer.masking import draw_mask
@@ -176,8 +175,7 @@ class TokenizerTask:
         """
         config = self.config
         # a bottleneck of two numbers has a mean and a variance
-        numbers = BOTTLENECKS[config.model.bottleneck].numbers
-        posterior = config.trains == "all" and numbers == 2
+        posterior = config.trains == "all" and self.model.bottleneck.numbers == 2
         if not posterior and not config.latent_noise:
             return None
         draws = generator(config.seed, "latent-noise", step, device=device)
@@ -199,14 +197,19 @@ class TokenizerTask:
         if self.config.trains == "all":
             return
 
+        # drawn for the global batch, whatever part and process a row is in
+        if self.regenerator:
+            draws = generator(self.config.seed, "regeneration", parts[0].step)
+            shape = (self.config.batch_size, *self.model.latent_shape)
+            noise = torch.randn(shape, generator=draws)
+
         def encode(part: Share) -> torch.Tensor:
+            """The latents of a part, made anew where there is a regenerator."""
             images, mask, *_ = batch.part(part.local)
             with torch.no_grad(), self.autocast:
                 latents = self.model.encode(images, mask=mask)
                 if self.regenerator is None:
                     return latents
-                draws = generator(self.config.seed, "regeneration", part.step)
-                noise = torch.randn(self.config.batch_size, *latents.shape[1:], generator=draws)
                 return self.regenerator(latents, batch.labels[part.local], noise[part.rows])
 
         # the std is the global batch's: else processes and `accumulate` would change the result
@@ -229,16 +232,19 @@ class TokenizerTask:
         auxiliary_weights = {target.target: target.weight for target in config.targets}
         progress = part.step / config.num_steps
         weights = loss_weights(config.losses, auxiliary_weights, progress=progress)
+        aligned = [target for target in config.targets if target.head == "tokens"]
+        if self.adversary is None and not aligned:
+            return total_loss(terms, weights), terms
+
         compared = {name: terms[name] for name in ("pixel", "perceptual") if name in terms}
         reconstruction_loss = total_loss(compared, weights)
         # Tokens are aligned as strongly as they are trained to reconstruct, at what makes latents.
-        for target in config.targets:
-            if target.head == "tokens":
-                name = f"auxiliary/{target.target}"
-                last_layer = self.model.to_latents.weight
-                weights[name] *= adaptive_weight(
-                    reconstruction_loss, terms[name], last_layer, average=part.mean
-                )
+        for target in aligned:
+            name = f"auxiliary/{target.target}"
+            last_layer = self.model.to_latents.weight
+            weights[name] *= adaptive_weight(
+                reconstruction_loss, terms[name], last_layer, average=part.mean
+            )
         if self.adversary is None:
             return total_loss(terms, weights), terms
 

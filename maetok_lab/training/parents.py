@@ -14,10 +14,9 @@ class Regenerator:
 
     def __init__(self, config: RegenerationConfig, run: Run | None, device: torch.device):
         if run is None or run.fingerprint != config.diffusion:
-            came = "none" if run is None else f"run {run.name} with {run.fingerprint}"
             raise ValueError(
                 f"this decoder tuning needs the diffusion run with fingerprint {config.diffusion}, "
-                f"not {came}"
+                f"not {_named(run)}"
             )
         self.config = config
         self.model = load_diffusion(run.folder).to(device).eval()
@@ -43,10 +42,9 @@ class Regenerator:
 def parent_weights(config: TokenizerTraining, parent: Run | None) -> dict[str, torch.Tensor]:
     """The averaged weights that decoder tuning starts from."""
     if parent is None or parent.fingerprint != config.parent:
-        came = "none" if parent is None else f"run {parent.name} with {parent.fingerprint}"
         raise ValueError(
             f"decoder tuning needs the run with fingerprint {config.parent} as its parent, "
-            f"not {came}"
+            f"not {_named(parent)}"
         )
     checkpoint = parent.load_checkpoint(groups=["ema"])
     if checkpoint is None:
@@ -54,3 +52,8 @@ def parent_weights(config: TokenizerTraining, parent: Run | None) -> dict[str, t
             f"decoder tuning starts from run {parent.name}, which has no checkpoint yet"
         )
     return checkpoint.tensors["ema"]
+
+
+def _named(run: Run | None) -> str:
+    """What came, for an error."""
+    return "none" if run is None else f"run {run.name} with {run.fingerprint}"
