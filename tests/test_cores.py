@@ -29,7 +29,8 @@ def test_results_come_in_the_order_of_the_parts_on_any_number_of_cores(cores):
 def test_as_many_parts_run_at_once_as_there_are_cores():
     cores = Cores(2)
     meeting = threading.Barrier(2, timeout=20)  # raises unless two threads come to it
-    cores.map(lambda part: meeting.wait(), range(4))
+    turns = cores.map(lambda part: meeting.wait(), range(4))
+    assert sorted(turns) == [0, 0, 1, 1]
     cores.close()
 
 
