@@ -11,7 +11,7 @@ from maetok_lab.diffusion.loading import load_diffusion
 from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.diffusion.sampling import NULL_CLASS, Guide
 from maetok_lab.protocols import AnyTokenizer
-from maetok_lab.runs import Run, find_run, run_suffix
+from maetok_lab.runs import Run, find_run, run_suffix, runs_root
 from maetok_lab.tokenizer.loading import load_tokenizer
 
 EARLIEST = "earliest"  # guides: the first checkpoint that the diffusion run still has
@@ -69,6 +69,9 @@ def open_generator(
         "diffusion": diffusion or f"diffusion-{name}",
         "latents": latents or tokenizer or f"latents-{name}-train",
     }
+    for part, named in {"tokenizer": tokenizer, "diffusion": diffusion}.items():
+        if named is None:
+            _check_made(part, places[part], root)
     parents = [run for run in (find_run(place, root) for place in places.values()) if run]
 
     # Every average that the run kept is opened, where none is asked for.
@@ -95,6 +98,17 @@ def open_generator(
         parents=parents,
         weak_models=weak_models,
     )
+
+
+def _check_made(part: str, name: str, root: str | Path | None) -> None:
+    """FileNotFoundError unless the main notebook's run is there: nothing stands in silently."""
+    if not (runs_root(root) / name / "config.json").exists():
+        raise FileNotFoundError(
+            f"no {part} is named, and there is no run {name}: run 00_start_here with this preset "
+            "and seed first (`make demo`), or take what comes with the project: "
+            'tokenizer = "shipped/tokenizer", diffusion = "shipped/diffusion", '
+            'latents = "shipped/diffusion"'
+        )
 
 
 def _weak_model(

@@ -57,7 +57,9 @@ def test_named_models_and_rates_go_before(root):
         latents="latents-test-s0-train", ema_rates=[0.5], root=root,
     )  # fmt: skip
     assert list(generator.models) == [0.5]
-    with pytest.raises(FileNotFoundError, match="tokenizer-test-s1-tuned is not a run"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no run tokenizer-test-s1-tuned: run 00_start_.*\"shipped/t"
+    ):
         open_generator("test", seed=1, root=root)
 
 
@@ -97,3 +99,13 @@ def test_what_has_no_checkpoints_cannot_guide_itself(root, tmp_path):
     )
     with pytest.raises(ValueError, match="w has no checkpoints, so 'earliest' cannot guide: name"):
         open_generator("test", diffusion=str(folder), guides=["earliest"], root=root)
+
+
+def test_what_comes_with_the_project_is_a_generator_without_runs(tmp_path):
+    generator = open_generator(
+        "tiny", tokenizer="shipped/tokenizer", diffusion="shipped/diffusion",
+        latents="shipped/diffusion", root=tmp_path,
+    )  # fmt: skip
+    assert generator.parents == []
+    models = (generator.model, generator.tokenizer, generator.space)
+    assert generate(*models, torch.tensor([0]), num_steps=2).shape == (1, 3, 64, 64)
