@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import importlib
 import inspect
 import re
 import shlex
@@ -13,6 +14,8 @@ from PIL import Image
 
 from maetok_lab.__main__ import parser
 from maetok_lab.config import override
+from maetok_lab.experiments.ladder import Ladder
+from maetok_lab.experiments.study import STUDIES, study_table
 from maetok_lab.runs import run as run_module
 from maetok_lab.training.presets import ladder_training
 from maetok_lab.workflow.parameters import check_parameters, parse_parameters, read_defaults
@@ -214,6 +217,27 @@ def test_the_guides_sweep_is_one(tmp_path):
     defaults = read_defaults(spec.notebook)
     for entry in spec.entries:
         check_parameters(defaults, spec.fixed | entry)
+
+
+def test_the_intervals_of_the_page_of_results_are_those_of_the_shipped_study(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    benchmark = importlib.import_module("study")
+    study = STUDIES["tiny"]
+    table = study_table(study, Ladder("tiny").images["train"].fingerprint, results="shipped")
+    rungs = table[table["kind"] == "rung"]
+    printed = benchmark.as_text(benchmark.numbers_of(table))
+    for score in benchmark.SCORES:
+        printed += benchmark.as_text(benchmark.at_equal(table, score))
+    printed += benchmark.as_text(benchmark.predicting(rungs, "kid"))
+
+    # "0.591 (0.559 to 0.624)", in tables and sentences
+    intervals = {
+        (path, interval)
+        for path in ("docs/results.md", "docs/not-worked.md", "docs/guide.md")
+        for interval in re.findall(r"-?[\d.]+ \(-?[\d.]+ to -?[\d.]+\)", PAGES[path])
+    }
+    assert len(intervals) > 40
+    assert [(path, interval) for path, interval in intervals if interval not in printed] == []
 
 
 def test_its_tree_is_the_real_one():
