@@ -1,7 +1,9 @@
 """What set-up reads: one list of dependencies, one of tested versions, and no third."""
 
 import contextlib
+import datetime
 import importlib.metadata
+import re
 import tomllib
 
 import pytest
@@ -128,3 +130,36 @@ def test_what_set_up_installs_is_pinned_and_nothing_else(requirements, pinned):
     names = closure(requirements)
     assert sorted(names - set(pinned)) == [], "installed, but in no line of constraints.txt"
     assert sorted(set(pinned) - names) == [], "pinned, but nothing installs it"
+
+
+# Of this version, by whom ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def citation(repository):
+    return yaml.safe_load((repository / "CITATION.cff").read_text(encoding="utf-8"))
+
+
+def test_what_is_cited_is_this_version(citation, project):
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"]
+    assert isinstance(citation["date-released"], datetime.date)
+    assert {"message", "title", "authors"} <= set(citation)
+
+
+def test_the_paper_is_cited_with_all_its_authors(citation):
+    paper = citation["preferred-citation"]
+    assert paper["title"] == "Masked Autoencoders Are Effective Tokenizers for Diffusion Models"
+    assert [author["family-names"] for author in paper["authors"]] == (
+        ["Chen", "Han", "Chen", "Li", "Wang", "Wang", "Wang", "Liu", "Zou", "Raj"]
+    )
+    assert paper["year"] == 2025
+    assert paper["identifiers"][0]["value"] == "arXiv:2502.03444"
+
+
+def test_the_changelog_begins_with_this_version_and_its_day(repository, citation):
+    text = (repository / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## \[([\d.]+)\] - (\d{4}-\d\d-\d\d)$", text, re.MULTILINE)
+    assert versions[0] == (citation["version"], citation["date-released"].isoformat())
+    assert versions == sorted(versions, reverse=True)
