@@ -31,12 +31,16 @@ def cached_latents(
 ) -> LatentDataset:
     """A finished cache of this tokenizer and these images, or one that is written as run `name`.
 
-    With `flips` it holds mirror images too; without, it may. `processes` share the work (see
-    `ranks`); a line is printed for every shard. ValueError when a run `name` is there with
-    other latents, such as those of weights that were changed since.
+    With `flips` it holds mirror images too; without, it may. Where run `name` has none of those
+    that are wanted, they go into NAME-flips. `processes` share the work (see `ranks`); a line is
+    printed for every shard. ValueError when a run `name` is there with other latents.
     """
     root = runs_root(root)
     config = LatentCaching(tokenizer=tokenizer.fingerprint, images=images.fingerprint, flips=flips)
+    # one that was made without mirror images stays as it is
+    plain = dataclasses.replace(config, flips=False)
+    if _holds(root / name, plain, tokenizer) and not _holds(root / name, config, tokenizer):
+        name = f"{name}-flips"
     damage = None
     # run `name` first: a second call, later on, must give the same run
     for folder in [root / name, *sorted(root.glob("*"))]:

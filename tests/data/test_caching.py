@@ -44,6 +44,15 @@ def test_a_finished_cache_of_the_same_tokenizer_and_images_is_found_under_any_na
     assert cached_latents(pixels, alternatives, "two", root=tmp_path).run.name == "two"
 
 
+def test_mirror_images_that_a_cache_of_that_name_lacks_go_beside_it(tmp_path, make_pictures):
+    parts = (RawPixels(SIZE), make_pictures(12, SIZE))
+    plain = cached_latents(*parts, "a", root=tmp_path)  # as a card makes it
+    for _ in range(2):
+        mirrored = cached_latents(*parts, "a", flips=True, root=tmp_path)
+        assert (mirrored.run.name, mirrored.views, len(mirrored)) == ("a-flips", 2, 12)
+    assert cached_latents(*parts, "a", root=tmp_path).run.folder == plain.run.folder
+
+
 def test_the_cache_of_before_is_not_used_when_a_weight_was_changed(
     tmp_path, pictures, tokenizer, caching
 ):
