@@ -14,7 +14,7 @@ class Meaning:
     expected: str  # by its source; what this project measured stands in data/study.csv
 
 
-# Expectations are the sources', or follow from the change; data/study.csv says how blurry a rival is.
+# Expectations are the sources', or follow from the change; data/study.csv has what we measured.
 _COMPARE = "a row to be compared within its table"
 MEANINGS: dict[str, Meaning] = {
     # the ladder
