@@ -1,24 +1,30 @@
 """One sentence on what numbers say, for a notebook to print below them."""
 
+import math
+
 import pandas as pd
 
 from maetok_lab.evaluation.protocol import EvalResult
-from maetok_lab.experiments.study import study_means
+from maetok_lab.experiments.study import CONTROL, rung_of, study_means
+from maetok_lab.training.meanings import meaning_of
+
+# What follows the rung of a row's name.
+SECOND_STAGES = {
+    "-tuned": " Then its decoder is tuned on real images (section 3.3).",
+    "-post": " Then its decoder is tuned on latents that a SiT makes anew (RobusTok).",
+}
 
 
 def against_floor(result: EvalResult, metric: str) -> str:
     """Whether a distance of samples can be told from that of real images in their place.
 
-    ValueError for a metric without an interval and a floor, as a share or a PSNR has none.
+    Too few images leave a metric without an interval or a floor: the sentence then says so.
     """
-    if metric not in result.intervals or metric not in result.floor:
-        raise ValueError(
-            f"{metric!r} has no interval and floor here; those that have both: "
-            f"{sorted(set(result.intervals) & set(result.floor)) or 'none'}"
-        )
-    low, high = result.intervals[metric]
-    floor = result.floor[metric]
     value = result.metrics[metric]
+    low, high = result.intervals.get(metric, (math.nan, math.nan))
+    floor = result.floor.get(metric, math.nan)
+    if math.isnan(low) or math.isnan(floor):
+        return f"{metric} is {value:.3f}, without an interval or a floor to hold it against"
     words = f"{metric} is {value:.3f} (95 %: {low:.3f} to {high:.3f}), the floor {floor:.3f}"
     if low > floor:
         return f"{words}: these samples can be told from real images"
@@ -49,3 +55,14 @@ def beside_study(row: str) -> str:
         f"{line['seeds']:.0f}): psnr {line['psnr']:.4g}, kid {line['kid']:.3g}, "
         f"kid_gap {line['kid_gap']:.3g}"
     )
+
+
+def row_meaning(row: str) -> str:
+    """What a row of the study is: a rung, with or without a second stage, or a control."""
+    if CONTROL.fullmatch(row):
+        return (
+            f"{row} (the control for blur): a plain autoencoder, stopped at the first checkpoint "
+            "with that PSNR on validation images."
+        )
+    rung = rung_of(row)
+    return meaning_of(rung) + SECOND_STAGES.get(row.removeprefix(rung), "")

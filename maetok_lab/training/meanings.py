@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from maetok_lab.training.rungs import RUNGS
+from maetok_lab.hints import choose
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,8 +192,11 @@ OWN_RECIPE = "the preset's own recipe, as it stands"
 
 
 def meaning_of(rung: str) -> str:
-    """One sentence on a rung, for a notebook to print; "preset" stands for the preset's recipe."""
-    if rung not in RUNGS:
-        return f"{rung}: {OWN_RECIPE}"
-    meaning = MEANINGS[rung]
+    """One sentence on a rung, for a notebook to print; "preset" stands for the preset's recipe.
+
+    Raises ValueError, with the nearest name, for what is neither.
+    """
+    if rung == "preset":
+        return f"{rung}: {OWN_RECIPE}."
+    meaning = choose(rung, MEANINGS, "rung of the ladder")
     return f"{rung} ({meaning.place}): {meaning.change}. To expect: {meaning.expected}."

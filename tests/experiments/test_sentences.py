@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 
 from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
-from maetok_lab.experiments.sentences import against_floor, beside_study, loss_left
+from maetok_lab.experiments.sentences import against_floor, beside_study, loss_left, row_meaning
+from maetok_lab.training.meanings import meaning_of
 
 
 def result(value, low, high, floor):
@@ -27,9 +28,13 @@ def test_samples_are_told_from_real_images_where_their_whole_interval_lies_above
     )
 
 
-def test_a_metric_without_a_floor_is_refused_and_those_with_one_are_listed():
-    with pytest.raises(ValueError, match=r"'recall' has no interval .* both: \['kid_net'\]"):
-        against_floor(result(0.4, 0.37, 0.42, 0.008), "recall")
+def test_too_few_images_leave_nothing_to_hold_a_distance_against():
+    no_floor = result(0.4, 0.37, 0.42, float("nan"))
+    no_interval = result(0.4, float("nan"), float("nan"), 0.008)
+    missing = EvalResult(metrics={"kid_net": 0.4}, protocol=EvalProtocol(task="generation"))
+    for scores in (no_floor, no_interval, missing):
+        words = against_floor(scores, "kid_net")
+        assert words == "kid_net is 0.400, without an interval or a floor to hold it against"
 
 
 def test_what_is_left_of_a_loss_leaves_out_terms_that_begin_at_nothing():
@@ -50,3 +55,12 @@ def test_a_row_stands_beside_the_study_only_where_the_study_has_it():
     assert "(preset tiny, seeds: 3): psnr 25" in beside_study("ae")
     assert "seeds: 1" in beside_study("denoise")
     assert beside_study("1c-0-60").endswith("has no row 1c-0-60")
+
+
+def test_a_row_is_a_rung_and_what_follows_it_or_a_control():
+    assert row_meaning("all") == meaning_of("all")
+    assert row_meaning("all-tuned").startswith(meaning_of("all"))
+    assert row_meaning("all-tuned").endswith("on real images (section 3.3).")
+    assert row_meaning("ae-mask-post").startswith(meaning_of("ae-mask"))
+    assert "RobusTok" in row_meaning("ae-mask-post")
+    assert row_meaning("control-20.5dB").startswith("control-20.5dB (the control for blur)")

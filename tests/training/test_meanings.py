@@ -45,4 +45,6 @@ def test_places_are_tables_of_the_paper_for_rows_that_are_named_after_one():
 
 def test_a_meaning_is_one_sentence_to_print():
     assert meaning_of("ae-mask").startswith("ae-mask (Table 6): 40 to 60 % of the patches")
-    assert meaning_of("preset") == f"preset: {OWN_RECIPE}"
+    assert meaning_of("preset") == f"preset: {OWN_RECIPE}."
+    with pytest.raises(ValueError, match="did you mean 'hog'"):
+        meaning_of("hogg")
