@@ -9,7 +9,7 @@ from maetok_lab.experiments.study import CONTROL, rung_of, study_means
 from maetok_lab.training.meanings import meaning_of
 
 # What follows the rung of a row's name.
-SECOND_STAGES = {
+STAGE_WORDS = {
     "-tuned": " Then its decoder is tuned on real images (section 3.3).",
     "-post": " Then its decoder is tuned on latents that a SiT makes anew (RobusTok).",
 }
@@ -65,4 +65,4 @@ def row_meaning(row: str) -> str:
             "with that PSNR on validation images."
         )
     rung = rung_of(row)
-    return meaning_of(rung) + SECOND_STAGES.get(row.removeprefix(rung), "")
+    return meaning_of(rung) + STAGE_WORDS.get(row.removeprefix(rung), "")

@@ -1,7 +1,6 @@
 """Sentences say what the numbers say, and change where the numbers do."""
 
 import pandas as pd
-import pytest
 
 from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
 from maetok_lab.experiments.sentences import against_floor, beside_study, loss_left, row_meaning
