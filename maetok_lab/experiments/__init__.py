@@ -23,7 +23,7 @@ _NAMES, __getattr__, __dir__ = lazy_names(
         ),
         "ready": "find_tokenizer ready_pair ready_tokenizer",
         "study": "check_row rung_table study_means study_of study_row study_table",
-        "sentences": "against_floor beside_study loss_left row_meaning",
+        "sentences": "against_floor beside_study loss_change row_meaning",
         "settings": "Scorer Setting load_score setting_grid settings_table",
     },
 )

@@ -8,10 +8,11 @@ from maetok_lab.evaluation.protocol import EvalResult
 from maetok_lab.experiments.study import CONTROL, rung_of, study_means
 from maetok_lab.training.meanings import meaning_of
 
-# What follows the rung of a row's name.
+# What the ending of a row's name adds to its rung.
 STAGE_WORDS = {
-    "-tuned": " Then its decoder is tuned on real images (section 3.3).",
-    "-post": " Then its decoder is tuned on latents that a SiT makes anew (RobusTok).",
+    "": "",
+    "-tuned": " Second stage: its decoder is tuned on real images (section 3.3).",
+    "-post": " Second stage: its decoder is tuned on latents that a SiT makes anew (RobusTok).",
 }
 
 
@@ -31,17 +32,18 @@ def against_floor(result: EvalResult, metric: str) -> str:
     return f"{words}: so many samples cannot be told from real images"
 
 
-def loss_left(metrics: pd.DataFrame, terms: list[str]) -> str:
-    """What is left of each term of a loss at the end of a training, in % of its first value.
+def loss_change(metrics: pd.DataFrame, terms: list[str]) -> str:
+    """Each term of a loss at the first log of a training and at the last, and what is left in %.
 
-    metrics: a line a log. A term that begins at 0, or is not there at first, is left out.
+    metrics: a line a log. A term that begins at 0 or below, as a negative cosine, has no share.
     """
     words = []
     for term in terms:
-        values = metrics[term]
-        if values.iloc[0] > 0:
-            words.append(f"{term} {values.iloc[-1] / values.iloc[0]:.0%}")
-    return "left at the end, in parts of the first value: " + (", ".join(words) or "nothing")
+        first = metrics[term].iloc[0]
+        last = metrics[term].iloc[-1]
+        share = f" ({last / first:.0%} of it)" if first > 0 else ""
+        words.append(f"{term} from {first:.3g} to {last:.3g}{share}")
+    return "first log to last: " + "; ".join(words)
 
 
 def beside_study(row: str) -> str:
@@ -65,4 +67,4 @@ def row_meaning(row: str) -> str:
             "with that PSNR on validation images."
         )
     rung = rung_of(row)
-    return meaning_of(rung) + STAGE_WORDS.get(row.removeprefix(rung), "")
+    return meaning_of(rung) + STAGE_WORDS[row.removeprefix(rung)]

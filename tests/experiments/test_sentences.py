@@ -3,7 +3,7 @@
 import pandas as pd
 
 from maetok_lab.evaluation.protocol import EvalProtocol, EvalResult
-from maetok_lab.experiments.sentences import against_floor, beside_study, loss_left, row_meaning
+from maetok_lab.experiments.sentences import against_floor, beside_study, loss_change, row_meaning
 from maetok_lab.training.meanings import meaning_of
 
 
@@ -36,18 +36,19 @@ def test_too_few_images_leave_nothing_to_hold_a_distance_against():
         assert words == "kid_net is 0.400, without an interval or a floor to hold it against"
 
 
-def test_what_is_left_of_a_loss_leaves_out_terms_that_begin_at_nothing():
+def test_a_loss_is_told_from_first_to_last_and_only_a_positive_one_has_a_share():
     metrics = pd.DataFrame(
         {
             "pixel": [0.4, 0.2, 0.1],
-            "auxiliary/hog": [0.1, 0.09, 0.08],
+            "auxiliary/semantic": [-0.1, -0.2, -0.3],
             "adversarial": [0.0, 0.0, 0.3],
             "late": [float("nan"), 1.0, 1.0],
         }
     )
-    words = loss_left(metrics, list(metrics))
-    assert words.endswith("first value: pixel 25%, auxiliary/hog 80%")
-    assert loss_left(metrics, ["late"]).endswith(": nothing")
+    assert loss_change(metrics, list(metrics)) == (
+        "first log to last: pixel from 0.4 to 0.1 (25% of it); "
+        "auxiliary/semantic from -0.1 to -0.3; adversarial from 0 to 0.3; late from nan to 1"
+    )
 
 
 def test_a_row_stands_beside_the_study_only_where_the_study_has_it():
