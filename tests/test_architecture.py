@@ -88,6 +88,7 @@ FILES = {  # inside a package a file imports files to its left only
             "rungs",
         ),
         "presets",
+        "meanings",
     ],
     "analysis": [
         *("definitions", "preprocess", "mixture", "fitting", "gmm", "projection", "labelled"),
@@ -108,6 +109,7 @@ FILES = {  # inside a package a file imports files to its left only
             "comparison",
             "convergence",
             "study",
+            "sentences",
             "settings",
             "published",
             "trial",

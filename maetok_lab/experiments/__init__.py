@@ -22,7 +22,8 @@ _NAMES, __getattr__, __dir__ = lazy_names(
             " published_correlation published_predictors published_results"
         ),
         "ready": "find_tokenizer ready_pair ready_tokenizer",
-        "study": "check_row study_of study_row study_table",
+        "study": "check_row rung_table study_means study_of study_row study_table",
+        "sentences": "against_floor beside_study loss_change row_meaning",
         "settings": "Scorer Setting load_score setting_grid settings_table",
     },
 )

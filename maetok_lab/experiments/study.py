@@ -32,6 +32,7 @@ from maetok_lab.files import read_json, write_json
 from maetok_lab.hints import check_choice, choose
 from maetok_lab.runs import Run, runs_root
 from maetok_lab.tokenizer.registry import TABLES
+from maetok_lab.training.meanings import MEANINGS
 from maetok_lab.training.rungs import RUNGS
 
 CONTROL = re.compile(r"control-(\d+(?:\.\d+)?)dB")
@@ -208,6 +209,31 @@ def _shipped(study: Study, images: str) -> pd.DataFrame:
                 'use preset = "tiny" and source = "emoji", or results = "runs"'
             )
     return table
+
+
+def study_means() -> pd.DataFrame:
+    """Means over seeds of the study that comes with the library, whatever images are at hand.
+
+    -> index row, columns seeds, psnr (dB), kid, kid_gap.
+    """
+    by_row = pd.read_csv(SHIPPED_STUDY).groupby("row", sort=False)
+    means = by_row[["psnr", "kid", "kid_gap"]].mean()
+    means.insert(0, "seeds", by_row["seed"].nunique())
+    return means
+
+
+def rung_table() -> pd.DataFrame:
+    """Every rung in words, and what the study that comes with the library measured of it.
+
+    -> index rung, in the order of `RUNGS`; numbers are NaN for a rung that the study has not.
+    """
+    lines = {}
+    for rung, meaning in MEANINGS.items():
+        lines[rung] = [meaning.change, meaning.place, meaning.expected]
+    columns = ["what changes", "from", "what to expect"]
+    words = pd.DataFrame.from_dict(lines, orient="index", columns=columns).rename_axis("rung")
+    titles = {"psnr": "PSNR in the study, dB", "kid": "KID in the study"}
+    return words.join(study_means()[list(titles)].rename(columns=titles))
 
 
 def ship_study(table: pd.DataFrame, study: Study, images: str) -> None:

@@ -13,6 +13,7 @@ _NAMES, __getattr__, __dir__ = lazy_names(
             " diffusion_training ladder_training tokenizer_training with_weights"
         ),
         "rungs": "ABLATIONS LADDER RIVALS RUNGS",
+        "meanings": "MEANINGS meaning_of",
         "tokenizer": "decoder_tuning finetune_decoder train_to_psnr train_tokenizer",
     },
 )

@@ -17,13 +17,16 @@ from maetok_lab.experiments.study import (
     StudyRow,
     check_row,
     in_order,
+    rung_table,
     ship_study,
+    study_means,
     study_of,
     study_row,
     study_table,
 )
 from maetok_lab.runs import Run
 from maetok_lab.tokenizer.loading import load_tokenizer
+from maetok_lab.training.meanings import MEANINGS
 from maetok_lab.training.objective import Objective
 from maetok_lab.training.presets import DECODER_TUNING, TOKENIZER_TRAINING
 from maetok_lab.workflow.spec import read_spec
@@ -60,6 +63,25 @@ def test_the_shipped_sweep_has_the_studys_rows(repository):
     assert len(spec.entries) == 3 * len(rows)
     # so that a sweep that is stopped has all rows of the first seeds
     assert [entry["seed"] for entry in spec.entries] == sorted(e["seed"] for e in spec.entries)
+
+
+def test_means_of_the_shipped_study_are_over_its_seeds():
+    shipped = pd.read_csv(study_file.SHIPPED_STUDY)
+    means = study_means()
+    assert set(means.index) == set(shipped["row"])
+    assert means.loc["ae", "seeds"] == 3
+    for row in ("ae", "all-tuned"):
+        mine = shipped[shipped["row"] == row]
+        assert means.loc[row, "kid"] == pytest.approx(mine["kid"].sum() / len(mine))
+
+
+def test_the_table_of_rungs_has_words_for_all_and_numbers_for_the_studys():
+    table = rung_table()
+    assert list(table.index) == list(MEANINGS)
+    assert table.loc["fsq", "what changes"] == MEANINGS["fsq"].change
+    measured = table.index[table["PSNR in the study, dB"].notna()]
+    assert set(measured) == set(study_means().index) & set(MEANINGS)
+    assert table.loc["ae", "KID in the study"] == study_means().loc["ae", "kid"]
 
 
 def test_rows_are_in_the_order_of_the_rungs_and_controls_come_last():
