@@ -31,9 +31,9 @@ def cached_latents(
 ) -> LatentDataset:
     """A finished cache of this tokenizer and these images, or one that is written as run `name`.
 
-    With `flips` it holds mirror images too; without, it may. Where run `name` has none of those
-    that are wanted, they go into NAME-flips. `processes` share the work (see `ranks`); a line is
-    printed for every shard. ValueError when a run `name` is there with other latents.
+    With `flips` it holds mirror images too; without, it may. Where run `name` lacks them, they go
+    into NAME-flips. `processes` share the work (see `ranks`). ValueError when a run `name` is there
+    with other latents.
     """
     root = runs_root(root)
     config = LatentCaching(tokenizer=tokenizer.fingerprint, images=images.fingerprint, flips=flips)
