@@ -229,11 +229,13 @@ def rung_table() -> pd.DataFrame:
     """
     lines = {}
     for rung, meaning in MEANINGS.items():
-        lines[rung] = [meaning.change, meaning.place, meaning.expected]
+        # a table of a notebook renders no Markdown
+        words = (meaning.change, meaning.place, meaning.expected)
+        lines[rung] = [text.replace("`", "") for text in words]
     columns = ["what changes", "from", "what to expect"]
-    words = pd.DataFrame.from_dict(lines, orient="index", columns=columns).rename_axis("rung")
+    table = pd.DataFrame.from_dict(lines, orient="index", columns=columns).rename_axis("rung")
     titles = {"psnr": "PSNR in the study, dB", "kid": "KID in the study"}
-    return words.join(study_means()[list(titles)].rename(columns=titles))
+    return table.join(study_means()[list(titles)].rename(columns=titles))
 
 
 def ship_study(table: pd.DataFrame, study: Study, images: str) -> None:
