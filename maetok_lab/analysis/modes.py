@@ -30,7 +30,7 @@ def plane_mixtures(
     heldout_latents: Any,
     components: Sequence[int],
     *,
-    restarts: int = 3,
+    restarts: int = 10,
     seed: int = 0,
 ) -> PlaneMixtures:
     """Two principal axes of latents (n, ...), standardised, and a mixture of each number there.

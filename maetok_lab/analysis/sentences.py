@@ -50,15 +50,16 @@ def nll_sentence(curve: pd.DataFrame, *, subject: str = "unseen latents") -> str
 def losses_sentence(metrics: pd.DataFrame, columns: Sequence[str]) -> str:
     """By how much losses fell from the first tenth of a training's records to the last."""
     falls = {}
+    parts = []
     for column in columns:
         values = metrics[column].dropna()
         count = max(1, round(PART * len(values)))
-        start = values.iloc[:count].mean()
-        falls[column] = 1 - values.iloc[-count:].mean() / start
-    parts = [f"{column} by {fall:.0%}" for column, fall in falls.items()]
-    sentence = f"from the first tenth to the last fell {', '.join(parts)}"
+        fall = 1 - values.iloc[-count:].mean() / values.iloc[:count].mean()
+        falls[column] = fall
+        parts.append(f"{column} {'fell' if fall >= 0 else 'rose'} by {abs(fall):.0%}")
+    sentence = f"from the first tenth to the last {', '.join(parts)}"
     if len(falls) > 1:
-        sentence += f": {max(falls, key=falls.get)} most"
+        sentence += f"; {max(falls, key=falls.get)} fell most"
     return sentence
 
 
@@ -76,7 +77,7 @@ def scores_sentence(samples: float, reconstructions: float, floor: float) -> str
         return sentence + "the samples are no further than real images, as far as KID tells"
     if share >= 1:
         return sentence + "the diffusion model adds nothing that KID sees"
-    return sentence + f"{share:.0%} of the way is there before any diffusion model"
+    return sentence + f"{share:.0%} of that distance is there before any diffusion model"
 
 
 def sweep_sentence(kid: pd.Series, intervals: Mapping[float, tuple[float, float]]) -> str:

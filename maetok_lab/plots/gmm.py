@@ -4,12 +4,14 @@ import math
 from typing import Any
 
 import pandas as pd
+import torch
 
 from maetok_lab.analysis.mixture import Mixture
 from maetok_lab.analysis.modes import PlaneMixtures
+from maetok_lab.data.latents import spread_rows
 from maetok_lab.plots.curves import MARKERS, PALETTE, Tables, axes, colours_for, finish, new_figure
 
-LIMIT = 3.2  # standard deviations on each side of the plane that are drawn
+MOST_POINTS = 20_000  # of the plane that are drawn
 
 
 def plot_gmm_curve(tables: pd.DataFrame | Tables, *, ax: Any = None) -> Any:
@@ -53,21 +55,29 @@ def plot_modes(modes: PlaneMixtures, tables: pd.DataFrame | Tables) -> Any:
 
     The title of a panel is the held-out NLL there: what the curve counts in all its dimensions.
     """
+    # the panels of the plane, and a wider one for the curve
     figure = new_figure(2.7 * len(modes.mixtures) + 4.2, 3.4)
     ratios = [1.0] * len(modes.mixtures) + [1.35]
     panels = figure.subplots(1, len(ratios), width_ratios=ratios)
     points = modes.points.cpu()
+    # a square around all points but a few
+    low, high = points.quantile(torch.tensor([0.002, 0.998], dtype=points.dtype), dim=0)
+    half = 0.6 * float((high - low).max())
+    across, down = ((float(middle) - half, float(middle) + half) for middle in (low + high) / 2)
+    points = points[spread_rows(len(points), MOST_POINTS)]
     for ax, (count, mixture) in zip(panels, modes.mixtures.items()):
         size = min(max(6000 / len(points), 1.5), 12)
         ax.scatter(points[:, 0], points[:, 1], s=size, color="0.6", alpha=0.5, linewidths=0)
         draw_ellipses(ax, mixture)
-        ax.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), xticks=[], yticks=[], aspect="equal")
+        ax.set(xlim=across, ylim=down, xticks=[], yticks=[], aspect="equal")
         noun = "Gaussian" if count == 1 else "Gaussians"
         title = f"{count} {noun}: {modes.heldout_nll[count]:.3f} nats"
         ax.set_title(title, fontsize="medium")
     panels[0].set_xlabel(f"first two axes: {modes.explained:.0%} of the variance")
     ax = plot_gmm_curve(tables, ax=panels[-1])
-    ax.set_title("the same in more dimensions", fontsize="medium")
+    if not isinstance(tables, pd.DataFrame):
+        tables = next(iter(tables.values()))
+    ax.set_title(f"the same in {tables['dimensions'].max()} dimensions", fontsize="medium")
     return figure
 
 

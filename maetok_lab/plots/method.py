@@ -31,7 +31,7 @@ SMALL = 8.5
 STATES = 5  # of the sampling that are drawn, noise and latents among them
 RANGE = 2.5  # normalised latents from which on colours no longer change
 FADED = 0.85  # how white patches are whose prediction does not count
-TARGETS = {"hog": "HOG\ndecoder", "semantic": "semantic\ndecoder"}
+TARGETS = {"hog": "HOG\ndecoder", "pixel": "auxiliary\npixels"}  # names of auxiliary decoders
 
 
 def plot_method(
@@ -52,6 +52,7 @@ def plot_method(
     `decoders` are from `load_auxiliary`, `space` is that of `model`; `sampling` goes to
     `sample_steps`. Latents are drawn as the diffusion model gets them, normalised.
     """
+    # what the models make of the image, and of noise
     canvas = _Canvas.new()
     with eval_mode(tokenizer, model):
         statistics = TokenStatistics(space.mean, space.std)
@@ -62,6 +63,7 @@ def plot_method(
         guesses = [decode_point(point, tokenizer, space)[0] for point in states]
         drawn = decode_point(points[-1], tokenizer, space, show="state")[0]
 
+    # two rows, each with its heading
     canvas.words("The tokenizer", 0.15, 0.24, size=14, weight="bold", ha="left")
     words = "a masked autoencoder (sections 3.1 and 3.2 of the paper)"
     canvas.words(words, 1.75, 0.26, ha="left", color="0.35")
@@ -132,13 +134,14 @@ class _Canvas:
         from matplotlib.patches import FancyBboxPatch
 
         x, y, width, height = box
-        # the patch is in inches, so that its corners are round
+        # in shares of the page, which is wider than high: the aspect keeps corners round
         shape = FancyBboxPatch(
-            (x, SIZE[1] - y - height),
-            width,
-            height,
-            boxstyle="round,pad=0,rounding_size=0.1",
-            transform=self.figure.dpi_scale_trans,
+            self.place(x, y + height),
+            width / SIZE[0],
+            height / SIZE[1],
+            boxstyle=f"round,pad=0,rounding_size={0.1 / SIZE[0]}",
+            mutation_aspect=SIZE[0] / SIZE[1],
+            transform=self.figure.transFigure,
             facecolor=(colour, 0.16),
             edgecolor=colour,
             linewidth=1.5,
