@@ -56,7 +56,8 @@ def plot_modes(modes: PlaneMixtures, tables: pd.DataFrame | Tables) -> Any:
     The title of a panel is the held-out NLL there: what the curve counts in all its dimensions.
     """
     # the panels of the plane, and a wider one for the curve
-    figure = new_figure(2.7 * len(modes.mixtures) + 4.2, 3.4)
+    names = 0.0 if isinstance(tables, pd.DataFrame) else 2.4
+    figure = new_figure(2.7 * len(modes.mixtures) + 4.2 + names, 3.4)
     ratios = [1.0] * len(modes.mixtures) + [1.35]
     panels = figure.subplots(1, len(ratios), width_ratios=ratios)
     points = modes.points.cpu()
@@ -73,9 +74,12 @@ def plot_modes(modes: PlaneMixtures, tables: pd.DataFrame | Tables) -> Any:
         noun = "Gaussian" if count == 1 else "Gaussians"
         title = f"{count} {noun}: {modes.heldout_nll[count]:.3f} nats"
         ax.set_title(title, fontsize="medium")
-    panels[0].set_xlabel(f"first two axes: {modes.explained:.0%} of the variance")
+    panels[0].set_xlabel(f"2 axes, {modes.explained:.0%} of the variance")
     ax = plot_gmm_curve(tables, ax=panels[-1])
     if not isinstance(tables, pd.DataFrame):
+        # names are long: they stand beside the curves
+        ax.get_legend().set_loc("upper left")
+        ax.get_legend().set_bbox_to_anchor((1.0, 1.0))
         tables = next(iter(tables.values()))
     ax.set_title(f"the same in {tables['dimensions'].max()} dimensions", fontsize="medium")
     return figure

@@ -56,7 +56,7 @@ def test_ellipses_are_the_mixtures_at_one_and_two_standard_deviations():
     assert [ax.get_title() for ax in figure.axes] == [
         *("1 Gaussian: 2.900 nats", "2 Gaussians: 2.500 nats", "the same in 10 dimensions")
     ]
-    assert first.get_xlabel() == "first two axes: 31% of the variance"
+    assert first.get_xlabel() == "2 axes, 31% of the variance"
     assert first.collections[0].get_offsets().tolist() == pytest.approx(points.numpy())
     drawn = [(*patch.center, patch.width, patch.height) for patch in second.patches]
     assert drawn == [
