@@ -1,8 +1,10 @@
-"""Make start_here.png, the README's picture, from the runs of `make demo`.
+"""Make the README's pictures: start_here.png from the runs of `make demo`, and method.png from the
+shipped weights.
 
-python docs/make_picture.py
+python docs/make_picture.py [start_here] [method]
 """
 
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -12,10 +14,10 @@ import maetok_lab as lab
 from maetok_lab import plots
 
 matplotlib.use("Agg")
-PICTURE = Path(__file__).parent / "start_here.png"
+DOCS = Path(__file__).parent
 
 
-def main() -> None:
+def start_here() -> None:
     """Test images above their reconstructions, then samples as the notebook draws them."""
     from matplotlib import pyplot
 
@@ -43,8 +45,30 @@ def main() -> None:
     )
     plots.plot_reconstructions(originals, reconstructions, columns=24, ax=above)
     plots.plot_rows(rows, ax=below)
-    figure.savefig(PICTURE, dpi=110, bbox_inches="tight")
+    figure.savefig(DOCS / "start_here.png", dpi=110, bbox_inches="tight")
 
+
+def method() -> None:
+    """The method as notebook 00 draws it: an image through the tokenizer, noise to a sample."""
+    tokenizer = lab.load_tokenizer("shipped/tokenizer")
+    decoders = lab.tokenizer.load_auxiliary("shipped/tokenizer")
+    model = lab.load_diffusion("shipped/diffusion")
+    space = lab.load_latent_space("shipped/diffusion")
+    size = tokenizer.config.image_size
+    test = lab.open_images("emoji", split="test", image_size=size, labels="category-style")
+    images, _ = test.batch([180])
+    mask = lab.analysis.draw_masks(images, tokenizer.config.patch_size, ratio=0.5)[0]
+    label_name = "Smileys & Emotion / twemoji"
+
+    parts = (tokenizer, decoders, model, space, images[0], mask)
+    told = {"label": test.class_names.index(label_name), "label_name": label_name}
+    sampling = {"num_steps": 20, "guidance": lab.Guidance(3.0, 0.0, 0.75)}
+    figure = plots.plot_method(*parts, **told, **sampling)
+    figure.savefig(DOCS / "method.png", dpi=164)  # twice as fine as 900 px of a page
+
+
+PICTURES = {"start_here": start_here, "method": method}
 
 if __name__ == "__main__":
-    main()
+    for name in sys.argv[1:] or PICTURES:
+        PICTURES[name]()

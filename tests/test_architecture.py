@@ -91,10 +91,11 @@ FILES = {  # inside a package a file imports files to its left only
         "meanings",
     ],
     "analysis": [
-        *("definitions", "preprocess", "mixture", "fitting", "gmm", "projection", "labelled"),
+        *("sentences", "definitions", "preprocess", "mixture", "fitting", "gmm", "modes"),
+        *("projection", "labelled"),
         *("probe", "purity", "geometry", "spectra", "grids", "decoding", "interpolation"),
-        *("ambiguity", "denoisers", "start_times", "entries", "card", "prediction", "theory"),
-        *("masks", "maps"),
+        *("ambiguity", "denoisers", "guidance", "start_times", "entries", "card", "prediction"),
+        *("theory", "masks", "maps"),
     ],
     "widgets": [
         *("panel", "front", "charts", "uploads", "live", "ratio_chart", "mask_controls"),
