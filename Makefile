@@ -45,7 +45,7 @@ lint: $(STAMP)  ## style and layout of all Python, the notebooks included
 	$(BIN)/python -m ruff format --check .
 
 docs: $(DOCS_STAMP)  ## the site, into site/ (open site/index.html); it needs no network
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "site/index.html is the page to open"
 
 $(DOCS_STAMP): $(STAMP)

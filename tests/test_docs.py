@@ -319,11 +319,21 @@ def test_the_check_of_a_site_finds_what_is_wrong(tmp_path):
     assert len(wrong.splitlines()) == 7
 
 
+def test_make_docs_fails_on_a_warning(repository):
+    build = next(
+        line
+        for line in (repository / "Makefile").read_text().splitlines()
+        if "mkdocs build" in line
+    )
+    assert "--strict" in build
+    assert "--quiet" not in build  # mkdocs then counts no warning
+
+
 @pytest.fixture(scope="module")
 def site(repository, tmp_path_factory):
     """The real site, built as `make docs` does."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(folder)]
     result = subprocess.run(
         command,
         cwd=repository,
