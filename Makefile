@@ -6,6 +6,7 @@ JOBS ?= logical
 NOTEBOOK ?= notebooks/00_start_here.ipynb
 PORT ?= 8866
 STAMP := .venv/.stamp
+DOCS_STAMP := .venv/.docs
 BIN := .venv/bin
 TESTS := $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # Waiting threads spin shortly, then give their core away. Endless spinning (the default) makes training
@@ -13,7 +14,7 @@ TESTS := $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --maxprocesses 4 --dis
 # slower on a quiet machine.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: setup demo test coverage attack lint lab studio
+.PHONY: setup demo test coverage attack lint docs lab studio
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)  ## make .venv and install everything at the tested versions
@@ -42,6 +43,14 @@ attack: $(STAMP)  ## half an hour of kills, full disks, damaged files, second wr
 lint: $(STAMP)  ## style and layout of all Python, the notebooks included
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+
+docs: $(DOCS_STAMP)  ## the site, into site/ (open site/index.html); it needs no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "site/index.html is the page to open"
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[docs]'
+	@touch $(DOCS_STAMP)
 
 lab: $(STAMP)  ## JupyterLab on this machine only, behind a token
 	$(BIN)/python -m jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. \

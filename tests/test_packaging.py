@@ -18,20 +18,46 @@ def project(repository):
     return tomllib.loads((repository / "pyproject.toml").read_text())["project"]
 
 
+DOCS = "docs"  # the extra that `make docs` adds to what `make setup` installs
+
+
 @pytest.fixture(scope="module")
-def requirements(project):
-    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+def extras(project):
+    """The extras that set-up installs, in their order."""
+    return [name for name in project["optional-dependencies"] if name != DOCS]
+
+
+@pytest.fixture(scope="module")
+def requirements(project, extras):
+    groups = [project["dependencies"], *(project["optional-dependencies"][name] for name in extras)]
     return [Requirement(line) for group in groups for line in group]
 
 
 @pytest.fixture(scope="module")
-def pinned(repository):
+def docs_requirements(project):
+    return [Requirement(line) for line in project["optional-dependencies"][DOCS]]
+
+
+def pins_of(text):
     pins = {}
-    for line in (repository / "constraints.txt").read_text().splitlines():
+    for line in text.splitlines():
         if not line.startswith("#"):
             pin = Requirement(line)
             pins[canonicalize_name(pin.name)] = pin.specifier
     return pins
+
+
+@pytest.fixture(scope="module")
+def sections(repository):
+    """The pins of set-up, and those that the site adds."""
+    text = (repository / "constraints.txt").read_text()
+    setup, docs = text.split("# What `make docs` adds to that.\n")
+    return pins_of(setup), pins_of(docs)
+
+
+@pytest.fixture(scope="module")
+def pinned(sections):
+    return sections[0]
 
 
 @pytest.fixture(scope="module")
@@ -88,48 +114,66 @@ def test_conda_lines_are_python_and_pip_and_fit_pyproject(environment, project):
     assert SpecifierSet(project["requires-python"]).contains(python)
 
 
-def test_pip_lines_only_point_at_pyproject_and_constraints(environment, project, repository):
+def test_pip_lines_only_point_at_pyproject_and_constraints(environment, project, extras):
     (section,) = [line["pip"] for line in environment if isinstance(line, dict)]
     constraints, editable = section
     assert constraints == "-c constraints.txt"
     assert editable.startswith("-e .[")
     wanted = Requirement(editable.replace("-e .", project["name"])).extras
-    assert wanted == set(project["optional-dependencies"])
+    assert wanted == set(extras)
 
 
-def test_make_installs_all_extras_at_the_tested_versions(repository, project):
-    install = next(
-        line for line in (repository / "Makefile").read_text().splitlines() if "pip install" in line
-    )
-    assert "-c constraints.txt" in install
-    assert f"-e '.[{','.join(project['optional-dependencies'])}]'" in install
+def test_make_installs_all_extras_at_the_tested_versions(repository, extras):
+    lines = (repository / "Makefile").read_text().splitlines()
+    setup, docs = [line for line in lines if "pip install" in line]
+    for install in (setup, docs):
+        assert "-c constraints.txt" in install
+    assert f"-e '.[{','.join(extras)}]'" in setup
+    assert f"-e '.[{DOCS}]'" in docs
 
 
-def test_every_dependency_has_a_lower_bound_and_a_pin_that_satisfies_it(requirements, pinned):
-    for requirement in requirements:
+def test_every_dependency_has_a_lower_bound_and_a_pin_that_satisfies_it(
+    requirements, docs_requirements, sections
+):
+    pinned = sections[0] | sections[1]
+    for requirement in requirements + docs_requirements:
         assert [clause.operator for clause in requirement.specifier] == [">="], requirement
         (pin,) = pinned[canonicalize_name(requirement.name)]
         assert pin.operator == "=="
         assert requirement.specifier.contains(pin.version), f"{requirement} is pinned at {pin}"
 
 
-def test_no_dependency_is_listed_twice(requirements):
+def test_no_dependency_is_listed_twice(requirements, docs_requirements):
     names = [canonicalize_name(requirement.name) for requirement in requirements]
+    names += [canonicalize_name(requirement.name) for requirement in docs_requirements]
     assert sorted(names) == sorted(set(names))
 
 
-def test_what_set_up_installs_is_pinned_and_nothing_else(requirements, pinned):
+def skip_unless_tested(requirements, pinned):
     for requirement in requirements:  # all are needed to know what they need in turn
         name = canonicalize_name(requirement.name)
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            pytest.skip(f"{name} is not installed: not all that make setup installs is here")
+            pytest.skip(f"{name} is not installed: not all that is pinned is here")
         if not pinned[name].contains(version):
             pytest.skip(f"{name} {version} is not the tested {pinned[name]}: it may need others")
+
+
+def test_what_set_up_installs_is_pinned_and_nothing_else(requirements, pinned):
+    skip_unless_tested(requirements, pinned)
     names = closure(requirements)
     assert sorted(names - set(pinned)) == [], "installed, but in no line of constraints.txt"
     assert sorted(set(pinned) - names) == [], "pinned, but nothing installs it"
+
+
+def test_what_the_site_adds_is_pinned_and_nothing_else(docs_requirements, requirements, sections):
+    setup, docs = sections
+    skip_unless_tested(docs_requirements, docs)
+    skip_unless_tested(requirements, setup)
+    names = closure(docs_requirements) - closure(requirements)
+    assert sorted(names - set(docs)) == [], "installed, but in no line of constraints.txt"
+    assert sorted(set(docs) - names) == [], "pinned, but nothing of the site installs it"
 
 
 # Of this version, by whom ------------------------------------------------------------------------

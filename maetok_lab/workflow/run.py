@@ -26,7 +26,7 @@ from maetok_lab.hints import printable, some
 from maetok_lab.identity import fingerprint_of
 from maetok_lab.runs import Run, runs_root
 from maetok_lab.runs.locks import Lease, lock_folder
-from maetok_lab.runs.provenance import clock, now
+from maetok_lab.runs.provenance import clock, now, provenance
 from maetok_lab.workflow.code import code_hash
 from maetok_lab.workflow.execute import NotebookFailed, Progress, execute
 from maetok_lab.workflow.inputs import changed_inputs, content_of_inputs
@@ -246,6 +246,7 @@ def _run(call: NotebookCall) -> NotebookResult:
             "runs": [os.path.relpath(run, folder) for run in runs],
             "seconds": round(progress.seconds, 1),
             "ended": now(),
+            "provenance": provenance(),
             **call.identity,
             "inputs": content_of_inputs(call.values, runs, folder),
         }

@@ -118,6 +118,7 @@ def test_a_run_leaves_its_numbers_its_notebook_and_its_page(finished):
     names = {path.name for path in result.folder.iterdir()}
     assert names == {"notebook.ipynb", "notebook.html", "parameters.json", "summary.json"}
     assert read_json(result.folder / "parameters.json")["scale"] == 2.0
+    assert {"commit", "dirty"} < set(read_json(result.folder / "summary.json")["provenance"])
     page = result.html.read_text()
     assert "Part 2" in page
     assert "84" in page
