@@ -42,7 +42,7 @@ with contextlib.redirect_stdout(None):
 lab.widgets.LatentMap(latents, images, tokenizer, seed=0, method="umap", max_rows=20_000)
 """, 720),
     "sampler_studio": ("train", "category-style", """
-models = {{0.9995: lab.load_diffusion("shipped/diffusion")}}
+models = {{0.998: lab.load_diffusion("shipped/diffusion")}}
 space = lab.load_latent_space("shipped/diffusion")
 lab.widgets.SamplerStudio(models, space, tokenizer, class_names=images.class_names)
 """, 860),
