@@ -47,6 +47,23 @@ def test_the_tokenizers_reconstruct_test_images_as_well_as_the_index_says(index,
     )
 
 
+def test_the_page_of_the_data_has_the_scores_of_the_index(index):
+    page = (SHIPPED.parent / "README.md").read_text(encoding="utf-8")
+    rows = {
+        "masked tokenizer, PSNR": ("reconstruction", "psnr", "{:.2f}", " dB"),
+        "masked tokenizer, SSIM": ("reconstruction", "ssim", "{:.3f}", ""),
+        "plain autoencoder, PSNR": ("plain reconstruction", "psnr", "{:.2f}", " dB"),
+        "plain autoencoder, SSIM": ("plain reconstruction", "ssim", "{:.3f}", ""),
+        "KID of 529 samples": ("generation", "kid_efflite2", "{:.3f}", ""),
+    }
+    for title, (score, metric, form, unit) in rows.items():
+        result = index["scores"][score]
+        low, high = (form.format(end) for end in result["intervals"][metric])
+        value = form.format(result["metrics"][metric])
+        line = next(line for line in page.splitlines() if line.startswith(f"| {title}"))
+        assert f"| {value}{unit} ({low} to {high}) |" in line
+
+
 def test_the_plain_autoencoder_is_of_the_same_size_and_saw_as_many_images(index):
     assert load_tokenizer("shipped/plain").config == load_tokenizer("shipped/tokenizer").config
     runs = {name: run["config"] for name, run in index["runs"].items()}
