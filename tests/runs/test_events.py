@@ -1,6 +1,7 @@
 """Metrics are TensorBoard files too where it is installed; a resumed run shows each step once."""
 
 import importlib.util
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -22,6 +23,7 @@ def test_numbers_are_shown_by_split_and_name_and_a_resumed_run_shows_each_step_o
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     with Run.open("one", Config(), root=tmp_path) as run:
         log(run, 1, 2, 3)
+    time.sleep(1.01)  # their files are read in the order of seconds
     with Run.open("one", Config(), root=tmp_path) as run:
         run.rewind_metrics(2)
         log(run, 3, 4)

@@ -81,6 +81,8 @@ def interrupted(training, *, at: int) -> list[int]:
             if record.step == at:
                 signal.raise_signal(signal.SIGINT)
 
+    # Python ignores it where a shell started it in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
         go_on()
     return steps
