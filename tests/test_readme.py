@@ -219,7 +219,7 @@ def test_the_guides_sweep_is_one(tmp_path):
         check_parameters(defaults, spec.fixed | entry)
 
 
-def test_the_intervals_of_the_page_of_results_are_those_of_the_shipped_study(monkeypatch):
+def test_the_intervals_of_the_pages_are_those_of_the_shipped_study(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     benchmark = importlib.import_module("study")
     study = STUDIES["tiny"]
@@ -233,11 +233,35 @@ def test_the_intervals_of_the_page_of_results_are_those_of_the_shipped_study(mon
     # "0.591 (0.559 to 0.624)", in tables and sentences
     intervals = {
         (path, interval)
-        for path in ("docs/results.md", "docs/not-worked.md", "docs/guide.md")
+        for path in ("README.md", "docs/results.md", "docs/not-worked.md", "docs/guide.md")
         for interval in re.findall(r"-?[\d.]+ \(-?[\d.]+ to -?[\d.]+\)", PAGES[path])
     }
     assert len(intervals) > 40
     assert [(path, interval) for path, interval in intervals if interval not in printed] == []
+
+
+def numbers(text):
+    """Decimal numbers of a text, as they are written."""
+    return re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", re.sub(r"`[^`]*`", "", text))
+
+
+def test_what_came_out_of_a_notebook_stands_on_its_executed_page():
+    rows = re.findall(
+        r"^\| \[\w+\]\(notebooks/.*\[([^\]]+)\]\((docs/executed/\w+\.md)\)", README, re.M
+    )
+    assert len(rows) == len(list((ROOT / "notebooks").glob("*.ipynb")))
+    for text, page in rows:
+        outputs = (ROOT / page).read_text(encoding="utf-8")
+        assert [number for number in numbers(text) if number not in outputs] == [], page
+
+
+def test_the_demos_numbers_are_those_of_its_executed_page():
+    demo = (ROOT / "docs" / "executed" / "00_start_here.md").read_text(encoding="utf-8")
+    section = PAGES["docs/results.md"].split("## The demo")[1]
+    values = re.findall(r"^\| [^|]+ \| ([^|]+) \|", section, re.MULTILINE)
+    table = [number for value in values for number in numbers(value)]
+    assert len(table) >= 10
+    assert [number for number in table if number not in demo] == []
 
 
 def test_its_tree_is_the_real_one():
