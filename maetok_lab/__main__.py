@@ -93,6 +93,11 @@ def _add_investigate(commands: Any) -> argparse.ArgumentParser:
         help="a name of lab.tokenizers(), a run, a folder, diffusers:OWNER/NAME or module:Class; "
         "notebooks/05_latent_space.ipynb does it, whose parameters -p takes (source, image_size)",
     )
+    investigate.add_argument(
+        "--alone",
+        action="store_true",
+        help="without raw pixels beside it, which take most of the time",
+    )
     return investigate
 
 
@@ -141,8 +146,9 @@ def _investigate(arguments: argparse.Namespace) -> int:
 
     notebook = Path(__file__).parent.parent / "notebooks" / "05_latent_space.ipynb"
     changes = parse_parameters(read_defaults(notebook), arguments.parameters)
-    # beside the null case, at the size that it was made for
-    compared = list(dict.fromkeys([arguments.tokenizer, PIXELS]))
+    # beside the null case if that is wanted, at the size that it was made for
+    beside = [] if arguments.alone else [PIXELS]
+    compared = list(dict.fromkeys([arguments.tokenizer, *beside]))
     parameters: dict[str, Any] = {"tokenizers": compared}
     size = own_image_size(arguments.tokenizer, root=changes.get("runs"))
     if size is not None:

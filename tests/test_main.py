@@ -201,10 +201,12 @@ def test_investigate_runs_notebook_05_on_a_tokenizer_beside_raw_pixels(monkeypat
     assert main(["investigate", "shipped/plain", *source]) == 0
     assert main(["investigate", "sd-vae", "-p", "image_size", "128", "-o", "here"]) == 0
     assert main(["investigate", "pixels"]) == 0
+    assert main(["investigate", "sd-vae", "--alone"]) == 0
     name = "05_latent_space.ipynb"
     compared = {"tokenizers": ["shipped/plain", "pixels"], "image_size": 64}
     assert calls == [
         (name, None, compared | {"source": "/data/mine"}),
         (name, "here", {"tokenizers": ["sd-vae", "pixels"], "image_size": 128}),
         (name, None, {"tokenizers": ["pixels"]}),
+        (name, None, {"tokenizers": ["sd-vae"]}),
     ]
