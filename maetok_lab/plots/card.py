@@ -1,6 +1,7 @@
 """The diffusability card as one figure, and several cards side by side on the same axes."""
 
 import itertools
+import textwrap
 from typing import Any
 
 import pandas as pd
@@ -132,9 +133,13 @@ def _draw_table(ax: Any, cards: Tables) -> None:
             cells.append(numbers)
     # one card alone has no name
     ax.axis("off")
-    names = [name or "value" for name in cards]
+    # two long names do not fit beside each other
+    names = [textwrap.fill(name or "value", 11, break_long_words=False) for name in cards]
     table = ax.table(cells, rowLabels=labels, colLabels=names, loc="center", edges="horizontal")
     table.auto_set_font_size(False)
     table.set_fontsize(8)
     # the row labels stand left of the table: it leaves them room, more beside a panel
     table.scale(0.62 if len(cards) <= CARDS_A_PANEL else 0.85, 1.25)
+    lines = max(name.count("\n") + 1 for name in names)
+    for column in range(len(names)):
+        table[0, column].set_height(lines * table[1, column].get_height())
