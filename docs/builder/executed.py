@@ -13,7 +13,7 @@ from PIL import Image
 
 from builder.cleaning import cleaned, still_picture
 from builder.links import ROOT, moved
-from builder.notebooks import cells_digest, is_injected, title_of
+from builder.notebooks import cells_digest, is_injected, run_command, title_of
 from maetok_lab.files import read_json
 from maetok_lab.runs.provenance import clock
 from maetok_lab.workflow.page import short_number
@@ -117,7 +117,7 @@ def command(copy: Copy, cells: list[Mapping[str, Any]], name: str) -> str:
         if "parameters" in cell.get("metadata", {}).get("tags", []):
             defaults = declared_parameters(cell["source"])
 
-    words = ["python", "-m", "maetok_lab", "run", f"notebooks/{name}.ipynb"]
+    words = run_command(name).split()
     for parameter, value in copy.values.items():
         # where the runs were kept changes nothing
         if parameter in defaults and parameter != "runs" and value != defaults[parameter].default:

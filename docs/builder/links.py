@@ -40,12 +40,10 @@ def rewritten(text: str, source: str, page: str, targets: Mapping[str, str]) -> 
     """
 
     def replace(match: re.Match) -> str:
-        target = match["target"]
-        if target is None or re.match(r"[a-z]+:|#", target):
+        path, anchor = _target(match, source)
+        if path is None:
             return match[0]
-        # the file of the repository, then its page, or its copy on the site
-        path, _, anchor = target.partition("#")
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
+        # its page, or its copy on the site
         destination = targets.get(path)
         is_asset = path.startswith("docs/") and not path.endswith(".py")
         if destination is None and is_asset:
@@ -54,7 +52,6 @@ def rewritten(text: str, source: str, page: str, targets: Mapping[str, str]) -> 
             return _as_words(match["words"], path) if (ROOT / path).exists() else match[0]
 
         place = posixpath.relpath(destination, posixpath.dirname(page) or ".")
-        anchor = f"#{anchor}" if anchor else ""
         return f"{match['picture']}[{match['words']}]({place}{anchor}{match['title']})"
 
     return PARTS.sub(replace, text)
@@ -64,14 +61,25 @@ def moved(text: str, source: str, destination: str) -> str:
     """Markdown of the file `source`, with links that hold in the file `destination`."""
 
     def replace(match: re.Match) -> str:
-        target = match["target"]
-        if target is None or re.match(r"[a-z]+:|#", target):
+        path, anchor = _target(match, source)
+        if path is None:
             return match[0]
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
         place = posixpath.relpath(path, posixpath.dirname(destination))
-        return f"{match['picture']}[{match['words']}]({place}{match['title']})"
+        return f"{match['picture']}[{match['words']}]({place}{anchor}{match['title']})"
 
     return PARTS.sub(replace, text)
+
+
+def _target(match: re.Match, source: str) -> tuple[str | None, str]:
+    """The file of the repository that a match of `PARTS` in file `source` leads to, and "#ANCHOR".
+
+    None for what is no link, or one to another site or within the page.
+    """
+    target = match["target"]
+    if target is None or re.match(r"[a-z]+:|#", target):
+        return None, ""
+    path, mark, anchor = target.partition("#")
+    return posixpath.normpath(posixpath.join(posixpath.dirname(source), path)), mark + anchor
 
 
 def _as_words(words: str, path: str) -> str:

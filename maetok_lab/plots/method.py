@@ -17,7 +17,7 @@ from maetok_lab.diffusion.model import DiffusionTransformer
 from maetok_lab.generation.trajectories import TrajectoryPoint, decode_point, trajectory
 from maetok_lab.inference import eval_mode
 from maetok_lab.pictures import image_grid
-from maetok_lab.plots.curves import PALETTE, drawable
+from maetok_lab.plots.curves import PALETTE, drawable, new_figure
 from maetok_lab.plots.masks import masked_picture, picture_of, target_pictures
 from maetok_lab.tokenizer.anatomy import TokenStatistics
 from maetok_lab.tokenizer.auxiliary import AuxiliaryDecoder
@@ -92,13 +92,10 @@ class _Canvas:
     @classmethod
     def new(cls) -> "_Canvas":
         """An empty page. Raises ImportError without matplotlib."""
-        try:
-            from matplotlib import pyplot
-        except ImportError as problem:
-            raise ImportError(
-                "figures need matplotlib: pip install 'maetok-lab[notebooks]'"
-            ) from problem
-        return cls(pyplot.figure(figsize=SIZE, facecolor="white"))
+        figure = new_figure(*SIZE)
+        figure.set_layout_engine("none")  # everything has its place
+        figure.set_facecolor("white")
+        return cls(figure)
 
     def place(self, x: float, y: float) -> tuple[float, float]:
         """Inches from the top left -> shares from the bottom left."""
